@@ -1,0 +1,80 @@
+"""scqfaiss: labels shape the codes in PyTorch, FAISS serves them.
+
+    model = scqfaiss.train(x, y, bits=32)
+    model.save("model.safetensors")
+    scqfaiss.export(model, xb, ids=ids, path="gallery.faissindex")
+    gallery = scqfaiss.open("gallery.faissindex", model="model.safetensors")
+    D, I = gallery.search(xq, k=10)
+
+Names load on first use: importing the package loads neither torch nor faiss.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    IndexFileError,
+    ResourceError,
+    ScqError,
+    ScqWarning,
+    WriteError,
+)
+
+if TYPE_CHECKING:
+    from .codebooks import Codebooks
+    from .evaluation import evaluate
+    from .exporting import export
+    from .gallery import Gallery
+    from .gallery import open_gallery as open
+    from .model import Model
+    from .training import train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "Codebooks",
+    "ConfigError",
+    "DataError",
+    "Gallery",
+    "IndexFileError",
+    "Model",
+    "ResourceError",
+    "ScqError",
+    "ScqWarning",
+    "WriteError",
+    "evaluate",
+    "export",
+    "open",
+    "train",
+]
+
+_LAZY = {
+    "Codebooks": ("codebooks", "Codebooks"),
+    "Gallery": ("gallery", "Gallery"),
+    "Model": ("model", "Model"),
+    "evaluate": ("evaluation", "evaluate"),
+    "export": ("exporting", "export"),
+    "open": ("gallery", "open_gallery"),
+    "train": ("training", "train"),
+}
+
+_EXTRA = {"faiss": "cpu"}  # a part that an extra brings
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'scqfaiss' has no attribute '{name}'")
+    module, attribute = _LAZY[name]
+    try:
+        found = getattr(import_module(f".{module}", __name__), attribute)
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
+        extra = _EXTRA[error.name]
+        raise ConfigError(f'{name} needs {error.name}, which is not installed: pip install "scqfaiss[{extra}]"') from None
+    globals()[name] = found
+    return found

@@ -1,0 +1,188 @@
+"""The border: arrays that come from outside are checked once, here, and trusted everywhere else.
+
+Each function takes what a user may hand over, returns one fixed form (dtype, shape, C order) and raises DataError with
+the first offending row otherwise. `name` is how messages call the array, usually "file.h5: features".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+FEATURE_DTYPES = (np.float16, np.float32, np.float64)
+
+
+def dims(x: Any) -> str:
+    """Shape and dtype as messages print them: (1000, 32) float64."""
+    return f"({', '.join(str(n) for n in x.shape)}{',' if len(x.shape) == 1 else ''}) {x.dtype}"
+
+
+def check_feature_form(x: Any, name: str) -> None:
+    """Shape and dtype alone; `x` is an array or an HDF5 dataset, nothing of it is read. Raises DataError."""
+    if len(x.shape) != 2 or x.shape[1] < 1 or x.dtype.type not in FEATURE_DTYPES:
+        raise DataError(f"{name} is {dims(x)}, needs (n, d) float16, float32 or float64")
+
+
+def bad_rows(x: NDArray[Any]) -> NDArray[np.bool_]:
+    """(n,) True where a row of x (n, d) holds NaN, infinity or a number too large for float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # A finite sum proves a whole block sound at a fraction of the cost; only a suspicious one is looked at in full.
+        if x.dtype != np.float64 and np.isfinite(x.sum(dtype=np.float32)):
+            return np.zeros(len(x), bool)
+        return np.asarray(~np.isfinite(x.astype(np.float32, copy=False)).all(axis=1))
+
+
+def describe_bad_row(row: int, x: NDArray[Any]) -> str:
+    """'row 5, column 3 is NaN' for a row x (d,) that bad_rows() found; `row` is its number in the file."""
+    with np.errstate(over="ignore"):
+        column = int(np.argmin(np.isfinite(x.astype(np.float32))))
+    value = float(x[column])
+    what = "NaN" if np.isnan(value) else "infinite" if np.isinf(value) else f"{value:g}, too large for float32"
+    return f"row {row:,}, column {column} is {what}"
+
+
+def not_finite(name: str, first: str, count: int, n: int) -> DataError:
+    """The error for `count` bad rows of `n`, the first already described."""
+    return DataError(f"{name}: {first} ({count:,} of {n:,} rows {'is' if count == 1 else 'are'} not finite)")
+
+
+def as_features(x: Any, name: str = "features", *, finite: bool = True) -> Floats:
+    """x (n, d) float16, float32 or float64 -> (n, d) float32, C order; no copy where none is needed.
+
+    Raises DataError on another shape or dtype and, unless finite=False, on NaN, infinity and overflow of float32.
+    """
+    x = np.asarray(x)
+    check_feature_form(x, name)
+    if finite:
+        bad = np.flatnonzero(bad_rows(x))
+        if len(bad):
+            raise not_finite(name, describe_bad_row(int(bad[0]), x[bad[0]]), len(bad), len(x))
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(x, np.float32)
+
+
+def _whole_numbers(a: NDArray[Any], name: str, what: str) -> Ints:
+    """(n,) of any real dtype -> int64; DataError names the first value that is no whole number within int64."""
+    if a.dtype.kind == "b":
+        raise DataError(f"{name} is {dims(a)}, needs whole numbers")
+    if a.dtype.kind == "f":
+        with np.errstate(invalid="ignore", over="ignore"):  # 2^63 overflows float16, and is infinity there
+            wrong = ~(np.isfinite(a) & (a == np.floor(a)) & (np.abs(a) < 2.0**63))
+    elif a.dtype.kind == "u":
+        wrong = a > np.uint64(2**63 - 1) if a.dtype.itemsize == 8 else np.zeros(len(a), bool)
+    elif a.dtype.kind == "i":
+        wrong = np.zeros(len(a), bool)
+    else:
+        raise DataError(f"{name} is {dims(a)}, needs whole numbers")
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise DataError(f"{name}: row {row:,} is {a[row]}, not {what}")
+    return np.ascontiguousarray(a, np.int64)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of n rows: one class a row, y (n,) int64, or many, y (n, C) uint8 of 0 and 1. C classes, names optional."""
+
+    y: NDArray[Any]
+    C: int
+    class_names: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def many(self) -> bool:
+        """True where a row may have several labels (or none)."""
+        return self.y.ndim == 2
+
+    def class_name(self, c: int) -> str:
+        return self.class_names[c] if self.class_names else str(c)
+
+    def counts(self) -> Ints:
+        """(C,) rows that carry each class."""
+        if self.many:
+            return np.asarray(self.y.sum(0, dtype=np.int64))
+        return np.bincount(self.y, minlength=self.C).astype(np.int64)
+
+    def hot(self) -> NDArray[np.uint8]:
+        """(n, C) uint8 multi-hot form, for single labels too."""
+        if self.many:
+            return self.y
+        out = np.zeros((len(self.y), self.C), np.uint8)
+        out[np.arange(len(self.y)), self.y] = 1
+        return out
+
+    def take(self, rows: Any) -> Labels:
+        """The labels of `rows` (indices, slice or mask)."""
+        return Labels(self.y[rows], self.C, self.class_names)
+
+
+def as_labels(y: Any, n: int, name: str = "labels", class_names: Any = None, *, C: int | None = None) -> Labels:
+    """Integers (n,), or a 0/1 matrix (n, C), of n rows -> Labels.
+
+    Whole floats are taken as integers. C is the number of names where `class_names` are given, else `C` where that is
+    given, else the largest label + 1. Rows of a matrix without any label pass: only training cannot use them.
+    Raises DataError on wrong lengths, on labels outside 0..C-1 and on values other than 0 and 1 in a matrix.
+    """
+    a = np.asarray(y)
+    names = None if class_names is None else tuple(_text(c) for c in class_names)
+    if a.ndim not in (1, 2) or (a.ndim == 2 and a.shape[1] < 2):
+        raise DataError(f"{name} is {dims(a)}, needs (n,) class numbers or an (n, C) matrix of 0 and 1 with C >= 2")
+    if len(a) != n:
+        raise DataError(f"{name} has {len(a):,} rows, features has {n:,}")
+    if a.ndim == 2:
+        if a.dtype.kind not in "buif":
+            raise DataError(f"{name} is {dims(a)}, needs 0 and 1")
+        wrong = ((a != 0) & (a != 1)).any(axis=1)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            value = a[row][(a[row] != 0) & (a[row] != 1)][0]
+            raise DataError(f"{name}: row {row:,} holds {value}, needs 0 or 1 ({int(wrong.sum()):,} such rows)")
+        width = len(names) if names is not None else C if C is not None else a.shape[1]
+        if a.shape[1] != width:
+            raise DataError(f"{name} has {a.shape[1]} columns, needs one for each of the {width} classes")
+        return Labels(np.ascontiguousarray(a, np.uint8), width, names)
+    a = _whole_numbers(a, name, "a class number")
+    classes = len(names) if names is not None else C if C is not None else int(a.max()) + 1 if n else 0
+    wrong = (a < 0) | (a >= classes)
+    if wrong.any():
+        row, upper = int(np.argmax(wrong)), f"to {classes - 1}" if names is not None or C is not None else "upwards"
+        raise DataError(f"{name}: row {row:,} is {a[row]}, classes run 0 {upper} ({int(wrong.sum()):,} such rows)")
+    return Labels(a, classes, names)
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def as_ids(ids: Any, n: int, name: str = "ids", *, allow_duplicates: bool = False) -> Ints:
+    """(n,) whole numbers in 0..2^63-1, each once -> (n,) int64.
+
+    FAISS itself takes -1 (its mark for "nothing found") and duplicates without a word. Raises DataError.
+    """
+    a = np.asarray(ids)
+    if a.ndim != 1 or len(a) != n:
+        raise DataError(f"{name} is {dims(a)}, needs ({n},) int64, one for each row of features")
+    a = _whole_numbers(a, name, "an id (0 to 9,223,372,036,854,775,807)")
+    if (a < 0).any():
+        row = int(np.argmax(a < 0))
+        raise DataError(f"{name}: row {row:,} is {a[row]}, ids are 0 or larger ({int((a < 0).sum()):,} such rows)")
+    if not allow_duplicates:
+        s = np.sort(a)
+        twice = np.unique(s[1:][s[1:] == s[:-1]])
+        if len(twice):
+            first = ", ".join(str(i) for i in twice[:5])
+            raise DataError(
+                f"{name}: {first} {'stands' if len(twice) == 1 else 'stand'} more than once ({len(twice):,} such ids); "
+                "give every row its own id or pass --allow-duplicate-ids"
+            )
+    return a

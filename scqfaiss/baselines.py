@@ -1,0 +1,125 @@
+"""PQ and OPQ as FAISS trains them, without labels: what label-aware codes are measured against.
+
+Jegou, Douze, Schmid, "Product quantization for nearest neighbor search", TPAMI 33(1), 2011; Ge, He, Ke, Sun, "Optimized
+product quantization", CVPR 2013. Factory equivalents: PQ{M}x{nbits}np and OPQ{M},PQ{M}x{nbits}np.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Iterator
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from .codebooks import Codebooks
+from .contract import Layers, Stage, Task, check_product_shape, setting
+from .errors import ConfigError, warn
+
+@dataclass(frozen=True)
+class Config:
+    raw: bool = False  # True: rows as they are; False: centered by the training mean, then L2-normalised
+    iterations: int = setting(25, low=1, high=1000)  # of k-means
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """FAISS on one thread, which makes its k-means repeatable."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+class PQ:
+    """Product quantization of the rows themselves."""
+
+    Config = Config
+    PRESETS: dict[str, Any] = {}
+    long_name = "product quantization (FAISS)"
+    needs: frozenset[str] = frozenset()
+    needs_encoder = False
+    rule = "l2"
+
+    @staticmethod
+    def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
+        return M, nbits
+
+    @classmethod
+    def check(cls, config: Config, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+        check_product_shape(d_in, M, nbits, "rows of d")
+
+    def __init__(self, config: Config, task: Task) -> None:
+        self.config, self.task = config, task
+        self.mean = np.zeros(task.rows.d)
+        self.centroids: NDArray[np.float32]
+
+    def stages(self) -> list[Stage]:
+        return [Stage(name="k-means", begin=self.fit)]
+
+    def prepared_rows(self) -> NDArray[np.float32]:
+        """At most 256 rows per codeword, centered and normalised unless raw."""
+        task, rows = self.task, self.task.codebook_rows or self.task.rows
+        if len(rows) < task.K:
+            fits = max(len(rows), 1).bit_length() - 1
+            raise ConfigError(f"{len(rows):,} rows cannot train K={task.K} codewords; need --nbits {fits} or less")
+        if len(rows) < 39 * task.K:
+            warn(f"{len(rows):,} rows are few for {task.K} codewords a book; FAISS advises {39 * task.K:,}")
+        x, _ = rows.sample(256 * task.K, task.seed)
+        if self.config.raw:
+            return x
+        self.mean = x.mean(0, dtype=np.float64)
+        x = x - self.mean.astype(np.float32)
+        faiss.normalize_L2(x)
+        return x
+
+    def fit(self) -> None:
+        with one_thread():
+            self.train_books(self.prepared_rows())
+
+    def train_books(self, x: NDArray[np.float32]) -> None:
+        pq = faiss.ProductQuantizer(x.shape[1], self.task.M, self.task.nbits)
+        pq.cp.seed = self.task.seed + 1
+        pq.cp.niter = self.config.iterations
+        pq.cp.min_points_per_centroid = 1  # said above, in our words
+        pq.train(x)
+        self.centroids = faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub)
+
+    def layers(self) -> Layers:
+        return [] if self.config.raw else [("center", {"mean": self.mean.astype(np.float32)}), ("normalize", {})]
+
+    def codebooks(self) -> Codebooks:
+        return Codebooks("product", self.centroids)
+
+    def summary(self) -> dict[str, Any]:
+        return {}
+
+
+class OPQ(PQ):
+    """PQ after a learned rotation, which also brings d to a multiple of M."""
+
+    long_name = "optimized product quantization (FAISS)"
+
+    @classmethod
+    def check(cls, config: Config, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+        if d_in < M:
+            raise ConfigError(f"rows of d={d_in} cannot fill M={M} books")
+        check_product_shape(d_in // M * M, M, nbits)
+
+    def train_books(self, x: NDArray[np.float32]) -> None:
+        d = x.shape[1]
+        # The rotation starts from a fixed seed inside FAISS; the books inside it take the product quantizer's.
+        pq = faiss.ProductQuantizer(d // self.task.M * self.task.M, self.task.M, self.task.nbits)
+        pq.cp.seed, pq.cp.min_points_per_centroid = self.task.seed + 1, 1
+        opq = faiss.OPQMatrix(d, self.task.M, pq.d)
+        opq.pq = pq
+        opq.train(x)
+        self.A = faiss.vector_to_array(opq.A).reshape(opq.d_out, opq.d_in)
+        super().train_books(opq.apply(x))
+
+    def layers(self) -> Layers:
+        return [*super().layers(), ("linear", {"A": self.A})]

@@ -1,0 +1,77 @@
+"""The model file: one .safetensors, tensors and a JSON config with a hash over both. No pickle, no code.
+
+Read as NumPy, so that a model loads where torch is not installed. Same model, same bytes: nothing in it depends on
+clock, host or path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as _load
+from safetensors.numpy import save as _save
+
+from .errors import CheckpointError, shown
+from .files import PathLike, open_regular, parse_json
+
+FORMAT = 1
+_KEY = "scqfaiss"  # one metadata key: safetensors keeps several in no fixed order, which would change the bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """Tensors by name and a config of plain JSON values."""
+
+    tensors: Mapping[str, NDArray[Any]]
+    config: Mapping[str, Any]
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over config and tensors."""
+        sha = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for name in sorted(self.tensors):
+            t = self.tensors[name]
+            sha.update(f"\0{name}\0{t.dtype}\0{t.shape}\0".encode())
+            sha.update(np.ascontiguousarray(t).data)
+        return sha.hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """The file, the same bytes for the same content."""
+        meta = {"format": FORMAT, "sha256": self.digest(), "config": self.config}
+        tensors = {name: np.ascontiguousarray(t) for name, t in self.tensors.items()}
+        return bytes(_save(tensors, {_KEY: json.dumps(meta, sort_keys=True, allow_nan=False)}))
+
+
+def from_bytes(data: bytes, name: str) -> Bundle:
+    """The inverse of to_bytes. Raises CheckpointError on anything else, damage of a single bit included."""
+    try:
+        tensors = _load(data)
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")]) or {}
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{name}: not a sound .safetensors file; train again or restore a copy") from error
+    meta = parse_json(str(header.get("__metadata__", {}).get(_KEY, "")))
+    if meta is None or not isinstance(meta.get("config"), dict):
+        raise CheckpointError(f"{name}: a .safetensors file, but not a model of scqfaiss")
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{name}: made by a newer scqfaiss: format {meta.get('format')}, this version reads {FORMAT}"
+        )
+    bundle = Bundle(tensors, meta["config"])
+    if bundle.digest() != meta.get("sha256"):
+        raise CheckpointError(f"{name}: checksum mismatch; train again or restore a copy")
+    return bundle
+
+
+def read(path: PathLike) -> tuple[Bundle, str]:
+    """The bundle in a file, and the SHA-256 (hex) of the file, by which index cards name their model.
+
+    Raises ConfigError where the file is missing, CheckpointError where it is damaged or something else.
+    """
+    with open_regular(path, CheckpointError) as f:
+        data = f.read()
+    return from_bytes(data, shown(path)), hashlib.sha256(data).hexdigest()

@@ -1,0 +1,206 @@
+"""What training and a method agree on: Task in, Stages to run, Codebooks and a chain of layers out.
+
+Plain Python and NumPy, so that methods trained by torch and baselines trained by FAISS meet the same contract without
+either importing the other's library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Iterator, Mapping, Protocol, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import Floats, Ints, Labels
+from .codebooks import Codebooks
+from .errors import ConfigError, suggestion
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+Layers = Sequence[tuple[str, Mapping[str, NDArray[np.float32]]]]
+# progress(what, done, total, detail): called often; draws or ignores.
+Progress = Callable[[str, int, int, str], None]
+
+
+def silent(what: str, done: int, total: int, detail: str) -> None:
+    """The Progress that shows nothing."""
+
+
+class Rows(Protocol):
+    """Training rows as a method sees them: in memory or streamed, it cannot tell."""
+
+    d: int
+
+    def __len__(self) -> int: ...
+
+    def blocks(self) -> Iterator[tuple[int, Floats]]:
+        """(first row, x (b, d) float32) in file order."""
+
+    def sample(self, limit: int, seed: int) -> tuple[Floats, Ints]:
+        """At most `limit` rows drawn without replacement, in file order, and their row numbers."""
+
+    def batches(self, size: int, generator: Generator, rows: Ints | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shuffled batches of `rows` (default all): x (b, d) float32 and row numbers (b,) int64, on the task's device."""
+
+
+class Encoder(Protocol):
+    """The part of scqfaiss.encoders.base.Encoder that methods use (a torch module)."""
+
+    d_in: int
+    width: int
+    trainable: ClassVar[bool]
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def parameters(self) -> Any: ...
+
+    def layers(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is given. M books of 2^nbits codewords; everything is checked already."""
+
+    rows: Rows
+    labels: Labels | None
+    M: int
+    nbits: int
+    seed: int = 0
+    encoder: Encoder | None = None  # None for methods that bring their own (needs_encoder False)
+    encoder_name: str = ""
+    codebook_rows: Rows | None = None  # rows, without labels, that the books learn from instead
+    epochs: int | None = None  # of every stage, instead of each stage's own default
+    batch_size: int | None = None
+    device: str = "cpu"
+    progress: Progress = silent
+
+    @property
+    def K(self) -> int:
+        return 1 << self.nbits
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a training.
+
+    begin() runs first and may take long (k-means, encoding the rows). Then, for each of `epochs` epochs, loss(*batch) is
+    minimised over batches(generator); it returns named terms, already weighted, that are summed. make_optimizer(steps)
+    returns (optimizer, scheduler stepped after each batch or None). end() runs last.
+    """
+
+    name: str
+    begin: Callable[[], None] = lambda: None
+    epochs: int = 0
+    steps_per_epoch: int = 0
+    batches: Callable[[Generator], Iterator[tuple[Any, ...]]] | None = None
+    loss: Callable[..., dict[str, Any]] | None = None
+    make_optimizer: Callable[[int], tuple[Any, Any]] | None = None
+    on_epoch: Callable[[int], None] = lambda epoch: None  # before each epoch; sets annealed quantities
+    end: Callable[[], None] = lambda: None
+    one_thread: bool = False  # steps too small for threads: waiting for one another would cost more than it saves
+
+
+class Method(Protocol):
+    """What training runs. Built as cls(config, task); its class attributes are known before any row is read."""
+
+    Config: ClassVar[type[Any]]
+    PRESETS: ClassVar[dict[str, dict[str, dict[str, Any]]]]  # setting -> value -> the defaults that it replaces
+    long_name: ClassVar[str]
+    needs: ClassVar[frozenset[str]]  # of 'labels'
+    needs_encoder: ClassVar[bool]
+    rule: str  # how Codebooks.assign encodes: 'l2' or 'ip'
+
+    def __init__(self, config: Any, task: Task) -> None: ...
+
+    @staticmethod
+    def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
+        """(M, nbits) of the codes for C classes, where M and nbits were asked for."""
+
+    @classmethod
+    def check(cls, config: Any, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+        """Raise ConfigError for settings that cannot work together; C = 0 without labels. Reads no rows."""
+
+    def stages(self) -> list[Stage]: ...
+
+    def layers(self) -> Layers:
+        """x -> z as layers of an encoder chain."""
+
+    def codebooks(self) -> Codebooks: ...
+
+    def summary(self) -> dict[str, Any]:
+        """Plain facts for the model's config: fitted temperature, centre errors and the like."""
+
+
+def settings(config_class: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of a frozen Config dataclass by name."""
+    return {f.name: f for f in dataclasses.fields(config_class)}
+
+
+def configure(config_class: type[Any], values: Mapping[str, Any], where: str = "") -> Any:
+    """Build a Config from `values`: names, types, ranges and choices checked, strings converted.
+
+    A field's metadata may hold "range" (lowest, highest) or "choices". Raises ConfigError that names the key, what was
+    found, and what is needed; unknown keys come with the nearest known one.
+    """
+    known, types, out = settings(config_class), typing.get_type_hints(config_class), {}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(f"{where}unknown key '{key}'{suggestion(key, known)}")
+        out[key] = _convert(key, value, types[key], where)
+        _check_setting(known[key], out[key], where)
+    return config_class(**out)
+
+
+def _convert(key: str, value: Any, kind: type[Any], where: str) -> Any:
+    needs = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    error = ConfigError(f"{where}{key} is {value!r}, needs {needs}")
+    if isinstance(value, str) and kind is not str:
+        try:
+            if kind is bool:
+                return {"true": True, "false": False, "on": True, "off": False, "1": True, "0": False}[value.lower()]
+            return int(value) if kind is int else float(value)
+        except (ValueError, KeyError):
+            raise error from None
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is not kind:
+        raise error
+    return value
+
+
+def _check_setting(f: dataclasses.Field[Any], value: Any, where: str) -> None:
+    choices, limits = f.metadata.get("choices"), f.metadata.get("range")
+    if choices and value not in choices:
+        near = suggestion(value, choices)
+        raise ConfigError(f"{where}{f.name} is '{value}', needs one of {', '.join(choices)}{near}")
+    if limits and not limits[0] <= value <= limits[1]:  # also refuses NaN
+        raise ConfigError(f"{where}{f.name} is {value}, needs {limits[0]} to {limits[1]}")
+
+
+def setting(default: Any, *, low: float | None = None, high: float = float("inf"), choices: Sequence[str] = ()) -> Any:
+    """A field of a Config with its range (low to high) or its choices."""
+    metadata: dict[str, Any] = {}
+    if low is not None:
+        metadata["range"] = (low, high)
+    if choices:
+        metadata["choices"] = tuple(choices)
+    return field(default=default, metadata=metadata)
+
+
+def nearest_divisors(d: int, M: int) -> str:
+    """'4 or 8': the divisors of d next to M, for messages."""
+    divisors = [m for m in range(1, d + 1) if d % m == 0]
+    below, above = [m for m in divisors if m < M], [m for m in divisors if m > M]
+    return " or ".join(str(m) for m in [*below[-1:], *above[:1]])
+
+
+def check_product_shape(d: int, M: int, nbits: int, what: str = "d") -> None:
+    """Raise ConfigError where product codebooks of d / M dimensions and 2^nbits codewords cannot exist in FAISS."""
+    if d % M:
+        raise ConfigError(f"{what}={d} is not divisible by M={M} books; need M of {nearest_divisors(d, M)}")
+    if d // M == 2 and nbits < 3:
+        raise ConfigError(f"{what}={d} in M={M} books leaves 2 dimensions a book, which needs --nbits 3 or more")

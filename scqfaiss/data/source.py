@@ -1,0 +1,245 @@
+"""What every kind of row file looks like to the rest of the package: n rows of d float32 numbers, read in pieces.
+
+A Source reads lazily, so a file larger than memory trains and exports; labels and ids are small and read whole.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arrays import (
+    Floats,
+    Ints,
+    Labels,
+    as_features,
+    as_ids,
+    as_labels,
+    bad_rows,
+    check_feature_form,
+    describe_bad_row,
+    not_finite,
+)
+from ..errors import ConfigError, DataError, shown, warn
+
+BLOCK_BYTES = 16 << 20  # what one block of rows takes as float32: large enough to read fast, small beside any memory
+
+
+class OpenFile:
+    """A regular file open for reading, and the proof at its end that it stayed the same meanwhile.
+
+    `name` is how messages call it, `size` its length in bytes when it was opened.
+    Raises ConfigError where there is no such file; DataError where it is a folder, FIFO or device, or may not be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = shown(path)
+        try:
+            self._check_kind(os.stat(path))
+            # A FIFO put here since that look would block the open for ever without O_NONBLOCK.
+            self._file = io.FileIO(path, opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK))
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL byte in the name
+            raise ConfigError(f"{self.name}: no such file") from error
+        except PermissionError as error:
+            raise DataError(f"{self.name}: no right to read it") from error
+        except OSError as error:
+            raise DataError(f"{self.name}: cannot be opened ({os.strerror(error.errno or 0)})") from error
+        self._path = os.path.abspath(path)
+        self._stat = os.fstat(self._file.fileno())
+        self.size = self._stat.st_size
+        try:
+            self._check_kind(self._stat)
+        except DataError:
+            self._file.close()
+            raise
+
+    def _check_kind(self, found: os.stat_result) -> None:
+        if not stat.S_ISREG(found.st_mode):
+            kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+            kind = kinds.get(stat.S_IFMT(found.st_mode), "a device")
+            raise DataError(f"{self.name} is {kind}, needs to be a regular file")
+
+    def pread(self, nbytes: int, offset: int) -> bytes:
+        """Up to `nbytes` bytes from `offset`, fewer at the end of the file."""
+        return os.pread(self._file.fileno(), nbytes, offset)
+
+    def read_into(self, out: NDArray[Any], offset: int) -> None:
+        """Fill `out` (C order) with the bytes from `offset`; DataError where the file ends before that."""
+        left = out.reshape(-1).view(np.uint8).data
+        while left:
+            got = os.preadv(self._file.fileno(), [left], offset)  # at most 2 GiB at a time on Linux
+            if got == 0:
+                now = os.fstat(self._file.fileno()).st_size
+                raise DataError(f"{self.name} changed from {self.size:,} to {now:,} bytes while it was read")
+            left, offset = left[got:], offset + got
+
+    def release(self) -> None:
+        """Close without a look at what happened to the file."""
+        self._file.close()
+
+    def close(self) -> None:
+        """Close; DataError where the name leads to another file now or the size changed. May be called twice."""
+        if self._file.closed:
+            return
+        self._file.close()
+        try:
+            now = os.stat(self._path)
+        except OSError as error:
+            raise DataError(f"{self.name} was removed while it was read") from error
+        if (now.st_dev, now.st_ino) != (self._stat.st_dev, self._stat.st_ino):
+            raise DataError(f"{self.name} was replaced by another file while it was read")
+        if now.st_size != self.size:
+            raise DataError(f"{self.name} changed from {self.size:,} to {now.st_size:,} bytes while it was read")
+
+
+class Source(ABC):
+    """n rows of d features, with optional labels and ids.
+
+    A subclass opens its file, sets `name` (for messages), `physical_rows` and `d`, implements `fetch`, and gives
+    labels and ids of all physical rows to `settle`, which drops bad rows where that was asked for.
+    """
+
+    name: str
+    path: str | None = None
+    features_name: str = "features"
+    physical_rows: int
+    d: int
+    labels: Labels | None = None
+    dropped = 0  # bad rows left out by skip_bad_rows
+    has_ids = False
+    _ids: Ints | None = None
+    _kept: Ints | None = None
+
+    @abstractmethod
+    def fetch(self, i: int, j: int) -> NDArray[Any]:
+        """Physical rows i..j-1 as (j - i, d), any float dtype, not yet checked for NaN."""
+
+    def close(self) -> None:
+        """Release the file and raise DataError if it was changed while it was read. May be called twice."""
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        try:
+            self.close()
+        except DataError:
+            if kind is None:  # a change during reading must not hide the error that came first
+                raise
+
+    def __len__(self) -> int:
+        return self.physical_rows if self._kept is None else len(self._kept)
+
+    @property
+    def n(self) -> int:
+        return len(self)
+
+    @property
+    def block_rows(self) -> int:
+        """Rows a block holds, so that it takes about BLOCK_BYTES as float32."""
+        return max(1, BLOCK_BYTES // (4 * self.d))
+
+    @property
+    def ids(self) -> Ints:
+        """(n,) int64; 0..n-1 in file order where the file gives none."""
+        if self._ids is None:
+            self._ids = np.arange(len(self)) if self._kept is None else self._kept.copy()
+        return self._ids
+
+    def settle(
+        self,
+        labels: Any = None,
+        ids: Any = None,
+        class_names: Any = None,
+        *,
+        labels_name: str = "labels",
+        ids_name: str = "ids",
+        skip_bad_rows: bool = False,
+        allow_duplicate_ids: bool = False,
+    ) -> None:
+        """Check labels and ids of all physical rows; with skip_bad_rows scan the features once and drop bad rows."""
+        if labels is not None:
+            self.labels = as_labels(labels, self.physical_rows, f"{self.name}: {labels_name}", class_names)
+        if ids is not None:
+            self.has_ids = True
+            name = f"{self.name}: {ids_name}"
+            self._ids = as_ids(ids, self.physical_rows, name, allow_duplicates=allow_duplicate_ids)
+            if allow_duplicate_ids and len(np.unique(self._ids)) < len(self._ids):
+                warn(f"{name}: {len(self._ids) - len(np.unique(self._ids)):,} rows repeat an id")
+        if skip_bad_rows:
+            bad = np.concatenate([bad_rows(x) for _, x in self._physical_blocks()] or [np.zeros(0, bool)])
+            if bad.any():
+                self.dropped = int(bad.sum())
+                self._kept = np.flatnonzero(~bad)
+                self.labels = self.labels.take(self._kept) if self.labels is not None else None
+                self._ids = self._ids[self._kept] if self._ids is not None else None
+                warn(f"{self.name}: left out {self.dropped:,} of {len(bad):,} rows that are not finite")
+
+    def read(self, i: int, j: int) -> Floats:
+        """Rows i..j-1 (after dropping) as (j - i, d) float32. Raises DataError on a row that is not finite."""
+        if not 0 <= i <= j <= len(self):
+            raise IndexError(f"rows {i} to {j} of {len(self)}")
+        if self._kept is None:
+            x = self.fetch(i, j)
+        elif i == j:
+            x = self.fetch(0, 0)
+        else:
+            kept = self._kept[i:j]
+            x = self.fetch(int(kept[0]), int(kept[-1]) + 1)[kept - kept[0]]
+        if bad_rows(x).any():
+            raise self._count_bad_rows()
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(x, np.float32)
+
+    def blocks(self, rows: int | None = None) -> Iterator[tuple[int, Floats]]:
+        """(first row, rows (b, d) float32) from the first row to the last, `rows` at a time."""
+        step = rows or self.block_rows
+        for i in range(0, len(self), step):
+            yield i, self.read(i, min(i + step, len(self)))
+
+    def _physical_blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        for i in range(0, self.physical_rows, self.block_rows):
+            yield i, self.fetch(i, min(i + self.block_rows, self.physical_rows))
+
+    def _count_bad_rows(self) -> DataError:
+        """The full account that the message promises; reached only when the work stops anyway."""
+        count, first = 0, ""
+        for i, x in self._physical_blocks():
+            bad = np.flatnonzero(bad_rows(x))
+            if len(bad) and not first:
+                first = describe_bad_row(i + int(bad[0]), x[bad[0]])
+            count += len(bad)
+        error = not_finite(f"{self.name}: {self.features_name}", first, count, self.physical_rows)
+        return DataError(f"{error}; --skip-bad-rows leaves them out")
+
+
+class ArraySource(Source):
+    """Rows that are already in memory: what the Python interface wraps its arguments in."""
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any = None,
+        ids: Any = None,
+        class_names: Any = None,
+        *,
+        name: str = "x",
+        skip_bad_rows: bool = False,
+        allow_duplicate_ids: bool = False,
+    ) -> None:
+        self.name = name
+        x = np.asarray(x)
+        check_feature_form(x, name)
+        self._x = x if skip_bad_rows else as_features(x, name)
+        self.physical_rows, self.d = self._x.shape
+        self.settle(y, ids, class_names, skip_bad_rows=skip_bad_rows, allow_duplicate_ids=allow_duplicate_ids)
+
+    def fetch(self, i: int, j: int) -> NDArray[Any]:
+        return self._x[i:j]

@@ -1,0 +1,30 @@
+"""The rows themselves: for embeddings that are trained already. Nothing needs to run before a FAISS search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .base import Encoder, Stats
+from .chain import Arrays
+
+
+@dataclass(frozen=True)
+class Config:
+    pass
+
+
+class Identity(Encoder):
+    Config = Config
+    trainable = False
+
+    def __init__(self, config: Config, stats: Stats) -> None:
+        super().__init__(config, stats)
+        self.width = self.d_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def layers(self) -> list[tuple[str, Arrays]]:
+        return []

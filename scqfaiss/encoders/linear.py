@@ -1,0 +1,38 @@
+"""Standardised rows: together with a method's own linear layer one affine map, which fits into a FAISS file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .base import Encoder, Stats, standardising
+from .chain import Arrays
+
+
+@dataclass(frozen=True)
+class Config:
+    input_dropout: float = field(default=0.2, metadata={"range": (0, 0.95)})  # share of input features left out
+
+
+class Linear(Encoder):
+    Config = Config
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, config: Config, stats: Stats) -> None:
+        super().__init__(config, stats)
+        self.width = self.d_in
+        scale, shift = standardising(stats.mean, stats.sd)
+        self.register_buffer("scale", torch.from_numpy(scale))
+        self.register_buffer("shift", torch.from_numpy(shift))
+        self.drop = nn.Dropout(config.input_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.drop(torch.addcmul(self.shift, x, self.scale))
+        return out
+
+    def layers(self) -> list[tuple[str, Arrays]]:
+        return [("linear", {"A": np.diag(self.scale.cpu().numpy()), "b": self.shift.cpu().numpy().copy()})]

@@ -1,0 +1,355 @@
+"""Label-aware evaluation: tie-aware mAP@R, precision and recall, from the distinct codes of a gallery.
+
+Short codes tie massively (8 bits give at most 256 distinct scores) and file order must not decide, so every measure is the
+expectation over a random order within ties: McSherry and Najork, "Computing information retrieval performance measures
+efficiently in the presence of tied scores", ECIR 2008. The cost follows the distinct codes, not the database.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import Floats, Ints, Labels
+from .codebooks import Codes
+from .contract import Progress, silent
+from .data import Source, open_rows
+from .errors import ConfigError, DataError, warn
+from .files import PathLike
+from .gallery import Gallery, open_gallery, require_model
+
+AT_K = (1, 10, 100)
+QUERY_BLOCK = 256
+SELF_CHECK_QUERIES = 100
+
+
+# ------------------------------------------------------------------------------------------------------------- measures
+def tie_blocks(scores: NDArray[Any], rows: Ints, relevant: Ints) -> tuple[Ints, Ints]:
+    """scores, rows, relevant (u,) per distinct code -> (rows, relevant) per distinct score, best (largest) first."""
+    order = np.argsort(-scores, kind="stable")
+    s = scores[order]
+    first = np.flatnonzero(np.r_[True, s[1:] != s[:-1]]) if len(s) else np.zeros(0, np.int64)
+    if not len(s):
+        return first, first
+    return np.add.reduceat(rows[order], first), np.add.reduceat(relevant[order], first)
+
+
+def _cut(rows: Ints, relevant: Ints, at: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Rows before each block, rows of each block that stand within rank `at`, relevant rows expected among those."""
+    before = np.cumsum(rows) - rows
+    inside = np.clip(at - before, 0, rows).astype(np.float64)
+    return before.astype(np.float64), inside, inside * relevant / np.maximum(rows, 1)
+
+
+def average_precision(rows: Any, relevant: Any, at: int | None = None, *, divide_by: str = "found") -> float:
+    """AP of one query whose equal scores form blocks, averaged over every order inside a block.
+
+    rows, relevant: (u,) int64, per distinct score, best first: rows with that score, and how many are relevant.
+    at: count only ranks 1..at; the sum is then divided by the relevant rows (expected) within them, as SCQ and HashNet
+    do, or with divide_by='all' by min(at, all relevant rows).
+    Returns a fraction in [0, 1]; 0.0 when nothing is relevant.
+    Raises DataError naming the first block with relevant > rows.
+
+    Source: McSherry and Najork, ECIR 2008. Without ties this is the plain definition, divided by all relevant rows.
+
+    >>> average_precision([1, 1], [0, 1])       # the relevant row comes second
+    0.5
+    >>> average_precision([2], [1])             # both tie: first or second, equally likely
+    0.75
+    """
+    rows, relevant = np.asarray(rows, np.int64), np.asarray(relevant, np.int64)
+    if (relevant > rows).any() or (relevant < 0).any():
+        block = int(np.argmax((relevant > rows) | (relevant < 0)))
+        raise DataError(f"block {block} has {relevant[block]} relevant rows of {rows[block]}")
+    total = int(rows.sum())
+    at = total if at is None else min(at, total)
+    hits = relevant > 0  # blocks without relevant rows add nothing to the sum
+    before, inside, expected = _cut(rows, relevant, at)
+    found_before = (np.cumsum(relevant) - relevant).astype(np.float64)
+    divisor = float(expected.sum()) if divide_by == "found" else float(min(at, int(relevant.sum())))
+    if divisor == 0:
+        return 0.0
+    n, r = rows[hits].astype(np.float64), relevant[hits].astype(np.float64)
+    N, R, j = before[hits], found_before[hits], inside[hits]
+    # sum_{i=1..j} (r/n) (R + 1 + (i-1)(r-1)/(n-1)) / (N+i), with sum 1/(N+i) = H(N+j) - H(N) and
+    # sum (i-1)/(N+i) = j - (N+1) (H(N+j) - H(N)).
+    H = _harmonic(total)
+    h = H[(N + j).astype(np.int64)] - H[N.astype(np.int64)]
+    slope = np.divide(r - 1, n - 1, out=np.zeros_like(n), where=n > 1)
+    return float((r / n * ((R + 1) * h + slope * (j - (N + 1) * h))).sum() / divisor)
+
+
+_harmonic_numbers = np.zeros(1)
+
+
+def _harmonic(n: int) -> NDArray[np.float64]:
+    """H(0..n), kept between calls."""
+    global _harmonic_numbers
+    table = _harmonic_numbers
+    if len(table) <= n:
+        table = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, n + 1))])
+        _harmonic_numbers = table
+    return table
+
+
+def precision_at(rows: Ints, relevant: Ints, k: int) -> float:
+    """Expected share of relevant rows among the first k (of all rows where there are fewer than k)."""
+    _, inside, expected = _cut(rows, relevant, k)
+    return float(expected.sum() / max(inside.sum(), 1))
+
+
+def recall_at(rows: Ints, relevant: Ints, k: int) -> float:
+    """Expected share of all relevant rows that stand among the first k; 0.0 when nothing is relevant."""
+    total = int(relevant.sum())
+    return float(_cut(rows, relevant, k)[2].sum() / total) if total else 0.0
+
+
+@dataclass(frozen=True)
+class Words:
+    """The distinct code words of a database: rows of `codes` (u, M), and which word each row has, (n,)."""
+
+    codes: Codes
+    inverse: Ints
+
+    @staticmethod
+    def of(codes: Codes) -> Words:
+        n, M = codes.shape
+        nbytes = M * codes.dtype.itemsize
+        if 0 < nbytes <= 8:  # one integer a row sorts several times faster than rows do
+            key = np.zeros((n, 8), np.uint8)
+            key[:, :nbytes] = np.ascontiguousarray(codes).view(np.uint8).reshape(n, nbytes)
+            _, first, inverse = np.unique(key.view(np.uint64)[:, 0], return_index=True, return_inverse=True)
+        else:
+            _, first, inverse = np.unique(codes, axis=0, return_index=True, return_inverse=True)
+        return Words(codes[first], inverse.ravel())
+
+
+class Relevance:
+    """Which database rows share a label with a query, as counts per code word.
+
+    Rows are grouped by label set first: there are few distinct ones, whatever the number of rows.
+    """
+
+    def __init__(self, database: Labels, inverse: Ints, u: int) -> None:
+        self.u = u
+        if database.many:
+            self.sets, row_set = np.unique(database.y, axis=0, return_inverse=True)
+        else:
+            self.sets, row_set = np.eye(database.C, dtype=np.uint8), database.y
+        pairs, self.count = np.unique(inverse * len(self.sets) + row_set.ravel(), return_counts=True)
+        self.word, self.set = pairs // len(self.sets), pairs % len(self.sets)
+        self.rows = np.bincount(inverse, minlength=u)
+        self._cache: dict[bytes, Ints] = {}
+
+    def per_word(self, hot: NDArray[np.uint8]) -> Ints:
+        """hot (C,) labels of a query -> (u,) relevant rows of each word."""
+        key = hot.tobytes()
+        if key not in self._cache:
+            shares = (self.sets @ hot.astype(np.int64) > 0)[self.set]
+            self._cache[key] = np.bincount(self.word[shares], self.count[shares], self.u).astype(np.int64)
+        return self._cache[key]
+
+
+def measure(
+    scores: Iterable[NDArray[np.float32]],
+    queries: Labels,
+    relevance: Relevance,
+    at: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Means over the queries. scores: one (u,) float32 per query, large is near, in the order of `queries`.
+
+    -> {"map", "precision_at_k", "recall_at_k", "queries_without_relevant"}; queries without any relevant row count as 0.
+    """
+    hot, n = queries.hot(), int(relevance.rows.sum())
+    at_k = [k for k in AT_K if k <= n] or [n]
+    sums, none = np.zeros(1 + 2 * len(at_k)), 0
+    for q, s in enumerate(scores):
+        rows, relevant = tie_blocks(s, relevance.rows, relevance.per_word(hot[q]))
+        none += not relevant.any()
+        sums += [
+            average_precision(rows, relevant, at),
+            *(precision_at(rows, relevant, k) for k in at_k),
+            *(recall_at(rows, relevant, k) for k in at_k),
+        ]
+        if q % 64 == 63 or q + 1 == len(hot):
+            progress("evaluate", q + 1, len(hot), "")
+    means = (sums / max(len(hot), 1)).tolist()
+    return {
+        "map": means[0],
+        "precision_at_k": dict(zip(map(str, at_k), means[1 : 1 + len(at_k)])),
+        "recall_at_k": dict(zip(map(str, at_k), means[1 + len(at_k) :])),
+        "queries_without_relevant": none,
+    }
+
+
+def scores_in_blocks(zq: NDArray[Any], x: NDArray[Any], metric: str = "ip") -> Iterable[NDArray[np.float32]]:
+    """zq (nq, d), x (u, d) -> one (u,) float32 per query, large is near.
+
+    In float64 first: equal vectors then round to equal float32 scores wherever they stand in the product.
+    """
+    x64 = x.astype(np.float64)
+    squares = np.einsum("ud,ud->u", x64, x64) if metric == "l2" else 0.0
+    for i in range(0, len(zq), QUERY_BLOCK):
+        q = zq[i : i + QUERY_BLOCK].astype(np.float64)
+        dot = q @ x64.T
+        if metric == "l2":
+            dot = 2 * dot - squares - np.einsum("qd,qd->q", q, q)[:, None]
+        yield from dot.astype(np.float32)
+
+
+def measure_vectors(
+    zq: Floats, queries: Labels, zb: Floats, database: Labels, at: int | None = None, progress: Progress = silent
+) -> dict[str, Any]:
+    """The same measures for plain vectors ranked by inner product: the ceiling that codes of them are held to."""
+    inverse = np.arange(len(zb))
+    return measure(scores_in_blocks(zq, zb), queries, Relevance(database, inverse, len(zb)), at, progress)
+
+
+# -------------------------------------------------------------------------------------------------------------- gallery
+def evaluate(
+    gallery: Gallery,
+    xq: Floats,
+    queries: Labels,
+    ids: Ints,
+    database: Labels,
+    *,
+    at: int | None = None,
+    name: str = "queries",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Rank the whole gallery for each query by its codes, and hold the ranking against the labels.
+
+    xq (nq, d) query rows; ids (n,) and database: the labels of the gallery's rows, in any order.
+    Returns {"map", "at", "precision_at_k", "recall_at_k", "bits", "distinct_codes", ...}.
+    Raises ConfigError where ids or classes do not fit the gallery.
+    """
+    codebooks, codes, held = gallery.unpack()
+    n = len(held)
+    if at is not None and at < 1:
+        raise ConfigError(f"R is {at}, needs 1 or more")
+    if n == 0:
+        raise ConfigError(f"{gallery.name} holds no vectors")
+    if queries.many != database.many or queries.C != database.C:
+        if queries.many or database.many:
+            raise ConfigError(
+                f"{name} has {'many labels' if queries.many else 'one label'} a row and {queries.C} classes, "
+                f"the database has {'many labels' if database.many else 'one label'} a row and {database.C}"
+            )
+        C = max(queries.C, database.C)  # class numbers without names: the larger range holds both
+        queries, database = Labels(queries.y, C), Labels(database.y, C)
+    order = np.argsort(ids, kind="stable")
+    place = np.searchsorted(ids[order], held)
+    there = (place < len(ids)) & (ids[order][np.minimum(place, len(ids) - 1)] == held)
+    if not there.all():
+        raise ConfigError(f"{gallery.name} holds {n:,} ids, the database has {int(there.sum()):,} of them")
+    labels = database.take(order[place])
+    words = Words.of(codes)
+    z = gallery.embed(xq, name)
+    decoded = codebooks.decode(words.codes)
+    zs = _through_head(gallery, z)
+    relevance = Relevance(labels, words.inverse, len(words.codes))
+    found = measure(scores_in_blocks(zs, decoded, codebooks.metric), queries, relevance, at, progress)
+    return found | {
+        "at": n if at is None else min(at, n),
+        "bits": codebooks.bits,
+        "distinct_codes": len(words.codes),
+        "queries": len(xq),
+        "database": n,
+        "search_agreement": _agreement(gallery, z, zs, decoded, words, codebooks.metric),
+    }
+
+
+def _through_head(gallery: Gallery, z: Floats) -> Floats:
+    """Queries after the transforms that stand inside the index file."""
+    import faiss
+
+    index = faiss.downcast_index(gallery.index)
+    if not isinstance(index, faiss.IndexPreTransform):
+        return z
+    for i in range(index.chain.size()):
+        z = index.chain.at(i).apply(np.ascontiguousarray(z))
+    return z
+
+
+def _agreement(gallery: Gallery, z: Floats, zs: Floats, decoded: Floats, words: Words, metric: str) -> float:
+    """Share of FAISS's own top-10 scores, over the first queries, that equal those of the full ranking within 1e-5."""
+    k, nq = min(10, gallery.ntotal), min(len(z), SELF_CHECK_QUERIES)
+    if nq == 0:
+        return 1.0
+    D, _ = gallery.index.search(np.ascontiguousarray(z[:nq]), k)
+    rows = np.bincount(words.inverse, minlength=len(decoded))
+    right = 0
+    for d, s in zip(-D if metric == "l2" else D, scores_in_blocks(zs[:nq], decoded, metric)):
+        best = np.argsort(-s)[:k]  # every word holds a row, so k words always hold the first k rows
+        want = np.repeat(s[best], rows[best])[:k]
+        right += int((np.abs(d - want) <= 1e-5 * np.abs(s).max()).sum())
+    return right / (nq * k)
+
+
+def check_classes(a: Source, b: Source) -> None:
+    """Raise ConfigError where two files name the same class differently."""
+    x, y = (s.labels.class_names if s.labels else None for s in (a, b))
+    if x is not None and y is not None:
+        for c, (p, q) in enumerate(zip(x, y)):
+            if p != q:
+                raise ConfigError(f"class {c} is '{p}' in {a.name} and '{q}' in {b.name}")
+        if len(x) != len(y):
+            raise ConfigError(f"{a.name} names {len(x)} classes, {b.name} names {len(y)}")
+
+
+def evaluate_file(
+    path: PathLike,
+    queries_path: PathLike,
+    database_path: PathLike,
+    *,
+    model: PathLike | None = None,
+    at: int | None = None,
+    keys: Mapping[str, Any],
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Evaluate a gallery with labelled files of queries and of its database."""
+    if at is not None and at < 1:
+        raise ConfigError(f"R is {at}, needs 1 or more")
+    with open_rows(queries_path, **keys) as queries, open_rows(database_path, **keys) as database:
+        gallery = open_gallery(path, model=model)
+        require_model(gallery)
+        for source in (queries, database):
+            if source.labels is None:
+                raise DataError(f"{source.name} has no labels, which an evaluation needs; name them with --labels-key")
+        check_classes(queries, database)
+        if queries.d != gallery.d:
+            raise ConfigError(f"{queries.name}: queries have d={queries.d}, {gallery.name} needs d={gallery.d}")
+        assert queries.labels is not None and database.labels is not None
+        missing = len(set(gallery.unpack()[2].tolist()) - set(database.ids.tolist()))
+        if missing:
+            raise ConfigError(
+                f"{gallery.name} holds {gallery.ntotal:,} ids, {database.name} has {gallery.ntotal - missing:,} of them"
+            )
+        overlap = int(np.isin(queries.ids, database.ids).sum()) if queries.has_ids and database.has_ids else 0
+        if overlap:
+            warn(f"{overlap:,} of {len(queries):,} queries are also in the database")
+        xq = queries.read(0, len(queries))
+        found = evaluate(
+            gallery, xq, queries.labels, database.ids, database.labels, at=at, name=queries.name, progress=progress
+        )
+        return found | {"overlap": overlap}
+
+
+def report_text(found: Mapping[str, Any], as_json: bool) -> str:
+    """Measures for a person, or one JSON object."""
+    if as_json:
+        return json.dumps(found, sort_keys=True)
+    lines = [
+        f"mAP@{found['at']:,}  {found['map']:.4f}   ({found['queries']:,} queries, {found['database']:,} vectors)",
+        "precision  " + "  ".join(f"@{k} {v:.4f}" for k, v in found["precision_at_k"].items()),
+        "recall     " + "  ".join(f"@{k} {v:.4f}" for k, v in found["recall_at_k"].items()),
+        f"{found['bits']} bits, {found['distinct_codes']:,} distinct codes",
+    ]
+    if found["queries_without_relevant"]:
+        lines.append(f"{found['queries_without_relevant']:,} queries share no label with any row and count as 0")
+    return "\n".join(lines)

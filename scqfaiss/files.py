@@ -1,0 +1,262 @@
+"""The only writer. A target is the old file or the new one, whole; damage is refused, never answered from.
+
+Every file of the package is written by `reserve(...)`: the target is checked and locked before any slow work, then
+filled beside it, synced, read back, and renamed over it. A gallery carries a footer behind its FAISS stream:
+
+    FAISS stream | JSON card (UTF-8) | u64 stream bytes | u64 card bytes | SHA-256 of all before | magic 'SCQFAISS'
+
+All FAISS readers ignore what follows their stream, so plain FAISS loads the file; scqfaiss verifies it. The hash shows
+damage, not authorship: whoever can write the file can write the hash.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+import struct
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Callable, Iterator, Sequence
+
+from .errors import ConfigError, IndexFileError, ScqError, WriteError, shown, size, warn
+
+FORMAT = 1
+MAGIC = b"SCQFAISS"
+TRAILER = struct.Struct("<QQ32s8s")  # stream bytes, card bytes, SHA-256, magic
+MAX_CARD = 1 << 20  # bytes; a card holds names and numbers, so more than that is not a card
+_BLOCK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+PathLike = str | os.PathLike[str]
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+class Slot:
+    """A locked place for one file. `write` may be called more than once; each call replaces the file as a whole."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+
+    def check_space(self, nbytes: int) -> None:
+        """Raise WriteError unless the disk can take `nbytes` and 5 % more."""
+        free = shutil.disk_usage(self.path.parent).free
+        if nbytes * 1.05 > free:
+            raise WriteError(f"{self.name}: needs {size(nbytes * 1.05)}, {size(free)} free")
+
+    def write(self, fill: Callable[[BinaryIO], None], check: Callable[[Path], None] | None = None, nbytes: int = 0) -> None:
+        """fill(f) writes the content; check(path) reads the finished temporary file back and raises if it is wrong.
+
+        nbytes: the expected size, tested against the free space first. On any exception, KeyboardInterrupt included,
+        the temporary file is removed and the target is as it was. Raises WriteError on what the disk refuses.
+        """
+        self.check_space(nbytes)
+        temporary = self.path.with_name(f"{self.path.name}.tmp-{os.getpid()}")
+        try:
+            with open(temporary, "x+b") as f:
+                if self.path.exists():
+                    os.fchmod(f.fileno(), stat.S_IMODE(self.path.stat().st_mode))
+                fill(f)
+                f.flush()
+                os.fsync(f.fileno())
+            if check is not None:
+                check(temporary)
+            os.replace(temporary, self.path)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise self._refused(error, nbytes) from error
+            raise
+        _sync_folder(self.path.parent)
+
+    def _refused(self, error: OSError, nbytes: int) -> WriteError:
+        if error.errno in _FULL:
+            need = f"needs {size(nbytes * 1.05)}, " if nbytes else "no space left, "
+            return WriteError(f"{self.name}: {need}{size(shutil.disk_usage(self.path.parent).free)} free")
+        return WriteError(f"{self.name}: cannot write ({os.strerror(error.errno or 0)})")
+
+
+@contextmanager
+def reserve(path: PathLike, *, inputs: Sequence[PathLike] = (), suffix: str | None = None, what: str = "") -> Iterator[Slot]:
+    """Check that `path` can be written, lock it, and yield the Slot to write it with; all before any slow work.
+
+    inputs: files that the command reads, none of which may be the target. suffix: the ending the name must have.
+    what: "trained" and the like, for the message another process gets while this one holds the lock.
+    Raises ConfigError on an input as target or a wrong ending; WriteError on a folder that is missing or not writable,
+    on a target that is no plain file, and while another process holds the lock.
+    """
+    name, real = shown(path), Path(os.path.realpath(path))
+    if suffix and Path(path).suffix != suffix:
+        kind = {".faissindex": "galleries", ".safetensors": "models"}.get(suffix, "these files")
+        raise ConfigError(f"{name}: {kind} end in {suffix}")
+    try:
+        there: os.stat_result | None = os.stat(real)
+    except FileNotFoundError:
+        there = None
+    except OSError as error:  # a loop of links, or a file where a folder should be
+        raise WriteError(f"{name}: {os.strerror(error.errno or 0)}") from error
+    if os.path.islink(path) and there is None and os.path.islink(real):
+        raise WriteError(f"{name}: {os.strerror(errno.ELOOP)}")
+    if there is not None:
+        if not stat.S_ISREG(there.st_mode):
+            raise WriteError(f"{name}: is no plain file, nothing can be written there")
+        for other in inputs:
+            if os.path.exists(other) and os.path.samestat(there, os.stat(other)):
+                raise ConfigError(f"{shown(other)} is an input of this command; choose another output")
+    if not real.parent.is_dir():
+        raise WriteError(f"{name}: folder {shown(real.parent)} does not exist; create it first")
+    with _locked(real, name, what):
+        for leftover in os.scandir(real.parent):
+            if leftover.name.startswith(f"{real.name}.tmp-"):  # we hold the lock: nobody alive owns it
+                Path(leftover.path).unlink(missing_ok=True)
+        yield Slot(real, name)
+
+
+@contextmanager
+def _locked(real: Path, name: str, what: str) -> Iterator[None]:
+    """Hold `.NAME.lock` beside the target. The kernel drops the lock with the process, so no lock is ever stale."""
+    lock = real.with_name(f".{real.name}.lock")
+    while True:
+        try:
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise WriteError(f"{name}: cannot write in folder {shown(real.parent)} ({os.strerror(error.errno or 0)})") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder, _, doing = os.read(fd, 200).decode("utf-8", "replace").partition(" ")
+            os.close(fd)
+            state = f"is being {doing} by pid {holder}" if doing else f"locked by pid {holder or 'unknown'}"
+            raise WriteError(f"{name} {state}" if doing else f"{name}: {state}") from None
+        except OSError:
+            warn(f"{name}: this file system has no locks; do not write the same file twice at a time")
+        try:
+            if os.path.samestat(os.fstat(fd), os.stat(lock)):
+                break
+        except FileNotFoundError:
+            pass
+        os.close(fd)  # the holder before us removed this lock file between our open and our lock: take the new one
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()} {what}".strip().encode(), 0)
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+# -------------------------------------------------------------------------------------------------------------- footer
+def seal(f: BinaryIO, fill: Callable[[Callable[[bytes], None]], None], card: dict[str, Any]) -> None:
+    """Write stream, card and trailer into the open file f; fill(put) hands the stream over block by block."""
+    sha, written = hashlib.sha256(), 0
+    refused: list[OSError] = []
+
+    def put(block: bytes) -> None:
+        nonlocal written
+        try:
+            f.write(block)
+        except OSError as error:  # FAISS's writer would turn it into an error of its own
+            refused.append(error)
+            raise
+        sha.update(block)
+        written += len(block)
+
+    try:
+        fill(put)
+    except Exception:
+        if refused:
+            raise refused[0] from None
+        raise
+    stream = written
+    text = json.dumps({"format": FORMAT, **card}, sort_keys=True, allow_nan=False).encode()
+    if len(text) > MAX_CARD:
+        raise ConfigError(f"the index card takes {size(len(text))}, at most {size(MAX_CARD)} fit")
+    put(text)
+    put(struct.pack("<QQ", stream, len(text)))
+    f.write(sha.digest() + MAGIC)
+
+
+def open_regular(path: PathLike, error: type[ScqError] = IndexFileError) -> BinaryIO:
+    """Open a file for reading; ConfigError where it is missing, `error` where it is no plain file or not readable."""
+    try:
+        # O_NONBLOCK: opening a FIFO must not wait for a writer that never comes.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ConfigError(f"{shown(path)}: no such file") from None
+    except OSError as e:
+        raise error(f"{shown(path)}: cannot be read ({os.strerror(e.errno or 0)})") from e
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise error(f"{shown(path)}: is no plain file")
+    return open(fd, "rb")
+
+
+def has_footer(f: BinaryIO) -> bool:
+    """True where the open file ends with our magic; says nothing about whether the footer is sound."""
+    f.seek(0, os.SEEK_END)
+    if f.tell() < TRAILER.size:
+        return False
+    f.seek(-len(MAGIC), os.SEEK_END)
+    return f.read(len(MAGIC)) == MAGIC
+
+
+def read_footer(f: BinaryIO, name: str, *, hash_all: bool = True) -> tuple[dict[str, Any], int]:
+    """Verify the footer of the open file f -> (card, bytes of the FAISS stream).
+
+    hash_all=False leaves out the SHA-256 (about 0.6 seconds a GB): lengths and card are still checked.
+    Raises IndexFileError when anything does not add up or the format is newer than this version reads.
+    """
+    damaged = IndexFileError(f"{name}: checksum mismatch; export again or restore a copy")
+    total = os.fstat(f.fileno()).st_size
+    if total < TRAILER.size:
+        raise damaged
+    f.seek(total - TRAILER.size)
+    stream, card_bytes, digest, magic = TRAILER.unpack(f.read(TRAILER.size))
+    if magic != MAGIC or card_bytes > MAX_CARD or stream + card_bytes + TRAILER.size != total:
+        raise damaged
+    if hash_all:
+        f.seek(0)
+        sha, left = hashlib.sha256(), total - 40  # all before the digest
+        buffer = memoryview(bytearray(_BLOCK))
+        while left:
+            got = f.readinto(buffer[: min(left, _BLOCK)])  # type: ignore[attr-defined]
+            if not got:
+                raise IndexFileError(f"{name}: shrank while it was read")
+            sha.update(buffer[:got])
+            left -= got
+        if sha.digest() != digest:
+            raise damaged
+    f.seek(stream)
+    card = parse_json(f.read(card_bytes))
+    if card is None or type(card.get("format")) is not int:
+        raise IndexFileError(f"{name}: the index card is not a JSON object with a format number")
+    if card["format"] != FORMAT:
+        raise IndexFileError(f"{name}: made by a newer scqfaiss: format {card['format']}, this version reads {FORMAT}")
+    return card, stream
+
+
+def parse_json(text: bytes | str) -> dict[str, Any] | None:
+    """One JSON object without repeated keys, or None."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in pairs}) < len(pairs):
+            raise ValueError("a key stands twice")
+        return dict(pairs)
+
+    try:
+        out = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        return None
+    return out if isinstance(out, dict) else None

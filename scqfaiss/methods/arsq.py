@@ -1,0 +1,122 @@
+"""ARSQ, the last step of SCQ: codebooks by annealed partial-soft assignment among each class's own codewords.
+
+Song, Zhang, Zhu, Zhao, Wang, Shen. IEEE Trans. Image Processing 32:6485-6499, 2023.
+Where the paper leaves a choice open, the authors' released code decides; written anew, nothing copied.
+
+b row   m codebook (M)   k codeword (K)   e place in a sub-vector (dsub)   c class (C)
+p pattern: the set of classes a row carries (single labels: the class)   s place among a pattern's own codewords (S)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def deal(K: int, counts: Tensor) -> Tensor:
+    """The K codewords dealt to the classes present, sizes differing by at most 1 -> owner (K,) int64.
+
+    counts (C,): training rows of each class; classes without rows get nothing. Needs K >= classes present.
+    """
+    present = (counts > 0).nonzero().flatten()
+    return present[torch.arange(K) * len(present) // K]
+
+
+def table(owned: Tensor) -> tuple[Tensor, Tensor]:
+    """owned (P, K) bool -> (codewords (P, S) int64, valid (P, S) bool): own codewords first, padded to the longest row."""
+    S = int(owned.sum(1).max())
+    order = owned.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :S]
+    return order, owned.gather(1, order)
+
+
+class ARSQ(nn.Module):
+    """Product codebooks in which every class owns private codewords.
+
+    centroids (M, K, dsub): start. owned (P, K) bool: the codewords rows of each pattern may use; public: one row of True.
+    groups (G, K) bool: the codewords that keep apart from each other, one row a class; public: one row of True.
+    """
+
+    own: Tensor
+    own_valid: Tensor
+    owned: Tensor
+    apart: Tensor
+    apart_pairs: Tensor
+
+    def __init__(
+        self, centroids: Tensor, owned: Tensor, groups: Tensor, omega: float, rho: float, detach_divisor: bool = False
+    ) -> None:
+        super().__init__()
+        self.centroids = nn.Parameter(centroids.clone())  # m k e
+        self.omega, self.rho, self.detach_divisor = omega, rho, detach_divisor
+        self.soft, self.hard = 1.0, 1.0  # inverse temperatures: larger is nearer to argmin
+        own, own_valid = table(owned)
+        apart, valid = table(groups[groups.sum(1) >= 2]) if (groups.sum(1) >= 2).any() else (own[:0], own_valid[:0])
+        pairs = valid[:, :, None] & valid[:, None, :] & ~torch.eye(valid.shape[1], dtype=torch.bool)
+        for name, value in zip(
+            ("owned", "own", "own_valid", "apart", "apart_pairs"), (owned, own, own_valid, apart, pairs)
+        ):
+            self.register_buffer(name, value)
+
+    def _layout(self, z: Tensor, pattern: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Rows sorted into one block per pattern, so that each meets only its own codewords in one matrix product.
+
+        -> x (g, r, d) rows, own (g, s) codewords, valid (g, 1 or r, s), present (g, r) or None for all.
+        """
+        B, K, S = len(z), self.centroids.shape[1], self.own.shape[1]
+        if len(self.own) == 1:
+            return z[None], self.own, self.own_valid[:, None], None
+        patterns, group, counts = torch.unique(pattern, return_inverse=True, return_counts=True)
+        R = int(counts.max())
+        if len(patterns) * R * S >= B * K:  # blocks too uneven: every row against all codewords, others masked
+            return z[None], torch.arange(K, device=z.device)[None], self.owned[pattern][None], None
+        order = group.argsort(stable=True)
+        start = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        slot = group[order] * R + torch.arange(B, device=z.device) - start
+        x = z.new_zeros(len(patterns) * R, z.shape[1]).index_copy_(0, slot, z[order])
+        present = torch.arange(R, device=z.device) < counts[:, None]
+        return x.view(len(patterns), R, -1), self.own[patterns], self.own_valid[patterns][:, None], present
+
+    def rebuild_error(self, z: Tensor, pattern: Tensor) -> tuple[Tensor, Tensor]:
+        """z (b, d) without gradient, pattern (b,) -> (soft, hard) errors: sum over books of the mean over b and e."""
+        M, K, dsub = self.centroids.shape
+        rows, own, valid, present = self._layout(z, pattern)
+        G, R, S = len(own), rows.shape[1], own.shape[1]
+        x = rows.view(G, R, M, dsub).permute(2, 0, 1, 3).reshape(M * G, R, dsub)  # (m g) r e
+        w = self.centroids.index_select(1, own.flatten()).view(M * G, S, dsub)  # (m g) s e
+        norms = x.square().sum(2, keepdim=True) + w.square().sum(2)[:, None]
+        dist = torch.baddbmm(norms, x, w.transpose(1, 2), alpha=-2).clamp_min(0).view(M, G, R, S)
+        # Dividing by the farthest own codeword lets one temperature fit all books. The divisor keeps its gradient, as in
+        # the authors' code. Padding is masked last: an infinite distance divided by `far` would make its gradient NaN.
+        all_valid = bool(valid.all())
+        far = (dist if all_valid else dist.masked_fill(~valid, 0)).amax(-1, keepdim=True).clamp_min(1e-12)
+        delta = (dist / (far.detach() if self.detach_divisor else far))[:, :, None]  # m g 1 r s
+        logits = delta * torch.tensor([-self.soft, -self.hard], device=z.device).to(delta).view(2, 1, 1)  # m g 2 r s
+        weights = (logits if all_valid else logits.masked_fill(~valid[:, None], -torch.inf)).softmax(-1)
+        rebuilt = torch.bmm(weights.view(M * G, 2 * R, S), w).view(M, G, 2, R, dsub)
+        error = (rebuilt - x.view(M, G, 1, R, dsub)).square().sum((0, 4))  # g 2 r
+        if present is not None:
+            error = error * present[:, None]
+        soft, hard = (error.sum((0, 2)) / (len(z) * dsub)).unbind()
+        return soft, hard
+
+    def regulation(self) -> Tensor:
+        """R = -tanh of the mean, over books and classes, of the smallest squared distance between own codewords."""
+        M, _, dsub = self.centroids.shape
+        G, S = self.apart.shape
+        if G == 0:
+            return self.centroids.new_zeros(())
+        w = self.centroids.index_select(1, self.apart.flatten()).view(M, G, S, dsub)
+        with torch.no_grad():  # which pair is nearest; its distance is taken again below, without cancellation
+            flat = w.reshape(M * G, S, dsub)
+            norms = flat.square().sum(2)
+            dist = torch.baddbmm(norms[:, :, None] + norms[:, None], flat, flat.transpose(1, 2), alpha=-2)
+            nearest = dist.view(M, G, S, S).masked_fill(~self.apart_pairs, torch.inf).flatten(2).argmin(2)  # m g
+        i, j = nearest // S, nearest % S
+        pick = torch.stack([i, j], 2)[..., None].expand(M, G, 2, dsub)
+        pair = w.gather(2, pick)
+        return -(pair[:, :, 0] - pair[:, :, 1]).square().sum(2).mean().tanh()
+
+    def loss(self, z: Tensor, pattern: Tensor) -> dict[str, Tensor]:
+        """L_ARSQ = omega * soft + hard + rho * R as named, weighted terms."""
+        soft, hard = self.rebuild_error(z, pattern)
+        return {"soft": self.omega * soft, "hard": hard, "regulation": self.rho * self.regulation()}

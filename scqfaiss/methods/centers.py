@@ -1,0 +1,192 @@
+"""SCA, the first step of SCQ: one unit vector per class, as far apart on the sphere as the classes are different.
+
+Song, Zhang, Zhu, Zhao, Wang, Shen. IEEE Trans. Image Processing 32:6485-6499, 2023.
+
+i, j, k class (C)   d dimension   S similarity of classes in [0, 1]   T target cosine
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..arrays import Labels
+from ..errors import ConfigError, DataError, shown, warn
+
+Matrix = NDArray[np.float64]
+
+STEPS = 10_000  # of the optimiser; each costs C^2 d multiplications
+DECAY_EVERY = 2_000
+
+
+@dataclass(frozen=True)
+class Centers:
+    """centers (C, d) float32, unit norm; where they come from; how far their cosines are from the target ones."""
+
+    centers: NDArray[np.float32]
+    source: str
+    rms_error: float
+    max_error: float
+
+
+def simplex(C: int, d: int, seed: int = 0) -> Matrix:
+    """C unit vectors (C, d) float64 whose cosines are all -1/(C-1): the minimum of the SCA loss for identity S.
+
+    Needs d >= C - 1. Turned by a random rotation, because product books cut vectors into contiguous pieces: without it
+    most pieces would be zero. Raises ConfigError for C < 2 or d < C - 1.
+    """
+    if C < 2 or d < C - 1:
+        raise ConfigError(f"{C} classes need centers of at least {max(C - 1, 1)} dimensions, got d={d}")
+    # Rows of I - 11'/C in Helmert's basis of the (C-1)-dimensional space orthogonal to 1.
+    k = np.arange(1, C)
+    basis = np.tril(np.ones((C - 1, C)), 0) / np.sqrt(k * (k + 1))[:, None]  # entry i <= row: 1 / sqrt(k (k + 1))
+    basis[np.arange(C - 1), k] = -k / np.sqrt(k * (k + 1))
+    corners = basis.T / np.linalg.norm(basis.T, axis=1, keepdims=True)
+    turn, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((d, C - 1)))
+    turn *= np.sign(np.diag(r))  # makes the factorisation, hence the rotation, unique
+    return np.asarray(corners @ turn.T)
+
+
+def cooccurrence(labels: Labels) -> Matrix:
+    """Jaccard similarity of classes over the rows: n_ij / (n_i + n_j - n_ij), 0 for classes without rows. (C, C)."""
+    hot = labels.hot().astype(np.float32)
+    both = (hot.T @ hot).astype(np.float64)
+    n = both.diagonal()
+    either = n[:, None] + n[None, :] - both
+    S = np.divide(both, either, out=np.zeros_like(both), where=either > 0)
+    np.fill_diagonal(S, 1)
+    return S
+
+
+def from_vectors(vectors: Matrix, labels: Labels | None = None) -> Matrix:
+    """(1 + cos(v_i, v_j)) / 2 of class vectors (C, e). Raises DataError naming a class whose vector is zero."""
+    norm = np.linalg.norm(vectors, axis=1)
+    if (norm == 0).any():
+        k = int(np.argmin(norm))
+        raise DataError(f"the vector of class {labels.class_name(k) if labels else k} is zero, it has no direction")
+    unit = vectors / norm[:, None]
+    S = (1 + unit @ unit.T) / 2
+    np.fill_diagonal(S, 1)
+    return np.asarray(np.clip(S, 0, 1))
+
+
+def read_matrix(path: str, C: int, square: bool) -> tuple[Matrix, str]:
+    """A (C, C) or (C, e) .npy file -> (float64 matrix, its SHA-256). Raises ConfigError or DataError."""
+    name = shown(path)
+    if not Path(path).is_file():
+        raise ConfigError(f"{name}: no such file")
+    try:
+        a = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{name}: not a sound .npy file") from error
+    if a.ndim != 2 or len(a) != C or a.dtype.kind not in "fiu" or (square and a.shape[1] != C):
+        raise DataError(f"{name} is {a.shape} {a.dtype}, needs ({C}, {C if square else 'e'}) numbers, a row for each class")
+    a = a.astype(np.float64)
+    if not np.isfinite(a).all():
+        raise DataError(f"{name}: row {int(np.argmin(np.isfinite(a).all(1)))} is not finite")
+    return a, hashlib.sha256(np.ascontiguousarray(a).data).hexdigest()
+
+
+def check_similarity(S: Matrix, name: str) -> Matrix:
+    """S in [0, 1] with ones on the diagonal, symmetric -> S; an asymmetric S is averaged with its transpose."""
+    if (S < 0).any() or (S > 1).any():
+        raise DataError(f"{name} holds {S.min():g} to {S.max():g}, similarities run from 0 to 1")
+    if not np.allclose(S.diagonal(), 1):
+        k = int(np.argmin(S.diagonal()))
+        raise DataError(f"{name}: class {k} has similarity {S[k, k]:g} to itself, needs 1")
+    gap = float(np.abs(S - S.T).max())
+    if gap > 1e-6:
+        warn(f"{name} is not symmetric (largest difference {gap:.2f}): averaged with its transpose")
+        S = (S + S.T) / 2
+    return S
+
+
+def loss(u: Tensor, target: Tensor) -> Tensor:
+    """L_SCA of free vectors u (C, d) against target cosines (C, C); scalar.
+
+    1/(C(C-1)) sum_{i!=j} (T_ij - cos_ij)^2 + 1/C sum_i max_{j!=i} (T_ij - cos_ij)^2.
+    """
+    C = len(u)
+    unit = torch.nn.functional.normalize(u, dim=1)
+    gap = (target - unit @ unit.T).square().masked_fill(torch.eye(C, dtype=torch.bool, device=u.device), 0)  # i j
+    return gap.sum() / (C * (C - 1)) + gap.amax(1).mean()
+
+
+def optimise(T: Matrix, d: int, seed: int = 0, steps: int = STEPS, decay_every: int = DECAY_EVERY) -> Matrix:
+    """Unit vectors (C, d) float64 that minimise L_SCA for target cosines T (C, C).
+
+    SGD with Nesterov momentum 0.9, learning rate 1, x 0.9 every `decay_every` steps, from N(0, 2^2); stops early when
+    the best loss improves by less than 1e-6 of itself over 500 steps.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    u = (2 * torch.randn(len(T), d, generator=generator, dtype=torch.float64)).requires_grad_()
+    target = torch.from_numpy(T)
+    optimizer = torch.optim.SGD([u], lr=1.0, momentum=0.9, nesterov=True)
+    best, best_u, mark = np.inf, u.detach().clone(), np.inf
+    for step in range(steps):
+        optimizer.zero_grad()
+        value = loss(u, target)
+        value.backward()  # type: ignore[no-untyped-call]
+        if float(value) < best:
+            best, best_u = float(value), u.detach().clone()
+        optimizer.step()
+        if step % decay_every == decay_every - 1:
+            optimizer.param_groups[0]["lr"] *= 0.9
+        if step % 500 == 499:
+            if mark - best < 1e-6 * best:
+                break
+            mark = best
+    return np.asarray(torch.nn.functional.normalize(best_u, dim=1).numpy())
+
+
+def class_centers(
+    similarity: str, class_vectors: str, target: str, labels: Labels, d: int, seed: int, means: Matrix | None = None
+) -> Centers:
+    """The centres a Config asks for.
+
+    similarity: 'auto' (identity for one label a row, co-occurrence for many), 'identity', 'cooccurrence', 'means', or a
+    .npy file (C, C). class_vectors: a .npy file (C, e) of class embeddings, or "". target: 'plain' T = 2S - 1;
+    'simplex' T = S - (1-S)/(C-1), which is nearer to what vectors can attain. means: (C, d_in), for 'means'.
+    """
+    C = labels.C
+    source = similarity
+    if class_vectors and similarity != "auto":
+        raise ConfigError("similarity and class_vectors exclude each other; give one")
+    if class_vectors:
+        vectors, sha = read_matrix(class_vectors, C, square=False)
+        S, source = from_vectors(vectors, labels), f"class vectors {sha[:12]}"
+    elif similarity == "cooccurrence" or (similarity == "auto" and labels.many):
+        S, source = cooccurrence(labels), "cooccurrence"
+    elif similarity in ("auto", "identity"):
+        S, source = np.eye(C), "identity"
+    elif similarity == "means":
+        assert means is not None
+        S = from_vectors(means - means.mean(0), labels)
+    else:
+        S, sha = read_matrix(similarity, C, square=True)
+        S, source = check_similarity(S, shown(similarity)), f"similarity {sha[:12]}"
+    T = 2 * S - 1 if target == "plain" else S - (1 - S) / (C - 1)
+    if d >= C - 1 and np.array_equal(S, np.eye(C)):
+        found = simplex(C, d, seed)
+        T = S - (1 - S) / (C - 1)  # the closed form attains it exactly
+    else:
+        found = optimise(T, d, seed)
+    gap = (found @ found.T - T)[~np.eye(C, dtype=bool)]
+    return Centers(found.astype(np.float32), source, float(np.sqrt(np.mean(gap**2))), float(np.abs(gap).max()))
+
+
+def class_means(rows: Any, labels: Labels) -> Matrix:
+    """(C, d) float64 mean of each class's rows; the overall mean for classes without rows. One pass over the rows."""
+    sums, hot_count = np.zeros((labels.C, rows.d)), labels.counts()
+    for i, x in rows.blocks():
+        sums += labels.take(slice(i, i + len(x))).hot().T.astype(np.float64) @ x
+    means = sums / np.maximum(hot_count, 1)[:, None]
+    means[hot_count == 0] = means[hot_count > 0].mean(0)
+    return np.asarray(means)

@@ -1,0 +1,82 @@
+"""The label code: store the predicted class, rank by the query's posterior. The row every supervised code must beat.
+
+Sablayrolles, Douze, Usunier, Jegou, "How should we evaluate supervised hashing?", ICASSP 2017, arXiv 1609.06753.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..codebooks import Codebooks
+from ..contract import Layers, Stage, Task
+from ..errors import ConfigError
+from . import cfa
+
+
+@dataclass(frozen=True)
+class Config(cfa.Config):
+    pass
+
+
+class LabelCode(nn.Module):
+    """One label a row: M=1, codewords are unit vectors, ceil(log2 C) bits, score = posterior of the stored class.
+
+    Many labels: one bit a class, set where its probability is above 0.5; score = expected number of shared labels.
+    The bits follow from the classes: --bits and --nbits are not asked.
+    """
+
+    Config = Config
+    PRESETS: dict[str, Any] = {}
+    long_name = "label code"
+    needs = frozenset({"labels"})
+    needs_encoder = True
+    rule = "ip"  # argmax_k <p, e_k>; with many labels 'l2', which is pi_k > 0.5
+
+    @staticmethod
+    def shape(C: int, many: bool, M: int = 1, nbits: int = 1) -> tuple[int, int]:
+        """(M, nbits) that C classes need, whatever was asked for."""
+        return (C, 1) if many else (1, max(1, (C - 1).bit_length()))
+
+    @classmethod
+    def check(cls, config: Config, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+        if encoder == "identity":
+            raise ConfigError("the label code needs a classifier; choose --encoder mlp or linear")
+        if config.cfa not in ("auto", "calibrated"):
+            raise ConfigError(f"the label code needs a posterior, which cfa={config.cfa} does not give; use cfa=calibrated")
+        if C > 1 << 16:
+            raise ConfigError(f"the label code stores at most {1 << 16:,} classes, found {C:,}")
+
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__()
+        assert task.labels is not None
+        self.many, C = task.labels.many, task.labels.C
+        if self.many:
+            config = type(config)(**{**vars(config), "multi": "sigmoid", "d": max(config.d, C)})
+            self.rule = "l2"
+        self.C = C
+        d = cfa.smallest_d(config, task.rows.d, C, 1, task.encoder_name)
+        self.features = cfa.Features(config, task, d, task.labels)
+
+    def stages(self) -> list[Stage]:
+        return [self.features.stage()]
+
+    def layers(self) -> Layers:
+        layers = list(self.features.layers(upto="posterior"))
+        if not self.many and self.C < 3:  # FAISS has no 2-dimensional books of fewer than 8 codewords
+            layers.append(("linear", {"A": np.eye(3, self.C, dtype=np.float32)}))
+        return layers
+
+    def codebooks(self) -> Codebooks:
+        if self.many:
+            return Codebooks("product", np.tile(np.array([[[0.0], [1.0]]], np.float32), (self.C, 1, 1)))
+        K = 1 << self.shape(self.C, False)[1]
+        return Codebooks("product", np.eye(K, max(self.C, 3), dtype=np.float32)[None])
+
+    def summary(self) -> dict[str, Any]:
+        return self.features.summary()
+
+

@@ -1,0 +1,230 @@
+"""Spherical Centralized Quantization: centers (SCA), features (CFA), codebooks (ARSQ).
+
+Song, Zhang, Zhu, Zhao, Wang, Shen. IEEE Trans. Image Processing 32:6485-6499, 2023, DOI 10.1109/TIP.2023.3265262.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..codebooks import Codebooks
+from ..contract import Layers, Stage, Task, check_product_shape, setting
+from ..errors import ConfigError, warn
+from . import cfa
+from .arsq import ARSQ, deal
+from .kmeans import lloyd
+
+SEED_ROWS = 256  # rows per codeword that k-means looks at; more do not change the start
+
+
+@dataclass(frozen=True)
+class Config(cfa.Config):
+    recipe: str = setting("calibrated", choices=("calibrated", "released"))  # released: the paper's own, as published
+    quantizer: str = setting("arsq", choices=("arsq", "kmeans"))
+    private: str = setting("auto", choices=("auto", "class", "public"))  # codewords owned by classes, or by all
+    arsq_epochs: int = setting(30, low=0)
+    arsq_batch: int = setting(64, low=1)
+    arsq_lr: float = setting(0.005, low=0)
+    arsq_rows: int = setting(1_000_000, low=1)  # at most so many rows teach the books
+    start: str = setting("kmeans", choices=("kmeans", "normal"))  # normal: N(0, 1e-4^2), as released
+    soft: float = setting(1.0, low=0)  # inverse temperatures: larger is nearer to argmin
+    hard: float = setting(0.0, low=0)  # 0: 300 for private codewords, 1000 for public ones
+    hard_max: float = setting(1e4, low=0)
+    omega: float = setting(0.1, low=0)  # weight of the soft rebuild beside the hard one
+    rho: float = setting(0.1, low=0)  # weight of the regulation, which keeps own codewords apart
+    rescale: bool = True  # ARSQ on g z, g = sqrt(d / mean ||z||^2): its constants are made for that scale
+    detach_divisor: bool = False
+
+
+# What `recipe=released` puts in place of the defaults above.
+RELEASED: dict[str, Any] = {
+    "cfa": "released",
+    "d": 360,
+    "cfa_epochs": 320,
+    "cfa_batch": 64,
+    "arsq_epochs": 200,
+    "arsq_lr": 0.02,
+    "start": "normal",
+    "hard": 1.0,
+    "hard_max": 30.0,
+    "rescale": False,
+}
+
+
+class SCQ(nn.Module):
+    """Product codebooks in which every class owns private codewords, on features drawn to class centers."""
+
+    Config = Config
+    PRESETS = {"recipe": {"released": RELEASED}}
+    long_name = "Spherical Centralized Quantization"
+    needs = frozenset({"labels"})
+    needs_encoder = True
+    rule = "l2"
+
+    @staticmethod
+    def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
+        return M, nbits
+
+    @classmethod
+    def check(cls, config: Config, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+        cfa.check(config, d_in, C, M, encoder)
+        check_product_shape(cfa.smallest_d(config, d_in, C, M, encoder), M, nbits)
+        K = 1 << nbits
+        if config.private == "class" and K < C:
+            need = (C - 1).bit_length()
+            raise ConfigError(
+                f"K={K} codewords cannot serve C={C} classes; need --nbits {need} or more, or private=public"
+            )
+
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__()
+        assert task.labels is not None
+        self.config, self.task = config, task
+        d = cfa.smallest_d(config, task.rows.d, task.labels.C, task.M, task.encoder_name)
+        self.features = cfa.Features(config, task, d, task.labels)
+        self.z: Tensor
+        self.pattern: Tensor
+        self.scale = 1.0
+        self.books: ARSQ
+        self.counts = torch.from_numpy(task.labels.counts())
+        present = int((self.counts > 0).sum())
+        self.public = config.private == "public" or (config.private == "auto" and task.K < 2 * present)
+        if config.private == "auto" and self.public:
+            warn(f"K={task.K} codewords are fewer than 2 for each of {present} classes: all classes share them")
+
+    def stages(self) -> list[Stage]:
+        c, task = self.config, self.task
+        epochs = 0 if c.quantizer == "kmeans" else task.epochs if task.epochs is not None else c.arsq_epochs
+        batch = task.batch_size or c.arsq_batch
+        rows = min(len(task.codebook_rows or task.rows), c.arsq_rows)
+        hard = c.hard or (1000.0 if self.public else 300.0)
+
+        def anneal(epoch: int) -> None:
+            """Every 5 epochs the hard rebuild gets harder and the soft one softer."""
+            self.books.hard = min(hard * 1.5 ** (epoch // 5), max(c.hard_max, hard))
+            self.books.soft = max(c.soft * 0.5 ** (epoch // 5), 0.01)
+
+        def make_optimizer(steps: int) -> tuple[Any, Any]:
+            optimizer = torch.optim.Adam(
+                self.books.parameters(), c.arsq_lr, weight_decay=1e-5, amsgrad=True, fused=True
+            )
+            if c.recipe == "released":
+                per_epoch = max(1, steps // max(epochs, 1))
+                schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.99 ** (step // per_epoch))
+            else:
+                schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)  # type: ignore[assignment]
+            return optimizer, schedule
+
+        return [
+            self.features.stage(),
+            Stage(
+                name="codebooks",
+                begin=self.start_books,
+                epochs=epochs,
+                steps_per_epoch=-(-rows // batch),
+                batches=lambda generator: self.batches(batch, generator),
+                loss=lambda z, pattern: self.books.loss(z, pattern),
+                make_optimizer=make_optimizer,
+                on_epoch=anneal,
+                one_thread=batch * task.K * self.features.d < 1 << 24,
+            ),
+        ]
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shuffled (z (b, d), pattern (b,)) from the encoded rows."""
+        order = torch.randperm(len(self.z), generator=generator).to(self.z.device)
+        for part in order.split(size):
+            yield self.z[part], self.pattern[part]
+
+    @torch.no_grad()
+    def start_books(self) -> None:
+        """Encode the rows once (the encoder is frozen from here), deal the codewords, start them."""
+        c, task = self.config, self.task
+        generator = torch.Generator().manual_seed(task.seed)
+        z, hot = self.rows_for_books()
+        n = len(z)
+        if n < task.K:
+            warn(f"{n:,} rows can use at most {n:,} of {task.K} codewords")
+        energy = float(z.double().square().sum(1).mean())
+        self.scale = float(np.sqrt(z.shape[1] / energy)) if c.rescale and energy > 0 else 1.0
+        z = z * self.scale
+        if self.public:
+            owner = row_class = torch.zeros(1, dtype=torch.int64)
+            owner, row_class = owner.expand(task.K), row_class.expand(n)
+            owned = groups = torch.ones(1, task.K, dtype=torch.bool)
+            pattern = torch.zeros(n, dtype=torch.int64)
+        else:
+            present = hot.any(0)
+            owner = deal(task.K, present.long())
+            sets, pattern = torch.unique(hot, dim=0, return_inverse=True)  # p c
+            owned = sets[:, owner]
+            groups = owner == present.nonzero()  # c k
+            # One class a row, for seeding: drawn evenly from its labels.
+            row_class = (hot * torch.rand(hot.shape, generator=generator)).argmax(1)
+        if c.start == "normal" and c.quantizer == "arsq":
+            start = 1e-4 * torch.randn(task.M, task.K, z.shape[1] // task.M, generator=generator)
+        else:
+            task.progress("k-means", 0, 1, "")
+            few = torch.randperm(n, generator=generator)[: SEED_ROWS * task.K].sort().values
+            parts = z[few].unflatten(1, (task.M, -1)).transpose(0, 1).contiguous()  # m n e
+            if not self.public:  # a class whose rows were all left out of the sample must still seed its codewords
+                missing = (hot[few].sum(0) == 0) & present
+                few = torch.cat([few, *[hot[:, k].nonzero()[:1, 0] for k in missing.nonzero().flatten()]])
+                parts = z[few].unflatten(1, (task.M, -1)).transpose(0, 1).contiguous()
+                row_class = self.cover(row_class[few], hot[few], owner)
+            else:
+                row_class = row_class[few]
+            start = lloyd(parts, pattern[few], owned, owner, row_class, generator)
+        self.books = ARSQ(start, owned, groups, c.omega, c.rho, c.detach_divisor).to(task.device)
+        self.z, self.pattern = z.to(task.device), pattern.to(task.device)
+
+    @staticmethod
+    def cover(row_class: Tensor, hot: Tensor, owner: Tensor) -> Tensor:
+        """row_class changed so that every class that owns codewords has a row to seed them from."""
+        have = torch.bincount(row_class, minlength=hot.shape[1])
+        for k in owner.unique():
+            if have[k] == 0:
+                row_class[hot[:, k].nonzero()[0, 0]] = k
+                have = torch.bincount(row_class, minlength=hot.shape[1])
+        return row_class
+
+    def rows_for_books(self) -> tuple[Tensor, Tensor]:
+        """z (n, d) of the rows the books learn from, and their classes (n, C) bool; of unlabelled rows the predicted one."""
+        task, limit = self.task, self.config.arsq_rows
+        rows: Any = task.codebook_rows or task.rows
+        keep = None
+        if len(rows) > limit:
+            keep = np.sort(np.random.default_rng(task.seed).choice(len(rows), limit, replace=False))
+        z, predicted = [], []
+        for i, block, classes in self.features.embed(rows):
+            if keep is not None:
+                inside = torch.from_numpy(keep[slice(*np.searchsorted(keep, [i, i + len(block)]))] - i)
+                block, classes = block[inside], classes[inside] if classes is not None else None
+            z.append(block.cpu())
+            if classes is not None:
+                predicted.append(classes.cpu())
+            task.progress("encode rows", i + len(block), len(rows), "")
+        assert task.labels is not None
+        if task.codebook_rows is None:
+            labels = task.labels if keep is None else task.labels.take(keep)
+            return torch.cat(z), torch.from_numpy(labels.hot()).bool()
+        if not predicted:
+            if not self.public:
+                raise ConfigError("codebook rows have no labels and cfa=none predicts none; use --set private=public")
+            return torch.cat(z), torch.ones(sum(map(len, z)), 1, dtype=torch.bool)
+        return torch.cat(z), torch.nn.functional.one_hot(torch.cat(predicted), task.labels.C).bool()
+
+    def layers(self) -> Layers:
+        return self.features.layers()
+
+    def codebooks(self) -> Codebooks:
+        centroids = self.books.centroids.detach().double() / self.scale
+        return Codebooks("product", centroids.float().cpu().numpy())
+
+    def summary(self) -> dict[str, Any]:
+        return self.features.summary() | {"private": "public" if self.public else "class"}

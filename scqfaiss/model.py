@@ -1,0 +1,125 @@
+"""A trained model: rows in, codes out, in NumPy. Neither torch nor FAISS is needed to load it or to encode with it."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Iterator, Mapping
+
+import numpy as np
+
+from . import bundle
+from .arrays import Floats
+from .codebooks import RULES, Codebooks, Codes
+from .contract import Progress, silent
+from .data import Source
+from .encoders import chain as chains
+from .encoders.chain import Chain
+from .errors import CheckpointError, ConfigError, ScqError, shown
+from .files import PathLike, reserve
+
+SUFFIX = ".safetensors"
+
+
+class Model:
+    """Encoder chain, codebooks and the facts of the training.
+
+    config: plain JSON values; 'method', 'rule' ('l2' or 'ip') and 'encoder' are always there.
+    """
+
+    def __init__(self, chain: Chain, codebooks: Codebooks, config: Mapping[str, Any]) -> None:
+        if chain.d_out != codebooks.d:
+            raise CheckpointError(f"the encoder gives d={chain.d_out}, the codebooks need d={codebooks.d}")
+        if config.get("rule") not in RULES:
+            raise CheckpointError(f"the assignment rule is {config.get('rule')!r}, needs one of {', '.join(RULES)}")
+        self.chain, self.codebooks, self.config = chain, codebooks, dict(config)
+        self._sha256: str | None = None
+
+    @property
+    def d_in(self) -> int:
+        """Dimension of the rows that go in."""
+        return self.chain.d_in
+
+    def embed(self, x: Floats, name: str = "rows") -> Floats:
+        """x (n, d_in) float32 -> z (n, d) float32, what is coded on one side and searched with on the other."""
+        if x.ndim != 2 or x.shape[1] != self.d_in:
+            raise ConfigError(f"{name} have d={x.shape[-1]}, the model needs d={self.d_in}")
+        return self.chain(np.ascontiguousarray(x, np.float32))
+
+    def encode(self, x: Floats, name: str = "rows") -> Codes:
+        """x (n, d_in) float32 -> codes (n, M) uint8, or uint16 above 8 bits a book. Labels play no part."""
+        z = self.embed(x, name)
+        codes = np.empty((len(z), self.codebooks.M), self.codebooks.code_dtype)
+        for i in range(0, len(z), chains.BLOCK_ROWS):
+            codes[i : i + chains.BLOCK_ROWS] = self.codebooks.assign(z[i : i + chains.BLOCK_ROWS], self.config["rule"])
+        return codes
+
+    # ------------------------------------------------------------------------------------------------------------ file
+    def to_bytes(self) -> bytes:
+        """The model file, the same bytes for the same model."""
+        tensors, encoder = self.chain.pack()
+        b = self.codebooks
+        config = self.config | {"chain": encoder, "codebooks": {"kind": b.kind, "metric": b.metric}}
+        return bundle.Bundle(tensors | {"codebooks.centroids": b.centroids}, config).to_bytes()
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the model file, by which index cards name their model."""
+        if self._sha256 is None:
+            self._sha256 = hashlib.sha256(self.to_bytes()).hexdigest()
+        return self._sha256
+
+    def save(self, path: PathLike) -> None:
+        """Write the model file, whole or not at all. Raises WriteError; ConfigError unless it ends in .safetensors."""
+        with reserve(path, suffix=SUFFIX) as slot:
+            self.save_to(slot)
+
+    def save_to(self, slot: Any) -> None:
+        """Write into a Slot of files.reserve."""
+        data = self.to_bytes()
+        slot.write(lambda f: f.write(data), check=lambda temporary: check_saved(temporary, data), nbytes=len(data))
+
+    @staticmethod
+    def load(path: PathLike) -> Model:
+        """Read a model file. Raises ConfigError where it is missing, CheckpointError where it is damaged or foreign."""
+        found, sha256 = bundle.read(path)
+        config = dict(found.config)
+        try:
+            shape = config.pop("codebooks")
+            chain = chains.unpack(found.tensors, config.pop("chain"))
+            codebooks = Codebooks(shape["kind"], found.tensors["codebooks.centroids"], shape["metric"])
+            model = Model(chain, codebooks, config)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{shown(path)}: a model without {error}") from error
+        except ScqError as error:  # the parts do not fit together, whatever each of them raised
+            raise CheckpointError(f"{shown(path)}: {error}") from error
+        model._sha256 = sha256
+        return model
+
+
+def check_saved(path: Path, data: bytes) -> None:
+    """Read a freshly written model back."""
+    if path.read_bytes() != data:
+        raise CheckpointError(f"{shown(path)}: read back differently from what was written")
+    Model.load(path)
+
+
+def encode_source(model: Model, source: Source, progress: Progress = silent) -> Codes:
+    """Codes (n, M) of all rows of a source, block by block; the next block is read while this one is encoded."""
+    if source.d != model.d_in:
+        raise ConfigError(f"{source.name}: rows have d={source.d}, the model needs d={model.d_in}")
+    codes = np.empty((len(source), model.codebooks.M), model.codebooks.code_dtype)
+    for i, x in read_ahead(source.blocks()):
+        codes[i : i + len(x)] = model.encode(x)
+        progress("encode", i + len(x), len(source), "")
+    return codes
+
+
+def read_ahead(blocks: Iterator[Any]) -> Iterator[Any]:
+    """The same blocks, each read by a second thread while the caller works on the one before."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = pool.submit(next, blocks, None)
+            yield block

@@ -1,0 +1,525 @@
+"""Training: one loop over a method's stages, from rows to a Model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from .arrays import Floats, Ints, Labels
+from .codebooks import Codebooks, Shape
+from .contract import Method, Progress, Stage, Task, configure, settings, silent
+from .data import ArraySource, Source, open_rows
+from .encoders import encoder_class
+from .encoders.base import Stats
+from .encoders.chain import Chain
+from .errors import ConfigError, DataError, ResourceError, size, suggestion, warn
+from .files import PathLike, reserve
+from .methods import REGISTRY
+from .model import SUFFIX, Model, read_ahead
+
+MEMORY_SHARE = 0.4  # of the free memory, for rows held at a time; more than that is streamed
+CHECK_ROWS = 100_000  # rows on which the use of codewords is counted after training
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to train, in the words of the command line. `settings` go to the method's Config or the encoder's."""
+
+    method: str = "scq"
+    bits: int = 32
+    nbits: int = 8
+    encoder: str = "mlp"
+    seed: int = 0
+    epochs: int | None = None
+    batch_size: int | None = None
+    device: str = "auto"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A Request with every name looked up and every setting checked, before any row is read."""
+
+    request: Request
+    method: type[Method]
+    config: Any
+    encoder: type[Any] | None
+    encoder_config: Any
+    device: str
+    M: int
+    nbits: int
+
+
+# ------------------------------------------------------------------------------------------------------------- planning
+def method_class(name: str) -> type[Method]:
+    """The method registered under `name`. Raises ConfigError with the known names."""
+    if name not in REGISTRY:
+        raise ConfigError(f"unknown method '{name}'{suggestion(name, REGISTRY)}; there are {', '.join(REGISTRY)}")
+    module, _, cls = REGISTRY[name].partition(":")
+    try:
+        found: type[Method] = getattr(import_module(module), cls)
+    except ModuleNotFoundError as error:
+        if error.name != "faiss":
+            raise
+        raise ConfigError(f'method {name} needs FAISS: pip install "scqfaiss[cpu]"') from None
+    return found
+
+
+def plan(request: Request, source: Source) -> Plan:
+    """Check everything that can be known before the first row is read. Raises ConfigError or DataError."""
+    method = method_class(request.method)
+    encoder = encoder_class(request.encoder) if method.needs_encoder else None
+    of_method, of_encoder = settings(method.Config), settings(encoder.Config) if encoder else {}
+    values: dict[str, Any] = {}
+    encoder_values: dict[str, Any] = {}
+    for key, value in request.settings.items():
+        if key in of_method:
+            values[key] = value
+        elif key in of_encoder:
+            encoder_values[key] = value
+        else:
+            near = suggestion(key, [*of_method, *of_encoder])
+            raise ConfigError(f"unknown key '{key}' for method {request.method}{near}")
+    for key, choices in method.PRESETS.items():
+        values = choices.get(str(values.get(key)), {}) | values
+    config = configure(method.Config, values)
+    encoder_config = configure(encoder.Config, encoder_values) if encoder else None
+    for what, value, low in (("epochs", request.epochs, 0), ("batch size", request.batch_size, 1)):
+        if value is not None and value < low:
+            raise ConfigError(f"{what} is {value}, needs {low} or more")
+    if "labels" in method.needs and source.labels is None:
+        raise DataError(f"{source.name} has no labels, which method {request.method} needs; name them with --labels-key")
+    if "labels" not in method.needs and source.labels is not None:
+        warn(f"method {request.method} does not use labels: they are ignored")
+    labels = source.labels if "labels" in method.needs else None
+    C, many = (labels.C, labels.many) if labels else (0, False)
+    M, nbits = method.shape(C, many, *split_bits(request.bits, request.nbits))
+    method.check(config, source.d, C, M, nbits, request.encoder)
+    return Plan(request, method, config, encoder, encoder_config, pick_device(request.device), M, nbits)
+
+
+def split_bits(bits: int, nbits: int) -> tuple[int, int]:
+    """(M, nbits) of codes of `bits` bits. Raises ConfigError with the nearest lengths that work."""
+    if not 1 <= nbits <= 16:
+        raise ConfigError(f"nbits is {nbits}, needs 1 to 16")
+    if bits < 1 or bits % nbits:
+        below = bits // nbits * nbits
+        near = f"{below} or {below + nbits}" if below > 0 else f"{nbits}"
+        raise ConfigError(f"bits={bits} is not a multiple of nbits={nbits}; need {near}")
+    return bits // nbits, nbits
+
+
+def pick_device(name: str) -> str:
+    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device torch has. Raises ConfigError."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and name.partition(":")[0] != "cuda":
+        raise ConfigError(f"device is '{name}', needs auto, cpu or cuda")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name} was asked for, but this torch sees no GPU; use --device cpu")
+    return name
+
+
+# ----------------------------------------------------------------------------------------------------------------- rows
+def free_memory() -> int:
+    """Bytes this process may still take: the smaller of free memory and what its control group leaves."""
+    with open("/proc/meminfo") as f:
+        free = next(int(line.split()[1]) * 1024 for line in f if line.startswith("MemAvailable"))
+    try:
+        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+            free = min(free, int(limit.read()) - int(used.read()))
+    except (OSError, ValueError):  # no control group, or one without a limit ("max")
+        pass
+    return free
+
+
+class SourceRows:
+    """The rows of a Source for training: held as one tensor if they fit into `memory` bytes, else streamed.
+
+    kept: row numbers to use (default all); every row number given out counts among these.
+    """
+
+    def __init__(self, source: Source, device: str, memory: int | None = None, kept: Ints | None = None) -> None:
+        self.source, self.device, self.kept, self.d = source, device, kept, source.d
+        self.memory = int(MEMORY_SHARE * free_memory()) if memory is None else memory
+        self.x: Tensor | None = None
+        if 4 * source.d * len(self) <= self.memory:
+            x = np.empty((len(self), source.d), np.float32)
+            for i, block in self._read():
+                x[i : i + len(block)] = block
+            self.x = torch.from_numpy(x)
+
+    def __len__(self) -> int:
+        return len(self.source) if self.kept is None else len(self.kept)
+
+    def _read(self) -> Iterator[tuple[int, Floats]]:
+        place = 0
+        for i, x in read_ahead(self.source.blocks()):
+            if self.kept is not None:
+                low, high = np.searchsorted(self.kept, [i, i + len(x)])
+                x = x[self.kept[low:high] - i]
+            if len(x):
+                yield place, x
+            place += len(x)
+
+    def blocks(self) -> Iterator[tuple[int, Floats]]:
+        if self.x is None:
+            yield from self._read()
+            return
+        for i in range(0, len(self.x), self.source.block_rows):
+            yield i, self.x[i : i + self.source.block_rows].numpy()
+
+    def sample(self, limit: int, seed: int) -> tuple[Floats, Ints]:
+        n = len(self)
+        rows = np.arange(n)
+        if n > limit:
+            rows = np.sort(np.random.default_rng(seed).choice(n, limit, replace=False))
+        parts = [x[rows[slice(*np.searchsorted(rows, [i, i + len(x)]))] - i] for i, x in self.blocks()]
+        return np.concatenate(parts or [np.zeros((0, self.d), np.float32)]), rows
+
+    def batches(self, size: int, generator: Generator, rows: Ints | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.x is not None:
+            index = torch.arange(len(self)) if rows is None else torch.from_numpy(rows)
+            index = index[torch.randperm(len(index), generator=generator)]
+            for part in index.split(size):
+                yield self.x[part].to(self.device), part.to(self.device)
+            return
+        yield from self._streamed(size, generator, rows)
+
+    def _streamed(self, size: int, generator: Generator, rows: Ints | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Blocks in random order, several at a time mixed row by row: as near to a full shuffle as memory lets."""
+        wanted = np.ones(len(self), bool)
+        if rows is not None:
+            wanted[:] = False
+            wanted[rows] = True
+        own = np.arange(len(self.source)) if self.kept is None else self.kept
+        step = self.source.block_rows
+        starts = torch.randperm(-(-len(self.source) // step), generator=generator).numpy() * step
+        at_a_time = max(1, self.memory // (3 * 4 * self.d * step))  # the pool, its shuffled copy, the block being read
+
+        def pools() -> Iterator[tuple[Floats, Ints]]:
+            for j in range(0, len(starts), at_a_time):
+                xs, indices = [], []
+                for i in starts[j : j + at_a_time]:
+                    end = min(int(i) + step, len(self.source))
+                    low, high = np.searchsorted(own, [i, end])
+                    index = np.arange(low, high)[wanted[low:high]]
+                    if len(index):
+                        xs.append(self.source.read(int(i), end)[own[index] - i])
+                        indices.append(index)
+                if xs:
+                    yield np.concatenate(xs), np.concatenate(indices)
+
+        rest_x, rest_index = torch.zeros(0, self.d), torch.zeros(0, dtype=torch.int64)
+        for pool_x, pool_index in read_ahead(pools()):
+            x, index = torch.cat([rest_x, torch.from_numpy(pool_x)]), torch.cat([rest_index, torch.from_numpy(pool_index)])
+            order = torch.randperm(len(x), generator=generator)
+            whole = len(order) // size * size
+            for part in order[:whole].split(size) if whole else ():
+                yield x[part].to(self.device), index[part].to(self.device)
+            rest_x, rest_index = x[order[whole:]], index[order[whole:]]
+        if len(rest_x):
+            yield rest_x.to(self.device), rest_index.to(self.device)
+
+
+def statistics(rows: SourceRows) -> Stats:
+    """Mean and standard deviation of x and of its signed square root, in one pass, summed in float64."""
+    sums = np.zeros((4, rows.d))
+    minimum = np.inf
+    for _, x in rows.blocks():
+        root = np.copysign(np.sqrt(np.abs(x)), x)
+        sums += [
+            x.sum(0, dtype=np.float64),
+            np.einsum("nd,nd->d", x, x, dtype=np.float64),
+            root.sum(0, dtype=np.float64),
+            np.abs(x).sum(0, dtype=np.float64),
+        ]
+        minimum = min(minimum, float(x.min(initial=np.inf)))
+    mean, square, root_mean, root_square = sums / max(len(rows), 1)
+    sd, root_sd = (np.sqrt(np.maximum(a - b * b, 0)) for a, b in ((square, mean), (root_square, root_mean)))
+    return Stats(len(rows), mean, sd, root_mean, root_sd, minimum)
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+def build(
+    what: Plan,
+    source: Source,
+    codebook_source: Source | None = None,
+    *,
+    memory: int | None = None,
+    progress: Progress = silent,
+    dry: bool = False,
+) -> Method:
+    """The method of a Plan on the rows of a source, ready for its stages. dry=True reads no features."""
+    request, labels, kept = what.request, None, None
+    if len(source) == 0:
+        raise DataError(f"{source.name} holds 0 rows, training needs at least 1")
+    if "labels" in what.method.needs:
+        from .methods.cfa import labelled_rows
+
+        assert source.labels is not None
+        kept = labelled_rows(source.labels, request.method, getattr(what.config, "unlabeled", "error"))
+        labels = source.labels if kept is None else source.labels.take(kept)
+    if codebook_source is not None:
+        if codebook_source.d != source.d:
+            raise ConfigError(f"{codebook_source.name}: rows have d={codebook_source.d}, {source.name} has d={source.d}")
+        if len(codebook_source) == 0:
+            raise DataError(f"{codebook_source.name} holds 0 rows, codebooks need at least 1")
+    rows = SourceRows(source, what.device, 0 if dry else memory, kept)
+    codebook_rows = SourceRows(codebook_source, what.device, 0 if dry else memory) if codebook_source else None
+    encoder = None
+    if what.encoder is not None:
+        d = source.d
+        stats = Stats(1, np.zeros(d), np.ones(d), np.zeros(d), np.ones(d), 0.0) if dry else statistics(rows)
+        encoder = what.encoder(what.encoder_config, stats).to(what.device)
+    task = Task(
+        rows=rows,
+        labels=labels,
+        M=what.M,
+        nbits=what.nbits,
+        seed=request.seed,
+        encoder=encoder,
+        encoder_name=request.encoder if encoder is not None else "",
+        codebook_rows=codebook_rows,
+        epochs=request.epochs,
+        batch_size=request.batch_size,
+        device=what.device,
+        progress=progress,
+    )
+    method = what.method(what.config, task)
+    if isinstance(method, torch.nn.Module):
+        method.to(what.device)
+    return method
+
+
+def run_stage(stage: Stage, number: int, method: Any, seed: int, progress: Progress) -> dict[str, float]:
+    """Run one stage -> the mean of each loss term over the last epoch. Raises ConfigError when a term is not finite."""
+    stage.begin()
+    threads = torch.get_num_threads()
+    if stage.one_thread:
+        torch.set_num_threads(1)
+    try:
+        means = _run_epochs(stage, number, method, seed, progress)
+    finally:
+        torch.set_num_threads(threads)
+    stage.end()
+    return means
+
+
+def _run_epochs(stage: Stage, number: int, method: Any, seed: int, progress: Progress) -> dict[str, float]:
+    means: dict[str, float] = {}
+    if stage.epochs:
+        assert stage.batches and stage.loss and stage.make_optimizer
+        total = stage.epochs * stage.steps_per_epoch
+        optimizer, scheduler = stage.make_optimizer(total)
+        step = 0
+        for epoch in range(stage.epochs):
+            # Every epoch starts from its own seed: what is drawn does not depend on what ran before.
+            epoch_seed = int(np.random.SeedSequence([seed, number, epoch]).generate_state(1, np.uint64)[0] >> 1)
+            torch.manual_seed(epoch_seed)
+            stage.on_epoch(epoch)
+            if isinstance(method, torch.nn.Module):
+                method.train()
+            sums: dict[str, float] = {}
+            steps = 0
+            for batch in stage.batches(Generator().manual_seed(epoch_seed)):
+                terms = stage.loss(*batch)
+                loss = sum(terms.values())
+                value = float(loss.detach())  # type: ignore[union-attr]
+                if not np.isfinite(value):
+                    raise _diverged(stage, step, terms, optimizer)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[union-attr]
+                optimizer.step()
+                if scheduler is not None:
+                    scheduler.step()
+                for name, term in terms.items():
+                    sums[name] = sums.get(name, 0.0) + float(term.detach())
+                step, steps = step + 1, steps + 1
+                progress(stage.name, min(step, total), total, f"loss {value:.4f}")
+            means = {name: s / max(steps, 1) for name, s in sums.items()}
+    return means
+
+
+def _diverged(stage: Stage, step: int, terms: Mapping[str, Tensor], optimizer: Any) -> ConfigError:
+    name, term = next(((n, t) for n, t in terms.items() if not torch.isfinite(t)), next(iter(terms.items())))
+    what = "NaN" if torch.isnan(term) else "infinite"
+    rate = optimizer.param_groups[0]["lr"]
+    return ConfigError(f"loss is {what} at step {step:,} (stage {stage.name}, term {name}, lr {rate:g}); lower the rate")
+
+
+def fit(
+    what: Plan,
+    source: Source,
+    codebook_source: Source | None = None,
+    *,
+    memory: int | None = None,
+    progress: Progress = silent,
+) -> Model:
+    """Train what a Plan asks for. Same rows, same settings, same machine: the same bytes (on CPU)."""
+    request = what.request
+    devices = [torch.device(what.device)] if what.device != "cpu" else []
+    with torch.random.fork_rng(devices=devices):  # the caller's random state stays as it was
+        torch.manual_seed(request.seed)
+        try:
+            method = build(what, source, codebook_source, memory=memory, progress=progress)
+            losses = {
+                stage.name: run_stage(stage, number, method, request.seed, progress)
+                for number, stage in enumerate(method.stages())
+            }
+        except torch.OutOfMemoryError as error:
+            raise ResourceError(f"the {what.device} is out of memory; lower --batch-size") from error
+    chain = Chain(source.d).then(*method.layers())
+    books: Codebooks = method.codebooks()
+    labels: Labels | None = source.labels if "labels" in what.method.needs else None
+    config = {
+        "method": request.method,
+        "long_name": what.method.long_name,
+        "rule": method.rule,
+        "bits": books.bits,
+        "encoder": request.encoder if what.method.needs_encoder else "identity",
+        "seed": request.seed,
+        "settings": recorded(what.config) | (recorded(what.encoder_config) if what.encoder else {}),
+        "C": labels.C if labels else 0,
+        "labels": "none" if labels is None else "many" if labels.many else "one",
+        "class_names": list(labels.class_names) if labels and labels.class_names else None,
+        "training": {"rows": len(source), "skipped_rows": source.dropped, "loss": losses} | method.summary(),
+    }
+    model = Model(chain, books, config)
+    model.config["training"]["codewords_used"] = use = codeword_use(model, source)
+    for m, used in enumerate(use):
+        if used <= 0.02 * min(books.K, len(source)):
+            warn(f"codebook {m} uses {used} of {books.K} codewords")
+    return model
+
+
+def recorded(config: Any) -> dict[str, Any]:
+    """Settings as a model keeps them: file names without their folders, so that no path enters the artefact."""
+    return {k: v.rpartition("/")[2] if isinstance(v, str) else v for k, v in vars(config).items()}
+
+
+def codeword_use(model: Model, source: Source) -> list[int]:
+    """How many codewords of each book the first rows use."""
+    n = min(len(source), CHECK_ROWS)
+    seen = np.zeros((model.codebooks.M, model.codebooks.K), bool)
+    for i in range(0, n, source.block_rows):
+        codes = model.encode(source.read(i, min(i + source.block_rows, n)))
+        for m in range(model.codebooks.M):
+            seen[m, codes[:, m]] = True
+    return [int(s) for s in seen.sum(1)]
+
+
+# ------------------------------------------------------------------------------------------------------------ interface
+def train(
+    x: Any,
+    y: Any = None,
+    *,
+    method: str = "scq",
+    bits: int = 32,
+    nbits: int = 8,
+    encoder: str = "mlp",
+    codebook_rows: Any = None,
+    seed: int = 0,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    class_names: Any = None,
+    progress: Progress = silent,
+    **settings: Any,
+) -> Model:
+    """Train a quantizer on arrays.
+
+    x (n, d_in) float16, float32 or float64; y (n,) class numbers, or (n, C) 0/1 for many labels a row; codebook_rows
+    (n2, d_in) rows without labels that the codebooks learn from. `settings` are the method's or the encoder's own
+    (`--set` on the command line).
+    Raises DataError on bad arrays, ConfigError on settings that cannot work, ResourceError when memory runs out.
+    """
+    source = ArraySource(x, y, class_names=class_names, name="x")
+    books = None if codebook_rows is None else ArraySource(codebook_rows, name="codebook_rows")
+    request = Request(method, bits, nbits, encoder, seed, epochs, batch_size, device, settings)
+    return fit(plan(request, source), source, books, progress=progress)
+
+
+def train_file(
+    path: PathLike,
+    out: PathLike,
+    request: Request,
+    *,
+    codebook_rows: PathLike | None = None,
+    keys: Mapping[str, Any],
+    progress: Progress = silent,
+    memory: int | None = None,
+) -> str:
+    """Train on a file of rows and write the model; returns what to tell the user. keys: arguments of open_rows."""
+    inputs = [p for p in (path, codebook_rows, *_files(request.settings)) if p is not None]
+    with reserve(out, inputs=inputs, suffix=SUFFIX, what="trained") as slot:
+        with open_rows(path, **keys) as source:
+            what = plan(request, source)
+            if codebook_rows is None:
+                model = fit(what, source, memory=memory, progress=progress)
+            else:
+                with open_rows(codebook_rows, **(dict(keys) | {"labels_key": "labels"})) as books:
+                    model = fit(what, source, books, memory=memory, progress=progress)
+        model.save_to(slot)
+    return f"{slot.name}: {describe(model)}"
+
+
+def _files(values: Mapping[str, Any]) -> list[str]:
+    return [v for v in values.values() if isinstance(v, str) and v.endswith(".npy")]
+
+
+def describe(model: Model) -> str:
+    """One line about a model."""
+    b, use = model.codebooks, model.config["training"]["codewords_used"]
+    return (
+        f"{model.config['method']}, {b.bits} bits ({b.M} x {b.nbits}), rows of d={model.d_in} to z of d={b.d}, "
+        f"codewords used {min(use)} to {max(use)} of {b.K}, SHA-256 {model.sha256[:12]}"
+    )
+
+
+def dry_run(path: PathLike, request: Request, *, codebook_rows: PathLike | None = None, keys: Mapping[str, Any]) -> str:
+    """What a training would do: rows, steps, bytes, and which targets take its codes where. Reads no features."""
+    from .targets import REGISTRY as TARGETS
+
+    with open_rows(path, **keys) as source:
+        what = plan(request, source)
+        method = build(what, source, dry=True)
+        stages = method.stages()
+        n, chain = len(source), Chain(source.d).then(*method.layers())
+    shape = Shape("product", what.M, what.nbits, chain.d_out)
+    weights = sum(a.size for _, arrays in chain.layers for a in arrays.values()) + shape.K * shape.d
+    lines = [
+        f"rows: {n:,} of d={source.d} ({size(4 * n * source.d)} as float32)",
+        f"classes: {source.labels.C if source.labels else 0}",
+        f"codes: {shape.M} x {shape.nbits} bits, {shape.code_size} bytes a vector, z of d={shape.d}",
+        f"model: about {size(4 * weights)}",
+        *(f"stage {s.name}: {s.epochs} epochs, {s.epochs * s.steps_per_epoch:,} steps" for s in stages),
+        f"device: {what.device}",
+    ]
+    for name in TARGETS:
+        lines.append(verdict(name, shape))
+    return "\n".join(lines)
+
+
+def verdict(name: str, shape: Shape) -> str:
+    """A line about target `name` for codes of this shape: bytes for a million rows, CPU and GPU."""
+    try:
+        from .targets import target
+        from .targets.base import TargetInfo
+
+        module = target(name)
+    except ModuleNotFoundError as error:
+        if error.name != "faiss":
+            raise
+        return f'target {name}: unknown without FAISS: pip install "scqfaiss[cpu]"'
+    info: TargetInfo = module.INFO
+    answers = []
+    for device in ("cpu", "cuda"):
+        reason = module.supports(shape, device)
+        answers.append(f"{'GPU' if device == 'cuda' else 'CPU'} {'yes' if reason is None else f'no ({reason})'}")
+    return f"target {info.name}: {size(module.nbytes(shape, 1_000_000))} a million rows, {', '.join(answers)}"
