@@ -75,6 +75,8 @@ def __getattr__(name: str) -> Any:
         if error.name not in _EXTRA:
             raise
         extra = _EXTRA[error.name]
-        raise ConfigError(f'{name} needs {error.name}, which is not installed: pip install "scqfaiss[{extra}]"') from None
+        raise ConfigError(
+            f'{name} needs {error.name}, which is not installed: pip install "scqfaiss[{extra}]"'
+        ) from None
     globals()[name] = found
     return found

@@ -6,9 +6,10 @@ product quantization", CVPR 2013. Factory equivalents: PQ{M}x{nbits}np and OPQ{M
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Iterator
+from typing import Any
 
 import faiss
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from .codebooks import Codebooks
 from .contract import Layers, Stage, Task, check_product_shape, setting
 from .errors import ConfigError, warn
+
 
 @dataclass(frozen=True)
 class Config:
@@ -48,6 +50,10 @@ class PQ:
     @staticmethod
     def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
         return M, nbits
+
+    @staticmethod
+    def members(config: Config, encoder: str) -> int:
+        return 1
 
     @classmethod
     def check(cls, config: Config, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Callable, ClassVar, Iterator, Mapping, Protocol, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +120,10 @@ class Method(Protocol):
     @staticmethod
     def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
         """(M, nbits) of the codes for C classes, where M and nbits were asked for."""
+
+    @staticmethod
+    def members(config: Any, encoder: str) -> int:
+        """How many members the encoder is built with."""
 
     @classmethod
     def check(cls, config: Any, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Iterable
 
 
 class ScqError(Exception):
@@ -70,7 +70,7 @@ def shown(name: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """"; did you mean 'x'?" for the known word nearest to `word`, or ""."""
+    """ "; did you mean 'x'?" for the known word nearest to `word`, or ""."""
     near = get_close_matches(word, list(known), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 

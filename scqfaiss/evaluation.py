@@ -8,8 +8,9 @@ efficiently in the presence of tied scores", ECIR 2008. The cost follows the dis
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Mapping
+from typing import Any, BinaryIO
 
 import faiss
 import numpy as np
@@ -76,10 +77,10 @@ def write(slot: Slot, index: Any, card: Mapping[str, Any], nbytes: int = 0) -> N
     slot.write(fill, check, nbytes)
 
 
-def export_source(
-    model: Model, source: Source, slot: Slot, *, target: str = "ivfpq", progress: Progress = silent
-) -> str:
-    """Encode the rows of a source and write the gallery; returns what to tell the user."""
+def encode_for(
+    model: Model, source: Source, slot: Slot, target: str, progress: Progress
+) -> tuple[Any, dict[str, Any], int]:
+    """(index, card, expected bytes) for the rows of a source; the checks that need no rows come first."""
     container = check_target(model, target)
     if len(source) == 0:
         raise DataError(f"{source.name} holds 0 rows, a gallery needs at least 1")
@@ -87,19 +88,18 @@ def export_source(
         raise ConfigError(f"{source.name}: rows have d={source.d}, the model needs d={model.d_in}")
     nbytes = container.nbytes(model.codebooks.shape, len(source))
     slot.check_space(nbytes)
-    codes = encode_source(model, source, progress)
-    index, card = build(model, codes, source.ids, target)
-    card |= {"skipped_rows": source.dropped}
-    write(slot, index, card, nbytes)
-    card_encoder = {"none": "no encoder needed", "folded": "encoder inside", "model": "queries need the model"}
-    return (
-        f"{slot.name}: {len(source):,} vectors, {model.codebooks.bits} bits each, target {target}, "
-        f"{size(slot.path.stat().st_size)}, {card_encoder[card['encoder']]}"
-    )
+    index, card = build(model, encode_source(model, source, progress), source.ids, target)
+    return index, card | {"skipped_rows": source.dropped}, nbytes
 
 
 def export(
-    model: Model | PathLike, xb: Any, *, path: PathLike, ids: Any = None, target: str = "ivfpq", progress: Progress = silent
+    model: Model | PathLike,
+    xb: Any,
+    *,
+    path: PathLike,
+    ids: Any = None,
+    target: str = "ivfpq",
+    progress: Progress = silent,
 ) -> None:
     """Encode xb (n, d_in) and write a gallery. ids (n,) int64, default 0..n-1.
 
@@ -109,7 +109,7 @@ def export(
     if not isinstance(model, Model):
         model = Model.load(model)
     with reserve(path, suffix=SUFFIX, what="exported") as slot:
-        export_source(model, ArraySource(xb, ids=ids, name="xb"), slot, target=target, progress=progress)
+        write(slot, *encode_for(model, ArraySource(xb, ids=ids, name="xb"), slot, target, progress))
 
 
 def export_file(
@@ -125,7 +125,14 @@ def export_file(
     with reserve(out, inputs=[model_path, rows_path], suffix=SUFFIX, what="exported") as slot:
         model = Model.load(model_path)
         with open_rows(rows_path, **keys) as source:
-            return export_source(model, source, slot, target=target, progress=progress)
+            index, card, nbytes = encode_for(model, source, slot, target, progress)
+        # Closing says whether the rows were changed while they were read: only then is anything written.
+        write(slot, index, card, nbytes)
+        encoder = {"none": "no encoder needed", "folded": "encoder inside", "model": "queries need the model"}
+        return (
+            f"{slot.name}: {card['n']:,} vectors, {card['bits']} bits each, target {target}, "
+            f"{size(slot.path.stat().st_size)}, {encoder[card['encoder']]}"
+        )
 
 
 def export_plan(model_path: PathLike, rows_path: PathLike, *, target: str, keys: Mapping[str, Any]) -> str:

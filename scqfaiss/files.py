@@ -19,9 +19,10 @@ import os
 import shutil
 import stat
 import struct
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterator, Sequence
+from typing import Any, BinaryIO
 
 from .errors import ConfigError, IndexFileError, ScqError, WriteError, shown, size, warn
 
@@ -48,7 +49,9 @@ class Slot:
         if nbytes * 1.05 > free:
             raise WriteError(f"{self.name}: needs {size(nbytes * 1.05)}, {size(free)} free")
 
-    def write(self, fill: Callable[[BinaryIO], None], check: Callable[[Path], None] | None = None, nbytes: int = 0) -> None:
+    def write(
+        self, fill: Callable[[BinaryIO], None], check: Callable[[Path], None] | None = None, nbytes: int = 0
+    ) -> None:
         """fill(f) writes the content; check(path) reads the finished temporary file back and raises if it is wrong.
 
         nbytes: the expected size, tested against the free space first. On any exception, KeyboardInterrupt included,
@@ -81,7 +84,9 @@ class Slot:
 
 
 @contextmanager
-def reserve(path: PathLike, *, inputs: Sequence[PathLike] = (), suffix: str | None = None, what: str = "") -> Iterator[Slot]:
+def reserve(
+    path: PathLike, *, inputs: Sequence[PathLike] = (), suffix: str | None = None, what: str = ""
+) -> Iterator[Slot]:
     """Check that `path` can be written, lock it, and yield the Slot to write it with; all before any slow work.
 
     inputs: files that the command reads, none of which may be the target. suffix: the ending the name must have.
@@ -124,7 +129,9 @@ def _locked(real: Path, name: str, what: str) -> Iterator[None]:
         try:
             fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise WriteError(f"{name}: cannot write in folder {shown(real.parent)} ({os.strerror(error.errno or 0)})") from error
+            raise WriteError(
+                f"{name}: cannot write in folder {shown(real.parent)} ({os.strerror(error.errno or 0)})"
+            ) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

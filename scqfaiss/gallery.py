@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator, Mapping
+from typing import Any, BinaryIO
 
 import faiss
 import numpy as np
@@ -39,7 +40,9 @@ _FAISS_CLASS = {"IndexIVFPQ": "ivfpq", "IndexPQ": "pq", "IndexIDMap2": "pq"}
 def _read_limits(size: int) -> Iterator[None]:
     if not hasattr(faiss, "set_deserialization_vector_byte_limit"):
         need = ".".join(map(str, MIN_FAISS))
-        raise ConfigError(f'FAISS {faiss.__version__} is too old, needs {need} or newer: pip install -U "scqfaiss[cpu]"')
+        raise ConfigError(
+            f'FAISS {faiss.__version__} is too old, needs {need} or newer: pip install -U "scqfaiss[cpu]"'
+        )
     with _limits_lock:
         before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
         faiss.set_deserialization_vector_byte_limit(max(size, BYTE_LIMIT_FLOOR))
@@ -98,7 +101,9 @@ def read_gallery(path: PathLike, *, verify: bool = True) -> Stored:
         if stream is not None and used != stream:
             raise IndexFileError(f"{name}: the index ends after {used:,} bytes, the card says {stream:,}")
         if stream is None and used != os.fstat(f.fileno()).st_size:
-            raise IndexFileError(f"{name}: bytes follow the index without a valid footer; export again or restore a copy")
+            raise IndexFileError(
+                f"{name}: bytes follow the index without a valid footer; export again or restore a copy"
+            )
     try:
         walk(index)
     except IndexFileError as error:
@@ -187,11 +192,15 @@ class Gallery:
         core = inner(self.index)
         name = _FAISS_CLASS.get(type(core).__name__)
         if name is None:
-            raise ConfigError(f"{self.name}: {type(core).__name__} holds no codes of ours; needs one of {', '.join(TARGETS)}")
+            raise ConfigError(
+                f"{self.name}: {type(core).__name__} holds no codes of ours; needs one of {', '.join(TARGETS)}"
+            )
         return target_module(name).unpack(core)
 
 
-def open_gallery(path: PathLike, *, model: Model | PathLike | None = None, device: str = "cpu", verify: bool = True) -> Gallery:
+def open_gallery(
+    path: PathLike, *, model: Model | PathLike | None = None, device: str = "cpu", verify: bool = True
+) -> Gallery:
     """Open a gallery for searching.
 
     model: the model its codes came from; needed where the encoder is not folded into the file, and refused when it is
@@ -219,7 +228,9 @@ def require_model(gallery: Gallery) -> None:
         raise ConfigError(f"{gallery.name}: queries need the model its codes came from ({made_by}); give --model")
 
 
-def search_source(gallery: Gallery, queries: Source, k: int, progress: Progress = silent) -> tuple[NDArray[np.float32], Ints]:
+def search_source(
+    gallery: Gallery, queries: Source, k: int, progress: Progress = silent
+) -> tuple[NDArray[np.float32], Ints]:
     """Search with all rows of a source, in blocks -> D (nq, k), I (nq, k)."""
     require_model(gallery)
     if queries.d != gallery.d:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from .errors import CheckpointError, ConfigError, ScqError, shown
 from .files import PathLike, reserve
 
 SUFFIX = ".safetensors"
+ASSIGN_ROWS = 4096  # distances to a book of 256 codewords then take 4 MB, which stays in the cache
 
 
 class Model:
@@ -51,8 +53,8 @@ class Model:
         """x (n, d_in) float32 -> codes (n, M) uint8, or uint16 above 8 bits a book. Labels play no part."""
         z = self.embed(x, name)
         codes = np.empty((len(z), self.codebooks.M), self.codebooks.code_dtype)
-        for i in range(0, len(z), chains.BLOCK_ROWS):
-            codes[i : i + chains.BLOCK_ROWS] = self.codebooks.assign(z[i : i + chains.BLOCK_ROWS], self.config["rule"])
+        for i in range(0, len(z), ASSIGN_ROWS):
+            codes[i : i + ASSIGN_ROWS] = self.codebooks.assign(z[i : i + ASSIGN_ROWS], self.config["rule"])
         return codes
 
     # ------------------------------------------------------------------------------------------------------------ file

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +94,9 @@ def plan(request: Request, source: Source) -> Plan:
         if value is not None and value < low:
             raise ConfigError(f"{what} is {value}, needs {low} or more")
     if "labels" in method.needs and source.labels is None:
-        raise DataError(f"{source.name} has no labels, which method {request.method} needs; name them with --labels-key")
+        raise DataError(
+            f"{source.name} has no labels, which method {request.method} needs; name them with --labels-key"
+        )
     if "labels" not in method.needs and source.labels is not None:
         warn(f"method {request.method} does not use labels: they are ignored")
     labels = source.labels if "labels" in method.needs else None
@@ -217,7 +220,10 @@ class SourceRows:
 
         rest_x, rest_index = torch.zeros(0, self.d), torch.zeros(0, dtype=torch.int64)
         for pool_x, pool_index in read_ahead(pools()):
-            x, index = torch.cat([rest_x, torch.from_numpy(pool_x)]), torch.cat([rest_index, torch.from_numpy(pool_index)])
+            x, index = (
+                torch.cat([rest_x, torch.from_numpy(pool_x)]),
+                torch.cat([rest_index, torch.from_numpy(pool_index)]),
+            )
             order = torch.randperm(len(x), generator=generator)
             whole = len(order) // size * size
             for part in order[:whole].split(size) if whole else ():
@@ -267,7 +273,9 @@ def build(
         labels = source.labels if kept is None else source.labels.take(kept)
     if codebook_source is not None:
         if codebook_source.d != source.d:
-            raise ConfigError(f"{codebook_source.name}: rows have d={codebook_source.d}, {source.name} has d={source.d}")
+            raise ConfigError(
+                f"{codebook_source.name}: rows have d={codebook_source.d}, {source.name} has d={source.d}"
+            )
         if len(codebook_source) == 0:
             raise DataError(f"{codebook_source.name} holds 0 rows, codebooks need at least 1")
     rows = SourceRows(source, what.device, 0 if dry else memory, kept)
@@ -276,7 +284,8 @@ def build(
     if what.encoder is not None:
         d = source.d
         stats = Stats(1, np.zeros(d), np.ones(d), np.zeros(d), np.ones(d), 0.0) if dry else statistics(rows)
-        encoder = what.encoder(what.encoder_config, stats).to(what.device)
+        members = what.method.members(what.config, request.encoder)
+        encoder = what.encoder(what.encoder_config, stats, members).to(what.device)
     task = Task(
         rows=rows,
         labels=labels,
@@ -350,7 +359,9 @@ def _diverged(stage: Stage, step: int, terms: Mapping[str, Tensor], optimizer: A
     name, term = next(((n, t) for n, t in terms.items() if not torch.isfinite(t)), next(iter(terms.items())))
     what = "NaN" if torch.isnan(term) else "infinite"
     rate = optimizer.param_groups[0]["lr"]
-    return ConfigError(f"loss is {what} at step {step:,} (stage {stage.name}, term {name}, lr {rate:g}); lower the rate")
+    return ConfigError(
+        f"loss is {what} at step {step:,} (stage {stage.name}, term {name}, lr {rate:g}); lower the rate"
+    )
 
 
 def fit(

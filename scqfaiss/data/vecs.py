@@ -11,6 +11,7 @@ import io
 import math
 import os
 import warnings
+from tokenize import TokenError
 from types import SimpleNamespace
 from typing import Any
 
@@ -109,11 +110,13 @@ def _npy_header(file: OpenFile) -> tuple[tuple[int, ...], bool, np.dtype[Any], i
     head = io.BytesIO(start)
     try:
         version = np.lib.format.read_magic(head)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(version)
         with warnings.catch_warnings():  # the literals of a damaged header make Python warn about their syntax
             warnings.simplefilter("ignore")
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, columns_first, dtype = read(head)
-    except (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError) as error:
+    except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
         raise DataError(f"{file.name}: its header is damaged or of a version other than 1.0 and 2.0") from error
     if any(n < 0 for n in shape):
         raise DataError(f"{file.name}: its header is damaged, shape {shape}")

@@ -25,19 +25,21 @@ class Stats:
 
 
 class Encoder(nn.Module):
-    """x (b, d_in) float32 -> g (b, width) float32.
+    """x (b, d_in) float32 -> g (E, b, width) float32, E members that see the same rows and share nothing else.
 
     A subclass is built from its frozen Config and the Stats of the training rows, so that standardising is part of it.
+    Members other than 1 are for encoders that train.
     """
 
     Config: ClassVar[type[Any]]
     trainable: ClassVar[bool] = True  # False: the rows are the embedding already, no head is put on top
+    many_members: ClassVar[bool] = False  # whether E > 1 makes members that differ
     d_in: int
     width: int
 
-    def __init__(self, config: Any, stats: Stats) -> None:
+    def __init__(self, config: Any, stats: Stats, members: int = 1) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.members = config, members
         self.d_in = len(stats.mean)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,17 +50,12 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
 
-def standardising(mean: NDArray[np.float64], sd: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(scale, shift), float32 (d,): x * scale + shift has mean 0 and standard deviation 1; constant columns become 0."""
-    # A column whose spread is rounding noise beside its mean carries nothing, and dividing by it would blow noise up.
-    still = sd <= 1e-6 * np.maximum(np.abs(mean), 1e-30)
-    scale = np.where(still, 0.0, 1.0 / np.where(still, 1.0, sd))
+def standardising(
+    mean: NDArray[np.float64], sd: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(scale, shift), float32 (d,): x * scale + shift has mean 0 and standard deviation 1 (less in nearly constant columns)."""
+    # Dividing by a spread that is rounding noise beside the others' would blow the noise up.
+    floor = max(1e-3 * float(sd.max(initial=0)), 1e-30)
+    still = sd <= 1e-6 * np.abs(mean)
+    scale = np.where(still, 0.0, 1.0 / np.maximum(sd, floor))
     return scale.astype(np.float32), (-mean * scale).astype(np.float32)
-
-
-def as_linear(layer: nn.Linear) -> tuple[str, Arrays]:
-    """A torch linear layer as a layer of a Chain."""
-    arrays = {"A": layer.weight.detach().cpu().numpy().copy()}
-    if layer.bias is not None:
-        arrays["b"] = layer.bias.detach().cpu().numpy().copy()
-    return "linear", arrays

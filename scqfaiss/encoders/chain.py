@@ -6,8 +6,9 @@ before the search.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,9 @@ from ..errors import CheckpointError
 Arrays = Mapping[str, NDArray[np.float32]]
 Floats = NDArray[np.float32]
 
-# Rows that go through all layers together: 1,024-wide activations of this many rows stay in a core's cache.
-BLOCK_ROWS = 1024
+# Activations that go through all layers together: few enough to stay in a core's cache, enough for full matrix products.
+BLOCK_ELEMENTS = 1 << 20
+BLOCK_ROWS = (64, 4096)  # least and most rows of such a block
 
 
 def _linear(x: Floats, a: Arrays) -> Floats:
@@ -26,6 +28,18 @@ def _linear(x: Floats, a: Arrays) -> Floats:
     if "b" in a:
         y += a["b"]
     return y
+
+
+def _heads(x: Floats, a: Arrays) -> Floats:
+    E, out, width = a["A"].shape
+    y = np.matmul(x.reshape(len(x), E, width).transpose(1, 0, 2), a["A"].transpose(0, 2, 1))  # e n out
+    y += a["b"][:, None]
+    return np.asarray(y.reshape(E * len(x), out))
+
+
+def _average(x: Floats, a: Arrays) -> Floats:
+    E = len(a["weights"])
+    return np.asarray(np.einsum("e,enc->nc", a["weights"], x.reshape(E, len(x) // E, x.shape[1])))
 
 
 def _relu(x: Floats, a: Arrays) -> Floats:
@@ -69,6 +83,10 @@ LAYERS: dict[str, tuple[Callable[[Floats, Arrays], Floats], tuple[str, ...], boo
     "relu": (_relu, (), False),
     "tanh": (_tanh, (), False),
     "softmax": (_softmax, (), False),
+    # E heads side by side: (n, E w) -> (E n, d_out), each head by its own A (E, d_out, w) and b (E, d_out) ...
+    "heads": (_heads, ("A", "b"), False),
+    # ... and their weighted mean, (E n, c) -> (n, c).
+    "average": (_average, ("weights",), False),
     "sigmoid": (_sigmoid, (), False),
 }
 _IN_PLACE = {"relu", "tanh"}
@@ -82,12 +100,13 @@ class Chain:
     layers: Sequence[tuple[str, Arrays]] = ()
 
     def __post_init__(self) -> None:
-        d = self.d_in
+        d, E = self.d_in, 1
         for i, (op, arrays) in enumerate(self.layers):
             what = f"encoder layer {i} ({op})"
             if op not in LAYERS:
                 raise CheckpointError(f"{what} is unknown, this version runs {', '.join(LAYERS)}")
-            if set(arrays) - set(LAYERS[op][1]) or (op in ("linear", "center") and not arrays):
+            needed = set(LAYERS[op][1]) - ({"b"} if op == "linear" else set())
+            if not needed <= set(arrays) <= set(LAYERS[op][1]):
                 raise CheckpointError(f"{what} holds {', '.join(arrays) or 'no arrays'}")
             for name, a in arrays.items():
                 if a.dtype != np.float32 or not np.isfinite(a).all():
@@ -97,12 +116,29 @@ class Chain:
                 if A.ndim != 2 or A.shape[1] != d or (b is not None and b.shape != A.shape[:1]):
                     raise CheckpointError(f"{what} is {A.shape}, needs {d} columns and a bias of its rows")
                 d = A.shape[0]
+            elif op == "heads":
+                A, b = arrays["A"], arrays["b"]
+                if E != 1 or A.ndim != 3 or A.shape[0] * A.shape[2] != d or b.shape != A.shape[:2]:
+                    raise CheckpointError(f"{what} is {A.shape}, needs heads that share {d} inputs evenly")
+                E, d = A.shape[:2]
+            elif op == "average":
+                if arrays["weights"].shape != (E,):
+                    raise CheckpointError(f"{what} is {arrays['weights'].shape}, needs ({E},)")
+                E = 1
             elif op == "center" and arrays["mean"].shape != (d,):
                 raise CheckpointError(f"{what} is {arrays['mean'].shape}, needs ({d},)")
+        if E != 1:
+            raise CheckpointError(f"the encoder ends in {E} heads, needs their average")
 
     @property
     def d_out(self) -> int:
-        return next((a["A"].shape[0] for op, a in reversed(self.layers) if op == "linear"), self.d_in)
+        return next((a["A"].shape[-2] for op, a in reversed(self.layers) if op in ("linear", "heads")), self.d_in)
+
+    @property
+    def block_rows(self) -> int:
+        """Rows that go through all layers together."""
+        widest = max([self.d_in, *(a["A"].shape[0] for op, a in self.layers if op == "linear")])
+        return min(max(BLOCK_ELEMENTS // widest, BLOCK_ROWS[0]), BLOCK_ROWS[1])
 
     @property
     def foldable(self) -> bool:
@@ -110,17 +146,17 @@ class Chain:
         return all(LAYERS[op][2] for op, _ in self.layers)
 
     def __call__(self, x: Floats) -> Floats:
-        """x (n, d_in) float32 -> z (n, d_out) float32. Each row's result does not depend on the other rows."""
+        """x (n, d_in) float32 -> z (n, d_out) float32. Other rows change a row's result by rounding at most."""
         if not self.layers:
             return x
-        out = np.empty((len(x), self.d_out), np.float32)
-        for i in range(0, len(x), BLOCK_ROWS):
-            y = x[i : i + BLOCK_ROWS]
+        out, step = np.empty((len(x), self.d_out), np.float32), self.block_rows
+        for i in range(0, len(x), step):
+            y = x[i : i + step]
             for n, (op, arrays) in enumerate(self.layers):
                 if n == 0 and op in _IN_PLACE:
                     y = y.copy()  # the caller's rows stay as they are
                 y = LAYERS[op][0](y, arrays)
-            out[i : i + BLOCK_ROWS] = y
+            out[i : i + step] = y
         return out
 
     def then(self, *layers: tuple[str, Arrays]) -> Chain:

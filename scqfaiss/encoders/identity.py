@@ -19,12 +19,12 @@ class Identity(Encoder):
     Config = Config
     trainable = False
 
-    def __init__(self, config: Config, stats: Stats) -> None:
-        super().__init__(config, stats)
+    def __init__(self, config: Config, stats: Stats, members: int = 1) -> None:
+        super().__init__(config, stats, members)
         self.width = self.d_in
 
     def forward(self, x: Tensor) -> Tensor:
-        return x
+        return x[None]
 
     def layers(self) -> list[tuple[str, Arrays]]:
         return []

@@ -22,8 +22,8 @@ class Linear(Encoder):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, config: Config, stats: Stats) -> None:
-        super().__init__(config, stats)
+    def __init__(self, config: Config, stats: Stats, members: int = 1) -> None:
+        super().__init__(config, stats, members)
         self.width = self.d_in
         scale, shift = standardising(stats.mean, stats.sd)
         self.register_buffer("scale", torch.from_numpy(scale))
@@ -31,7 +31,7 @@ class Linear(Encoder):
         self.drop = nn.Dropout(config.input_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.drop(torch.addcmul(self.shift, x, self.scale))
+        out: Tensor = self.drop(torch.addcmul(self.shift, x, self.scale))[None]
         return out
 
     def layers(self) -> list[tuple[str, Arrays]]:

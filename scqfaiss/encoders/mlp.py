@@ -1,7 +1,10 @@
 """One hidden layer on power-normalised, standardised rows: the default for stored features.
 
 The square root evens out the heavy tail of non-negative features (pooled activations, histograms); see Perronnin, Sanchez,
-Mensink, "Improving the Fisher kernel", ECCV 2010, section 3.2.
+Mensink, "Improving the Fisher kernel", ECCV 2010, section 3.2. Several members trained side by side and averaged by the
+method's head (a deep ensemble: Lakshminarayanan, Pritzel, Blundell, NeurIPS 2017) cost one batched product a layer.
+
+b row   e member (E)   i input (d_in)   h hidden unit
 """
 
 from __future__ import annotations
@@ -12,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .base import Encoder, Stats, as_linear, standardising
+from .base import Encoder, Stats, standardising
 from .chain import Arrays
 
 
 @dataclass(frozen=True)
 class Config:
-    hidden: int = field(default=1024, metadata={"range": (1, 1 << 16)})  # units of the hidden layer
+    hidden: int = field(default=1024, metadata={"range": (1, 1 << 16)})  # units of the hidden layer, per member
     # Signed square root of the input; auto: where no training value is negative.
     power: str = field(default="auto", metadata={"choices": ("auto", "on", "off")})
     input_dropout: float = field(default=0.2, metadata={"range": (0, 0.95)})
@@ -27,32 +30,37 @@ class Config:
 
 class MLP(Encoder):
     Config = Config
+    many_members = True
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, config: Config, stats: Stats) -> None:
-        super().__init__(config, stats)
+    def __init__(self, config: Config, stats: Stats, members: int = 1) -> None:
+        super().__init__(config, stats, members)
         self.width = config.hidden
         self.power = config.power == "on" or (config.power == "auto" and stats.minimum >= 0)
         mean, sd = (stats.power_mean, stats.power_sd) if self.power else (stats.mean, stats.sd)
         scale, shift = standardising(mean, sd)
         self.register_buffer("scale", torch.from_numpy(scale))
         self.register_buffer("shift", torch.from_numpy(shift))
+        bound = self.d_in**-0.5
+        self.weight = nn.Parameter(torch.empty(members, self.d_in, config.hidden).uniform_(-bound, bound))  # e i h
+        self.bias = nn.Parameter(torch.empty(members, 1, config.hidden).uniform_(-bound, bound))
         self.drop_in = nn.Dropout(config.input_dropout)
-        self.hidden = nn.Linear(self.d_in, config.hidden)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.power:
-            x = x.abs().sqrt() * x.sign()
+            x = x.abs().sqrt().copysign(x)
         x = torch.addcmul(self.shift, x, self.scale)
-        out: Tensor = self.drop(self.hidden(self.drop_in(x)).relu())
+        x = self.drop_in(x.expand(self.members, -1, -1))  # a mask for every member
+        out: Tensor = self.drop(torch.baddbmm(self.bias, x, self.weight).relu_())  # e b h
         return out
 
     def layers(self) -> list[tuple[str, Arrays]]:
-        scale, shift = self.scale.cpu().numpy(), self.shift.cpu().numpy()
-        op, arrays = as_linear(self.hidden)
-        A, b = arrays["A"].astype(np.float64), arrays["b"].astype(np.float64)
+        scale, shift = (t.cpu().numpy().astype(np.float64) for t in (self.scale, self.shift))
+        A = self.weight.detach().cpu().numpy().astype(np.float64).transpose(0, 2, 1).reshape(-1, self.d_in)  # (e h) i
+        b = self.bias.detach().cpu().numpy().reshape(-1) + A @ shift
         # Standardising folded in: the same map, one pass over the rows less.
-        folded: Arrays = {"A": (A * scale).astype(np.float32), "b": (b + A @ shift).astype(np.float32)}
-        return [*([("power", {})] if self.power else []), (op, folded), ("relu", {})]  # type: ignore[list-item]
+        wide: Arrays = {"A": (A * scale).astype(np.float32), "b": b.astype(np.float32)}
+        layers: list[tuple[str, Arrays]] = [("linear", wide), ("relu", {})]
+        return [("power", {}), *layers] if self.power else layers

@@ -10,8 +10,9 @@ b row   c class (C)   d dimension of z   w width of the encoder's output g
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,38 +24,48 @@ from ..contract import Layers, Stage, Task, setting
 from ..errors import ConfigError, DataError, warn
 from . import centers as sca
 
-KAPPA_FLOOR = 5.0
 MIN_HELD_OUT = 50  # rows; a temperature fitted on fewer follows chance
+MIN_STEPS = 400  # of the feature stage: few rows make short epochs, and a head needs its steps
+EPSILON = 0.03  # what kappa leaves to the wrong classes at best
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of centers and features; methods with this head inherit them."""
 
-    similarity: str = "auto"  # identity, cooccurrence, means or a .npy file (C, C); auto: by one label a row or many
+    # identity, cooccurrence, means or a .npy file (C, C); auto: identity.
+    similarity: str = "auto"
     class_vectors: str = ""  # a .npy file (C, e) of class embeddings, instead of a similarity
     target: str = setting("plain", choices=("plain", "simplex"))  # cosines asked of centers: 2S - 1, S - (1-S)/(C-1)
     d: int = setting(0, low=0, high=1 << 16)  # dimension of z; 0: the smallest that M divides and the classes fit into
     cfa: str = setting("auto", choices=("auto", "calibrated", "cosine", "released", "none"))
+    members: int = setting(0, low=0, high=64)  # classifiers whose posteriors are averaged; 0: 4 where that can be done
     multi: str = setting("softmax", choices=("softmax", "sigmoid"))  # many labels a row: what the posterior models
     unlabeled: str = setting("error", choices=("error", "drop"))  # training rows without any label
     kappa: float = setting(0.0, low=0)  # inverse temperature of the classifier; 0: from the number of classes
-    holdout: float = setting(0.1, low=0, high=0.5)  # share of rows the temperature is fitted on; 0: kappa as trained
-    cfa_epochs: int = setting(20, low=0)
-    cfa_batch: int = setting(128, low=1)
-    cfa_lr: float = setting(2e-3, low=0)
+    sharpen: float = setting(1.1, low=0.1, high=10)  # kappa after training, as a multiple; measured, see docs
+    holdout: float = setting(0.0, low=0, high=0.5)  # share of rows to fit kappa on instead, which then do not train
+    cfa_epochs: int = setting(20, low=0)  # at least 400 steps, unless epochs are set
+    cfa_batch: int = setting(0, low=0)  # 0: an eighth of the rows, within 32 and 256
+    cfa_lr: float = setting(4e-3, low=0)
     cfa_decay: float = setting(0.3, low=0)
     warmup: float = setting(0.1, low=0.01, high=0.9)  # share of the steps in which the learning rate rises
 
 
-def default_kappa(C: int) -> float:
-    """Inverse temperature that lets p reach 0.98 for the right class: ((C-1)/C) ln((C-1) 0.98 / 0.02), at least 5."""
-    return max(KAPPA_FLOOR, (C - 1) / C * math.log(max(C - 1, 1) * 49))
+def default_kappa(C: int, epsilon: float = EPSILON) -> float:
+    """Inverse temperature that lets p reach 1 - epsilon for the right class: ((C-1)/C) ln((C-1) (1-epsilon)/epsilon)."""
+    return (C - 1) / C * math.log((C - 1) * (1 - epsilon) / epsilon)
 
 
 def kind_of_cfa(config: Config, encoder: str) -> str:
     """'auto' resolved: rows that are an embedding already get no head."""
     return config.cfa if config.cfa != "auto" else "none" if encoder == "identity" else "calibrated"
+
+
+def members(config: Config, encoder: str) -> int:
+    """How many classifiers train side by side."""
+    can = encoder == "mlp" and kind_of_cfa(config, encoder) == "calibrated"
+    return (config.members or 4) if can else 1
 
 
 def smallest_d(config: Config, d_in: int, C: int, M: int, encoder: str) -> int:
@@ -66,8 +77,7 @@ def smallest_d(config: Config, d_in: int, C: int, M: int, encoder: str) -> int:
         return d_in
     if config.d:
         return config.d
-    least = 360 if kind == "released" else C if config.multi == "sigmoid" else C - 1
-    return max(M, -(-least // M) * M)
+    return -(-(360 if kind == "released" else C) // M) * M
 
 
 def check(config: Config, d_in: int, C: int, M: int, encoder: str) -> None:
@@ -75,6 +85,8 @@ def check(config: Config, d_in: int, C: int, M: int, encoder: str) -> None:
     kind = kind_of_cfa(config, encoder)
     if encoder == "identity" and kind != "none":
         raise ConfigError(f"cfa={kind} needs an encoder that trains; choose --encoder linear or mlp, or cfa=none")
+    if config.members > 1 and members(config, encoder) == 1:
+        raise ConfigError(f"members={config.members} needs --encoder mlp and cfa=calibrated, got {encoder} and {kind}")
     d = smallest_d(config, d_in, C, M, encoder)
     if config.multi == "sigmoid" and kind == "calibrated" and d < C:
         raise ConfigError(f"multi=sigmoid needs d of at least C={C}, got d={d}")
@@ -120,20 +132,21 @@ def held_out(labels: Labels, share: float, seed: int) -> Ints:
 
 
 def fit_kappa(cosines: Tensor, targets: Tensor, kappa: float) -> tuple[float, float, float]:
-    """Inverse temperature that minimises the NLL of softmax(kappa cos), by golden section on log kappa.
+    """Inverse temperature that minimises the NLL of the mean over e of softmax(kappa cos), by golden section on log kappa.
 
-    cosines, targets (h, C), targets summing to 1. -> (kappa, NLL before, NLL after); never worse than it was.
+    cosines (E, h, C); targets (h, C), summing to 1. -> (kappa, NLL before, NLL after); never worse than it was.
     Source: Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks", ICML 2017.
     """
 
     def nll(log_kappa: float) -> float:
-        return float(-(targets * (math.exp(log_kappa) * cosines).log_softmax(1)).sum(1).mean())
+        log_p = (math.exp(log_kappa) * cosines).log_softmax(2).logsumexp(0) - math.log(len(cosines))
+        return float(-(targets * log_p).sum(1).mean())
 
     low, high = math.log(kappa) - 3, math.log(kappa) + 3
     golden = (math.sqrt(5) - 1) / 2
     a, b = high - golden * (high - low), low + golden * (high - low)
     fa, fb = nll(a), nll(b)
-    while high - low > 1e-4:  # NLL is convex in kappa, hence has one minimum in log kappa
+    while high - low > 1e-4:  # for one member NLL is convex in kappa, hence has one minimum in log kappa
         if fa < fb:
             high, b, fb = b, a, fa
             a = high - golden * (high - low)
@@ -147,7 +160,10 @@ def fit_kappa(cosines: Tensor, targets: Tensor, kappa: float) -> tuple[float, fl
 
 
 class Features(nn.Module):
-    """Encoder, head and centers: x -> z (b, d), and the posterior p (b, C) where there is one."""
+    """Encoder, head and centers: x -> z (b, d), and the posterior p (b, C) where there is one.
+
+    e member (E)   b row   c class (C)   w width of the encoder's output
+    """
 
     centers: Tensor
 
@@ -157,28 +173,29 @@ class Features(nn.Module):
         self.config, self.task, self.labels, self.d = config, task, labels, d
         self.encoder: Any = task.encoder
         self.kind = kind_of_cfa(config, task.encoder_name)
+        self.members = members(config, task.encoder_name)
         self.sigmoid = config.multi == "sigmoid" and labels.many and self.kind == "calibrated"
         C = labels.C
-        means = None
-        if config.similarity == "means":
-            means = sca.class_means(task.rows, labels)
         if self.sigmoid:  # orthonormal directions, so that <z_q, z_x> counts shared labels
-            basis, _ = np.linalg.qr(np.random.default_rng(task.seed).standard_normal((d, C)))
-            self.sca = sca.Centers(basis.T.astype(np.float32), "orthonormal", 0.0, 0.0)
+            axes = np.eye(d)[np.linspace(0, d - 1, C).round().astype(int)]
+            self.sca = sca.Centers(axes.astype(np.float32), "orthonormal", 0.0, 0.0)
         else:
-            self.sca = sca.class_centers(
-                config.similarity, config.class_vectors, config.target, labels, d, task.seed, means
-            )
+            means = sca.class_means(task.rows, labels) if config.similarity == "means" else None
+            S, source = sca.similarity_matrix(config.similarity, config.class_vectors, labels, means)
+            self.sca = sca.class_centers(S, source, config.target, d, task.M, task.seed)
         self.register_buffer("centers", torch.from_numpy(np.ascontiguousarray(self.sca.centers)))
         self.kappa = config.kappa or default_kappa(C)
-        self.bias = nn.Parameter(torch.zeros(C)) if self.sigmoid else None
         if self.kind != "none":
-            self.project = nn.Linear(self.encoder.width, d)
+            bound = self.encoder.width**-0.5
+            self.project = nn.Parameter(torch.empty(self.members, self.encoder.width, d).uniform_(-bound, bound))
+            self.shift = nn.Parameter(torch.empty(self.members, 1, d).uniform_(-bound, bound))
+        if self.sigmoid:
+            self.bias = nn.Parameter(torch.zeros(C))
         if self.kind == "released":
             self.classify = nn.Linear(self.encoder.width, C)
         # (n, C) targets would take gigabytes for many rows and classes: only the batch's rows are expanded.
         self.y = torch.from_numpy(labels.y).to(task.device)
-        self.fit_rows: Ints | None = None
+        self.held: Ints | None = None
         self.calibration: dict[str, float] = {}
 
     def hot(self, index: Tensor) -> Tensor:
@@ -186,14 +203,21 @@ class Features(nn.Module):
         y = self.y[index]
         return y.float() if self.labels.many else F.one_hot(y, self.labels.C).float()
 
-    def cosines(self, x: Tensor) -> Tensor:
-        """cos(f, c_k), (b, C)."""
-        return F.normalize(self.project(self.encoder(x)), dim=1) @ F.normalize(self.centers, dim=1).T
+    def shares(self, index: Tensor) -> Tensor:
+        """Labels of the rows `index` as a distribution over the classes, (b, C): Y / |Y|."""
+        t = self.hot(index)
+        return t / t.sum(1, keepdim=True)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """kappa cos(f, c_k) of every member, (e, b, C); plus a bias a class where classes are judged one by one."""
+        f = torch.baddbmm(self.shift, self.encoder(x), self.project)  # e b d
+        out = F.normalize(f, dim=2) @ (self.kappa * F.normalize(self.centers, dim=1)).T
+        return out + self.bias if self.sigmoid else out
 
     def posterior(self, x: Tensor) -> Tensor:
-        """p (b, C): sums to 1 a row (softmax), or one probability a class (sigmoid)."""
-        logits = self.kappa * self.cosines(x)
-        return (logits + self.bias).sigmoid() if self.bias is not None else logits.softmax(1)
+        """p (b, C), the mean over the members: sums to 1 a row (softmax), or one probability a class (sigmoid)."""
+        logits = self.logits(x)
+        return (logits.sigmoid() if self.sigmoid else logits.softmax(2)).mean(0)
 
     def forward(self, x: Tensor) -> Tensor:
         """z (b, d), the feature that is coded and searched."""
@@ -201,7 +225,7 @@ class Features(nn.Module):
             return x
         if self.kind == "calibrated":
             return self.posterior(x) @ self.centers
-        f = self.project(self.encoder(x))
+        f = torch.baddbmm(self.shift, self.encoder(x), self.project)[0]
         return torch.tanh(f) if self.kind == "released" else F.normalize(f, dim=1)
 
     def targets(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,48 +235,59 @@ class Features(nn.Module):
         return total / length.clamp_min(1e-6), length.squeeze(1) >= 1e-6
 
     def loss(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """L_CFA of the rows `index` as named, weighted terms."""
+        """L_CFA of the rows `index` as named, weighted terms; members add up, as each trains alone."""
         if self.kind == "released":
-            g = self.encoder(x)
-            z, logits = torch.tanh(self.project(g)), self.classify(g)
+            g = self.encoder(x)[0]
+            z, logits = torch.tanh(g @ self.project[0] + self.shift[0]), self.classify(g)
             if self.labels.many:
                 return released_loss(z, logits, *self.targets(index), self.hot(index))
             return released_loss_single(z, logits, self.centers, self.y[index])
-        cos = self.cosines(x)
-        if self.bias is not None:
-            logits = self.kappa * cos + self.bias
-            return {"bce": F.binary_cross_entropy_with_logits(logits, self.hot(index)) * self.labels.C}
-        if not self.labels.many:
-            return {"ce": F.cross_entropy(self.kappa * cos, self.y[index])}
-        t = self.hot(index)
-        return {"ce": F.cross_entropy(self.kappa * cos, t / t.sum(1, keepdim=True))}
+        logits = self.logits(x)  # e b c
+        if self.sigmoid:
+            hot = self.hot(index).expand_as(logits)
+            return {"bce": F.binary_cross_entropy_with_logits(logits, hot) * self.labels.C * self.members}
+        target = self.shares(index).repeat(self.members, 1) if self.labels.many else self.y[index].repeat(self.members)
+        return {"ce": F.cross_entropy(logits.flatten(0, 1), target) * self.members}
 
     def stage(self) -> Stage:
         """The training of encoder and head; no epochs where there is nothing to train."""
         c, task = self.config, self.task
-        epochs = 0 if self.kind == "none" else task.epochs if task.epochs is not None else c.cfa_epochs
         rows = np.arange(len(task.rows))
-        if self.kind == "calibrated" and not self.sigmoid and c.holdout and epochs:
+        if self.kind == "calibrated" and not self.sigmoid and c.holdout:
             held = held_out(self.labels, c.holdout, task.seed)
             if len(held) < MIN_HELD_OUT:
-                warn(f"{len(held)} held-out rows are too few to fit a temperature on (need {MIN_HELD_OUT}): kept as trained")
+                warn(
+                    f"{len(held)} held-out rows are too few to fit a temperature on (need {MIN_HELD_OUT}): none held out"
+                )
             else:
                 rows, self.held = np.setdiff1d(rows, held, assume_unique=True), held
-        batch = task.batch_size or (64 if self.kind == "released" else c.cfa_batch)
-        self.fit_rows = rows
+        released = self.kind == "released"
+        batch = task.batch_size or c.cfa_batch or (64 if released else min(256, max(32, len(rows) // 8)))
+        steps = -(-len(rows) // batch)
+        epochs = task.epochs
+        if epochs is None:
+            epochs = c.cfa_epochs if released or c.cfa_epochs == 0 else max(c.cfa_epochs, -(-MIN_STEPS // steps))
+        if self.kind == "none":
+            epochs = 0
 
-        def make_optimizer(steps: int) -> tuple[Any, Any]:
-            if self.kind == "released":
-                return released_optimizer(self, steps // max(epochs, 1))
-            optimizer = torch.optim.AdamW(
-                [p for p in self.parameters() if p.requires_grad], c.cfa_lr, weight_decay=c.cfa_decay
-            )
-            return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, c.cfa_lr, steps, pct_start=c.warmup)
+        def make_optimizer(total: int) -> tuple[Any, Any]:
+            if released:
+                return released_optimizer(self, steps)
+            parameters = [p for p in self.parameters() if p.requires_grad]
+            optimizer = torch.optim.AdamW(parameters, c.cfa_lr, weight_decay=c.cfa_decay, foreach=True)
+            warm = max(1, int(c.warmup * total))
+
+            def rate(step: int) -> float:
+                if step < warm:
+                    return (step + 1) / warm
+                return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+            return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
 
         return Stage(
             name="features",
             epochs=epochs,
-            steps_per_epoch=-(-len(rows) // batch),
+            steps_per_epoch=steps,
             batches=lambda generator: task.rows.batches(batch, generator, rows),
             loss=self.loss,
             make_optimizer=make_optimizer,
@@ -261,45 +296,47 @@ class Features(nn.Module):
 
     @torch.no_grad()
     def calibrate(self) -> None:
-        """Fit one temperature on the held-out rows."""
-        held = getattr(self, "held", None)
-        if held is None:
+        """The inverse temperature for use: fitted on held-out rows, or the trained one sharpened by a fixed factor."""
+        if self.kind != "calibrated" or self.sigmoid:
+            return
+        trained = self.kappa
+        if self.held is None:
+            self.kappa = trained * self.config.sharpen
             return
         self.eval()
-        cosines, targets = [], []
-        for x, index in self.task.rows.batches(4096, torch.Generator().manual_seed(0), held):
-            cosines.append(self.cosines(x).double())
-            t = self.hot(index).double()
-            targets.append(t / t.sum(1, keepdim=True))
-        self.kappa, before, after = fit_kappa(torch.cat(cosines), torch.cat(targets), self.kappa)
-        self.calibration = {"held_out": len(held), "nll_before": before, "nll_after": after}
+        logits, targets = [], []
+        for x, index in self.task.rows.batches(4096, torch.Generator().manual_seed(0), self.held):
+            logits.append(self.logits(x).double() / trained)
+            targets.append(self.shares(index).double())
+        self.kappa, before, after = fit_kappa(torch.cat(logits, 1), torch.cat(targets), trained)
+        self.calibration = {"held_out": len(self.held), "nll_before": before, "nll_after": after}
 
     @torch.no_grad()
-    def embed(self, rows: Any) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """(first row, z (b, d), predicted class (b,) or None) over rows, in evaluation mode."""
-        self.eval()
+    def embed(self, rows: Any, dropout: bool = False) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """(first row, z (b, d), predicted class (b,) or None) over rows; dropout=True keeps the noise of training."""
+        self.train(dropout)
         for i, x in rows.blocks():
-            out = []
-            for part in torch.from_numpy(x).to(self.task.device).split(4096):
-                z = self(part)
-                out.append((z, None if self.kind == "none" else (z @ self.centers.T).argmax(1)))
-            yield i, torch.cat([z for z, _ in out]), None if out[0][1] is None else torch.cat([p for _, p in out])  # type: ignore[misc]
+            z = torch.cat([self(part) for part in torch.from_numpy(x).to(self.task.device).split(4096)])
+            yield i, z, None if self.kind == "none" else (z @ self.centers.T).argmax(1)
 
     def layers(self, upto: str = "z") -> Layers:
         """x -> z as layers of an encoder chain; upto='posterior' stops at p."""
         layers = list(self.encoder.layers())
         if self.kind == "none":
             return layers
-        layers.append(("linear", {"A": _array(self.project.weight), "b": _array(self.project.bias)}))
+        A, b = _array(self.project.transpose(1, 2)), _array(self.shift[:, 0])  # e d w, e d
+        layers.append(("heads", {"A": A, "b": b}) if self.members > 1 else ("linear", {"A": A[0], "b": b[0]}))
         if self.kind == "released":
             return [*layers, ("tanh", {})]
         layers.append(("normalize", {}))
         if self.kind == "cosine":
             return layers
         logits = {"A": _array(self.kappa * F.normalize(self.centers, dim=1))}
-        if self.bias is not None:
+        if self.sigmoid:
             logits["b"] = _array(self.bias)
-        layers += [("linear", logits), ("sigmoid" if self.bias is not None else "softmax", {})]
+        layers += [("linear", logits), ("sigmoid" if self.sigmoid else "softmax", {})]
+        if self.members > 1:
+            layers.append(("average", {"weights": np.full(self.members, 1 / self.members, np.float32)}))
         return layers if upto == "posterior" else [*layers, ("linear", {"A": _array(self.centers.T)})]
 
     def summary(self) -> dict[str, Any]:
@@ -310,7 +347,7 @@ class Features(nn.Module):
             "centers_max_error": self.sca.max_error,
         }
         if self.kind == "calibrated":
-            out |= {"kappa": self.kappa, **self.calibration}
+            out |= {"members": self.members, "kappa": self.kappa, **self.calibration}
         return out
 
 

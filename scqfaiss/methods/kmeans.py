@@ -61,7 +61,9 @@ def lloyd(
         far = torch.empty(M, n)
         for i in range(0, n, chunk):
             part = z[:, i : i + chunk]
-            dist = torch.baddbmm(w.square().sum(2)[:, None, :], part, w.transpose(1, 2), alpha=-2)  # m b k, less ||z||^2
+            dist = torch.baddbmm(
+                w.square().sum(2)[:, None, :], part, w.transpose(1, 2), alpha=-2
+            )  # m b k, less ||z||^2
             if len(allowed) > 1:
                 dist.masked_fill_(~allowed[pattern[i : i + chunk]], torch.inf)
             near, code = dist.min(2)

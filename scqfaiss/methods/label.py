@@ -41,12 +41,18 @@ class LabelCode(nn.Module):
         """(M, nbits) that C classes need, whatever was asked for."""
         return (C, 1) if many else (1, max(1, (C - 1).bit_length()))
 
+    @staticmethod
+    def members(config: Config, encoder: str) -> int:
+        return cfa.members(config, encoder)
+
     @classmethod
     def check(cls, config: Config, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
         if encoder == "identity":
             raise ConfigError("the label code needs a classifier; choose --encoder mlp or linear")
         if config.cfa not in ("auto", "calibrated"):
-            raise ConfigError(f"the label code needs a posterior, which cfa={config.cfa} does not give; use cfa=calibrated")
+            raise ConfigError(
+                f"the label code needs a posterior, which cfa={config.cfa} does not give; use cfa=calibrated"
+            )
         if C > 1 << 16:
             raise ConfigError(f"the label code stores at most {1 << 16:,} classes, found {C:,}")
 
@@ -78,5 +84,3 @@ class LabelCode(nn.Module):
 
     def summary(self) -> dict[str, Any]:
         return self.features.summary()
-
-

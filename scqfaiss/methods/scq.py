@@ -5,11 +5,13 @@ Song, Zhang, Zhu, Zhao, Wang, Shen. IEEE Trans. Image Processing 32:6485-6499, 2
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..codebooks import Codebooks
@@ -27,16 +29,21 @@ class Config(cfa.Config):
     recipe: str = setting("calibrated", choices=("calibrated", "released"))  # released: the paper's own, as published
     quantizer: str = setting("arsq", choices=("arsq", "kmeans"))
     private: str = setting("auto", choices=("auto", "class", "public"))  # codewords owned by classes, or by all
-    arsq_epochs: int = setting(30, low=0)
-    arsq_batch: int = setting(64, low=1)
-    arsq_lr: float = setting(0.005, low=0)
+    book_copies: int = setting(
+        4, low=1, high=100
+    )  # passes over the training rows, dropout on, that the books learn from
+    arsq_epochs: int = setting(5, low=0)
+    arsq_batch: int = setting(512, low=1)
+    arsq_lr: float = setting(1e-3, low=0)
     arsq_rows: int = setting(1_000_000, low=1)  # at most so many rows teach the books
     start: str = setting("kmeans", choices=("kmeans", "normal"))  # normal: N(0, 1e-4^2), as released
     soft: float = setting(1.0, low=0)  # inverse temperatures: larger is nearer to argmin
-    hard: float = setting(0.0, low=0)  # 0: 300 for private codewords, 1000 for public ones
-    hard_max: float = setting(1e4, low=0)
+    hard: float = setting(1e5, low=0)
+    hard_max: float = setting(1e7, low=0)
+    anneal_every: int = setting(1, low=1)  # epochs between steps of the annealing: hard x 1.5, soft x 0.5
     omega: float = setting(0.1, low=0)  # weight of the soft rebuild beside the hard one
-    rho: float = setting(0.1, low=0)  # weight of the regulation, which keeps own codewords apart
+    rho: float = setting(0.01, low=0)  # weight of the regulation, which keeps own codewords apart
+    refit: int = setting(1, low=0, high=100)  # closing steps that set codewords to the mean of the rows encoded by them
     rescale: bool = True  # ARSQ on g z, g = sqrt(d / mean ||z||^2): its constants are made for that scale
     detach_divisor: bool = False
 
@@ -47,11 +54,16 @@ RELEASED: dict[str, Any] = {
     "d": 360,
     "cfa_epochs": 320,
     "cfa_batch": 64,
+    "book_copies": 1,
     "arsq_epochs": 200,
+    "arsq_batch": 64,
     "arsq_lr": 0.02,
     "start": "normal",
     "hard": 1.0,
     "hard_max": 30.0,
+    "anneal_every": 5,
+    "rho": 0.1,
+    "refit": 0,
     "rescale": False,
 }
 
@@ -69,6 +81,10 @@ class SCQ(nn.Module):
     @staticmethod
     def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
         return M, nbits
+
+    @staticmethod
+    def members(config: Config, encoder: str) -> int:
+        return cfa.members(config, encoder)
 
     @classmethod
     def check(cls, config: Config, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
@@ -101,13 +117,12 @@ class SCQ(nn.Module):
         c, task = self.config, self.task
         epochs = 0 if c.quantizer == "kmeans" else task.epochs if task.epochs is not None else c.arsq_epochs
         batch = task.batch_size or c.arsq_batch
-        rows = min(len(task.codebook_rows or task.rows), c.arsq_rows)
-        hard = c.hard or (1000.0 if self.public else 300.0)
+        rows = min(len(task.codebook_rows or task.rows), c.arsq_rows) * self.copies()
 
         def anneal(epoch: int) -> None:
-            """Every 5 epochs the hard rebuild gets harder and the soft one softer."""
-            self.books.hard = min(hard * 1.5 ** (epoch // 5), max(c.hard_max, hard))
-            self.books.soft = max(c.soft * 0.5 ** (epoch // 5), 0.01)
+            """The hard rebuild gets harder and the soft one softer."""
+            self.books.hard = min(c.hard * 1.5 ** (epoch // c.anneal_every), max(c.hard_max, c.hard))
+            self.books.soft = max(c.soft * 0.5 ** (epoch // c.anneal_every), 0.01)
 
         def make_optimizer(steps: int) -> tuple[Any, Any]:
             optimizer = torch.optim.Adam(
@@ -131,6 +146,7 @@ class SCQ(nn.Module):
                 loss=lambda z, pattern: self.books.loss(z, pattern),
                 make_optimizer=make_optimizer,
                 on_epoch=anneal,
+                end=self.refit,
                 one_thread=batch * task.K * self.features.d < 1 << 24,
             ),
         ]
@@ -193,6 +209,17 @@ class SCQ(nn.Module):
                 have = torch.bincount(row_class, minlength=hot.shape[1])
         return row_class
 
+    def copies(self) -> int:
+        """How often the rows are encoded for the books.
+
+        On the rows it was trained on a classifier is surer than on any others, and books fitted to that would waste their
+        codewords on the corners; with dropout on it is as unsure as it will be. Unlabelled rows need no such help.
+        """
+        trained = self.features.kind == "calibrated" and self.task.codebook_rows is None
+        return (
+            max(1, min(self.config.book_copies, self.config.arsq_rows // max(len(self.task.rows), 1))) if trained else 1
+        )
+
     def rows_for_books(self) -> tuple[Tensor, Tensor]:
         """z (n, d) of the rows the books learn from, and their classes (n, C) bool; of unlabelled rows the predicted one."""
         task, limit = self.task, self.config.arsq_rows
@@ -201,23 +228,44 @@ class SCQ(nn.Module):
         if len(rows) > limit:
             keep = np.sort(np.random.default_rng(task.seed).choice(len(rows), limit, replace=False))
         z, predicted = [], []
-        for i, block, classes in self.features.embed(rows):
-            if keep is not None:
-                inside = torch.from_numpy(keep[slice(*np.searchsorted(keep, [i, i + len(block)]))] - i)
-                block, classes = block[inside], classes[inside] if classes is not None else None
-            z.append(block.cpu())
-            if classes is not None:
-                predicted.append(classes.cpu())
-            task.progress("encode rows", i + len(block), len(rows), "")
+        copies = self.copies()
+        torch.manual_seed(task.seed)
+        for copy in range(copies):
+            for i, block, classes in self.features.embed(rows, dropout=copies > 1):
+                if keep is not None:
+                    inside = torch.from_numpy(keep[slice(*np.searchsorted(keep, [i, i + len(block)]))] - i)
+                    block, classes = block[inside], classes[inside] if classes is not None else None
+                z.append(block.cpu())
+                if classes is not None:
+                    predicted.append(classes.cpu())
+                task.progress("encode rows", copy * len(rows) + i + len(block), copies * len(rows), "")
         assert task.labels is not None
         if task.codebook_rows is None:
             labels = task.labels if keep is None else task.labels.take(keep)
-            return torch.cat(z), torch.from_numpy(labels.hot()).bool()
+            return torch.cat(z), torch.from_numpy(labels.hot()).bool().repeat(copies, 1)
         if not predicted:
             if not self.public:
                 raise ConfigError("codebook rows have no labels and cfa=none predicts none; use --set private=public")
             return torch.cat(z), torch.ones(sum(map(len, z)), 1, dtype=torch.bool)
-        return torch.cat(z), torch.nn.functional.one_hot(torch.cat(predicted), task.labels.C).bool()
+        return torch.cat(z), F.one_hot(torch.cat(predicted), task.labels.C).bool()
+
+    @torch.no_grad()
+    def refit(self) -> None:
+        """Lloyd steps by the rule of encoding, the nearest of all codewords.
+
+        Training chooses among own codewords, encoding among all: this takes the difference out of the means.
+        """
+        w = self.books.centroids
+        M, K, _ = w.shape
+        for _ in range(self.config.refit if self.config.quantizer == "arsq" else 0):
+            sums, counts = torch.zeros_like(w), w.new_zeros(M, K)
+            for part in self.z.split(1 << 16):
+                x = part.unflatten(1, (M, -1)).transpose(0, 1)  # m b e
+                code = torch.baddbmm(w.square().sum(2)[:, None], x, w.transpose(1, 2), alpha=-2).argmin(2)  # m b
+                for m in range(M):
+                    sums[m].index_add_(0, code[m], x[m])
+                    counts[m] += torch.bincount(code[m], minlength=K)
+            w.copy_(torch.where(counts[..., None] > 0, sums / counts.clamp_min(1)[..., None], w))
 
     def layers(self) -> Layers:
         return self.features.layers()

@@ -6,7 +6,8 @@ runs before the search.
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import faiss
 import numpy as np

@@ -14,8 +14,18 @@ from faiss.contrib.inspect_tools import get_invlist
 from numpy.typing import NDArray
 
 from ..codebooks import Codebooks, Codes, Shape
-from .base import GPU_M, GPU_SHARED_BYTES, METRIC, TargetInfo, inject, pack, product_reason, product_table, table_bytes
-from .base import unpack_codes
+from .base import (
+    GPU_M,
+    GPU_SHARED_BYTES,
+    METRIC,
+    TargetInfo,
+    inject,
+    pack,
+    product_reason,
+    product_table,
+    table_bytes,
+    unpack_codes,
+)
 
 INFO = TargetInfo("ivfpq", "IndexIVFPQ", gpu=True, filter=True, append=True, exact=True)
 

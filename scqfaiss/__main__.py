@@ -1,0 +1,5 @@
+"""python -m scqfaiss"""
+
+from .cli import main
+
+main()

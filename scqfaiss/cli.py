@@ -1,0 +1,262 @@
+"""The commands. Options in, one call, no logic; imports are inside, so that --help loads neither torch nor faiss."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tomllib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from . import __version__
+from .errors import ConfigError, ScqError, ScqWarning, shown
+from .progress import Meter
+
+FILE = click.Path(path_type=Path)
+meter = Meter()
+
+# What to type where a part is not installed.
+_PIP = {
+    "faiss": 'pip install "scqfaiss[cpu]"',
+    "torch": "pip install torch",
+    "h5py": "pip install h5py",
+    "safetensors": "pip install safetensors",
+    "numpy": "pip install numpy",
+}
+
+
+def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every command that reads rows; they arrive as one dictionary, `keys`."""
+    options = [
+        click.option("--features-key", default="features", show_default=True, help="Dataset of the features in HDF5."),
+        click.option("--labels-key", default="labels", show_default=True, help="Dataset of the labels in HDF5."),
+        click.option("--ids-key", default="ids", show_default=True, help="Dataset of the ids in HDF5."),
+        click.option("--skip-bad-rows", is_flag=True, help="Leave out rows that hold NaN or infinity."),
+        click.option("--allow-duplicate-ids", is_flag=True, help="Take ids that stand more than once."),
+    ]
+
+    @click.pass_context
+    def gathered(context: click.Context, **values: Any) -> Any:
+        names = ("features_key", "labels_key", "ids_key", "skip_bad_rows", "allow_duplicate_ids")
+        keys = {name: values.pop(name) for name in names}
+        return context.invoke(command, keys=keys, **values)
+
+    gathered.__name__, gathered.__doc__ = command.__name__, command.__doc__
+    gathered.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]
+    for option in reversed(options):
+        gathered = option(gathered)
+    return gathered
+
+
+def read_config(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+    """Defaults from a TOML file: option names as keys, and a table [set] for the method's settings."""
+    if path is None:
+        return None
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{shown(path)}: no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{shown(path)}: not a readable TOML file ({' '.join(str(error).split())})") from error
+    table = values.pop("set", {})
+    known = {p.name for p in context.command.params if isinstance(p, click.Option)} - {"config", "set", "settings"}
+    for key in values:
+        if key.replace("-", "_") not in known:
+            raise ConfigError(f"{shown(path)}: unknown key '{key}'; method settings go into a table [set]")
+    if not isinstance(table, dict):
+        raise ConfigError(f"{shown(path)}: set is {table!r}, needs a table [set]")
+    context.default_map = {key.replace("-", "_"): value for key, value in values.items()}
+    context.meta["scqfaiss.set"] = table
+    return path
+
+
+def parse_settings(context: click.Context, _: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:
+    out = dict(context.meta.get("scqfaiss.set", {}))
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set is '{shown(pair)}', needs key=value")
+        out[key.strip()] = value.strip()
+    return out
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="scqfaiss")
+def cli() -> None:
+    """Label-aware codes for FAISS: train with labels, export one plain FAISS file, search it anywhere."""
+
+
+@cli.command()
+@click.argument("rows", type=FILE)
+@click.option("-o", "--out", type=FILE, required=True, help="Model file to write (.safetensors).")
+@click.option(
+    "--config", type=FILE, callback=read_config, is_eager=True, help="TOML file with defaults for these options."
+)
+@click.option("--method", default="scq", show_default=True, help="scq, label, pq or opq.")
+@click.option("--bits", default=32, show_default=True, help="Bits of a code.")
+@click.option("--nbits", default=8, show_default=True, help="Bits of one codebook; bits / nbits codebooks.")
+@click.option("--encoder", default="mlp", show_default=True, help="mlp, linear or identity.")
+@click.option("--codebook-rows", type=FILE, help="Rows without labels that the codebooks learn from.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--epochs", type=int, help="Epochs of every stage, instead of the method's own.")
+@click.option("--batch-size", type=int, help="Rows of a training step, instead of the method's own.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1))
+@click.option(
+    "--set", "settings", multiple=True, callback=parse_settings, metavar="KEY=VALUE", help="A method setting."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done: steps, bytes, targets; write nothing.")
+@row_options
+def train(
+    rows: Path, out: Path, config: Path, codebook_rows: Path, dry_run: bool, keys: dict[str, Any], **request: Any
+) -> None:
+    """Train a quantizer on ROWS (HDF5, .npy, .fvecs, .bvecs) and write the model."""
+    from . import training
+
+    asked = training.Request(**request)
+    if dry_run:
+        click.echo(training.dry_run(rows, asked, codebook_rows=codebook_rows, keys=keys))
+    else:
+        click.echo(training.train_file(rows, out, asked, codebook_rows=codebook_rows, keys=keys, progress=meter))
+
+
+@cli.command()
+@click.argument("model", type=FILE)
+@click.argument("rows", type=FILE)
+@click.option("-o", "--out", type=FILE, required=True, help="Gallery to write (.faissindex).")
+@click.option("--target", default="ivfpq", show_default=True, help="FAISS container: ivfpq or pq.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
+@row_options
+def export(model: Path, rows: Path, out: Path, target: str, dry_run: bool, keys: dict[str, Any]) -> None:
+    """Encode ROWS with MODEL into one plain FAISS file."""
+    from . import exporting
+
+    if dry_run:
+        click.echo(exporting.export_plan(model, rows, target=target, keys=keys))
+    else:
+        click.echo(exporting.export_file(model, rows, out, target=target, keys=keys, progress=meter))
+
+
+@cli.command()
+@click.argument("gallery", type=FILE)
+@click.argument("queries", type=FILE)
+@click.option("-k", default=10, show_default=True, help="Hits per query.")
+@click.option("-o", "--out", type=FILE, help="Write scores and ids to this HDF5 file.")
+@click.option("--model", type=FILE, help="Model of the gallery, where its encoder is not inside the file.")
+@click.option("--device", default="cpu", show_default=True, help="cpu.")
+@row_options
+def search(gallery: Path, queries: Path, **options: Any) -> None:
+    """Search GALLERY with the rows of QUERIES."""
+    from .gallery import search_file
+
+    click.echo(search_file(gallery, queries, progress=meter, **options))
+
+
+@cli.command()
+@click.argument("gallery", type=FILE)
+@click.argument("queries", type=FILE)
+@click.argument("database", type=FILE)
+@click.option("--model", type=FILE, help="Model of the gallery, where its encoder is not inside the file.")
+@click.option("--at", type=int, help="Count ranks 1 to R only; default: the whole gallery.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@row_options
+def evaluate(gallery: Path, queries: Path, database: Path, as_json: bool, **options: Any) -> None:
+    """Hold the ranking of GALLERY against the labels of QUERIES and DATABASE: tie-aware mAP, precision, recall."""
+    from .evaluation import evaluate_file, report_text
+
+    click.echo(report_text(evaluate_file(gallery, queries, database, progress=meter, **options), as_json))
+
+
+@cli.command()
+@click.argument("file", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def info(file: Path, as_json: bool) -> None:
+    """Describe a gallery, a model or a file of rows."""
+    from .inspection import describe_file
+
+    click.echo(describe_file(file, as_json))
+
+
+@cli.command()
+@click.argument("file", type=FILE)
+def verify(file: Path) -> None:
+    """Check a gallery or a model: checksum, structure, card. Exit code 3 where anything is wrong."""
+    from .gallery import verify_file
+
+    click.echo(verify_file(file))
+
+
+@cli.command()
+@click.option(
+    "-o", "--out", type=FILE, default=Path("scqfaiss-demo"), show_default=True, help="Folder for the results."
+)
+def demo(out: Path) -> None:
+    """Train, export, search and compare on the handwritten digits inside the package; under a minute."""
+    from .demo import run
+
+    run(out, click.echo, meter)
+
+
+def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+    """A ScqWarning as one line; any other warning in Python's own form."""
+    meter.close()
+    if issubclass(category, ScqWarning):
+        click.echo(f"Warning: {message}", err=True)
+    else:
+        click.echo(warnings.formatwarning(message, category, *rest[:2]), err=True, nl=False)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """One command -> its exit code: 0; 2, 3, 4, 5 (see errors.py); 130 stopped. Errors are one line on stderr."""
+    try:
+        cli.main(arguments, prog_name="scqfaiss", standalone_mode=False)
+        sys.stdout.flush()
+        return 0
+    except ScqError as error:
+        return fail(str(error), error.exit_code, error)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        return fail(error.format_message(), 2, error)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        return fail("stopped; nothing was left half-written", 130)
+    except ModuleNotFoundError as error:
+        if error.name not in _PIP:
+            raise
+        return fail(f"{error.name} is not installed: {_PIP[error.name]}", 2, error)
+    except MemoryError as error:
+        return fail("out of memory; use smaller batches or fewer rows", 5, error)
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit: give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return fail("standard output was closed", 4)
+
+
+def fail(message: str, code: int, error: BaseException | None = None) -> int:
+    meter.close()
+    if error is not None and os.environ.get("SCQFAISS_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    click.echo(f"Error: {' '.join(message.splitlines())}", err=True)
+    return code
+
+
+def _stop(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> NoReturn:
+    """The `scqfaiss` program."""
+    signal.signal(signal.SIGTERM, _stop)
+    warnings.simplefilter("always", ScqWarning)
+    warnings.showwarning = show_warning  # type: ignore[assignment]
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""`scqfaiss demo`: the whole way on handwritten digits that ship inside the package, and one table.
+
+Pictures: UCI Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998, CC BY 4.0); see tools/make_digits.py.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import Floats, Labels
+from .data import Source, open_rows
+from .data.hdf5 import write_hits, write_rows
+from .errors import IndexFileError, WriteError, shown
+from .evaluation import Relevance, evaluate, measure, measure_vectors
+from .exporting import export_file
+from .files import reserve
+from .gallery import open_gallery
+from .model import Model
+from .progress import Meter
+from .training import Request, train_file
+
+PARTS = ("train", "query", "database")
+TIMED_QUERIES = 200
+IVF_LISTS = 8
+Row = dict[str, Any]
+
+
+def run(folder: Path, say: Callable[[str], Any], progress: Meter) -> list[Row]:
+    """Run the demo into `folder`; returns the rows of its table. Raises WriteError where the folder cannot be made."""
+    started = time.monotonic()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"{shown(folder)}: cannot make this folder ({error.strerror})") from error
+    parts = write_parts(folder)
+    train, query, database = (parts[name] for name in PARTS)
+    say(f"handwritten digits: {len(train[0])} to train, {len(query[0])} queries, {len(database[0])} in the database\n")
+    rows: list[Row] = []
+    for method, bits in (("scq", 8), ("scq", 16), ("label", 8), ("pq", 8), ("pq", 16), ("opq", 8), ("opq", 16)):
+        keep = (method, bits) == ("scq", 16)
+        model_path = folder / ("model.safetensors" if keep else "other.safetensors")
+        gallery_path = folder / ("gallery.faissindex" if keep else "other.faissindex")
+        # Baselines are told nothing of the labels, and FAISS advises more rows than the demo has: no warnings for that.
+        request = Request(method=method, bits=bits)
+        quietly(lambda: train_file(folder / "train.h5", model_path, request, keys={}, progress=progress))
+        quietly(lambda: export_file(model_path, folder / "database.h5", gallery_path, keys={}, progress=progress))
+        rows.append(measured(method, model_path, gallery_path, parts))
+    for bits in (8, 16):
+        rows.append(ivfpq_row(bits, train[0], query, database))
+    rows += float_rows(Model.load(folder / "model.safetensors"), query, database)
+    for leftover in ("other.safetensors", "other.faissindex"):
+        (folder / leftover).unlink()
+    search_with_faiss_alone(folder, query[0])
+    progress.close()
+    say(table(rows))
+    seconds = time.monotonic() - started
+    with reserve(folder / "results.json") as slot:
+        text = json.dumps({"rows": rows, "seconds": round(seconds, 1), "faiss": faiss.__version__}, indent=1)
+        slot.write(lambda f: f.write(text.encode() + b"\n"))
+    say(
+        f"\n{seconds:.0f} seconds. In {shown(folder)}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))}"
+    )
+    say("\nNext, type:")
+    say(f"  scqfaiss info {shown(folder)}/gallery.faissindex")
+    say(
+        f"  scqfaiss search {shown(folder)}/gallery.faissindex {shown(folder)}/query.h5 --model {shown(folder)}/model.safetensors"
+    )
+    say(f"  scqfaiss train {shown(folder)}/train.h5 -o mine.safetensors --bits 24")
+    return rows
+
+
+def quietly(work: Callable[[], Any]) -> None:
+    import warnings
+
+    from .errors import ScqWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScqWarning)
+        work()
+
+
+def write_parts(folder: Path) -> dict[str, tuple[Floats, Labels, NDArray[np.int64]]]:
+    """The digits inside the package -> train.h5, query.h5, database.h5 in the folder, and their arrays."""
+    out = {}
+    with resources.as_file(resources.files("scqfaiss") / "demo_data" / "digits.h5") as path:
+        for name in PARTS:
+            keys = {f"{key}_key": f"{name}/{key}" for key in ("features", "labels", "ids")}
+            with open_rows(path, **keys) as source:
+                out[name] = _arrays(source)
+    for name, (x, labels, ids) in out.items():
+        with reserve(folder / f"{name}.h5") as slot:
+            slot.write(lambda f: write_rows(f, x.astype(np.float16), labels.y, ids))  # noqa: B023
+    return out
+
+
+def _arrays(source: Source) -> tuple[Floats, Labels, NDArray[np.int64]]:
+    assert source.labels is not None
+    return source.read(0, len(source)), source.labels, source.ids
+
+
+def measured(method: str, model_path: Path, gallery_path: Path, parts: dict[str, Any]) -> Row:
+    """The table row of one exported gallery."""
+    (xq, yq, _), (_, yb, ids) = parts["query"], parts["database"]
+    gallery = open_gallery(gallery_path, model=model_path)
+    found = evaluate(gallery, xq, yq, ids, yb)
+    if found["search_agreement"] < 1:
+        raise IndexFileError(f"{shown(gallery_path)}: FAISS's scores differ from those of its own codes")
+    return {
+        "what": {"label": "label code"}.get(method, method),
+        "bits": found["bits"],
+        "map": found["map"],
+        "precision_at_10": found["precision_at_k"]["10"],
+        "bytes_per_vector": -(-found["bits"] // 8),
+        "ms_per_query": milliseconds(lambda q: gallery.search(q, 10), xq),
+    }
+
+
+def milliseconds(search: Callable[[Floats], Any], xq: Floats) -> float:
+    """Median time of a search for one query, encoding included, on one thread."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    times = []
+    try:
+        for q in xq[:TIMED_QUERIES]:
+            start = time.perf_counter()
+            search(q[None])
+            times.append(time.perf_counter() - start)
+    finally:
+        faiss.omp_set_num_threads(threads)
+    return float(np.median(times) * 1e3)
+
+
+def _prepared(x: Floats, mean: Floats) -> Floats:
+    x = x - mean
+    faiss.normalize_L2(x)
+    return x
+
+
+def ivfpq_row(bits: int, xt: Floats, query: Any, database: Any) -> Row:
+    """FAISS's own IVFPQ at equal bits, trained and filled by FAISS, half of its lists visited."""
+    (xq, yq, _), (xb, yb, _) = query, database
+    mean = xt.mean(0)
+    index = faiss.index_factory(xt.shape[1], f"IVF{IVF_LISTS},PQ{bits // 8}np", faiss.METRIC_INNER_PRODUCT)
+    index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
+    index.train(_prepared(xt, mean))
+    index.add(_prepared(xb, mean))
+    index.nprobe = IVF_LISTS // 2
+    D, I = index.search(_prepared(xq, mean), len(xb))
+    scores = np.full((len(xq), len(xb)), -np.inf, np.float32)  # rows in lists not visited tie at the end
+    for s, d, i in zip(scores, D, I):
+        s[i[i >= 0]] = d[i >= 0]
+    found = measure(scores, yq, Relevance(yb, np.arange(len(xb)), len(xb)))
+    return {
+        "what": f"IVF{IVF_LISTS},PQ{bits // 8}",
+        "bits": bits,
+        "map": found["map"],
+        "precision_at_10": found["precision_at_k"]["10"],
+        "bytes_per_vector": bits // 8,
+        "ms_per_query": milliseconds(lambda q: index.search(_prepared(q, mean), 10), xq),
+    }
+
+
+def float_rows(model: Model, query: Any, database: Any) -> list[Row]:
+    """The ceilings: the features themselves, uncoded, before and after training."""
+    (xq, yq, _), (xb, yb, _) = query, database
+    out = []
+    for what, encode in (
+        ("scq, not coded", model.embed),
+        ("rows, cosine", lambda x: _prepared(x, np.zeros(1, np.float32))),
+    ):
+        zb = encode(xb)
+        index = faiss.IndexFlatIP(zb.shape[1])
+        index.add(zb)
+        found = measure_vectors(encode(xq), yq, zb, yb)
+        out.append(
+            {
+                "what": what,
+                "bits": 32 * zb.shape[1],
+                "map": found["map"],
+                "precision_at_10": found["precision_at_k"]["10"],
+                "bytes_per_vector": 4 * zb.shape[1],
+                "ms_per_query": milliseconds(lambda q: index.search(encode(q), 10), xq),  # noqa: B023
+            }
+        )
+    return out
+
+
+def search_with_faiss_alone(folder: Path, xq: Floats) -> None:
+    """Load the gallery as any FAISS program would, search, and write hits.h5. Raises if the answers differ from ours."""
+    model = Model.load(folder / "model.safetensors")
+    plain = faiss.read_index(str(folder / "gallery.faissindex"))
+    D, I = plain.search(model.embed(xq), 10)
+    ours = open_gallery(folder / "gallery.faissindex", model=model).search(xq, 10)
+    if not (np.array_equal(D, ours[0]) and np.array_equal(I, ours[1])):
+        raise IndexFileError("gallery.faissindex: plain FAISS and scqfaiss answer differently")
+    with reserve(folder / "hits.h5") as slot:
+        slot.write(lambda f: write_hits(f, D, I, np.arange(len(xq))))
+
+
+def table(rows: list[Row]) -> str:
+    lines = [f"{'':16}{'bits':>6}{'mAP':>9}{'prec@10':>9}{'bytes':>8}{'ms/query':>10}"]
+    for r in rows:
+        lines.append(
+            f"{r['what']:16}{r['bits']:>6}{r['map']:>9.4f}{r['precision_at_10']:>9.4f}"
+            f"{r['bytes_per_vector']:>8}{r['ms_per_query']:>10.3f}"
+        )
+    return "\n".join(lines)

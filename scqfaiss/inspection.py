@@ -1,0 +1,93 @@
+"""`scqfaiss info`: what a gallery, a model or a file of rows holds."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .data import open_rows
+from .errors import shown, size
+from .files import PathLike
+
+
+def facts(path: PathLike) -> dict[str, Any]:
+    """Plain facts about a file, its kind told by its ending. Raises as the reader of that kind does."""
+    suffix = Path(path).suffix
+    if suffix == ".faissindex":
+        return gallery_facts(path)
+    if suffix == ".safetensors":
+        return model_facts(path)
+    with open_rows(path) as source:
+        return {
+            "kind": "rows",
+            "rows": len(source),
+            "d": source.d,
+            "labels": "none" if source.labels is None else "many" if source.labels.many else "one",
+            "classes": source.labels.C if source.labels else 0,
+            "class_names": source.labels.class_names if source.labels else None,
+            "ids": "given" if source.has_ids else "row numbers",
+        }
+
+
+def gallery_facts(path: PathLike) -> dict[str, Any]:
+    from .gallery import open_gallery
+    from .targets import target
+
+    gallery = open_gallery(path)
+    codebooks, codes, _ = gallery.unpack()
+    out = dict(gallery.card or {})
+    out |= {
+        "kind": "gallery",
+        "vectors": gallery.ntotal,
+        "query_d": gallery.card["d_in"] if gallery.card else gallery.d,
+        "bits": codebooks.bits,
+        "bytes": os.stat(path).st_size,
+        "codewords_used": [len(set(codes[:, m].tolist())) for m in range(codebooks.M)],
+    }
+    if gallery.card:
+        container = target(gallery.card["target"])
+        gpu = container.supports(codebooks.shape, "cuda")
+        out["gpu"] = "yes" if gpu is None else f"no: {gpu}"
+        out["id_filter"] = container.INFO.filter
+    return out
+
+
+def model_facts(path: PathLike) -> dict[str, Any]:
+    from .model import Model
+
+    model = Model.load(path)
+    books = model.codebooks
+    return model.config | {
+        "kind": "model",
+        "sha256": model.sha256,
+        "d_in": model.d_in,
+        "d": books.d,
+        "M": books.M,
+        "nbits": books.nbits,
+        "metric": books.metric,
+        "codebooks": books.kind,
+        "encoder_layers": [op for op, _ in model.chain.layers],
+        "encoder_folds_into_index": model.chain.foldable,
+        "bytes": os.stat(path).st_size,
+    }
+
+
+def describe_file(path: PathLike, as_json: bool) -> str:
+    """The facts as one JSON object, or as lines for a person."""
+    found = facts(path)
+    if as_json:
+        return json.dumps(found, sort_keys=True)
+    lines = [f"{shown(path)}: {found.pop('kind')}"]
+    for key, value in found.items():
+        if value is None or (isinstance(value, dict) and not value):
+            continue
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        elif isinstance(value, (list, tuple)):
+            value = ", ".join(map(str, value)) if len(value) <= 20 else f"{len(value)} values"
+        elif key == "bytes":
+            value = f"{value:,} ({size(value)})"
+        lines.append(f"  {key.replace('_', ' ')}: {value}")
+    return "\n".join(lines)

@@ -1,0 +1,48 @@
+"""What long work shows on stderr: a bar on a terminal, a plain line per finished part elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+WIDTH = 30
+REDRAW_SECONDS = 0.1
+PLAIN_SECONDS = 10.0  # without a terminal: a sign of life this often
+
+
+class Meter:
+    """A Progress (see contract.py): call it with (what, done, total, detail)."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.what, self.drawn, self.started = "", 0.0, 0.0
+        self.open_line = False
+
+    def __call__(self, what: str, done: int, total: int, detail: str) -> None:
+        now = time.monotonic()
+        if what != self.what:
+            self.close()
+            self.what, self.drawn, self.started = what, now, now
+        finished = done >= total
+        if not finished and now - self.drawn < (REDRAW_SECONDS if self.terminal else PLAIN_SECONDS):
+            return
+        self.drawn = now
+        text = f"{what}: {done:,} of {total:,}" + (f", {detail}" if detail else "")
+        if self.terminal:
+            filled = WIDTH * done // max(total, 1)
+            left = (now - self.started) / done * (total - done) if done else 0.0
+            ahead = f", {left:.0f} s left" if not finished and left >= 1 else ""
+            click.echo(f"\r\x1b[K[{'#' * filled}{'.' * (WIDTH - filled)}] {text}{ahead}", err=True, nl=False)
+            self.open_line = True
+            if finished:
+                self.close()
+        elif not finished or total > 1:
+            click.echo(text, err=True)
+
+    def close(self) -> None:
+        """End a line that is being redrawn, so that whatever comes next starts on its own."""
+        if self.open_line:
+            click.echo(err=True)
+            self.open_line = False

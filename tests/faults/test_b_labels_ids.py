@@ -1,0 +1,130 @@
+"""Faults of labels and ids, rows B1 to B4 and B11 of the fault table, through files and through arrays alike."""
+
+import numpy as np
+import pytest
+
+from scqfaiss.data import ArraySource, open_rows
+from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.errors import DataError, ScqWarning
+
+X = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+
+
+@pytest.fixture(params=["file", "arrays"])
+def rows(request, tmp_path, monkeypatch):
+    """rows(labels, ids, class_names) -> Source called 'x.h5', once from a file and once from memory."""
+    monkeypatch.chdir(tmp_path)
+
+    def build(labels=None, ids=None, class_names=None, **options):
+        if request.param == "arrays":
+            return ArraySource(X, labels, ids, class_names, name="x.h5", **options)
+        with open("x.h5", "w+b") as f:
+            write_rows(f, X, labels, ids, class_names)
+        return open_rows("x.h5", **options)
+
+    return build
+
+
+def refuse(rows, message, *args, **options):
+    with pytest.raises(DataError) as caught:
+        rows(*args, **options)
+    assert str(caught.value) == message
+    assert caught.value.exit_code == 3
+
+
+def changed(values, where, what, dtype=None):
+    out = np.array(values, dtype)
+    out[where] = what
+    return out
+
+
+def test_b1_lengths_differ(rows):
+    refuse(rows, "x.h5: labels has 19 rows, features has 20", np.zeros(19, np.int64))
+    refuse(rows, "x.h5: labels has 21 rows, features has 20", np.zeros((21, 3), np.uint8))
+    refuse(rows, "x.h5: ids is (19,) int64, needs (20,) int64, one for each row of features", None, np.arange(19))
+    refuse(
+        rows,
+        "x.h5: ids is (20, 2) int64, needs (20,) int64, one for each row of features",
+        None,
+        np.eye(20, 2, dtype=int),
+    )
+
+
+def test_b2_label_out_of_range(rows):
+    names = [str(c) for c in range(10)]
+    y = changed(np.arange(20) % 10, [12, 13, 19], 10)
+    refuse(rows, "x.h5: labels: row 12 is 10, classes run 0 to 9 (3 such rows)", y, None, names)
+    y = changed(np.arange(20) % 10, 3, -1)
+    refuse(rows, "x.h5: labels: row 3 is -1, classes run 0 upwards (1 such rows)", y)
+    matrix = np.zeros((20, 3), np.uint8)
+    refuse(rows, "x.h5: labels has 3 columns, needs one for each of the 10 classes", matrix, None, names)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_b3_whole_floats_convert(rows, dtype):
+    with rows((np.arange(20) % 3).astype(dtype)) as source:
+        np.testing.assert_array_equal(source.labels.y, np.arange(20) % 3)
+        assert source.labels.y.dtype == np.int64
+
+
+@pytest.mark.parametrize("value, shown", [(0.5, "0.5"), (np.nan, "nan"), (np.inf, "inf")])
+def test_b3_other_floats(rows, value, shown):
+    y = changed(np.zeros(20), 4, value)
+    refuse(rows, f"x.h5: labels: row 4 is {shown}, not a class number", y)
+
+
+def test_b3_no_numbers(rows):
+    refuse(rows, "x.h5: labels is (20,) bool, needs whole numbers", np.zeros(20, bool))
+    refuse(rows, "x.h5: labels is (20,) |S3, needs whole numbers", np.full(20, b"cat"))
+
+
+def test_b4_row_without_label_passes(rows):
+    y = np.eye(20, 3, dtype=np.uint8)
+    with rows(y) as source:
+        np.testing.assert_array_equal(source.labels.y, y)
+        assert (source.labels.many, source.labels.C) == (True, 3)
+
+
+@pytest.mark.parametrize("value, shown", [(2, "2.0"), (np.nan, "nan"), (0.5, "0.5")])
+def test_b4_other_values(rows, value, shown):
+    y = changed(np.zeros((20, 3)), ([7, 9], 1), value)
+    refuse(rows, f"x.h5: labels: row 7 holds {shown}, needs 0 or 1 (2 such rows)", y)
+
+
+def test_b4_shapes(rows):
+    needs = "needs (n,) class numbers or an (n, C) matrix of 0 and 1 with C >= 2"
+    refuse(rows, f"x.h5: labels is (20, 1) int64, {needs}", np.zeros((20, 1), np.int64))
+    refuse(rows, f"x.h5: labels is (20, 2, 2) int64, {needs}", np.zeros((20, 2, 2), np.int64))
+
+
+ID = "not an id (0 to 9,223,372,036,854,775,807)"
+
+
+@pytest.mark.parametrize(
+    "ids, message",
+    [
+        (changed(range(20), [3, 5], -1), "row 3 is -1, ids are 0 or larger (2 such rows)"),
+        (changed(range(20), 4, 1.5, np.float64), f"row 4 is 1.5, {ID}"),
+        (changed(range(20), 4, np.nan, np.float64), f"row 4 is nan, {ID}"),
+        (changed(range(20), 6, 2**63, np.uint64), f"row 6 is 9223372036854775808, {ID}"),
+        (changed(range(20), 6, 2.0**63, np.float64), f"row 6 is 9.223372036854776e+18, {ID}"),
+    ],
+)
+def test_b11_bad_ids(rows, ids, message):
+    refuse(rows, f"x.h5: ids: {message}", None, ids)
+
+
+def test_b11_duplicates_name_the_first_five(rows):
+    give = "give every row its own id or pass --allow-duplicate-ids"
+    refuse(rows, f"x.h5: ids: 7 stands more than once (1 such ids); {give}", None, changed(range(20), [1, 2], 7))
+    ids = np.arange(20) // 2 * 10
+    refuse(rows, f"x.h5: ids: 0, 10, 20, 30, 40 stand more than once (10 such ids); {give}", None, ids)
+
+
+def test_b11_duplicates_when_allowed(rows):
+    ids = np.arange(20) // 2
+    with pytest.warns(ScqWarning) as caught:
+        source = rows(None, ids, allow_duplicate_ids=True)
+    assert [str(w.message) for w in caught] == ["x.h5: ids: 10 rows repeat an id"]
+    with source:
+        np.testing.assert_array_equal(source.ids, ids)
