@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import faiss
 import numpy as np
@@ -21,7 +21,7 @@ from .errors import ConfigError, warn
 
 
 @dataclass(frozen=True)
-class Config:
+class Settings:
     raw: bool = False  # True: rows as they are; False: centered by the training mean, then L2-normalised
     iterations: int = setting(25, low=1, high=1000)  # of k-means
 
@@ -40,8 +40,8 @@ def one_thread() -> Iterator[None]:
 class PQ:
     """Product quantization of the rows themselves."""
 
-    Config = Config
-    PRESETS: dict[str, Any] = {}
+    Config = Settings
+    PRESETS: ClassVar[dict[str, Any]] = {}
     long_name = "product quantization (FAISS)"
     needs: frozenset[str] = frozenset()
     needs_encoder = False
@@ -52,14 +52,14 @@ class PQ:
         return M, nbits
 
     @staticmethod
-    def members(config: Config, encoder: str) -> int:
+    def members(config: Settings, encoder: str) -> int:
         return 1
 
     @classmethod
-    def check(cls, config: Config, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
         check_product_shape(d_in, M, nbits, "rows of d")
 
-    def __init__(self, config: Config, task: Task) -> None:
+    def __init__(self, config: Settings, task: Task) -> None:
         self.config, self.task = config, task
         self.mean = np.zeros(task.rows.d)
         self.centroids: NDArray[np.float32]
@@ -111,7 +111,7 @@ class OPQ(PQ):
     long_name = "optimized product quantization (FAISS)"
 
     @classmethod
-    def check(cls, config: Config, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
         if d_in < M:
             raise ConfigError(f"rows of d={d_in} cannot fill M={M} books")
         check_product_shape(d_in // M * M, M, nbits)

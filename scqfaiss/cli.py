@@ -41,7 +41,7 @@ def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ]
 
     @click.pass_context
-    def gathered(context: click.Context, **values: Any) -> Any:
+    def gathered(context: click.Context, /, **values: Any) -> Any:
         names = ("features_key", "labels_key", "ids_key", "skip_bad_rows", "allow_duplicate_ids")
         keys = {name: values.pop(name) for name in names}
         return context.invoke(command, keys=keys, **values)

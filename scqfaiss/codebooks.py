@@ -74,11 +74,11 @@ class Codebooks:
 
     @property
     def M(self) -> int:
-        return self.centroids.shape[0]
+        return len(self.centroids)
 
     @property
     def K(self) -> int:
-        return self.centroids.shape[1]
+        return int(self.centroids.shape[1])
 
     @property
     def nbits(self) -> int:
@@ -93,7 +93,7 @@ class Codebooks:
     @property
     def d(self) -> int:
         """Dimension of a decoded vector."""
-        return self.centroids.shape[2] * (self.M if self.kind == "product" else 1)
+        return int(self.centroids.shape[2]) * (self.M if self.kind == "product" else 1)
 
     @property
     def shape(self) -> Shape:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from .arrays import Floats, Labels
 from .data import Source, open_rows
 from .data.hdf5 import write_hits, write_rows
-from .errors import IndexFileError, WriteError, shown
+from .errors import IndexFileError, ScqWarning, WriteError, shown
 from .evaluation import Relevance, evaluate, measure, measure_vectors
 from .exporting import export_file
 from .files import reserve
@@ -49,10 +50,11 @@ def run(folder: Path, say: Callable[[str], Any], progress: Meter) -> list[Row]:
         keep = (method, bits) == ("scq", 16)
         model_path = folder / ("model.safetensors" if keep else "other.safetensors")
         gallery_path = folder / ("gallery.faissindex" if keep else "other.faissindex")
-        # Baselines are told nothing of the labels, and FAISS advises more rows than the demo has: no warnings for that.
-        request = Request(method=method, bits=bits)
-        quietly(lambda: train_file(folder / "train.h5", model_path, request, keys={}, progress=progress))
-        quietly(lambda: export_file(model_path, folder / "database.h5", gallery_path, keys={}, progress=progress))
+        with warnings.catch_warnings():  # unused labels, few rows: true, but no news in a demo
+            warnings.simplefilter("ignore", ScqWarning)
+            request = Request(method=method, bits=bits)
+            train_file(folder / "train.h5", model_path, request, keys={}, progress=progress)
+            export_file(model_path, folder / "database.h5", gallery_path, keys={}, progress=progress)
         rows.append(measured(method, model_path, gallery_path, parts))
     for bits in (8, 16):
         rows.append(ivfpq_row(bits, train[0], query, database))
@@ -78,23 +80,13 @@ def run(folder: Path, say: Callable[[str], Any], progress: Meter) -> list[Row]:
     return rows
 
 
-def quietly(work: Callable[[], Any]) -> None:
-    import warnings
-
-    from .errors import ScqWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ScqWarning)
-        work()
-
-
 def write_parts(folder: Path) -> dict[str, tuple[Floats, Labels, NDArray[np.int64]]]:
     """The digits inside the package -> train.h5, query.h5, database.h5 in the folder, and their arrays."""
     out = {}
     with resources.as_file(resources.files("scqfaiss") / "demo_data" / "digits.h5") as path:
         for name in PARTS:
-            keys = {f"{key}_key": f"{name}/{key}" for key in ("features", "labels", "ids")}
-            with open_rows(path, **keys) as source:
+            keys = [f"{name}/{key}" for key in ("features", "labels", "ids")]
+            with open_rows(path, features_key=keys[0], labels_key=keys[1], ids_key=keys[2]) as source:
                 out[name] = _arrays(source)
     for name, (x, labels, ids) in out.items():
         with reserve(folder / f"{name}.h5") as slot:

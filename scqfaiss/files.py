@@ -50,7 +50,7 @@ class Slot:
             raise WriteError(f"{self.name}: needs {size(nbytes * 1.05)}, {size(free)} free")
 
     def write(
-        self, fill: Callable[[BinaryIO], None], check: Callable[[Path], None] | None = None, nbytes: int = 0
+        self, fill: Callable[[BinaryIO], object], check: Callable[[Path], None] | None = None, nbytes: int = 0
     ) -> None:
         """fill(f) writes the content; check(path) reads the finished temporary file back and raises if it is wrong.
 

@@ -121,7 +121,7 @@ class Source(ABC):
     def fetch(self, i: int, j: int) -> NDArray[Any]:
         """Physical rows i..j-1 as (j - i, d), any float dtype, not yet checked for NaN."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  sources in memory have nothing to release
         """Release the file and raise DataError if it was changed while it was read. May be called twice."""
 
     def __enter__(self) -> Source:

@@ -132,7 +132,7 @@ class Chain:
 
     @property
     def d_out(self) -> int:
-        return next((a["A"].shape[-2] for op, a in reversed(self.layers) if op in ("linear", "heads")), self.d_in)
+        return next((int(a["A"].shape[-2]) for op, a in reversed(self.layers) if op in ("linear", "heads")), self.d_in)
 
     @property
     def block_rows(self) -> int:

@@ -11,15 +11,15 @@ from .chain import Arrays
 
 
 @dataclass(frozen=True)
-class Config:
+class Settings:
     pass
 
 
 class Identity(Encoder):
-    Config = Config
+    Config = Settings
     trainable = False
 
-    def __init__(self, config: Config, stats: Stats, members: int = 1) -> None:
+    def __init__(self, config: Settings, stats: Stats, members: int = 1) -> None:
         super().__init__(config, stats, members)
         self.width = self.d_in
 

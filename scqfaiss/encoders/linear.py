@@ -13,16 +13,16 @@ from .chain import Arrays
 
 
 @dataclass(frozen=True)
-class Config:
+class Settings:
     input_dropout: float = field(default=0.2, metadata={"range": (0, 0.95)})  # share of input features left out
 
 
 class Linear(Encoder):
-    Config = Config
+    Config = Settings
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, config: Config, stats: Stats, members: int = 1) -> None:
+    def __init__(self, config: Settings, stats: Stats, members: int = 1) -> None:
         super().__init__(config, stats, members)
         self.width = self.d_in
         scale, shift = standardising(stats.mean, stats.sd)

@@ -20,7 +20,7 @@ from .chain import Arrays
 
 
 @dataclass(frozen=True)
-class Config:
+class Settings:
     hidden: int = field(default=1024, metadata={"range": (1, 1 << 16)})  # units of the hidden layer, per member
     # Signed square root of the input; auto: where no training value is negative.
     power: str = field(default="auto", metadata={"choices": ("auto", "on", "off")})
@@ -29,12 +29,12 @@ class Config:
 
 
 class MLP(Encoder):
-    Config = Config
+    Config = Settings
     many_members = True
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, config: Config, stats: Stats, members: int = 1) -> None:
+    def __init__(self, config: Settings, stats: Stats, members: int = 1) -> None:
         super().__init__(config, stats, members)
         self.width = config.hidden
         self.power = config.power == "on" or (config.power == "auto" and stats.minimum >= 0)

@@ -78,7 +78,7 @@ class ARSQ(nn.Module):
 
     def rebuild_error(self, z: Tensor, pattern: Tensor) -> tuple[Tensor, Tensor]:
         """z (b, d) without gradient, pattern (b,) -> (soft, hard) errors: sum over books of the mean over b and e."""
-        M, K, dsub = self.centroids.shape
+        M, _, dsub = self.centroids.shape
         rows, own, valid, present = self._layout(z, pattern)
         G, R, S = len(own), rows.shape[1], own.shape[1]
         x = rows.view(G, R, M, dsub).permute(2, 0, 1, 3).reshape(M * G, R, dsub)  # (m g) r e

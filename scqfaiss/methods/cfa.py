@@ -30,7 +30,7 @@ EPSILON = 0.03  # what kappa leaves to the wrong classes at best
 
 
 @dataclass(frozen=True)
-class Config:
+class Settings:
     """Settings of centers and features; methods with this head inherit them."""
 
     # identity, cooccurrence, means or a .npy file (C, C); auto: identity.
@@ -57,18 +57,18 @@ def default_kappa(C: int, epsilon: float = EPSILON) -> float:
     return (C - 1) / C * math.log((C - 1) * (1 - epsilon) / epsilon)
 
 
-def kind_of_cfa(config: Config, encoder: str) -> str:
+def kind_of_cfa(config: Settings, encoder: str) -> str:
     """'auto' resolved: rows that are an embedding already get no head."""
     return config.cfa if config.cfa != "auto" else "none" if encoder == "identity" else "calibrated"
 
 
-def members(config: Config, encoder: str) -> int:
+def members(config: Settings, encoder: str) -> int:
     """How many classifiers train side by side."""
     can = encoder == "mlp" and kind_of_cfa(config, encoder) == "calibrated"
     return (config.members or 4) if can else 1
 
 
-def smallest_d(config: Config, d_in: int, C: int, M: int, encoder: str) -> int:
+def smallest_d(config: Settings, d_in: int, C: int, M: int, encoder: str) -> int:
     """The dimension of z: as set, as the rows have it, or the smallest multiple of M that the classes fit into."""
     kind = kind_of_cfa(config, encoder)
     if kind == "none":
@@ -80,7 +80,7 @@ def smallest_d(config: Config, d_in: int, C: int, M: int, encoder: str) -> int:
     return -(-(360 if kind == "released" else C) // M) * M
 
 
-def check(config: Config, d_in: int, C: int, M: int, encoder: str) -> None:
+def check(config: Settings, d_in: int, C: int, M: int, encoder: str) -> None:
     """Raise ConfigError for a head that cannot be built; reads no rows."""
     kind = kind_of_cfa(config, encoder)
     if encoder == "identity" and kind != "none":
@@ -167,7 +167,7 @@ class Features(nn.Module):
 
     centers: Tensor
 
-    def __init__(self, config: Config, task: Task, d: int, labels: Labels) -> None:
+    def __init__(self, config: Settings, task: Task, d: int, labels: Labels) -> None:
         super().__init__()
         assert task.encoder is not None
         self.config, self.task, self.labels, self.d = config, task, labels, d

@@ -6,7 +6,7 @@ Sablayrolles, Douze, Usunier, Jegou, "How should we evaluate supervised hashing?
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
@@ -18,7 +18,7 @@ from . import cfa
 
 
 @dataclass(frozen=True)
-class Config(cfa.Config):
+class Settings(cfa.Settings):
     pass
 
 
@@ -29,8 +29,8 @@ class LabelCode(nn.Module):
     The bits follow from the classes: --bits and --nbits are not asked.
     """
 
-    Config = Config
-    PRESETS: dict[str, Any] = {}
+    Config = Settings
+    PRESETS: ClassVar[dict[str, Any]] = {}
     long_name = "label code"
     needs = frozenset({"labels"})
     needs_encoder = True
@@ -42,11 +42,11 @@ class LabelCode(nn.Module):
         return (C, 1) if many else (1, max(1, (C - 1).bit_length()))
 
     @staticmethod
-    def members(config: Config, encoder: str) -> int:
+    def members(config: Settings, encoder: str) -> int:
         return cfa.members(config, encoder)
 
     @classmethod
-    def check(cls, config: Config, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
         if encoder == "identity":
             raise ConfigError("the label code needs a classifier; choose --encoder mlp or linear")
         if config.cfa not in ("auto", "calibrated"):
@@ -56,7 +56,7 @@ class LabelCode(nn.Module):
         if C > 1 << 16:
             raise ConfigError(f"the label code stores at most {1 << 16:,} classes, found {C:,}")
 
-    def __init__(self, config: Config, task: Task) -> None:
+    def __init__(self, config: Settings, task: Task) -> None:
         super().__init__()
         assert task.labels is not None
         self.many, C = task.labels.many, task.labels.C

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ SEED_ROWS = 256  # rows per codeword that k-means looks at; more do not change t
 
 
 @dataclass(frozen=True)
-class Config(cfa.Config):
+class Settings(cfa.Settings):
     recipe: str = setting("calibrated", choices=("calibrated", "released"))  # released: the paper's own, as published
     quantizer: str = setting("arsq", choices=("arsq", "kmeans"))
     private: str = setting("auto", choices=("auto", "class", "public"))  # codewords owned by classes, or by all
@@ -71,8 +71,8 @@ RELEASED: dict[str, Any] = {
 class SCQ(nn.Module):
     """Product codebooks in which every class owns private codewords, on features drawn to class centers."""
 
-    Config = Config
-    PRESETS = {"recipe": {"released": RELEASED}}
+    Config = Settings
+    PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"released": RELEASED}}
     long_name = "Spherical Centralized Quantization"
     needs = frozenset({"labels"})
     needs_encoder = True
@@ -83,11 +83,11 @@ class SCQ(nn.Module):
         return M, nbits
 
     @staticmethod
-    def members(config: Config, encoder: str) -> int:
+    def members(config: Settings, encoder: str) -> int:
         return cfa.members(config, encoder)
 
     @classmethod
-    def check(cls, config: Config, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
         cfa.check(config, d_in, C, M, encoder)
         check_product_shape(cfa.smallest_d(config, d_in, C, M, encoder), M, nbits)
         K = 1 << nbits
@@ -97,7 +97,7 @@ class SCQ(nn.Module):
                 f"K={K} codewords cannot serve C={C} classes; need --nbits {need} or more, or private=public"
             )
 
-    def __init__(self, config: Config, task: Task) -> None:
+    def __init__(self, config: Settings, task: Task) -> None:
         super().__init__()
         assert task.labels is not None
         self.config, self.task = config, task
