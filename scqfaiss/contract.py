@@ -45,7 +45,7 @@ class Rows(Protocol):
         """At most `limit` rows drawn without replacement, in file order, and their row numbers."""
 
     def batches(self, size: int, generator: Generator, rows: Ints | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled batches of `rows` (default all): x (b, d) float32 and row numbers (b,) int64, on the task's device."""
+        """Shuffled batches of about `size` of `rows` (default all): x (b, d) float32, row numbers (b,) int64, on the device."""
 
 
 class Encoder(Protocol):
@@ -138,6 +138,11 @@ class Method(Protocol):
 
     def summary(self) -> dict[str, Any]:
         """Plain facts for the model's config: fitted temperature, centre errors and the like."""
+
+
+def batch_count(n: int, size: int) -> int:
+    """Batches an epoch over n rows is cut into, as even as can be: a last batch of a few rows would weigh as much as a whole one."""
+    return max(1, round(n / size))
 
 
 def settings(config_class: type[Any]) -> dict[str, dataclasses.Field[Any]]:

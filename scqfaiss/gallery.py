@@ -184,8 +184,8 @@ class Gallery:
             z = self.embed(xq, name)
         if len(z) == 0:
             return np.zeros((0, k), np.float32), np.zeros((0, k), np.int64)
-        D, I = self.index.search(z, k)
-        return D, I
+        found: tuple[NDArray[np.float32], Ints] = self.index.search(z, k)
+        return found
 
     def unpack(self) -> tuple[Codebooks, Codes, Ints]:
         """Codebooks, codes (n, M) and ids (n,) that the index holds."""

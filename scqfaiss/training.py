@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from .arrays import Floats, Ints, Labels
 from .codebooks import Codebooks, Shape
-from .contract import Method, Progress, Stage, Task, configure, settings, silent
+from .contract import Method, Progress, Stage, Task, batch_count, configure, settings, silent
 from .data import ArraySource, Source, open_rows
 from .encoders import encoder_class
 from .encoders.base import Stats
@@ -25,6 +25,7 @@ from .model import SUFFIX, Model, read_ahead
 
 MEMORY_SHARE = 0.4  # of the free memory, for rows held at a time; more than that is streamed
 CHECK_ROWS = 100_000  # rows on which the use of codewords is counted after training
+MAX_BITS = 4096  # of a code: longer ones are no short codes, and a slip of the keyboard must not fill the memory
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ def split_bits(bits: int, nbits: int) -> tuple[int, int]:
     """(M, nbits) of codes of `bits` bits. Raises ConfigError with the nearest lengths that work."""
     if not 1 <= nbits <= 16:
         raise ConfigError(f"nbits is {nbits}, needs 1 to 16")
+    if bits > MAX_BITS:
+        raise ConfigError(f"bits is {bits:,}, needs {nbits} to {MAX_BITS:,}")
     if bits < 1 or bits % nbits:
         below = bits // nbits * nbits
         near = f"{below} or {below + nbits}" if below > 0 else f"{nbits}"
@@ -189,7 +192,7 @@ class SourceRows:
         if self.x is not None:
             index = torch.arange(len(self)) if rows is None else torch.from_numpy(rows)
             index = index[torch.randperm(len(index), generator=generator)]
-            for part in index.split(size):
+            for part in index.tensor_split(batch_count(len(index), size)):
                 yield self.x[part].to(self.device), part.to(self.device)
             return
         yield from self._streamed(size, generator, rows)

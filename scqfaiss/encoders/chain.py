@@ -137,7 +137,7 @@ class Chain:
     @property
     def block_rows(self) -> int:
         """Rows that go through all layers together."""
-        widest = max([self.d_in, *(a["A"].shape[0] for op, a in self.layers if op == "linear")])
+        widest = max([self.d_in, *(len(a["A"]) for op, a in self.layers if op == "linear")])
         return min(max(BLOCK_ELEMENTS // widest, BLOCK_ROWS[0]), BLOCK_ROWS[1])
 
     @property

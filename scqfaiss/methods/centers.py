@@ -157,8 +157,8 @@ def optimise(T: Matrix, d: int, seed: int = 0, steps: int = STEPS, decay_every: 
         optimizer.zero_grad()
         value = loss(u, target)
         value.backward()  # type: ignore[no-untyped-call]
-        if float(value) < best:
-            best, best_u = float(value), u.detach().clone()
+        if value.item() < best:
+            best, best_u = value.item(), u.detach().clone()
         optimizer.step()
         if step % decay_every == decay_every - 1:
             optimizer.param_groups[0]["lr"] *= 0.9
@@ -178,8 +178,8 @@ def similarity_matrix(
             raise ConfigError("similarity and class_vectors exclude each other; give one")
         vectors, sha = read_matrix(class_vectors, labels.C, square=False)
         return from_vectors(vectors, labels), f"class vectors {sha[:12]}"
-    if similarity == "cooccurrence":
-        return cooccurrence(labels), similarity
+    if similarity == "cooccurrence" or (similarity == "auto" and labels.many):
+        return cooccurrence(labels), "cooccurrence"
     if similarity in ("auto", "identity"):
         return np.eye(labels.C), "identity"
     if similarity == "means":

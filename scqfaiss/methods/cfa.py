@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..arrays import Ints, Labels
-from ..contract import Layers, Stage, Task, setting
+from ..contract import Layers, Stage, Task, batch_count, setting
 from ..errors import ConfigError, DataError, warn
 from . import centers as sca
 
@@ -33,7 +33,7 @@ EPSILON = 0.03  # what kappa leaves to the wrong classes at best
 class Settings:
     """Settings of centers and features; methods with this head inherit them."""
 
-    # identity, cooccurrence, means or a .npy file (C, C); auto: identity.
+    # identity, cooccurrence, means or a .npy file (C, C); auto: identity for one label a row, co-occurrence for many.
     similarity: str = "auto"
     class_vectors: str = ""  # a .npy file (C, e) of class embeddings, instead of a similarity
     target: str = setting("plain", choices=("plain", "simplex"))  # cosines asked of centers: 2S - 1, S - (1-S)/(C-1)
@@ -263,7 +263,7 @@ class Features(nn.Module):
                 rows, self.held = np.setdiff1d(rows, held, assume_unique=True), held
         released = self.kind == "released"
         batch = task.batch_size or c.cfa_batch or (64 if released else min(256, max(32, len(rows) // 8)))
-        steps = -(-len(rows) // batch)
+        steps = batch_count(len(rows), batch)
         epochs = task.epochs
         if epochs is None:
             epochs = c.cfa_epochs if released or c.cfa_epochs == 0 else max(c.cfa_epochs, -(-MIN_STEPS // steps))
@@ -280,7 +280,7 @@ class Features(nn.Module):
             def rate(step: int) -> float:
                 if step < warm:
                     return (step + 1) / warm
-                return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+                return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
 
             return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..codebooks import Codebooks
-from ..contract import Layers, Stage, Task, check_product_shape, setting
+from ..contract import Layers, Stage, Task, batch_count, check_product_shape, setting
 from ..errors import ConfigError, warn
 from . import cfa
 from .arsq import ARSQ, deal
@@ -141,7 +141,7 @@ class SCQ(nn.Module):
                 name="codebooks",
                 begin=self.start_books,
                 epochs=epochs,
-                steps_per_epoch=-(-rows // batch),
+                steps_per_epoch=batch_count(rows, batch),
                 batches=lambda generator: self.batches(batch, generator),
                 loss=lambda z, pattern: self.books.loss(z, pattern),
                 make_optimizer=make_optimizer,
@@ -154,7 +154,7 @@ class SCQ(nn.Module):
     def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled (z (b, d), pattern (b,)) from the encoded rows."""
         order = torch.randperm(len(self.z), generator=generator).to(self.z.device)
-        for part in order.split(size):
+        for part in order.tensor_split(batch_count(len(order), size)):
             yield self.z[part], self.pattern[part]
 
     @torch.no_grad()
