@@ -17,12 +17,21 @@ from .errors import DataError
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
+MAX_CLASSES = 1 << 20  # a larger class number is an id or a mistake, and would be paid for in memory
 FEATURE_DTYPES = (np.float16, np.float32, np.float64)
 
 
 def dims(x: Any) -> str:
     """Shape and dtype as messages print them: (1000, 32) float64."""
     return f"({', '.join(str(n) for n in x.shape)}{',' if len(x.shape) == 1 else ''}) {x.dtype}"
+
+
+def as_array(a: Any, name: str, needs: str) -> NDArray[Any]:
+    """np.asarray, with a DataError where lists of unequal lengths or objects make no array of numbers."""
+    try:
+        return np.asarray(a)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"{name} is no array: rows of unequal length or no numbers; needs {needs}") from error
 
 
 def check_feature_form(x: Any, name: str) -> None:
@@ -59,7 +68,7 @@ def as_features(x: Any, name: str = "features", *, finite: bool = True) -> Float
 
     Raises DataError on another shape or dtype and, unless finite=False, on NaN, infinity and overflow of float32.
     """
-    x = np.asarray(x)
+    x = as_array(x, name, "(n, d) float16, float32 or float64")
     check_feature_form(x, name)
     if finite:
         bad = np.flatnonzero(bad_rows(x))
@@ -133,7 +142,7 @@ def as_labels(y: Any, n: int, name: str = "labels", class_names: Any = None, *, 
     given, else the largest label + 1. Rows of a matrix without any label pass: only training cannot use them.
     Raises DataError on wrong lengths, on labels outside 0..C-1 and on values other than 0 and 1 in a matrix.
     """
-    a = np.asarray(y)
+    a = as_array(y, name, "(n,) class numbers or an (n, C) matrix of 0 and 1")
     names = None if class_names is None else tuple(_text(c) for c in class_names)
     if a.ndim not in (1, 2) or (a.ndim == 2 and a.shape[1] < 2):
         raise DataError(f"{name} is {dims(a)}, needs (n,) class numbers or an (n, C) matrix of 0 and 1 with C >= 2")
@@ -152,6 +161,9 @@ def as_labels(y: Any, n: int, name: str = "labels", class_names: Any = None, *, 
             raise DataError(f"{name} has {a.shape[1]} columns, needs one for each of the {width} classes")
         return Labels(np.ascontiguousarray(a, np.uint8), width, names)
     a = _whole_numbers(a, name, "a class number")
+    if n and int(a.max()) >= MAX_CLASSES:
+        row = int(np.argmax(a >= MAX_CLASSES))
+        raise DataError(f"{name}: row {row:,} is {a[row]}, at most {MAX_CLASSES:,} classes can be told apart")
     classes = len(names) if names is not None else C if C is not None else int(a.max()) + 1 if n else 0
     wrong = (a < 0) | (a >= classes)
     if wrong.any():
@@ -169,7 +181,7 @@ def as_ids(ids: Any, n: int, name: str = "ids", *, allow_duplicates: bool = Fals
 
     FAISS itself takes -1 (its mark for "nothing found") and duplicates without a word. Raises DataError.
     """
-    a = np.asarray(ids)
+    a = as_array(ids, name, f"({n},) int64")
     if a.ndim != 1 or len(a) != n:
         raise DataError(f"{name} is {dims(a)}, needs ({n},) int64, one for each row of features")
     a = _whole_numbers(a, name, "an id (0 to 9,223,372,036,854,775,807)")

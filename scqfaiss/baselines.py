@@ -70,8 +70,10 @@ class PQ:
     def prepared_rows(self) -> NDArray[np.float32]:
         """At most 256 rows per codeword, centered and normalised unless raw."""
         task, rows = self.task, self.task.codebook_rows or self.task.rows
+        if len(rows) < 2:
+            raise ConfigError(f"{len(rows):,} rows cannot train K={task.K} codewords; need at least 2 rows")
         if len(rows) < task.K:
-            fits = max(len(rows), 1).bit_length() - 1
+            fits = len(rows).bit_length() - 1
             raise ConfigError(f"{len(rows):,} rows cannot train K={task.K} codewords; need --nbits {fits} or less")
         if len(rows) < 39 * task.K:
             warn(f"{len(rows):,} rows are few for {task.K} codewords a book; FAISS advises {39 * task.K:,}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -15,9 +16,20 @@ import click
 
 from . import __version__
 from .errors import ConfigError, ScqError, ScqWarning, shown
-from .progress import Meter
+from .files import open_regular
+from .progress import Meter, to_stderr
 
-FILE = click.Path(path_type=Path)
+
+class FileName(click.Path):
+    """A file name; a configuration file may put anything else in its place."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, (str, os.PathLike)) or "\0" in os.fsdecode(value):
+            self.fail(f"{value!r} is no file name", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = FileName(path_type=Path)
 meter = Meter()
 
 # What to type where a part is not installed.
@@ -58,16 +70,18 @@ def read_config(context: click.Context, _: click.Parameter, path: Path | None) -
     if path is None:
         return None
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{shown(path)}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        with open_regular(path, ConfigError) as f:
+            values = tomllib.loads(f.read().decode("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{shown(path)}: not a readable TOML file ({' '.join(str(error).split())})") from error
     table = values.pop("set", {})
-    known = {p.name for p in context.command.params if isinstance(p, click.Option)} - {"config", "set", "settings"}
-    for key in values:
-        if key.replace("-", "_") not in known:
+    known = {str(p.name): p for p in context.command.params if isinstance(p, click.Option)}
+    for key, value in values.items():
+        option = known.get(key.replace("-", "_"))
+        if option is None or option.name in ("config", "settings"):
             raise ConfigError(f"{shown(path)}: unknown key '{key}'; method settings go into a table [set]")
+        if isinstance(option.type, click.types.IntParamType) and type(value) not in (int, str):
+            raise ConfigError(f"{shown(path)}: {key} is {value!r}, needs a whole number")  # click would round it
     if not isinstance(table, dict):
         raise ConfigError(f"{shown(path)}: set is {table!r}, needs a table [set]")
     context.default_map = {key.replace("-", "_"): value for key, value in values.items()}
@@ -205,35 +219,56 @@ def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **
     """A ScqWarning as one line; any other warning in Python's own form."""
     meter.close()
     if issubclass(category, ScqWarning):
-        click.echo(f"Warning: {message}", err=True)
+        to_stderr(f"Warning: {one_line(str(message))}")
     else:
-        click.echo(warnings.formatwarning(message, category, *rest[:2]), err=True, nl=False)
+        to_stderr(warnings.formatwarning(message, category, *rest[:2]), nl=False)
+
+
+def one_line(message: str) -> str:
+    """A message as one printable line, whatever names and texts out of files stand in it."""
+    return shown(" ".join(message.splitlines()))
 
 
 def run(arguments: list[str] | None = None) -> int:
     """One command -> its exit code: 0; 2, 3, 4, 5 (see errors.py); 130 stopped. Errors are one line on stderr."""
     try:
         cli.main(arguments, prog_name="scqfaiss", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return 0
     except ScqError as error:
         return fail(str(error), error.exit_code, error)
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        to_stderr(error.format_message())
+        return 2
     except click.ClickException as error:
         return fail(error.format_message(), 2, error)
     except (KeyboardInterrupt, click.exceptions.Abort):
         return fail("stopped; nothing was left half-written", 130)
-    except ModuleNotFoundError as error:
-        if error.name not in _PIP:
+    except ImportError as error:
+        part = (error.name or "").partition(".")[0]
+        if part not in _PIP:
             raise
-        return fail(f"{error.name} is not installed: {_PIP[error.name]}", 2, error)
+        missing = isinstance(error, ModuleNotFoundError) and error.name == part
+        return fail(f"{part} {'is not installed' if missing else 'does not load'}: {_PIP[part]}", 2, error)
     except MemoryError as error:
         return fail("out of memory; use smaller batches or fewer rows", 5, error)
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit: give it somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return fail("standard output was closed", 4)
+    except SystemExit as error:  # click's answer to a closed pipe
+        return lost_output("was closed", error)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        if error.filename is not None:
+            return fail(f"{shown(error.filename)}: {os.strerror(error.errno)}", 4, error)
+        # All files go through files.py and data/, which have words of their own: what is left is standard output.
+        why = "was closed" if error.errno == errno.EPIPE else f"cannot be written ({os.strerror(error.errno)})"
+        return lost_output(why, error)
+
+
+def lost_output(what: str, error: BaseException) -> int:
+    # Python flushes stdout once more at exit: give it somewhere to go.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return fail(f"standard output {what}", 4, error)
 
 
 def fail(message: str, code: int, error: BaseException | None = None) -> int:
@@ -242,7 +277,7 @@ def fail(message: str, code: int, error: BaseException | None = None) -> int:
         import traceback
 
         traceback.print_exception(error)
-    click.echo(f"Error: {' '.join(message.splitlines())}", err=True)
+    to_stderr(f"Error: {one_line(message)}")
     return code
 
 
@@ -252,6 +287,13 @@ def _stop(*_: Any) -> NoReturn:
 
 def main() -> NoReturn:
     """The `scqfaiss` program."""
+    for fd in (0, 1, 2):  # one that was closed would be given to the next file opened, and prints would land in it
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names beyond the locale's letters
     signal.signal(signal.SIGTERM, _stop)
     warnings.simplefilter("always", ScqWarning)
     warnings.showwarning = show_warning  # type: ignore[assignment]

@@ -191,7 +191,7 @@ def _check_setting(f: dataclasses.Field[Any], value: Any, where: str) -> None:
         raise ConfigError(f"{where}{f.name} is {value}, needs {limits[0]} to {limits[1]}")
 
 
-def setting(default: Any, *, low: float | None = None, high: float = float("inf"), choices: Sequence[str] = ()) -> Any:
+def setting(default: Any, *, low: float | None = None, high: float = 2**31 - 1, choices: Sequence[str] = ()) -> Any:
     """A field of a Config with its range (low to high) or its choices."""
     metadata: dict[str, Any] = {}
     if low is not None:

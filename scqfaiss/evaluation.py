@@ -137,12 +137,13 @@ class Relevance:
 
     def __init__(self, database: Labels, inverse: Ints, u: int) -> None:
         self.u = u
+        self.sets: NDArray[np.uint8] | None = None  # None: one label a row, a set is a class
+        n_sets, row_set = database.C, database.y
         if database.many:
             self.sets, row_set = np.unique(database.y, axis=0, return_inverse=True)
-        else:
-            self.sets, row_set = np.eye(database.C, dtype=np.uint8), database.y
-        pairs, self.count = np.unique(inverse * len(self.sets) + row_set.ravel(), return_counts=True)
-        self.word, self.set = pairs // len(self.sets), pairs % len(self.sets)
+            n_sets = len(self.sets)
+        pairs, self.count = np.unique(inverse * n_sets + row_set.ravel(), return_counts=True)
+        self.word, self.set = pairs // n_sets, pairs % n_sets
         self.rows = np.bincount(inverse, minlength=u)
         self._cache: dict[bytes, Ints] = {}
 
@@ -150,7 +151,7 @@ class Relevance:
         """hot (C,) labels of a query -> (u,) relevant rows of each word."""
         key = hot.tobytes()
         if key not in self._cache:
-            shares = (self.sets @ hot.astype(np.int64) > 0)[self.set]
+            shares = (hot > 0 if self.sets is None else self.sets @ hot.astype(np.int64) > 0)[self.set]
             self._cache[key] = np.bincount(self.word[shares], self.count[shares], self.u).astype(np.int64)
         return self._cache[key]
 

@@ -16,11 +16,12 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,7 +32,7 @@ MAGIC = b"SCQFAISS"
 TRAILER = struct.Struct("<QQ32s8s")  # stream bytes, card bytes, SHA-256, magic
 MAX_CARD = 1 << 20  # bytes; a card holds names and numbers, so more than that is not a card
 _BLOCK = 1 << 20
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 PathLike = str | os.PathLike[str]
 
@@ -45,7 +46,10 @@ class Slot:
 
     def check_space(self, nbytes: int) -> None:
         """Raise WriteError unless the disk can take `nbytes` and 5 % more."""
-        free = shutil.disk_usage(self.path.parent).free
+        try:
+            free = shutil.disk_usage(self.path.parent).free
+        except OSError as error:  # the folder went away
+            raise self._refused(error, nbytes) from error
         if nbytes * 1.05 > free:
             raise WriteError(f"{self.name}: needs {size(nbytes * 1.05)}, {size(free)} free")
 
@@ -70,17 +74,25 @@ class Slot:
                 check(temporary)
             os.replace(temporary, self.path)
         except BaseException as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # the folder may be gone, or read-only by now
+                temporary.unlink()
             if isinstance(error, OSError):
                 raise self._refused(error, nbytes) from error
             raise
-        _sync_folder(self.path.parent)
+        try:
+            _sync_folder(self.path.parent)
+        except OSError as error:
+            why = os.strerror(error.errno or errno.EIO)
+            raise WriteError(f"{self.name}: written whole, but a power cut may undo it ({why})") from error
 
     def _refused(self, error: OSError, nbytes: int) -> WriteError:
         if error.errno in _FULL:
             need = f"needs {size(nbytes * 1.05)}, " if nbytes else "no space left, "
             return WriteError(f"{self.name}: {need}{size(shutil.disk_usage(self.path.parent).free)} free")
-        return WriteError(f"{self.name}: cannot write ({os.strerror(error.errno or 0)})")
+        if error.errno == errno.EFBIG:
+            return WriteError(f"{self.name}: grew past the largest file allowed here (ulimit -f)")
+        why = os.strerror(error.errno) if error.errno else "the disk refused it"
+        return WriteError(f"{self.name}: cannot write ({why})")
 
 
 @contextmanager
@@ -94,7 +106,10 @@ def reserve(
     Raises ConfigError on an input as target or a wrong ending; WriteError on a folder that is missing or not writable,
     on a target that is no plain file, and while another process holds the lock.
     """
-    name, real = shown(path), Path(os.path.realpath(path))
+    name = shown(path)
+    if "\0" in os.fsdecode(path):
+        raise WriteError(f"{name}: no file can have this name")
+    real = Path(os.path.realpath(path))
     if suffix and Path(path).suffix != suffix:
         kind = {".faissindex": "galleries", ".safetensors": "models"}.get(suffix, "these files")
         raise ConfigError(f"{name}: {kind} end in {suffix}")
@@ -115,9 +130,12 @@ def reserve(
     if not real.parent.is_dir():
         raise WriteError(f"{name}: folder {shown(real.parent)} does not exist; create it first")
     with _locked(real, name, what):
-        for leftover in os.scandir(real.parent):
-            if leftover.name.startswith(f"{real.name}.tmp-"):  # we hold the lock: nobody alive owns it
-                Path(leftover.path).unlink(missing_ok=True)
+        own = re.compile(re.escape(real.name) + r"\.tmp-\d+")
+        with suppress(OSError):  # a folder that may be written but not listed
+            for leftover in os.listdir(real.parent):
+                if own.fullmatch(leftover):  # we hold the lock: nobody alive owns it
+                    with suppress(OSError):
+                        os.unlink(real.parent / leftover)
         yield Slot(real, name)
 
 
@@ -148,11 +166,13 @@ def _locked(real: Path, name: str, what: str) -> Iterator[None]:
             pass
         os.close(fd)  # the holder before us removed this lock file between our open and our lock: take the new one
     try:
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()} {what}".strip().encode(), 0)
+        with suppress(OSError):  # the text serves a message only: a full disk is reported where it matters
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()} {what}".strip().encode(), 0)
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be gone, or read-only by now
+            lock.unlink()
         os.close(fd)
 
 
@@ -168,13 +188,13 @@ def _sync_folder(folder: Path) -> None:
 def seal(f: BinaryIO, fill: Callable[[Callable[[bytes], None]], None], card: dict[str, Any]) -> None:
     """Write stream, card and trailer into the open file f; fill(put) hands the stream over block by block."""
     sha, written = hashlib.sha256(), 0
-    refused: list[OSError] = []
+    refused: list[BaseException] = []
 
     def put(block: bytes) -> None:
         nonlocal written
         try:
             f.write(block)
-        except OSError as error:  # FAISS's writer would turn it into an error of its own
+        except BaseException as error:  # FAISS's writer would turn it into an error of its own
             refused.append(error)
             raise
         sha.update(block)
@@ -182,7 +202,7 @@ def seal(f: BinaryIO, fill: Callable[[Callable[[bytes], None]], None], card: dic
 
     try:
         fill(put)
-    except Exception:
+    except BaseException:
         if refused:
             raise refused[0] from None
         raise
@@ -200,7 +220,7 @@ def open_regular(path: PathLike, error: type[ScqError] = IndexFileError) -> Bina
     try:
         # O_NONBLOCK: opening a FIFO must not wait for a writer that never comes.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL byte in the name
         raise ConfigError(f"{shown(path)}: no such file") from None
     except OSError as e:
         raise error(f"{shown(path)}: cannot be read ({os.strerror(e.errno or 0)})") from e

@@ -33,8 +33,6 @@ BYTE_LIMIT_FLOOR = 256 << 20
 LOOP_LIMIT_FLOOR = 10**6
 _limits_lock = threading.Lock()  # the limits are process-wide
 
-_FAISS_CLASS = {"IndexIVFPQ": "ivfpq", "IndexPQ": "pq", "IndexIDMap2": "pq"}
-
 
 @contextmanager
 def _read_limits(size: int) -> Iterator[None]:
@@ -60,16 +58,29 @@ def _load(f: BinaryIO, name: str, stream: int | None) -> tuple[Any, int]:
     end, used = size if stream is None else stream, 0
     f.seek(0)
 
+    refused: list[BaseException] = []
+
     def get(n: int) -> bytes:
         nonlocal used
-        block = f.read(min(n, end - used))
+        try:
+            block = f.read(min(n, end - used))
+        except BaseException as error:  # a failing disk or Ctrl-C: neither says anything about the file
+            refused.append(error)
+            raise
         used += len(block)
+        if block == b"ilod":  # lists kept in another file, which FAISS would open by the name it finds here
+            raise RuntimeError(block)
         return block
 
     try:
         with _read_limits(size):
             index = faiss.read_index(faiss.PyCallbackIOReader(get))
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
+        if refused and isinstance(refused[0], OSError):
+            why = os.strerror(refused[0].errno or 0)
+            raise IndexFileError(f"{name}: cannot be read ({why})") from error
+        if refused:
+            raise refused[0] from None
         if "limit" in str(error):
             raise ResourceError(f"{name}: claims more data than a file of {size:,} bytes can hold") from error
         raise IndexFileError(f"{name}: not a FAISS index, or damaged") from error
@@ -113,15 +124,29 @@ def read_gallery(path: PathLike, *, verify: bool = True) -> Stored:
     return Stored(index, card)
 
 
+def _targets_of(core: Any) -> list[str]:
+    """Registered targets that keep their codes in the class of `core`, an index without its chain."""
+    if isinstance(core, faiss.IndexIDMap):
+        held = faiss.downcast_index(core.index)
+        core = core if isinstance(held, faiss.IndexIVF) else held  # lists keep ids themselves: we never wrap them
+    return [name for name in TARGETS if target_module(name).INFO.faiss_class == type(core).__name__]
+
+
 def _compare(card: Mapping[str, Any], index: Any, name: str) -> None:
     """Raise IndexFileError where card and index disagree."""
     core = inner(index)
-    found = {"target": _FAISS_CLASS.get(type(core).__name__), "n": index.ntotal}
+    fits = _targets_of(core)
+    target = card.get("target") if card.get("target") in fits else next(iter(fits), None)
+    found = {"target": target, "n": index.ntotal}
     if isinstance(core, faiss.IndexIDMap):
         core = faiss.downcast_index(core.index)
+    if not isinstance(core, (faiss.IndexPQ, faiss.IndexIVFPQ)):
+        raise IndexFileError(f"{name}: the card says target={card.get('target')}, the index is a {type(core).__name__}")
     metric = "ip" if core.metric_type == faiss.METRIC_INNER_PRODUCT else "l2"
     found |= {"d": core.d, "M": core.pq.M, "nbits": core.pq.nbits, "K": core.pq.ksub, "metric": metric}
-    if card.get("encoder") == "folded":
+    if card.get("encoder") not in ("none", "folded", "model") or type(card.get("d_in")) is not int:
+        raise IndexFileError(f"{name}: the card does not say how queries are encoded")
+    if card["encoder"] != "model":
         found["d_in"] = index.d
     for key, value in found.items():
         if card.get(key) != value:
@@ -155,13 +180,11 @@ class Gallery:
     def embed(self, xq: Any, name: str = "queries") -> Floats:
         """Query rows (nq, d) -> what the FAISS index is searched with, (nq, index.d) float32."""
         xq = as_features(xq, name)
+        if self.needs_model and self.model is None:  # how wide its rows are, only the model knows
+            raise ConfigError(f"{self.name} needs the model its codes came from; give --model")
         if xq.shape[1] != self.d:
             raise ConfigError(f"{name}: queries have d={xq.shape[1]}, {self.name} needs d={self.d}")
-        if not self.needs_model:
-            return xq
-        if self.model is None:
-            raise ConfigError(f"{self.name} needs the model its codes came from; give --model")
-        return self.model.embed(xq)
+        return self.model.embed(xq) if self.needs_model and self.model is not None else xq
 
     def search(
         self, xq: Any, k: int = 10, *, encoded: bool = False, name: str = "queries"
@@ -190,12 +213,13 @@ class Gallery:
     def unpack(self) -> tuple[Codebooks, Codes, Ints]:
         """Codebooks, codes (n, M) and ids (n,) that the index holds."""
         core = inner(self.index)
-        name = _FAISS_CLASS.get(type(core).__name__)
-        if name is None:
+        fits = _targets_of(core)
+        if not fits:
             raise ConfigError(
                 f"{self.name}: {type(core).__name__} holds no codes of ours; needs one of {', '.join(TARGETS)}"
             )
-        return target_module(name).unpack(core)
+        told = (self.card or {}).get("target")
+        return target_module(told if told in fits else fits[0]).unpack(core)
 
 
 def open_gallery(

@@ -89,5 +89,5 @@ def describe_file(path: PathLike, as_json: bool) -> str:
             value = ", ".join(map(str, value)) if len(value) <= 20 else f"{len(value)} values"
         elif key == "bytes":
             value = f"{value:,} ({size(value)})"
-        lines.append(f"  {key.replace('_', ' ')}: {value}")
+        lines.append(f"  {key.replace('_', ' ')}: {shown(str(value))}")
     return "\n".join(lines)

@@ -87,6 +87,9 @@ class Model:
         """Read a model file. Raises ConfigError where it is missing, CheckpointError where it is damaged or foreign."""
         found, sha256 = bundle.read(path)
         config = dict(found.config)
+        for key in ("method", "encoder"):
+            if not isinstance(config.get(key), str):
+                raise CheckpointError(f"{shown(path)}: a model that names no {key}")
         try:
             shape = config.pop("codebooks")
             chain = chains.unpack(found.tensors, config.pop("chain"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -12,11 +13,20 @@ REDRAW_SECONDS = 0.1
 PLAIN_SECONDS = 10.0  # without a terminal: a sign of life this often
 
 
+def to_stderr(text: str, nl: bool = True) -> None:
+    """Print to stderr; a stderr that cannot be written any more stops nothing, it only goes silent."""
+    try:
+        click.echo(text, err=True, nl=nl)
+    except OSError:
+        # Python flushes it once more at exit, and would then end with a code of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 class Meter:
     """A Progress (see contract.py): call it with (what, done, total, detail)."""
 
     def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
+        self.terminal = sys.stderr is not None and sys.stderr.isatty()
         self.what, self.drawn, self.started = "", 0.0, 0.0
         self.open_line = False
 
@@ -34,15 +44,15 @@ class Meter:
             filled = WIDTH * done // max(total, 1)
             left = (now - self.started) / done * (total - done) if done else 0.0
             ahead = f", {left:.0f} s left" if not finished and left >= 1 else ""
-            click.echo(f"\r\x1b[K[{'#' * filled}{'.' * (WIDTH - filled)}] {text}{ahead}", err=True, nl=False)
+            to_stderr(f"\r\x1b[K[{'#' * filled}{'.' * (WIDTH - filled)}] {text}{ahead}", nl=False)
             self.open_line = True
             if finished:
                 self.close()
         elif not finished or total > 1:
-            click.echo(text, err=True)
+            to_stderr(text)
 
     def close(self) -> None:
         """End a line that is being redrawn, so that whatever comes next starts on its own."""
         if self.open_line:
-            click.echo(err=True)
+            to_stderr("")
             self.open_line = False

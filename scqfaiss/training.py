@@ -25,6 +25,7 @@ from .model import SUFFIX, Model, read_ahead
 
 MEMORY_SHARE = 0.4  # of the free memory, for rows held at a time; more than that is streamed
 CHECK_ROWS = 100_000  # rows on which the use of codewords is counted after training
+MAX_COUNT = 2**31 - 1  # of epochs, and of rows in a batch
 MAX_BITS = 4096  # of a code: longer ones are no short codes, and a slip of the keyboard must not fill the memory
 
 
@@ -94,6 +95,8 @@ def plan(request: Request, source: Source) -> Plan:
     for what, value, low in (("epochs", request.epochs, 0), ("batch size", request.batch_size, 1)):
         if value is not None and value < low:
             raise ConfigError(f"{what} is {value}, needs {low} or more")
+        if value is not None and value > MAX_COUNT:
+            raise ConfigError(f"{what} is {value}, needs {low} to {MAX_COUNT}")
     if "labels" in method.needs and source.labels is None:
         raise DataError(
             f"{source.name} has no labels, which method {request.method} needs; name them with --labels-key"
@@ -102,6 +105,11 @@ def plan(request: Request, source: Source) -> Plan:
         warn(f"method {request.method} does not use labels: they are ignored")
     labels = source.labels if "labels" in method.needs else None
     C, many = (labels.C, labels.many) if labels else (0, False)
+    if 48 * C * C > free_memory():  # a handful of (C, C) matrices in float64
+        raise ResourceError(
+            f"{source.name}: centers of {C:,} classes need about {size(48 * C * C)}, {size(free_memory())} free; "
+            "are the labels class numbers?"
+        )
     M, nbits = method.shape(C, many, *split_bits(request.bits, request.nbits))
     method.check(config, source.d, C, M, nbits, request.encoder)
     return Plan(request, method, config, encoder, encoder_config, pick_device(request.device), M, nbits)
@@ -388,6 +396,10 @@ def fit(
             }
         except torch.OutOfMemoryError as error:
             raise ResourceError(f"the {what.device} is out of memory; lower --batch-size") from error
+        except RuntimeError as error:
+            if "allocate memory" not in str(error):  # torch has no class of its own for the memory of the CPU
+                raise
+            raise ResourceError("out of memory; lower --batch-size, or train on fewer rows or shorter codes") from error
     chain = Chain(source.d).then(*method.layers())
     books: Codebooks = method.codebooks()
     labels: Labels | None = source.labels if "labels" in what.method.needs else None
@@ -407,7 +419,7 @@ def fit(
     model = Model(chain, books, config)
     model.config["training"]["codewords_used"] = use = codeword_use(model, source)
     for m, used in enumerate(use):
-        if used <= 0.02 * min(books.K, len(source)):
+        if used <= max(1.0, 0.02 * min(books.K, len(source))) and len(source) > 1:
             warn(f"codebook {m} uses {used} of {books.K} codewords")
     return model
 

@@ -19,6 +19,7 @@ from ..arrays import (
     Floats,
     Ints,
     Labels,
+    as_array,
     as_features,
     as_ids,
     as_labels,
@@ -235,7 +236,7 @@ class ArraySource(Source):
         allow_duplicate_ids: bool = False,
     ) -> None:
         self.name = name
-        x = np.asarray(x)
+        x = as_array(x, name, "(n, d) float16, float32 or float64")
         check_feature_form(x, name)
         self._x = x if skip_bad_rows else as_features(x, name)
         self.physical_rows, self.d = self._x.shape

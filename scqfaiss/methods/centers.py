@@ -189,16 +189,16 @@ def similarity_matrix(
     return check_similarity(S, shown(similarity)), f"similarity {sha[:12]}"
 
 
-def class_centers(S: Matrix, source: str, target: str, d: int, M: int, seed: int) -> Centers:
+def class_centers(S: Matrix, source: str, target: str, d: int, M: int, seed: int, align: bool = True) -> Centers:
     """Centers (C, d) for a similarity S (C, C).
 
     target: 'plain' T = 2S - 1; 'simplex' T = S - (1-S)/(C-1), which is nearer to what vectors can attain. Identity S has a
-    closed form; anything else is optimised. Then turned, which changes no cosine, so that M contiguous pieces each hold
-    the classes of their own as far as they can.
+    closed form; anything else is optimised. align: turned as a whole, which changes no cosine, so that each of the M
+    contiguous pieces holds classes of its own as far as that can be; otherwise in a random position.
     """
     C = len(S)
     plain = np.array_equal(S, np.eye(C))
-    align = d >= C >= M
+    align = align and d >= C >= M
     if plain and d >= C - 1:
         T = S - (1 - S) / (C - 1)  # what the closed form attains exactly
         found = aligned_simplex(C, d) if align else simplex(C, d, seed)

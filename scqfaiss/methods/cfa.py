@@ -85,6 +85,10 @@ def check(config: Settings, d_in: int, C: int, M: int, encoder: str) -> None:
     kind = kind_of_cfa(config, encoder)
     if encoder == "identity" and kind != "none":
         raise ConfigError(f"cfa={kind} needs an encoder that trains; choose --encoder linear or mlp, or cfa=none")
+    if encoder != "identity" and kind == "none":
+        raise ConfigError(
+            f"cfa=none trains nothing, so the rows must be the embedding: --encoder identity, not {encoder}"
+        )
     if config.members > 1 and members(config, encoder) == 1:
         raise ConfigError(f"members={config.members} needs --encoder mlp and cfa=calibrated, got {encoder} and {kind}")
     d = smallest_d(config, d_in, C, M, encoder)
@@ -182,7 +186,9 @@ class Features(nn.Module):
         else:
             means = sca.class_means(task.rows, labels) if config.similarity == "means" else None
             S, source = sca.similarity_matrix(config.similarity, config.class_vectors, labels, means)
-            self.sca = sca.class_centers(S, source, config.target, d, task.M, task.seed)
+            # A posterior lives on the axes of its classes. Any other feature fills all places, and tanh would clip axes.
+            align = self.kind == "calibrated"
+            self.sca = sca.class_centers(S, source, config.target, d, task.M, task.seed, align)
         self.register_buffer("centers", torch.from_numpy(np.ascontiguousarray(self.sca.centers)))
         self.kappa = config.kappa or default_kappa(C)
         if self.kind != "none":

@@ -68,7 +68,7 @@ def unpack(index: Any) -> tuple[Codebooks, Codes, NDArray[np.int64]]:
     pq = index.pq
     lists = [get_invlist(index.invlists, i) for i in range(index.nlist)]
     ids = np.concatenate([ids for ids, _ in lists])
-    packed = np.concatenate([codes.reshape(len(ids), -1) for ids, codes in lists])
+    packed = np.concatenate([codes.reshape(len(ids), index.code_size) for ids, codes in lists])
     metric = "ip" if index.metric_type == faiss.METRIC_INNER_PRODUCT else "l2"
     codebooks = Codebooks("product", product_table(pq), metric)
     return codebooks, unpack_codes(packed, pq.M, pq.nbits), ids

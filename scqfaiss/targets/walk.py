@@ -42,6 +42,8 @@ def walk(index: Any) -> None:
         _need(index.quantizer.ntotal == index.nlist == index.invlists.nlist, f"{name}: number of lists differs")
         _need(index.quantizer.d == index.d and 1 <= index.nprobe <= index.nlist, f"{name}: coarse d or nprobe")
         _need(index.invlists.code_size == index.code_size == index.pq.code_size, f"{name}: code size differs")
+        lists = type(faiss.downcast_InvertedLists(index.invlists)).__name__
+        _need(lists == "ArrayInvertedLists", f"{name}: lists of class {lists} are not what scqfaiss writes")
         held = sum(index.invlists.list_size(i) for i in range(index.nlist))
         _need(held == index.ntotal, f"{name} says {index.ntotal:,} rows, its lists hold {held:,}")
         walk(index.quantizer)

@@ -1,0 +1,148 @@
+"""Run the rows of benchmark files anew and hold them against what they promise.
+
+    python benchmarks/run.py                                  # every benchmarks/*.toml
+    python benchmarks/run.py benchmarks/scene.toml --only scq-16
+    python benchmarks/run.py --data /data --results benchmarks/results
+
+A row of a file is
+
+    [[row]]
+    name = "scq-16"
+    command = '''
+    scqfaiss train {data}/scene/train.h5 -o m.safetensors --bits 16 --seed {seed}
+    scqfaiss evaluate g.faissindex ... --json'''
+    seeds = [0, 1, 2]
+    expected = {map = 0.8}      # means over the seeds of numbers in the JSON that the commands print
+    tolerance = 0.015           # of every expected value, absolute; or a table, {map = 0.015}
+    limits = ["map >= 0.72", "float_map - map <= 0.005"]
+
+Commands run one after the other in an empty folder of their own; {data}, {seed} and {benchmarks} are filled in. JSON objects
+on standard output are merged; `seconds` is the wall time of the first command. Exit code 1 when a value is outside its
+tolerance or limit or a command fails; rows whose data is absent are skipped and named.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import click
+
+from scqfaiss.files import reserve
+
+HERE = Path(__file__).parent
+DATA = Path(os.environ.get("SCQFAISS_DATA", HERE.parent.parent / "shared" / "data"))
+
+
+def machine() -> str:
+    """Processor, cores and versions: figures mean little without them."""
+    from importlib.metadata import version
+
+    cpu = platform.processor() or platform.machine()
+    try:
+        cpu = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    parts = ", ".join(f"{p} {version(p)}" for p in ("torch", "faiss-cpu", "numpy"))
+    return f"{cpu}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {parts}"
+
+
+def run_once(row: dict[str, Any], seed: int, data: Path) -> dict[str, float]:
+    """All commands of a row for one seed -> the numbers they printed. Raises RuntimeError with stderr on failure."""
+    values: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, line in enumerate(row["command"].strip().splitlines()):
+            words = shlex.split(line.format(data=data.resolve(), seed=seed, benchmarks=HERE.resolve()))
+            # The same Python as this one, whatever is on the PATH.
+            words = [sys.executable, *(["-m", "scqfaiss"] if words[0] == "scqfaiss" else []), *words[1:]]
+            start = time.perf_counter()
+            done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+            if number == 0:
+                values["seconds"] = time.perf_counter() - start
+            if done.returncode:
+                raise RuntimeError(f"{line}\nexit code {done.returncode}: {done.stderr.strip()}")
+            for text in done.stdout.splitlines():
+                if text.startswith("{"):
+                    values |= {k: v for k, v in json.loads(text).items() if isinstance(v, int | float)}
+    return values
+
+
+def check(row: dict[str, Any], means: dict[str, float]) -> list[str]:
+    """What a row promised and did not keep."""
+    wrong = []
+    for key, expected in row.get("expected", {}).items():
+        tolerance = row["tolerance"][key] if isinstance(row["tolerance"], dict) else row["tolerance"]
+        if key not in means:
+            wrong.append(f"{key} was not printed")
+        elif abs(means[key] - expected) > tolerance:
+            wrong.append(f"{key} is {means[key]:.4f}, expected {expected} +- {tolerance}")
+    for limit in row.get("limits", []):
+        parts = re.fullmatch(r"(\w+)(?: - (\w+))? (>=|<=) ([\d.]+)", limit)
+        if parts is None:
+            wrong.append(f"limit '{limit}' is not of the form 'a >= 1' or 'a - b <= 1'")
+            continue
+        a, b, sign, bound = parts.groups()
+        if a not in means or (b and b not in means):
+            wrong.append(f"{limit}: not printed")
+            continue
+        value = means[a] - (means[b] if b else 0)
+        if value < float(bound) if sign == ">=" else value > float(bound):
+            wrong.append(f"{limit} does not hold: {value:.4f}")
+    return wrong
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("files", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.option("--only", multiple=True, help="Rows whose name holds this text.")
+@click.option("--data", type=click.Path(path_type=Path), default=DATA, help="Folder of the data sets.")
+@click.option("--results", type=click.Path(path_type=Path), help="Folder to write FILE.json with all values into.")
+def main(files: tuple[Path, ...], only: tuple[str, ...], data: Path, results: Path | None) -> None:
+    """Run benchmark FILES (default: all beside this script)."""
+    failed = skipped = 0
+    click.echo(f"machine: {machine()}")
+    for file in files or sorted(HERE.glob("*.toml")):
+        kept = []
+        for row in tomllib.loads(file.read_text())["row"]:
+            if only and not any(word in row["name"] for word in only):
+                continue
+            wanted = re.findall(r"\{data\}/([\w/.-]+)", row["command"])
+            missing = [w for w in wanted if not (data / w).exists()]
+            if missing:
+                skipped += 1
+                click.echo(f"{file.stem} {row['name']}: skipped, {data / missing[0]} is not there")
+                continue
+            try:
+                runs = [run_once(row, seed, data) for seed in row.get("seeds", [0])]
+            except RuntimeError as error:
+                failed += 1
+                click.echo(f"{file.stem} {row['name']}: FAILED\n{error}")
+                continue
+            means = {k: mean(r[k] for r in runs) for k in runs[0]}
+            spread = {k: stdev(r[k] for r in runs) if len(runs) > 1 else 0.0 for k in runs[0]}
+            wrong = check(row, means)
+            failed += bool(wrong)
+            shown = row.get("show", ["map"])
+            figures = "  ".join(f"{k} {means[k]:.4f} +- {spread[k]:.4f}" for k in shown if k in means)
+            click.echo(f"{file.stem} {row['name']:24} {figures}  {means['seconds']:.1f} s  {'; '.join(wrong) or 'ok'}")
+            kept.append({"name": row["name"], "command": row["command"], "seeds": row.get("seeds", [0]), "runs": runs})
+        if results is not None and kept:
+            text = json.dumps({"machine": machine(), "rows": kept}, indent=1) + "\n"
+            with reserve(results / f"{file.stem}.json") as slot:
+                slot.write(lambda f: f.write(text.encode()))  # noqa: B023
+    click.echo(f"{failed} failed, {skipped} skipped")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
