@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from importlib import import_module
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -229,6 +231,10 @@ class SourceRows:
                 if xs:
                     yield np.concatenate(xs), np.concatenate(indices)
 
+        count = batch_count(int(wanted.sum()), size)
+        least, more = divmod(int(wanted.sum()), count)
+        sizes = iter([least + 1] * more + [least] * (count - more))  # those of tensor_split
+        wants = next(sizes)
         rest_x, rest_index = torch.zeros(0, self.d), torch.zeros(0, dtype=torch.int64)
         for pool_x, pool_index in read_ahead(pools()):
             x, index = (
@@ -236,12 +242,12 @@ class SourceRows:
                 torch.cat([rest_index, torch.from_numpy(pool_index)]),
             )
             order = torch.randperm(len(x), generator=generator)
-            whole = len(order) // size * size
-            for part in order[:whole].split(size) if whole else ():
+            at = 0
+            while wants and len(order) - at >= wants:
+                part = order[at : at + wants]
                 yield x[part].to(self.device), index[part].to(self.device)
-            rest_x, rest_index = x[order[whole:]], index[order[whole:]]
-        if len(rest_x):
-            yield rest_x.to(self.device), rest_index.to(self.device)
+                at, wants = at + wants, next(sizes, 0)
+            rest_x, rest_index = x[order[at:]], index[order[at:]]
 
 
 def statistics(rows: SourceRows) -> Stats:
@@ -254,7 +260,7 @@ def statistics(rows: SourceRows) -> Stats:
             x.sum(0, dtype=np.float64),
             np.einsum("nd,nd->d", x, x, dtype=np.float64),
             root.sum(0, dtype=np.float64),
-            np.abs(x).sum(0, dtype=np.float64),
+            np.einsum("nd,nd->d", root, root, dtype=np.float64),  # not |x|: a constant column must come out as one
         ]
         minimum = min(minimum, float(x.min(initial=np.inf)))
     mean, square, root_mean, root_square = sums / max(len(rows), 1)
@@ -349,12 +355,12 @@ def _run_epochs(stage: Stage, number: int, method: Any, seed: int, progress: Pro
             steps = 0
             for batch in stage.batches(Generator().manual_seed(epoch_seed)):
                 terms = stage.loss(*batch)
-                loss = sum(terms.values())
-                value = float(loss.detach())  # type: ignore[union-attr]
+                loss = reduce(add, terms.values())
+                value = float(loss.detach())
                 if not np.isfinite(value):
                     raise _diverged(stage, step, terms, optimizer)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[union-attr]
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 if scheduler is not None:
                     scheduler.step()

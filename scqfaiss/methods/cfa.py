@@ -375,14 +375,38 @@ def released_loss(z: Tensor, logits: Tensor, t: Tensor, has_target: Tensor, hot:
 
 
 def released_loss_single(z: Tensor, logits: Tensor, centers: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """released_loss for one label a row: the target is a center itself, of norm 1.
+    """released_loss for one label a row: the target is a center itself, of norm 1."""
+    align_and_pull, ce = _ReleasedSingle.apply(z, centers.index_select(0, y), logits, y)
+    return {"align and pull": align_and_pull, "ce": ce}
 
-    <z, t> and ||z||^2 give both terms: ||z - 360 t||^2 = ||z||^2 - 720 <z, t> + 360^2.
+
+class _ReleasedSingle(torch.autograd.Function):
+    """Means over the batch of -cos(z, t) + 0.01 ||z - 360 t||, for z, t (b, d) with ||t|| = 1, and of 0.1 CE.
+
+    The first follows from <z, t> and ||z||^2, and so does its gradient, a z + b t: a third of the operations that autograd
+    would run, and at small batches a step costs what its number of operations costs.
     """
-    dot, square = (z * centers.index_select(0, y)).sum(1), z.square().sum(1)
-    align = (dot * square.clamp_min(1e-16).rsqrt()).mean()
-    pull = (square - 720 * dot + 129600).clamp_min(1e-12).sqrt().mean()
-    return {"align": -align, "pull": 0.01 * pull, "ce": 0.1 * F.cross_entropy(logits, y)}
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, t: Tensor, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        dot, square = torch.linalg.vecdot(z, t), torch.linalg.vecdot(z, z)
+        shrink = square.clamp_min(1e-16).rsqrt_()  # 1 / ||z||
+        distance = square.add_(129600).sub_(dot, alpha=720).clamp_min_(1e-12).sqrt_()  # ||z - 360 t||
+        cos = dot.mul_(shrink)
+        log_p = logits.log_softmax(1)
+        ctx.save_for_backward(z, t, cos, shrink, distance, log_p, y)
+        return distance.mul(0.01).sub_(cos).mean(), F.nll_loss(log_p, y).mul_(0.1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        z, t, cos, shrink, distance, log_p, y = ctx.saved_tensors
+        share = grads[0] / len(z)
+        align, pull = shrink * share, share / distance * 0.01
+        of_z = (align * cos).mul_(shrink).add_(pull)  # d cos / dz = t / ||z|| - cos z / ||z||^2
+        of_t = align.add_(pull, alpha=360).neg_()
+        of_logits = log_p.exp().scatter_add_(1, y[:, None], log_p.new_full((len(z), 1), -1.0))
+        of_logits *= grads[1] * (0.1 / len(z))
+        return (z * of_z[:, None]).addcmul_(t, of_t[:, None]), None, of_logits, None
 
 
 def released_optimizer(features: Features, steps_per_epoch: int) -> tuple[Any, Any]:
