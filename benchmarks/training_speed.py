@@ -92,7 +92,10 @@ def codebook_step(batch: int, rounds: int) -> dict[str, float]:
     slow = torch.optim.Adam([words], 1e-3, weight_decay=1e-5, amsgrad=True)
 
     terms = ours.loss(z, y)
-    both = float(sum(t.detach() for t in terms.values())), float(plain_codebook_loss(z, y, words, owner, 0.5, 10.0).detach())
+    both = (
+        float(sum(t.detach() for t in terms.values())),
+        float(plain_codebook_loss(z, y, words, owner, 0.5, 10.0).detach()),
+    )
     assert np.isclose(*both, rtol=1e-3), f"the two sides compute different losses: {both}"
 
     def our_step() -> None:

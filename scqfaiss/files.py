@@ -20,6 +20,7 @@ import re
 import shutil
 import stat
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -153,8 +154,13 @@ def _locked(real: Path, name: str, what: str) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder, _, doing = os.read(fd, 200).decode("utf-8", "replace").partition(" ")
+            for _ in range(50):  # the holder writes its pid a moment after it has the lock
+                text = os.pread(fd, 200, 0)
+                if text:
+                    break
+                time.sleep(0.002)
             os.close(fd)
+            holder, _, doing = text.decode("utf-8", "replace").partition(" ")
             state = f"is being {doing} by pid {holder}" if doing else f"locked by pid {holder or 'unknown'}"
             raise WriteError(f"{name} {state}" if doing else f"{name}: {state}") from None
         except OSError:

@@ -325,11 +325,11 @@ def build(
 
 def run_stage(stage: Stage, number: int, method: Any, seed: int, progress: Progress) -> dict[str, float]:
     """Run one stage -> the mean of each loss term over the last epoch. Raises ConfigError when a term is not finite."""
-    stage.begin()
     threads = torch.get_num_threads()
     if stage.one_thread:
         torch.set_num_threads(1)
     try:
+        stage.begin()
         means = _run_epochs(stage, number, method, seed, progress)
     finally:
         torch.set_num_threads(threads)

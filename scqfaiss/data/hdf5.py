@@ -7,6 +7,7 @@ looked for here, before a byte of the rows is read.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -314,11 +315,11 @@ WRITTEN_CHUNK_BYTES = 1 << 20
 
 
 def write_hits(f: BinaryIO, scores: ArrayLike, ids: ArrayLike, query_ids: ArrayLike) -> None:
-    """Write search results as HDF5 into f, a binary file open for reading and writing.
+    """Write search results as HDF5 into f, a binary file open for writing.
 
     scores (nq, k) float32 and ids (nq, k) int64, best first; query_ids (nq,) int64. Same input, same bytes.
     """
-    with h5py.File(f, "w", **FORMAT) as hdf5:
+    with _into(f) as hdf5:
         _put(hdf5, "scores", np.asarray(scores, np.float32))
         _put(hdf5, "ids", np.asarray(ids, np.int64))
         _put(hdf5, "query_ids", np.asarray(query_ids, np.int64))
@@ -332,19 +333,28 @@ def write_rows(
     class_names: Sequence[str] | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write rows as HDF5 into f, a binary file open for reading and writing: compressed, every byte under a checksum.
+    """Write rows as HDF5 into f, a binary file open for writing: compressed, every byte under a checksum.
 
     features (n, d) in any float dtype, labels (n,) or (n, C), ids (n,); attrs: further attributes of the file. Nothing is
     checked: that is the reader's part. Same input, same bytes.
     """
     packed = {"compression": "gzip", "shuffle": True}
-    with h5py.File(f, "w", **FORMAT) as hdf5:
+    with _into(f) as hdf5:
         for name, value in (("features", features), ("labels", labels), ("ids", ids)):
             if value is not None:
                 _put(hdf5, name, np.asarray(value), **packed)
         given = dict(attrs or {}) if class_names is None else {"class_names": list(class_names), **(attrs or {})}
         for name, value in sorted(given.items()):
             hdf5.attrs[name] = _fixed_text(value)
+
+
+@contextmanager
+def _into(f: BinaryIO) -> Iterator[Any]:
+    """An HDF5 file to fill, which ends in f: made in memory, because h5py crashes where a file object refuses a write."""
+    made = io.BytesIO()
+    with h5py.File(made, "w", **FORMAT) as hdf5:
+        yield hdf5
+    f.write(made.getbuffer())
 
 
 def _put(hdf5: Any, name: str, value: NDArray[Any], **packed: Any) -> None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .base import Encoder, Stats, standardising
 from .chain import Arrays
+from .dropout import Dropout
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Linear(Encoder):
         scale, shift = standardising(stats.mean, stats.sd)
         self.register_buffer("scale", torch.from_numpy(scale))
         self.register_buffer("shift", torch.from_numpy(shift))
-        self.drop = nn.Dropout(config.input_dropout)
+        self.drop = Dropout(config.input_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.drop(torch.addcmul(self.shift, x, self.scale))[None]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .base import Encoder, Stats, standardising
 from .chain import Arrays
+from .dropout import Dropout
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class MLP(Encoder):
         bound = self.d_in**-0.5
         self.weight = nn.Parameter(torch.empty(members, self.d_in, config.hidden).uniform_(-bound, bound))  # e i h
         self.bias = nn.Parameter(torch.empty(members, 1, config.hidden).uniform_(-bound, bound))
-        self.drop_in = nn.Dropout(config.input_dropout)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop_in = Dropout(config.input_dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.power:

@@ -29,6 +29,30 @@ def table(owned: Tensor) -> tuple[Tensor, Tensor]:
     return order, owned.gather(1, order)
 
 
+def blocks_of(
+    pattern: Tensor, owned: Tensor, own: Tensor, valid: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Rows sorted into one block per pattern, so that each meets only its own codewords in one matrix product.
+
+    pattern (b,); owned (P, K); own, valid (P, S) from `table`. -> row number of each place (g r,), short blocks filled up
+    with repeated rows; codewords of each block (g, s); which of them count (g, 1 or r, s); which places count (g, r), None
+    for all. Where blocks would be too uneven to pay, one block of all rows against all codewords comes back.
+    """
+    B, (P, S), K = len(pattern), own.shape, owned.shape[1]
+    everyone = torch.arange(B, device=pattern.device)
+    if P == 1:
+        return everyone, own, valid[:, None], None
+    patterns, group, counts = torch.unique(pattern, return_inverse=True, return_counts=True)
+    R = int(counts.max())
+    if len(patterns) * R * S >= B * K:
+        return everyone, torch.arange(K, device=pattern.device)[None], owned[pattern][None], None
+    order = group.argsort(stable=True)
+    start = counts.cumsum(0) - counts
+    place = torch.arange(R, device=pattern.device)
+    slot = order[start[:, None] + torch.minimum(place, counts[:, None] - 1)]
+    return slot.flatten(), own[patterns], valid[patterns][:, None], place < counts[:, None]
+
+
 class ARSQ(nn.Module):
     """Product codebooks in which every class owns private codewords.
 
@@ -57,31 +81,12 @@ class ARSQ(nn.Module):
         ):
             self.register_buffer(name, value)
 
-    def _layout(self, z: Tensor, pattern: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Rows sorted into one block per pattern, so that each meets only its own codewords in one matrix product.
-
-        -> x (g, r, d) rows, own (g, s) codewords, valid (g, 1 or r, s), present (g, r) or None for all.
-        """
-        B, K, S = len(z), self.centroids.shape[1], self.own.shape[1]
-        if len(self.own) == 1:
-            return z[None], self.own, self.own_valid[:, None], None
-        patterns, group, counts = torch.unique(pattern, return_inverse=True, return_counts=True)
-        R = int(counts.max())
-        if len(patterns) * R * S >= B * K:  # blocks too uneven: every row against all codewords, others masked
-            return z[None], torch.arange(K, device=z.device)[None], self.owned[pattern][None], None
-        order = group.argsort(stable=True)
-        start = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-        slot = group[order] * R + torch.arange(B, device=z.device) - start
-        x = z.new_zeros(len(patterns) * R, z.shape[1]).index_copy_(0, slot, z[order])
-        present = torch.arange(R, device=z.device) < counts[:, None]
-        return x.view(len(patterns), R, -1), self.own[patterns], self.own_valid[patterns][:, None], present
-
     def rebuild_error(self, z: Tensor, pattern: Tensor) -> tuple[Tensor, Tensor]:
         """z (b, d) without gradient, pattern (b,) -> (soft, hard) errors: sum over books of the mean over b and e."""
         M, _, dsub = self.centroids.shape
-        rows, own, valid, present = self._layout(z, pattern)
-        G, R, S = len(own), rows.shape[1], own.shape[1]
-        x = rows.view(G, R, M, dsub).permute(2, 0, 1, 3).reshape(M * G, R, dsub)  # (m g) r e
+        slot, own, valid, present = blocks_of(pattern, self.owned, self.own, self.own_valid)
+        (G, S), R = own.shape, len(slot) // len(own)
+        x = z[slot].view(G, R, M, dsub).permute(2, 0, 1, 3).reshape(M * G, R, dsub)  # (m g) r e
         w = self.centroids.index_select(1, own.flatten()).view(M * G, S, dsub)  # (m g) s e
         norms = x.square().sum(2, keepdim=True) + w.square().sum(2)[:, None]
         dist = torch.baddbmm(norms, x, w.transpose(1, 2), alpha=-2).clamp_min(0).view(M, G, R, S)

@@ -280,7 +280,7 @@ class Features(nn.Module):
             if released:
                 return released_optimizer(self, steps)
             parameters = [p for p in self.parameters() if p.requires_grad]
-            optimizer = torch.optim.AdamW(parameters, c.cfa_lr, weight_decay=c.cfa_decay, foreach=True)
+            optimizer = torch.optim.AdamW(parameters, c.cfa_lr, weight_decay=c.cfa_decay, fused=True)
             warm = max(1, int(c.warmup * total))
 
             def rate(step: int) -> float:
@@ -376,7 +376,7 @@ def released_loss(z: Tensor, logits: Tensor, t: Tensor, has_target: Tensor, hot:
 
 def released_loss_single(z: Tensor, logits: Tensor, centers: Tensor, y: Tensor) -> dict[str, Tensor]:
     """released_loss for one label a row: the target is a center itself, of norm 1."""
-    align_and_pull, ce = _ReleasedSingle.apply(z, centers.index_select(0, y), logits, y)
+    align_and_pull, ce = _ReleasedSingle.apply(z, centers.index_select(0, y), logits, y)  # type: ignore[no-untyped-call]
     return {"align and pull": align_and_pull, "ce": ce}
 
 

@@ -1,6 +1,7 @@
 """Plain Lloyd k-means of all books at once, over all codewords or over each class's own: where codebooks start from.
 
 m book (M)   n row   k codeword (K)   e place in a sub-vector (dsub)   p pattern: a set of classes that rows carry (P)
+g block of rows of one pattern   r place in a block   s place among a pattern's own codewords
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 24  # distances held at a time
+from .arsq import blocks_of, table
+
+CHUNK_ELEMENTS = 1 << 19  # distances held at a time: 2 MB, which stays in the cache (4 times faster than 64 MB)
 
 
 def _rank_within(group: Tensor) -> Tensor:
@@ -54,23 +57,30 @@ def lloyd(
     w = torch.stack([z[m, draw_rows(row_class, noise[m], owner)] for m in range(M)])  # m k e
     spread = z.var(dim=(1, 2), unbiased=False).sqrt()[:, None, None]
     w = w + 1e-4 * spread * torch.randn(w.shape, generator=generator)
-    chunk = max(1, CHUNK_ELEMENTS // (M * K))
-    offset = (torch.arange(M) * K)[:, None]
+    own, valid = table(allowed)
+    slot, codewords, counted, present = blocks_of(pattern, allowed, own, valid)
+    (G, S), R = codewords.shape, len(slot) // len(codewords)
+    x = z[:, slot].view(M, G, R, dsub)
+    weight = torch.ones(G, R) if present is None else present.float()
+    barred = torch.zeros(counted.shape).masked_fill_(~counted, torch.inf)  # g (1 or r) s
+    chunk = max(1, CHUNK_ELEMENTS // (M * G * S))
+    offset = (torch.arange(M) * K)[:, None, None]
     for iteration in range(iterations):
-        sums, counts = torch.zeros(M * K, dsub), torch.zeros(M * K)
-        far = torch.empty(M, n)
-        for i in range(0, n, chunk):
-            part = z[:, i : i + chunk]
-            dist = torch.baddbmm(
-                w.square().sum(2)[:, None, :], part, w.transpose(1, 2), alpha=-2
-            )  # m b k, less ||z||^2
-            if len(allowed) > 1:
-                dist.masked_fill_(~allowed[pattern[i : i + chunk]], torch.inf)
-            near, code = dist.min(2)
-            far[:, i : i + chunk] = near + part.square().sum(2)
-            code = (code + offset).flatten()
-            sums.index_add_(0, code, part.reshape(-1, dsub))
-            counts += torch.bincount(code, minlength=M * K)
+        sums, counts, far = torch.zeros(M * K, dsub), torch.zeros(M * K), torch.zeros(M, n)
+        mine = w[:, codewords]  # m g s e
+        norms = mine.square().sum(3)[:, :, None] + (barred if barred.shape[1] == 1 else 0)
+        for i in range(0, R, chunk):
+            part = x[:, :, i : i + chunk]  # m g r e
+            dist = norms - 2 * (part @ mine.transpose(2, 3))  # m g r s, less ||z||^2
+            if barred.shape[1] > 1:
+                dist += barred[:, i : i + chunk]
+            near, code = dist.min(3)
+            rows = slot.view(G, R)[:, i : i + chunk].flatten()
+            far[:, rows] = (near + part.square().sum(3)).flatten(1)
+            code = codewords[torch.arange(G)[:, None], code] + offset  # m g r
+            heavy = weight[:, i : i + chunk]
+            sums.index_add_(0, code.flatten(), (part * heavy[..., None]).reshape(-1, dsub))
+            counts += torch.bincount(code.flatten(), heavy.expand_as(code).flatten(), minlength=M * K)
         alive = (counts > 0)[:, None]
         w = torch.where(alive, sums / counts.clamp_min(1)[:, None], w.reshape(M * K, dsub)).view(M, K, dsub)
         if iteration < iterations - 1:
