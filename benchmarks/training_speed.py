@@ -70,7 +70,7 @@ def plain_feature_loss(z: Tensor, logits: Tensor, centers: Tensor, hot: Tensor) 
 def timed(sides: dict[str, Callable[[], object]], rounds: int, repeats: dict[str, int]) -> dict[str, float]:
     """Median seconds of one call of each side; the sides take turns, so that a slow spell of the machine meets all."""
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for name, side in sides.items():
+    for side in sides.values():
         side()
     for _ in range(rounds):
         for name, side in sides.items():

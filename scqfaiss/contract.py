@@ -141,7 +141,7 @@ class Method(Protocol):
 
 
 def batch_count(n: int, size: int) -> int:
-    """Batches an epoch over n rows is cut into, as even as can be: a last batch of a few rows would weigh as much as a whole one."""
+    """Batches of an epoch over n rows, as even as can be: a last batch of a few rows would weigh as much as a whole one."""
     return max(1, round(n / size))
 
 

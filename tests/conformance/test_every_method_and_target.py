@@ -1,0 +1,407 @@
+"""Every registered method against every registered target. A new one passes by standing in its registry."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import types
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+import pytest
+
+import scqfaiss
+import scqfaiss.methods
+import scqfaiss.targets
+from scqfaiss import Model
+from scqfaiss.codebooks import Codebooks
+from scqfaiss.contract import Stage
+from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.errors import ConfigError, DataError
+from scqfaiss.exporting import build as build_index
+from scqfaiss.exporting import export_file
+from scqfaiss.gallery import open_gallery, search_file
+from scqfaiss.targets import pq as pq_target
+from scqfaiss.targets import target as target_module
+from scqfaiss.training import Request, method_class, train_file
+
+pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
+
+METHODS, TARGETS = list(scqfaiss.methods.REGISTRY), list(scqfaiss.targets.REGISTRY)
+N_BASE, K = 150, 12
+# Settings that keep a run short, given to the methods that know them.
+QUICK = {"cfa_epochs": 2, "hidden": 16, "arsq_epochs": 2, "similarity": "identity", "iterations": 5}
+
+
+def cases():
+    for method in METHODS:
+        for labels in ("one", "many") if "labels" in method_class(method).needs else ("none",):
+            for nbits in (8, 4):
+                yield pytest.param(method, labels, nbits, id=f"{method}-{labels}-{nbits}")
+
+
+CASES = list(cases())
+
+
+def train(method, x, y, nbits=8, encoder="mlp", bits=16, epochs=2, **more):
+    cls = method_class(method)
+    known = set(cls.Config.__dataclass_fields__) | ({"hidden"} if cls.needs_encoder and encoder == "mlp" else set())
+    settings = {k: v for k, v in QUICK.items() if k in known} | more
+    return scqfaiss.train(x, y, method=method, bits=bits, nbits=nbits, encoder=encoder, epochs=epochs, **settings)
+
+
+_trained = {}
+
+
+@pytest.fixture
+def trained(request, one, many):
+    """(method, labels, nbits) -> a model, trained once."""
+
+    def get(method, labels, nbits):
+        key = method, labels, nbits
+        if key not in _trained:
+            x, y = {"one": one, "many": many, "none": (one[0], None)}[labels]
+            _trained[key] = train(method, x, y, nbits)
+        return _trained[key]
+
+    return get
+
+
+WORKER = """
+import json, sys
+import faiss, numpy as np
+for line in sys.stdin:
+    path, queries, k, out = json.loads(line)
+    index = faiss.read_index(path)
+    D, I = index.search(np.load(queries), k)
+    np.save(out + ".D.npy", D)
+    np.save(out + ".I.npy", I)
+    ours = sorted(m for m in sys.modules if m.partition(".")[0] in ("scqfaiss", "torch"))
+    print(json.dumps({"ours": ours, "ntotal": index.ntotal, "d": index.d}), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def plain_faiss(tmp_path_factory):
+    """search(path, queries, k) by a process that has FAISS and NumPy, and neither torch nor this package."""
+    folder = tmp_path_factory.mktemp("plain")
+    process = subprocess.Popen([sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def search(path, queries, k):
+        np.save(folder / "q.npy", queries)
+        process.stdin.write(json.dumps([str(path), str(folder / "q.npy"), k, str(folder / "hits")]) + "\n")
+        process.stdin.flush()
+        answer = json.loads(process.stdout.readline())
+        assert answer["ours"] == []
+        return np.load(folder / "hits.D.npy"), np.load(folder / "hits.I.npy"), answer
+
+    yield search
+    process.stdin.close()
+    process.stdout.close()
+    assert process.wait(20) == 0
+
+
+def assert_hits(D, I, scores, ids, k, metric="ip"):
+    """D, I (nq, k) are the best k of `scores` (nq, n) for rows called `ids`, up to ties."""
+    place = {int(i): j for j, i in enumerate(ids)}
+    scale = np.abs(scores).max() + 1e-12
+    best = -np.sort(-scores, axis=1)[:, :k] if metric == "ip" else np.sort(scores, axis=1)[:, :k]
+    np.testing.assert_allclose(D / scale, best / scale, atol=1e-5)
+    of_ids = np.array([[scores[q, place[int(i)]] for i in row] for q, row in enumerate(I)])
+    np.testing.assert_allclose(of_ids / scale, best / scale, atol=1e-5)
+    assert all(len(set(row)) == k for row in I.tolist())
+
+
+@pytest.mark.parametrize("method, labels, nbits", CASES)
+def test_codes_have_their_shape_and_range(method, labels, nbits, trained, one):
+    model, x = trained(method, labels, nbits), one[0]
+    books, codes = model.codebooks, model.encode(x)
+    C, asked = 0 if labels == "none" else 4, (16 // nbits, nbits)
+    assert (books.M, books.nbits) == method_class(method).shape(C, labels == "many", *asked)
+    assert codes.shape == (400, books.M)
+    assert codes.dtype == books.code_dtype
+    assert codes.max() < books.K
+    assert np.isfinite(books.centroids).all()
+    assert model.embed(x).shape == (400, books.d)
+    # Nothing depends on what stands beside a row, on NumPy's layout, or on state left by training.
+    for n in (0, 1, 7):
+        np.testing.assert_array_equal(model.encode(x[:n]), codes[:n])
+    facts = model.config
+    assert (facts["method"], facts["rule"], facts["labels"]) == (method, method_class(method).rule, labels) or (
+        method,
+        facts["rule"],
+        labels,
+    ) == ("label", "l2", "many")
+    assert facts["bits"] == books.bits
+
+
+@pytest.mark.parametrize("method, labels, nbits", CASES)
+def test_training_twice_gives_the_same_bytes_and_another_seed_others(method, labels, nbits, trained, one, many):
+    x, y = {"one": one, "many": many, "none": (one[0], None)}[labels]
+    assert train(method, x, y, nbits).to_bytes() == trained(method, labels, nbits).to_bytes()
+    if nbits == 4:
+        other, same = train(method, x, y, nbits, seed=1), trained(method, labels, nbits)
+        assert any(not np.array_equal(a, b) for a, b in zip(numbers(other), numbers(same)))
+
+
+def numbers(model):
+    """All that was learned, without the settings."""
+    return [*model.chain.pack()[0].values(), model.codebooks.centroids]
+
+
+@pytest.mark.parametrize("method, labels, nbits", CASES)
+def test_a_saved_model_is_the_same_model(method, labels, nbits, trained, one, tmp_path):
+    model, x = trained(method, labels, nbits), one[0]
+    model.save(tmp_path / "m.safetensors")
+    again = Model.load(tmp_path / "m.safetensors")
+    assert again.to_bytes() == model.to_bytes()
+    assert again.config == json.loads(json.dumps(model.config))
+    np.testing.assert_array_equal(again.embed(x), model.embed(x))
+    np.testing.assert_array_equal(again.encode(x), model.encode(x))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("method, labels, nbits", CASES)
+def test_plain_faiss_gives_the_scores_of_the_codes(method, labels, nbits, target, trained, one, tmp_path, plain_faiss):
+    model, x = trained(method, labels, nbits), one[0]
+    reason = target_module(target).supports(model.codebooks.shape, "cpu")
+    path, xb, xq = tmp_path / "g.faissindex", x[:N_BASE], x[N_BASE : N_BASE + 20]
+    if reason is not None:
+        with pytest.raises(ConfigError, match=r"cannot serve these codes"):
+            scqfaiss.export(model, xb, path=path, target=target)
+        return
+    ids = np.random.default_rng(1).permutation(N_BASE) * 7 + 2**62 - 10_000  # large, and in no order
+    scqfaiss.export(model, xb, ids=ids, path=path, target=target)
+    codes, z = model.encode(xb), model.embed(xq)
+    scores = model.codebooks.scores(z, codes)
+    folded = model.chain.foldable
+    D, I, found = plain_faiss(path, xq if folded else z, K)
+    assert (found["ntotal"], found["d"]) == (N_BASE, model.d_in if folded else model.codebooks.d)
+    assert_hits(D, I, scores, ids, K, model.codebooks.metric)
+    # Our own reader answers alike, and what it unpacks is what was put in: nothing was encoded again.
+    gallery = scqfaiss.open(path, model=model)
+    ours = gallery.search(xq, K)
+    np.testing.assert_allclose(ours[0], D, atol=1e-5 * np.abs(scores).max())
+    books, held, held_ids = gallery.unpack()
+    np.testing.assert_array_equal(books.centroids, model.codebooks.centroids)
+    order = np.argsort(ids)
+    np.testing.assert_array_equal(held_ids[np.argsort(held_ids)], ids[order])
+    np.testing.assert_array_equal(held[np.argsort(held_ids)], codes[order])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("ids", ["given", "row numbers"])
+@pytest.mark.parametrize("n", [0, 1, 90])
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+@pytest.mark.parametrize("M, nbits, dsub", [(4, 8, 2), (3, 4, 4), (5, 1, 1), (2, 10, 3)])
+def test_unpack_undoes_build_for_any_codes(target, M, nbits, dsub, metric, n, ids):
+    rng = np.random.default_rng(0)
+    books = Codebooks("product", rng.standard_normal((M, 1 << nbits, dsub)).astype(np.float32), metric)
+    codes = books.check_codes(rng.integers(0, books.K, (n, M)))  # random: not what FAISS itself would choose
+    names = rng.permutation(n).astype(np.int64) * 3 + 5 if ids == "given" else np.arange(n)
+    module = target_module(target)
+    assert module.supports(books.shape, "cpu") is None
+    index = module.build(books, codes, names)
+    found_books, found_codes, found_ids = module.unpack(index)
+    np.testing.assert_array_equal(found_books.centroids, books.centroids)
+    assert (found_books.metric, found_codes.dtype, index.ntotal) == (metric, codes.dtype, n)
+    np.testing.assert_array_equal(found_codes, codes)
+    np.testing.assert_array_equal(found_ids, names)
+    # The stream is about as long as announced.
+    stream = len(faiss.serialize_index(index))
+    assert abs(module.nbytes(books.shape, n) - stream) < 3000 + 8 * n
+    if n:
+        q = rng.standard_normal((4, books.d)).astype(np.float32)
+        k = min(n, K)
+        D, I = index.search(q, k)
+        assert_hits(D, I, books.scores(q, codes), names, k, metric)
+    if isinstance(index, faiss.IndexIDMap2):
+        decoded = np.array([index.reconstruct(int(i)) for i in names])
+        np.testing.assert_array_equal(decoded.reshape(n, books.d), books.decode(codes))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_plain_faiss_file_is_read_by_its_class(target, tmp_path):
+    rng = np.random.default_rng(0)
+    books = Codebooks("product", rng.standard_normal((3, 16, 2)).astype(np.float32))
+    codes, ids = books.check_codes(rng.integers(0, 16, (30, 3))), rng.permutation(30) + 100
+    faiss.write_index(target_module(target).build(books, codes, ids), str(tmp_path / "g.faissindex"))
+    gallery = scqfaiss.open(tmp_path / "g.faissindex")
+    assert gallery.card is None
+    _, held, held_ids = gallery.unpack()
+    np.testing.assert_array_equal(held, codes)
+    np.testing.assert_array_equal(held_ids, ids)
+
+
+FOLDED = [
+    ("scq", "identity", {}),
+    ("scq", "linear", {"cfa": "cosine"}),
+    ("pq", "mlp", {}),
+    ("pq", "mlp", {"raw": True}),
+    ("opq", "mlp", {}),
+]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("method, encoder, settings", FOLDED)
+def test_raw_queries_search_a_folded_encoder(method, encoder, settings, target, one, tmp_path, plain_faiss):
+    x, y = one
+    model = train(method, x, y if method == "scq" else None, nbits=4, encoder=encoder, **settings)
+    path, xb, xq = tmp_path / "g.faissindex", x[:N_BASE], x[-20:]
+    scqfaiss.export(model, xb, path=path, target=target)
+    D, I, _ = plain_faiss(path, xq, K)
+    assert_hits(D, I, model.codebooks.scores(model.embed(xq), model.encode(xb)), np.arange(N_BASE), K)
+    gallery = scqfaiss.open(path)  # no model needed
+    assert gallery.card["encoder"] == ("folded" if model.chain.layers else "none")
+    np.testing.assert_array_equal(gallery.search(xq, K)[0], D)
+
+
+def test_an_encoder_that_cannot_be_folded_asks_for_the_model(trained, one, tmp_path):
+    model = trained("scq", "one", 8)
+    scqfaiss.export(model, one[0][:50], path=tmp_path / "g.faissindex")
+    gallery = scqfaiss.open(tmp_path / "g.faissindex")
+    with pytest.raises(ConfigError, match=r"needs the model its codes came from; give --model$"):
+        gallery.search(one[0][:1])
+    z = model.embed(one[0][:5])
+    np.testing.assert_array_equal(
+        gallery.search(z, 5, encoded=True)[0],
+        scqfaiss.open(tmp_path / "g.faissindex", model=model).search(one[0][:5], 5)[0],
+    )
+    other = trained("scq", "one", 4)
+    with pytest.raises(
+        ConfigError, match=f"^the model is {other.sha256[:12]}, .* was made by {model.sha256[:12]}; give"
+    ):
+        scqfaiss.open(tmp_path / "g.faissindex", model=other)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_one_row_is_a_gallery_and_none_is_not(target, trained, one, tmp_path):
+    model = trained("pq", "none", 4)
+    scqfaiss.export(model, one[0][:1], ids=[2**62], path=tmp_path / "g.faissindex", target=target)
+    D, I = scqfaiss.open(tmp_path / "g.faissindex").search(one[0][:3], 1)
+    assert I.ravel().tolist() == [2**62] * 3
+    np.testing.assert_allclose(
+        D, model.codebooks.scores(model.embed(one[0][:3]), model.encode(one[0][:1])), rtol=1e-5, atol=1e-6
+    )
+    with pytest.raises(DataError, match=r"^xb holds 0 rows, a gallery needs at least 1$"):
+        scqfaiss.export(model, one[0][:0], path=tmp_path / "none.faissindex", target=target)
+    assert not (tmp_path / "none.faissindex").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_that_cannot_train_are_refused(method, one):
+    x, y = one
+    needs = "labels" in method_class(method).needs
+    with pytest.raises(DataError, match=r"^x holds 0 rows, training needs at least 1$|found 0$"):
+        train(method, x[:0], y[:0] if needs else None)
+    if needs:
+        with pytest.raises(DataError, match=f"^x has no labels, which method {method} needs; name them with"):
+            train(method, x, None)
+        with pytest.raises(DataError, match=f"^{method} needs at least 2 classes, found 1 \\('0'\\)$"):
+            train(method, x, np.zeros(400, int))
+        with pytest.raises(DataError, match=f"^{method} needs at least 2 classes, found 1"):
+            train(method, x[:1], y[:1])
+        two = train(method, x[:2], y[:2], nbits=4)  # a row each: little to learn, and no error
+        assert two.encode(x).shape[0] == 400
+    else:
+        with pytest.raises(ConfigError, match=r"^1 rows cannot train K=16 codewords; need --nbits 0 or less$|^1 rows"):
+            train(method, x[:1], None, nbits=4)
+
+
+@pytest.mark.parametrize("labels", ["one", "many"])
+def test_label_code_scores_are_probabilities(labels, trained, one):
+    model, x = trained("label", labels, 8), one[0]
+    p = model.embed(x)
+    codes = model.encode(x)
+    found = model.codebooks.scores(p, codes)
+    if labels == "one":
+        np.testing.assert_array_equal(codes[:, 0], p.argmax(1))
+        np.testing.assert_allclose(found, p[:, codes[:, 0]], atol=1e-6)  # the posterior of the stored class
+        assert model.codebooks.bits == 2
+    else:
+        np.testing.assert_array_equal(codes, p > 0.5)
+        np.testing.assert_allclose(found, p @ (p > 0.5).T, atol=1e-5)  # the expected number of shared labels
+        assert model.codebooks.shape.code_size == 1
+
+
+# ------------------------------------------------------------------------------------ one file and one line are enough
+@dataclass(frozen=True)
+class ToySettings:
+    seed_rows: int = 16
+
+
+class ToyMethod:
+    """Codewords are the first rows, cut in M pieces."""
+
+    Config, PRESETS, long_name, needs, needs_encoder, rule = ToySettings, {}, "toy", frozenset(), False, "l2"
+
+    def __init__(self, config, task):
+        self.config, self.task = config, task
+
+    @staticmethod
+    def shape(C, many, M, nbits):
+        return M, nbits
+
+    @staticmethod
+    def members(config, encoder):
+        return 1
+
+    @classmethod
+    def check(cls, config, d_in, C, M, nbits, encoder):
+        pass
+
+    def stages(self):
+        return [Stage(name="copy", begin=self.copy)]
+
+    def copy(self):
+        x, _ = self.task.rows.sample(self.task.K, self.task.seed)
+        self.centroids = np.ascontiguousarray(x.reshape(self.task.K, self.task.M, -1).transpose(1, 0, 2))
+
+    def layers(self):
+        return []
+
+    def codebooks(self):
+        return Codebooks("product", self.centroids)
+
+    def summary(self):
+        return {"toy": True}
+
+
+def test_a_toy_method_and_a_toy_target_work_by_a_line_in_their_registry(monkeypatch, one, tmp_path, plain_faiss):
+    methods, targets = types.ModuleType("toy_methods"), types.ModuleType("toy_target")
+    methods.Toy = ToyMethod
+    for name in ("supports", "build", "unpack", "nbytes"):
+        setattr(targets, name, getattr(pq_target, name))
+    targets.INFO = dataclasses.replace(pq_target.INFO, name="toy")
+    monkeypatch.setitem(sys.modules, "toy_methods", methods)
+    monkeypatch.setitem(sys.modules, "toy_target", targets)
+    monkeypatch.setitem(scqfaiss.methods.REGISTRY, "toy", "toy_methods:Toy")
+    monkeypatch.setitem(scqfaiss.targets.REGISTRY, "toy", "toy_target")
+    with open(tmp_path / "rows.h5", "w+b") as f:
+        write_rows(f, one[0], ids=np.arange(400) + 1000)
+    model, gallery = tmp_path / "m.safetensors", tmp_path / "g.faissindex"
+    said = train_file(tmp_path / "rows.h5", model, Request("toy", bits=16, nbits=4), keys={})
+    assert said.startswith(f"{model}: toy, 16 bits (4 x 4), rows of d=16 to z of d=16, codewords used")
+    assert Model.load(model).config["training"]["toy"] is True
+    export_file(model, tmp_path / "rows.h5", gallery, target="toy", keys={})
+    text = search_file(gallery, tmp_path / "rows.h5", k=3, keys={})
+    assert text.startswith("400 queries, 3 hits each")
+    D, I, _ = plain_faiss(gallery, one[0][:20], K)
+    loaded = Model.load(model)
+    scores = loaded.codebooks.scores(one[0][:20], loaded.encode(one[0]))
+    assert_hits(D, I, scores, np.arange(400) + 1000, K)
+    assert open_gallery(gallery).card["target"] == "toy"
+
+
+@pytest.mark.parametrize("name, near", [("scp", "scq"), ("ivfqp", "ivfpq")])
+def test_an_unknown_name_comes_with_the_nearest_known_one(name, near, one, trained):
+    with pytest.raises(ConfigError, match=f"^unknown (method|target) '{name}'; did you mean '{near}'.; there are "):
+        if near in METHODS:
+            train_unknown(name, one)
+        else:
+            build_index(trained("pq", "none", 4), np.zeros((1, 4), np.uint8), np.zeros(1, np.int64), name)
+
+
+def train_unknown(name, one):
+    scqfaiss.train(*one, method=name)

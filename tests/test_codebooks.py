@@ -1,0 +1,204 @@
+"""The seam: decoding and scores against loops, assignment against FAISS, packing against bits."""
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scqfaiss.codebooks import Codebooks, Shape
+from scqfaiss.errors import ConfigError, DataError
+from scqfaiss.targets.base import pack, unpack_codes
+
+
+def made(kind="product", M=3, nbits=4, d=6, metric="ip", seed=0):
+    rng = np.random.default_rng(seed)
+    width = d // M if kind == "product" else d
+    return Codebooks(kind, rng.standard_normal((M, 1 << nbits, width)).astype(np.float32), metric)
+
+
+def random_codes(books, n=40, seed=1):
+    return books.check_codes(np.random.default_rng(seed).integers(0, books.K, (n, books.M)))
+
+
+def slow_decode(books, codes):
+    out = []
+    for row in codes:
+        parts = [books.centroids[m, k] for m, k in enumerate(row)]
+        out.append(np.concatenate(parts) if books.kind == "product" else sum(p.astype(np.float64) for p in parts))
+    return np.array(out, np.float64)
+
+
+@pytest.mark.parametrize("kind", ["product", "additive"])
+@pytest.mark.parametrize("nbits", [1, 4, 8, 9])
+def test_decode_equals_a_loop(kind, nbits):
+    books = made(kind, nbits=nbits)
+    codes = random_codes(books)
+    assert codes.dtype == (np.uint8 if nbits <= 8 else np.uint16)
+    np.testing.assert_allclose(books.decode(codes), slow_decode(books, codes), rtol=1e-6, atol=1e-6)
+    assert books.decode(codes[:0]).shape == (0, 6)
+
+
+@pytest.mark.parametrize("kind", ["product", "additive"])
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+def test_scores_equal_a_loop(kind, metric):
+    books = made(kind, metric=metric)
+    codes, q = random_codes(books), np.random.default_rng(2).standard_normal((5, 6)).astype(np.float32)
+    found = books.scores(q, codes)
+    for i, a in enumerate(q.astype(np.float64)):
+        for j, b in enumerate(slow_decode(books, codes)):
+            want = a @ b if metric == "ip" else ((a - b) ** 2).sum()
+            np.testing.assert_allclose(found[i, j], want, rtol=1e-5, atol=1e-6)
+    assert found.shape == (5, 40)
+
+
+def slow_assign(books, z, rule):
+    codes = np.zeros((len(z), books.M), int)
+    for i, row in enumerate(z.astype(np.float64)):
+        left = row.copy()
+        for m, book in enumerate(books.centroids.astype(np.float64)):
+            dsub = book.shape[1]
+            part = row[m * dsub : (m + 1) * dsub] if books.kind == "product" else left
+            cost = [((part - w) ** 2).sum() if rule == "l2" else -(part @ w) for w in book]
+            codes[i, m] = int(np.argmin(cost))
+            if books.kind == "additive":
+                left = left - book[codes[i, m]]
+    return codes
+
+
+@pytest.mark.parametrize("kind", ["product", "additive"])
+@pytest.mark.parametrize("rule", ["l2", "ip"])
+def test_assign_equals_a_loop(kind, rule):
+    books = made(kind)
+    z = np.random.default_rng(3).standard_normal((60, 6)).astype(np.float32)
+    np.testing.assert_array_equal(books.assign(z, rule), slow_assign(books, z, rule))
+    assert books.assign(z[:0], rule).shape == (0, 3)
+
+
+@pytest.mark.parametrize("M, nbits, d", [(1, 8, 4), (4, 8, 16), (3, 4, 6), (2, 6, 10)])
+def test_assign_equals_the_encoder_of_faiss(M, nbits, d):
+    books = made(M=M, nbits=nbits, d=d)
+    z = np.random.default_rng(4).standard_normal((500, d)).astype(np.float32)
+    index = faiss.IndexPQ(d, M, nbits)
+    faiss.copy_array_to_vector(books.centroids.ravel(), index.pq.centroids)
+    index.is_trained = True
+    ours, theirs = books.assign(z, "l2"), unpack_codes(index.sa_encode(z), M, nbits)
+    differ = np.flatnonzero((ours != theirs).any(1))
+    assert len(differ) <= 2
+    x, y = (np.square(z - books.decode(c)).sum(1, dtype=np.float64) for c in (ours, theirs))
+    np.testing.assert_allclose(x, y, rtol=1e-5)  # only where two codewords are equally near
+
+
+@pytest.mark.parametrize("M, nbits", [(1, 6), (3, 4), (4, 8)])
+def test_greedy_assign_equals_the_residual_quantizer_of_faiss(M, nbits):
+    books = made("additive", M=M, nbits=nbits, d=8)
+    z = np.random.default_rng(5).standard_normal((400, 8)).astype(np.float32)
+    rq = faiss.ResidualQuantizer(8, M, nbits)
+    rq.max_beam_size = 1
+    faiss.copy_array_to_vector(books.centroids.ravel(), rq.codebooks)
+    rq.is_trained = True
+    ours, theirs = books.assign(z, "l2"), unpack_codes(rq.compute_codes(z), M, nbits)
+    assert (ours != theirs).any(1).sum() <= 2
+
+
+def test_assign_takes_the_lowest_index_on_ties():
+    books = Codebooks("product", np.array([[[1.0], [0.0], [1.0], [0.0]]], np.float32))
+    z = np.array([[1.0], [0.0], [0.5]], np.float32)
+    assert books.assign(z, "l2").ravel().tolist() == [0, 1, 0]
+    assert books.assign(z, "ip").ravel().tolist() == [0, 0, 0]
+
+
+@settings(max_examples=30, derandomize=True, deadline=None)
+@given(st.integers(-20, 20), st.integers(0, 99))
+def test_scaling_by_a_power_of_two_changes_no_code(power, seed):
+    books = made(seed=seed)
+    z = np.random.default_rng(seed).standard_normal((20, 6)).astype(np.float32)
+    g = np.float32(2.0**power)
+    scaled = Codebooks("product", books.centroids * g)
+    np.testing.assert_array_equal(scaled.assign(z * g, "l2"), books.assign(z, "l2"))
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("tree", np.zeros((1, 2, 3), np.float32)), "^codebooks are of kind 'tree', need one of product, additive$"),
+        (("product", np.zeros((1, 2, 3), np.float32), "cos"), "^metric is 'cos', needs one of ip, l2$"),
+        (("product", np.zeros((1, 2, 3))), r"^centroids are \(1, 2, 3\) float64, need \(M, K, dsub\) float32$"),
+        (("product", np.zeros((2, 3), np.float32)), r"^centroids are \(2, 3\) float32, need"),
+        (("product", np.zeros((0, 2, 3), np.float32)), r"^centroids are \(0, 2, 3\) float32, need"),
+        (
+            ("product", np.zeros((1, 3, 2), np.float32)),
+            "^a book holds K=3 codewords, needs a power of two from 2 to 65536$",
+        ),
+        (("product", np.zeros((1, 1, 2), np.float32)), "^a book holds K=1 codewords"),
+        (("product", np.zeros((1, 1 << 17, 1), np.float32)), "^a book holds K=131072 codewords"),
+    ],
+)
+def test_impossible_codebooks_are_refused(arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        Codebooks(*arguments)
+
+
+def test_a_codeword_that_is_not_finite_is_named():
+    c = np.zeros((3, 4, 2), np.float32)
+    c[1, 3, 0] = np.nan
+    with pytest.raises(DataError, match=r"^codeword 3 of book 1 is not finite$"):
+        Codebooks("product", c)
+
+
+@pytest.mark.parametrize(
+    "codes, words",
+    [
+        (np.zeros((2, 3)), r"^codes are \(2, 3\) float64, need \(n, 3\) integers$"),
+        (np.zeros((2, 4), int), r"^codes are \(2, 4\) int64, need \(n, 3\) integers$"),
+        (np.zeros(3, int), r"^codes are \(3,\) int64, need"),
+        (np.array([[0, 0, 0], [0, 16, 1]]), r"^codes: row 1 is \[0, 16, 1\], books hold codewords 0 to 15$"),
+        (np.array([[0, -1, 0]]), r"^codes: row 0 is \[0, -1, 0\], books hold"),
+        (np.array([[0, 300, 0]], np.uint16), r"^codes: row 0 is \[0, 300, 0\], books hold"),
+    ],
+)
+def test_impossible_codes_are_refused(codes, words):
+    with pytest.raises(DataError, match=words):
+        made().check_codes(codes)
+
+
+def test_codes_of_any_integer_type_come_back_small():
+    for dtype in (np.int8, np.int64, np.uint32):
+        found = made().check_codes(np.array([[0, 15, 3]], dtype))
+        assert (found.dtype, found.tolist()) == (np.uint8, [[0, 15, 3]])
+    assert made().check_codes(np.zeros((0, 3), int)).shape == (0, 3)
+
+
+def test_an_unknown_rule_or_width_is_refused():
+    with pytest.raises(ConfigError, match=r"^assignment rule is 'cos', needs one of l2, ip$"):
+        made().assign(np.zeros((1, 6), np.float32), "cos")
+    with pytest.raises(ConfigError, match=r"^features have d=5, the codebooks need d=6$"):
+        made().assign(np.zeros((1, 5), np.float32), "l2")
+
+
+def test_the_numbers_of_a_codebook_agree():
+    product, additive = made(M=3, nbits=5, d=6), made("additive", M=3, nbits=5, d=7)
+    assert (product.M, product.K, product.nbits, product.bits, product.d) == (3, 32, 5, 15, 6)
+    assert (additive.d, additive.bits, additive.shape) == (7, 15, Shape("additive", 3, 5, 7))
+    assert (product.shape.K, product.shape.code_size) == (32, 2)
+
+
+def bits_of(codes, nbits):
+    """Independent packer: all bits of a row, lowest first, book after book; bytes filled from their lowest bit."""
+    bits = [[(int(c) >> b) & 1 for c in row for b in range(nbits)] for row in codes]
+    return np.packbits(np.array(bits, np.uint8), axis=1, bitorder="little")
+
+
+@pytest.mark.parametrize("nbits", range(1, 17))
+@pytest.mark.parametrize("M", [1, 3, 8])
+def test_packing_is_that_of_the_bits(M, nbits):
+    dtype = np.uint8 if nbits <= 8 else np.uint16
+    codes = np.random.default_rng(nbits).integers(0, 1 << nbits, (20, M)).astype(dtype)
+    codes[0], codes[1] = 0, (1 << nbits) - 1
+    packed = pack(codes, nbits)
+    assert packed.dtype == np.uint8
+    np.testing.assert_array_equal(packed, bits_of(codes, nbits))
+    again = unpack_codes(packed, M, nbits)
+    assert again.dtype == dtype
+    np.testing.assert_array_equal(again, codes)
+    assert unpack_codes(pack(codes[:0], nbits), M, nbits).shape == (0, M)
