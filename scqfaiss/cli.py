@@ -247,8 +247,10 @@ def run(arguments: list[str] | None = None) -> int:
         return fail("stopped; nothing was left half-written", 130)
     except ImportError as error:
         part = (error.name or "").partition(".")[0]
-        if part not in _PIP:
+        if part == "scqfaiss":
             raise
+        if part not in _PIP:  # a shared object of one of them, as a rule
+            return fail(f"a library does not load ({error})", 2, error)
         missing = isinstance(error, ModuleNotFoundError) and error.name == part
         return fail(f"{part} {'is not installed' if missing else 'does not load'}: {_PIP[part]}", 2, error)
     except MemoryError as error:

@@ -340,6 +340,20 @@ def test_g4_what_is_not_needed_is_not_asked_for(here):
     assert "train" in without("numpy", "--help").out
 
 
+def test_g4_library_that_does_not_load(run, here, untouched, monkeypatch):
+    for name, message in (
+        (None, "a library does not load (libx.so: failed to map segment)"),
+        ("faiss._swigfaiss", 'faiss does not load: pip install "scqfaiss[cpu]"'),
+    ):
+
+        def refuse(*_, name=name, **__):
+            raise ImportError("libx.so: failed to map segment", name=name)
+
+        monkeypatch.setattr("scqfaiss.gallery.search_file", refuse)
+        refused(run(*SEARCH), 2, message)
+    untouched()
+
+
 def test_g4_python_names(here):
     code = BLOCKED.partition("from scqfaiss.cli")[0] + "import scqfaiss; scqfaiss.open"
     done = subprocess.run([sys.executable, "-c", code, "faiss"], capture_output=True, text=True, timeout=50)
