@@ -48,7 +48,7 @@ def bare(x: np.ndarray, model: Model, pq: Any, block: int) -> float:
 @click.command()
 @click.option("--rows", default=1_000_000, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--members", default=4, show_default=True, help="Classifiers averaged by the encoder.")
+@click.option("--members", default=3, show_default=True, help="Classifiers averaged by the encoder.")
 def main(rows: int, rounds: int, members: int) -> None:
     """Rows per second of both sides, their ratio, peak memory of the export."""
     rng = np.random.default_rng(0)

@@ -1,6 +1,7 @@
-"""mAP of a model's features before coding: `float_map`; of the rows themselves by cosine: `cosine_map`. Prints JSON.
+"""mAP of vectors that are not coded. Prints JSON.
 
-python benchmarks/float_ceiling.py MODEL.safetensors QUERY.h5 DATABASE.h5
+python benchmarks/float_ceiling.py MODEL.safetensors QUERY.h5 DATABASE.h5     # `float_map`, the model's features
+python benchmarks/float_ceiling.py cosine QUERY.h5 DATABASE.h5                # `cosine_map`, the rows themselves
 """
 
 import json
@@ -14,14 +15,16 @@ from scqfaiss.model import Model
 
 
 def main(model_path: str, query_path: str, database_path: str) -> None:
-    model = Model.load(model_path)
     with open_rows(query_path) as query, open_rows(database_path) as database:
         xq, xb = query.read(0, len(query)), database.read(0, len(database))
         assert query.labels and database.labels
-        found = measure_vectors(model.embed(xq), query.labels, model.embed(xb), database.labels)
-        units = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30) for x in (xq, xb)]
-        plain = measure_vectors(units[0], query.labels, units[1], database.labels)
-    print(json.dumps({"float_map": found["map"], "cosine_map": plain["map"]}))
+        if model_path == "cosine":
+            key = "cosine_map"
+            zq, zb = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30) for x in (xq, xb))
+        else:
+            key, model = "float_map", Model.load(model_path)
+            zq, zb = model.embed(xq), model.embed(xb)
+        print(json.dumps({key: measure_vectors(zq, query.labels, zb, database.labels)["map"]}))
 
 
 if __name__ == "__main__":

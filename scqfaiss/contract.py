@@ -102,6 +102,9 @@ class Stage:
     make_optimizer: Callable[[int], tuple[Any, Any]] | None = None
     on_epoch: Callable[[int], None] = lambda epoch: None  # before each epoch; sets annealed quantities
     end: Callable[[], None] = lambda: None
+    # Products of the steps in what the device multiplies fast (bfloat16 on a CPU that has it, TF32 on a GPU); sums, weights
+    # and all that follows the training stay float32.
+    fast_products: bool = False
     one_thread: bool = False  # steps too small for threads: waiting for one another would cost more than it saves
 
 

@@ -325,13 +325,16 @@ def build(
 
 def run_stage(stage: Stage, number: int, method: Any, seed: int, progress: Progress) -> dict[str, float]:
     """Run one stage -> the mean of each loss term over the last epoch. Raises ConfigError when a term is not finite."""
-    threads = torch.get_num_threads()
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     if stage.one_thread:
         torch.set_num_threads(1)
     try:
         stage.begin()
+        if stage.fast_products:
+            torch.set_float32_matmul_precision("medium")
         means = _run_epochs(stage, number, method, seed, progress)
     finally:
+        torch.set_float32_matmul_precision(precision)
         torch.set_num_threads(threads)
     stage.end()
     return means

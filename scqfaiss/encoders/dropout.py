@@ -17,13 +17,16 @@ class Dropout(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        """x of any shape, or with relu=True max(x, 0), under a new mask."""
         out_of_256 = round(256 * self.p)
         if not self.training or out_of_256 == 0:
-            return x
+            return x.relu() if relu else x
         if x.is_cuda:
-            return F.dropout(x, self.p)
+            return F.dropout(x.relu() if relu else x, self.p)
         n = x.numel()
         words = torch.empty(-(-n // 8), dtype=torch.int64).random_(-(2**63), None)  # type: ignore[call-overload]
         kept = words.view(torch.uint8)[:n].view(x.shape) >= out_of_256
+        if relu:  # in the same mask: one pass over the activations less each way
+            kept &= x.detach() > 0
         return x * kept.to(x.dtype).mul_(256 / (256 - out_of_256))

@@ -54,7 +54,7 @@ class MLP(Encoder):
             x = x.abs().sqrt().copysign(x)
         x = torch.addcmul(self.shift, x, self.scale)
         x = self.drop_in(x.expand(self.members, -1, -1))  # a mask for every member
-        out: Tensor = self.drop(torch.baddbmm(self.bias, x, self.weight).relu_())  # e b h
+        out: Tensor = self.drop(torch.baddbmm(self.bias, x, self.weight), relu=True)  # e b h
         return out
 
     def layers(self) -> list[tuple[str, Arrays]]:

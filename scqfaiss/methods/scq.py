@@ -104,6 +104,7 @@ class SCQ(nn.Module):
         d = cfa.smallest_d(config, task.rows.d, task.labels.C, task.M, task.encoder_name)
         self.features = cfa.Features(config, task, d, task.labels)
         self.z: Tensor
+        self.hot: Tensor
         self.pattern: Tensor
         self.scale = 1.0
         self.books: ARSQ
@@ -137,6 +138,7 @@ class SCQ(nn.Module):
 
         return [
             self.features.stage(),
+            Stage(name="encode rows", begin=self.encode_rows),
             Stage(
                 name="codebooks",
                 begin=self.start_books,
@@ -158,11 +160,15 @@ class SCQ(nn.Module):
             yield self.z[part], self.pattern[part]
 
     @torch.no_grad()
+    def encode_rows(self) -> None:
+        """Encode the rows once: from here the encoder is frozen."""
+        self.z, self.hot = self.rows_for_books()
+
+    @torch.no_grad()
     def start_books(self) -> None:
-        """Encode the rows once (the encoder is frozen from here), deal the codewords, start them."""
-        c, task = self.config, self.task
+        """Deal the codewords, start them."""
+        c, task, z, hot = self.config, self.task, self.z, self.hot
         generator = torch.Generator().manual_seed(task.seed)
-        z, hot = self.rows_for_books()
         n = len(z)
         if n < task.K:
             warn(f"{n:,} rows can use at most {n:,} of {task.K} codewords")
