@@ -533,7 +533,7 @@ def dry_run(path: PathLike, request: Request, *, codebook_rows: PathLike | None 
         f"classes: {source.labels.C if source.labels else 0}",
         f"codes: {shape.M} x {shape.nbits} bits, {shape.code_size} bytes a vector, z of d={shape.d}",
         f"model: about {size(4 * weights)}",
-        *(f"stage {s.name}: {s.epochs} epochs, {s.epochs * s.steps_per_epoch:,} steps" for s in stages),
+        *(f"stage {s.name}: {s.epochs} epochs, {s.epochs * s.steps_per_epoch:,} steps" for s in stages if s.epochs),
         f"device: {what.device}",
     ]
     for name in TARGETS:

@@ -244,7 +244,7 @@ def test_epochs_and_batch_size_go_to_every_stage(one):
     assert default["features"].epochs * 8 >= 400
     assert (default["codebooks"].epochs, default["codebooks"].steps_per_epoch) == (5, 3)  # 4 copies of 400 rows by 512
     asked = stages_of(one, Request(bits=8, nbits=4, epochs=3, batch_size=100))
-    assert {(s.epochs, s.steps_per_epoch) for s in asked.values()} == {(3, 4), (3, 16)}
+    assert {(s.epochs, s.steps_per_epoch) for s in asked.values() if s.epochs} == {(3, 4), (3, 16)}
     none = stages_of(one, Request(bits=8, nbits=4, epochs=0))
     assert {s.epochs for s in none.values()} == {0}
     assert stages_of(one, Request(bits=8, nbits=4, settings={"quantizer": "kmeans"}))["codebooks"].epochs == 0

@@ -94,7 +94,7 @@ def test_the_label_code_stops_at_the_posterior(labels):
     rows = SourceRows(ArraySource(X), "cpu")
     cls = encoder_class("mlp")
     torch.manual_seed(0)
-    encoder = cls(cls.Config(hidden=7), statistics(rows), 4)
+    encoder = cls(cls.Config(hidden=7), statistics(rows), 3)
     method = LabelCode(LabelCode.Config(), Task(rows, labels, 1, 2, encoder=encoder, encoder_name="mlp")).eval()
     p = Chain(6).then(*method.layers())(X)
     with torch.no_grad():
