@@ -25,9 +25,9 @@ def _rank_within(group: Tensor) -> Tensor:
 
 
 def draw_rows(row_class: Tensor, key: Tensor, wanted: Tensor) -> Tensor:
-    """For codewords of classes `wanted` (w,), rows of the same class with the largest `key` (n,), each once if possible.
+    """For codewords of classes `wanted` (w,), seeds of the same class with the largest `key` (q,), each once if possible.
 
-    row_class (n,) holds one class a row; every wanted class has a row. -> row numbers (w,) int64.
+    row_class (q,) holds the class of each seed; every wanted class has one. -> places among the seeds (w,) int64.
     """
     best_first = key.argsort(descending=True, stable=True)
     best_first = best_first[row_class[best_first].argsort(stable=True)]  # by class, then by falling key
@@ -41,20 +41,21 @@ def lloyd(
     pattern: Tensor,
     allowed: Tensor,
     owner: Tensor,
-    row_class: Tensor,
+    seeds: tuple[Tensor, Tensor],
     generator: torch.Generator,
     iterations: int = 25,
 ) -> Tensor:
     """k-means of M books, each row only among the codewords its classes own.
 
     z (M, n, dsub) float32; pattern (n,) row -> p; allowed (P, K) bool; owner (K,) class of each codeword;
-    row_class (n,) one class per row, drawn from its labels, for seeding. Books that own all codewords in common are the
-    case P = 1, owner = row_class = 0. -> centroids (M, K, dsub). Rows fewer than codewords: jittered copies fill up.
+    seeds: rows (q,) and classes (q,), a pair for every label of every row, which codewords start from. Books that own all
+    codewords in common are the case P = 1 with one class, 0. -> centroids (M, K, dsub). Rows fewer than codewords: jittered copies fill up.
     """
     M, n, dsub = z.shape
     K = len(owner)
-    noise = torch.rand(M, n, generator=generator)
-    w = torch.stack([z[m, draw_rows(row_class, noise[m], owner)] for m in range(M)])  # m k e
+    row, row_class = seeds
+    noise = torch.rand(M, len(row), generator=generator)
+    w = torch.stack([z[m, row[draw_rows(row_class, noise[m], owner)]] for m in range(M)])  # m k e
     spread = z.var(dim=(1, 2), unbiased=False).sqrt()[:, None, None]
     w = w + 1e-4 * spread * torch.randn(w.shape, generator=generator)
     own, valid = table(allowed)
@@ -88,7 +89,7 @@ def lloyd(
             for m in range(M):
                 dead = (counts.view(M, K)[m] == 0).nonzero().flatten()
                 if len(dead):
-                    gumbel = -torch.log(-torch.log(torch.rand(n, generator=generator).clamp(1e-30, 1 - 1e-7)))
-                    key = far[m].clamp_min(1e-30).log() + gumbel
-                    w[m, dead] = z[m, draw_rows(row_class, key, owner[dead])]
+                    gumbel = -torch.log(-torch.log(torch.rand(len(row), generator=generator).clamp(1e-30, 1 - 1e-7)))
+                    key = far[m, row].clamp_min(1e-30).log() + gumbel
+                    w[m, dead] = z[m, row[draw_rows(row_class, key, owner[dead])]]
     return w

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..codebooks import Codebooks
@@ -104,7 +103,7 @@ class SCQ(nn.Module):
         d = cfa.smallest_d(config, task.rows.d, task.labels.C, task.M, task.encoder_name)
         self.features = cfa.Features(config, task, d, task.labels)
         self.z: Tensor
-        self.hot: Tensor
+        self.y: Tensor
         self.pattern: Tensor
         self.scale = 1.0
         self.books: ARSQ
@@ -162,12 +161,12 @@ class SCQ(nn.Module):
     @torch.no_grad()
     def encode_rows(self) -> None:
         """Encode the rows once: from here the encoder is frozen."""
-        self.z, self.hot = self.rows_for_books()
+        self.z, self.y = self.rows_for_books()
 
     @torch.no_grad()
     def start_books(self) -> None:
         """Deal the codewords, start them."""
-        c, task, z, hot = self.config, self.task, self.z, self.hot
+        c, task, z, y = self.config, self.task, self.z, self.y
         generator = torch.Generator().manual_seed(task.seed)
         n = len(z)
         if n < task.K:
@@ -175,45 +174,43 @@ class SCQ(nn.Module):
         energy = float(z.double().square().sum(1).mean())
         self.scale = float(np.sqrt(z.shape[1] / energy)) if c.rescale and energy > 0 else 1.0
         z = z * self.scale
-        if self.public:
-            owner = row_class = torch.zeros(1, dtype=torch.int64)
-            owner, row_class = owner.expand(task.K), row_class.expand(n)
-            owned = groups = torch.ones(1, task.K, dtype=torch.bool)
-            pattern = torch.zeros(n, dtype=torch.int64)
-        else:
-            present = hot.any(0)
-            owner = deal(task.K, present.long())
-            sets, pattern = torch.unique(hot, dim=0, return_inverse=True)  # p c
-            owned = sets[:, owner]
-            groups = owner == present.nonzero()  # c k
-            # One class a row, for seeding: drawn evenly from its labels.
-            row_class = (hot * torch.rand(hot.shape, generator=generator)).argmax(1)
+        owner, pattern, owned, groups = self.deal(y)
         if c.start == "normal" and c.quantizer == "arsq":
             start = 1e-4 * torch.randn(task.M, task.K, z.shape[1] // task.M, generator=generator)
         else:
             task.progress("k-means", 0, 1, "")
             few = torch.randperm(n, generator=generator)[: SEED_ROWS * task.K].sort().values
+            seeds = torch.arange(len(few)), torch.zeros(len(few), dtype=torch.int64)
+            if not self.public:
+                carried = [(y == k if y.ndim == 1 else y[:, k]).nonzero()[:1, 0] for k in owner.unique()]
+                few = torch.cat(
+                    [few, *carried]
+                ).unique()  # a class that the sample left out must still seed its codewords
+                if y.ndim == 1:
+                    seeds = torch.arange(len(few)), y[few]
+                else:
+                    row, carries = y[few].nonzero().T
+                    seeds = row, carries
             parts = z[few].unflatten(1, (task.M, -1)).transpose(0, 1).contiguous()  # m n e
-            if not self.public:  # a class whose rows were all left out of the sample must still seed its codewords
-                missing = (hot[few].sum(0) == 0) & present
-                few = torch.cat([few, *[hot[:, k].nonzero()[:1, 0] for k in missing.nonzero().flatten()]])
-                parts = z[few].unflatten(1, (task.M, -1)).transpose(0, 1).contiguous()
-                row_class = self.cover(row_class[few], hot[few], owner)
-            else:
-                row_class = row_class[few]
-            start = lloyd(parts, pattern[few], owned, owner, row_class, generator)
+            start = lloyd(parts, pattern[few], owned, owner, seeds, generator)
         self.books = ARSQ(start, owned, groups, c.omega, c.rho, c.detach_divisor).to(task.device)
         self.z, self.pattern = z.to(task.device), pattern.to(task.device)
 
-    @staticmethod
-    def cover(row_class: Tensor, hot: Tensor, owner: Tensor) -> Tensor:
-        """row_class changed so that every class that owns codewords has a row to seed them from."""
-        have = torch.bincount(row_class, minlength=hot.shape[1])
-        for k in owner.unique():
-            if have[k] == 0:
-                row_class[hot[:, k].nonzero()[0, 0]] = k
-                have = torch.bincount(row_class, minlength=hot.shape[1])
-        return row_class
+    def deal(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """y (n,) classes or (n, C) bool -> owner (K,) class of each codeword, pattern (n,), owned (P, K), groups (G, K)."""
+        K = self.task.K
+        if self.public:
+            everything = torch.ones(1, K, dtype=torch.bool)
+            return torch.zeros(K, dtype=torch.int64), torch.zeros(len(y), dtype=torch.int64), everything, everything
+        if y.ndim == 1:
+            present = torch.bincount(y, minlength=len(self.counts)) > 0
+            owner = deal(K, present.long())
+            groups = owner == present.nonzero()  # c k
+            return owner, present.cumsum(0)[y] - 1, groups, groups
+        present = y.any(0)
+        owner = deal(K, present.long())
+        sets, pattern = torch.unique(y, dim=0, return_inverse=True)  # p c
+        return owner, pattern, sets[:, owner], owner == present.nonzero()
 
     def copies(self) -> int:
         """How often the rows are encoded for the books.
@@ -227,7 +224,9 @@ class SCQ(nn.Module):
         )
 
     def rows_for_books(self) -> tuple[Tensor, Tensor]:
-        """z (n, d) of the rows the books learn from, and their classes (n, C) bool; of unlabelled rows the predicted one."""
+        """z (n, d) of the rows the books learn from, and their labels: (n,) int64, predicted ones for unlabelled rows, or
+        (n, C) bool.
+        """
         task, limit = self.task, self.config.arsq_rows
         rows: Any = task.codebook_rows or task.rows
         keep = None
@@ -247,13 +246,13 @@ class SCQ(nn.Module):
                 task.progress("encode rows", copy * len(rows) + i + len(block), copies * len(rows), "")
         assert task.labels is not None
         if task.codebook_rows is None:
-            labels = task.labels if keep is None else task.labels.take(keep)
-            return torch.cat(z), torch.from_numpy(labels.hot()).bool().repeat(copies, 1)
+            y = torch.from_numpy(task.labels.y if keep is None else task.labels.y[keep])
+            return torch.cat(z), y.bool().repeat(copies, 1) if task.labels.many else y.repeat(copies)
         if not predicted:
             if not self.public:
                 raise ConfigError("codebook rows have no labels and cfa=none predicts none; use --set private=public")
-            return torch.cat(z), torch.ones(sum(map(len, z)), 1, dtype=torch.bool)
-        return torch.cat(z), F.one_hot(torch.cat(predicted), task.labels.C).bool()
+            return torch.cat(z), torch.zeros(sum(map(len, z)), dtype=torch.int64)
+        return torch.cat(z), torch.cat(predicted)
 
     @torch.no_grad()
     def refit(self) -> None:
