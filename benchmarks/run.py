@@ -33,11 +33,13 @@ import sys
 import tempfile
 import time
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import click
+import faiss
 
 from scqfaiss.files import reserve
 
@@ -47,14 +49,12 @@ DATA = Path(os.environ.get("SCQFAISS_DATA", HERE.parent.parent / "shared" / "dat
 
 def machine() -> str:
     """Processor, cores and versions: figures mean little without them."""
-    from importlib.metadata import version
-
     cpu = platform.processor() or platform.machine()
     try:
         cpu = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    parts = ", ".join(f"{p} {version(p)}" for p in ("torch", "faiss-cpu", "numpy"))
+    parts = f"torch {version('torch')}, faiss {faiss.__version__}, numpy {version('numpy')}"
     return f"{cpu}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {parts}"
 
 

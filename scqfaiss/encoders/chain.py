@@ -19,7 +19,7 @@ Arrays = Mapping[str, NDArray[np.float32]]
 Floats = NDArray[np.float32]
 
 # Activations that go through all layers together: few enough to stay in a core's cache, enough for full matrix products.
-BLOCK_ELEMENTS = 1 << 20
+BLOCK_ELEMENTS = 1 << 21
 BLOCK_ROWS = (64, 4096)  # least and most rows of such a block
 
 

@@ -203,6 +203,7 @@ class Features(nn.Module):
             self.classify = nn.Linear(self.encoder.width, C)
         # (n, C) targets would take gigabytes for many rows and classes: only the batch's rows are expanded.
         self.y = torch.from_numpy(labels.y).to(task.device)
+        self.trained = torch.from_numpy(labels.counts() > 0).to(task.device)
         self.held: Ints | None = None
         self.calibration: dict[str, float] = {}
 
@@ -326,7 +327,9 @@ class Features(nn.Module):
         self.train(dropout)
         for i, x in rows.blocks():
             z = torch.cat([self(part) for part in torch.from_numpy(x).to(self.task.device).split(4096)])
-            yield i, z, None if self.kind == "none" else (z @ self.centers.T).argmax(1)
+            # Only classes that were trained: the others' centers were never pulled away from anything.
+            like = (z @ self.centers.T).masked_fill(~self.trained, -torch.inf) if self.kind != "none" else None
+            yield i, z, None if like is None else like.argmax(1)
 
     def layers(self, upto: str = "z") -> Layers:
         """x -> z as layers of an encoder chain; upto='posterior' stops at p."""

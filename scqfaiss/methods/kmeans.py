@@ -49,7 +49,8 @@ def lloyd(
 
     z (M, n, dsub) float32; pattern (n,) row -> p; allowed (P, K) bool; owner (K,) class of each codeword;
     seeds: rows (q,) and classes (q,), a pair for every label of every row, which codewords start from. Books that own all
-    codewords in common are the case P = 1 with one class, 0. -> centroids (M, K, dsub). Rows fewer than codewords: jittered copies fill up.
+    codewords in common are the case P = 1 with one class, 0. -> centroids (M, K, dsub). Where rows are fewer than
+    codewords, jittered copies fill up.
     """
     M, n, dsub = z.shape
     K = len(owner)

@@ -212,16 +212,19 @@ class SCQ(nn.Module):
         sets, pattern = torch.unique(y, dim=0, return_inverse=True)  # p c
         return owner, pattern, sets[:, owner], owner == present.nonzero()
 
-    def copies(self) -> int:
-        """How often the rows are encoded for the books.
+    @property
+    def noisy(self) -> bool:
+        """Whether the rows are encoded for the books with the dropout of training on.
 
         On the rows it was trained on a classifier is surer than on any others, and books fitted to that would waste their
         codewords on the corners; with dropout on it is as unsure as it will be. Unlabelled rows need no such help.
         """
-        trained = self.features.kind == "calibrated" and self.task.codebook_rows is None
-        return (
-            max(1, min(self.config.book_copies, self.config.arsq_rows // max(len(self.task.rows), 1))) if trained else 1
-        )
+        return self.features.kind == "calibrated" and self.task.codebook_rows is None
+
+    def copies(self) -> int:
+        """How often the rows are encoded for the books: more than once only where each time differs."""
+        fit = self.config.arsq_rows // max(len(self.task.rows), 1)
+        return max(1, min(self.config.book_copies, fit)) if self.noisy else 1
 
     def rows_for_books(self) -> tuple[Tensor, Tensor]:
         """z (n, d) of the rows the books learn from, and their labels: (n,) int64, predicted ones for unlabelled rows, or
@@ -236,7 +239,7 @@ class SCQ(nn.Module):
         copies = self.copies()
         torch.manual_seed(task.seed)
         for copy in range(copies):
-            for i, block, classes in self.features.embed(rows, dropout=copies > 1):
+            for i, block, classes in self.features.embed(rows, dropout=self.noisy):
                 if keep is not None:
                     inside = torch.from_numpy(keep[slice(*np.searchsorted(keep, [i, i + len(block)]))] - i)
                     block, classes = block[inside], classes[inside] if classes is not None else None
