@@ -118,6 +118,10 @@ class OPQ(PQ):
             raise ConfigError(f"rows of d={d_in} cannot fill M={M} books")
         check_product_shape(d_in // M * M, M, nbits)
 
+    def __init__(self, config: Settings, task: Task) -> None:
+        super().__init__(config, task)
+        self.A = np.zeros((task.rows.d // task.M * task.M, task.rows.d), np.float32)
+
     def train_books(self, x: NDArray[np.float32]) -> None:
         d = x.shape[1]
         # The rotation starts from a fixed seed inside FAISS; the books inside it take the product quantizer's.

@@ -133,7 +133,7 @@ def train(
 
     asked = training.Request(**request)
     if dry_run:
-        click.echo(training.dry_run(rows, asked, codebook_rows=codebook_rows, keys=keys))
+        click.echo(training.dry_run(rows, out, asked, codebook_rows=codebook_rows, keys=keys))
     else:
         click.echo(training.train_file(rows, out, asked, codebook_rows=codebook_rows, keys=keys, progress=meter))
 
@@ -150,7 +150,7 @@ def export(model: Path, rows: Path, out: Path, target: str, dry_run: bool, keys:
     from . import exporting
 
     if dry_run:
-        click.echo(exporting.export_plan(model, rows, target=target, keys=keys))
+        click.echo(exporting.export_plan(model, rows, out, target=target, keys=keys))
     else:
         click.echo(exporting.export_file(model, rows, out, target=target, keys=keys, progress=meter))
 
@@ -188,11 +188,12 @@ def evaluate(gallery: Path, queries: Path, database: Path, as_json: bool, **opti
 @cli.command()
 @click.argument("file", type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(file: Path, as_json: bool) -> None:
+@row_options
+def info(file: Path, as_json: bool, keys: dict[str, Any]) -> None:
     """Describe a gallery, a model or a file of rows."""
     from .inspection import describe_file
 
-    click.echo(describe_file(file, as_json))
+    click.echo(describe_file(file, as_json, keys))
 
 
 @cli.command()

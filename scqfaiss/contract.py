@@ -53,7 +53,6 @@ class Encoder(Protocol):
 
     d_in: int
     width: int
-    trainable: ClassVar[bool]
 
     def __call__(self, x: Tensor) -> Tensor: ...
 

@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Floats, Ints, Labels
+from .arrays import Floats, Ints, Labels, as_features, as_ids, as_labels
 from .codebooks import Codes
 from .contract import Progress, silent
 from .data import Source, open_rows
-from .errors import ConfigError, DataError, warn
+from .errors import ConfigError, DataError, IndexFileError, warn
 from .files import PathLike
 from .gallery import Gallery, open_gallery, require_model
 
 AT_K = (1, 10, 100)
-QUERY_BLOCK = 256
+SCORE_BYTES = 64 << 20  # scores of a block of queries
+CACHE_BYTES = 256 << 20  # relevant rows per word, kept for the label sets of queries
 SELF_CHECK_QUERIES = 100
 
 
@@ -151,6 +152,8 @@ class Relevance:
         """hot (C,) labels of a query -> (u,) relevant rows of each word."""
         key = hot.tobytes()
         if key not in self._cache:
+            if 8 * self.u * (len(self._cache) + 1) > CACHE_BYTES:
+                self._cache.clear()
             shares = (hot > 0 if self.sets is None else self.sets @ hot.astype(np.int64) > 0)[self.set]
             self._cache[key] = np.bincount(self.word[shares], self.count[shares], self.u).astype(np.int64)
         return self._cache[key]
@@ -196,8 +199,9 @@ def scores_in_blocks(zq: NDArray[Any], x: NDArray[Any], metric: str = "ip") -> I
     """
     x64 = x.astype(np.float64)
     squares = np.einsum("ud,ud->u", x64, x64) if metric == "l2" else 0.0
-    for i in range(0, len(zq), QUERY_BLOCK):
-        q = zq[i : i + QUERY_BLOCK].astype(np.float64)
+    step = max(1, min(256, SCORE_BYTES // (8 * max(len(x), 1))))
+    for i in range(0, len(zq), step):
+        q = zq[i : i + step].astype(np.float64)
         dot = q @ x64.T
         if metric == "l2":
             dot = 2 * dot - squares - np.einsum("qd,qd->q", q, q)[:, None]
@@ -208,6 +212,7 @@ def measure_vectors(
     zq: Floats, queries: Labels, zb: Floats, database: Labels, at: int | None = None, progress: Progress = silent
 ) -> dict[str, Any]:
     """The same measures for plain vectors ranked by inner product: the ceiling that codes of them are held to."""
+    queries, database = same_classes(queries, database, "queries")
     inverse = np.arange(len(zb))
     return measure(scores_in_blocks(zq, zb), queries, Relevance(database, inverse, len(zb)), at, progress)
 
@@ -215,46 +220,44 @@ def measure_vectors(
 # -------------------------------------------------------------------------------------------------------------- gallery
 def evaluate(
     gallery: Gallery,
-    xq: Floats,
-    queries: Labels,
-    ids: Ints,
-    database: Labels,
+    xq: Any,
+    queries: Any,
+    ids: Any,
+    database: Any,
     *,
     at: int | None = None,
     name: str = "queries",
+    database_name: str = "the database",
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Rank the whole gallery for each query by its codes, and hold the ranking against the labels.
 
-    xq (nq, d) query rows; ids (n,) and database: the labels of the gallery's rows, in any order.
+    xq (nq, d) query rows; queries: their labels, (nq,) class numbers or (nq, C) of 0 and 1; ids (n,) and database: ids and
+    labels of the gallery's rows, in any order (in the gallery's own where ids repeat).
     Returns {"map", "at", "precision_at_k", "recall_at_k", "bits", "distinct_codes", ...}.
-    Raises ConfigError where ids or classes do not fit the gallery.
+    Raises ConfigError where ids or classes do not fit the gallery, DataError on arrays that are bad by themselves,
+    IndexFileError where FAISS's own scores are not those of the codes.
     """
     codebooks, codes, held = gallery.unpack()
     n = len(held)
+    xq = as_features(xq, name)
+    if len(xq) == 0:
+        raise DataError(f"{name} holds 0 rows, an evaluation needs at least 1")
+    ids = as_ids(ids, len(ids), "ids", allow_duplicates=True)
+    queries, database = same_classes(_labels(queries, len(xq), name), _labels(database, len(ids), "database"), name)
     if at is not None and at < 1:
         raise ConfigError(f"R is {at}, needs 1 or more")
     if n == 0:
         raise ConfigError(f"{gallery.name} holds no vectors")
-    if queries.many != database.many or queries.C != database.C:
-        if queries.many or database.many:
-            raise ConfigError(
-                f"{name} has {'many labels' if queries.many else 'one label'} a row and {queries.C} classes, "
-                f"the database has {'many labels' if database.many else 'one label'} a row and {database.C}"
-            )
-        C = max(queries.C, database.C)  # class numbers without names: the larger range holds both
-        queries, database = Labels(queries.y, C), Labels(database.y, C)
-    order = np.argsort(ids, kind="stable")
-    place = np.searchsorted(ids[order], held)
-    there = (place < len(ids)) & (ids[order][np.minimum(place, len(ids) - 1)] == held)
-    if not there.all():
-        raise ConfigError(f"{gallery.name} holds {n:,} ids, the database has {int(there.sum()):,} of them")
-    labels = database.take(order[place])
+    labels = database.take(_places(held, ids, gallery.name, database_name))
     words = Words.of(codes)
     z = gallery.embed(xq, name)
     decoded = codebooks.decode(words.codes)
     zs = _through_head(gallery, z)
     relevance = Relevance(labels, words.inverse, len(words.codes))
+    agreement = _agreement(gallery, z, zs, decoded, words, codebooks.metric)
+    if agreement < 1:
+        raise IndexFileError(f"{gallery.name}: {1 - agreement:.0%} of FAISS's scores are not those of its own codes")
     found = measure(scores_in_blocks(zs, decoded, codebooks.metric), queries, relevance, at, progress)
     return found | {
         "at": n if at is None else min(at, n),
@@ -262,8 +265,42 @@ def evaluate(
         "distinct_codes": len(words.codes),
         "queries": len(xq),
         "database": n,
-        "search_agreement": _agreement(gallery, z, zs, decoded, words, codebooks.metric),
+        "search_agreement": agreement,
     }
+
+
+def _labels(y: Any, n: int, name: str) -> Labels:
+    if isinstance(y, Labels):
+        if len(y) != n:
+            raise DataError(f"{name}: {len(y):,} labels for {n:,} rows")
+        return y
+    return as_labels(y, n, f"{name}: labels")
+
+
+def same_classes(queries: Labels, database: Labels, name: str) -> tuple[Labels, Labels]:
+    """Both with the same number of classes. Raises ConfigError where they are of two kinds, or matrices of two widths."""
+    if queries.many != database.many or (queries.many and queries.C != database.C):
+        raise ConfigError(
+            f"{name} has {'many labels' if queries.many else 'one label'} a row and {queries.C} classes, "
+            f"the database has {'many labels' if database.many else 'one label'} a row and {database.C}"
+        )
+    C = max(queries.C, database.C)  # class numbers without names: the larger range holds both
+    return Labels(queries.y, C, queries.class_names), Labels(database.y, C, database.class_names)
+
+
+def _places(held: Ints, ids: Ints, name: str, database: str) -> Ints:
+    """For each id that a gallery holds, its place in `ids`. Raises ConfigError where that has no answer, or two."""
+    order = np.argsort(ids, kind="stable")
+    ordered = ids[order]
+    place = np.searchsorted(ordered, held)
+    there = (place < len(ids)) & (ordered[np.minimum(place, len(ids) - 1)] == held) if len(ids) else held < 0
+    if not there.all():
+        raise ConfigError(f"{name} holds {len(held):,} ids, {database} has {int(there.sum()):,} of them")
+    if (ordered[1:] == ordered[:-1]).any():
+        if not np.array_equal(held, ids):
+            raise ConfigError(f"ids repeat in {database}, and its rows do not stand in the order of {name}")
+        return np.arange(len(held))
+    return np.asarray(order[place])
 
 
 def _through_head(gallery: Gallery, z: Floats) -> Floats:
@@ -327,17 +364,20 @@ def evaluate_file(
         if queries.d != gallery.d:
             raise ConfigError(f"{queries.name}: queries have d={queries.d}, {gallery.name} needs d={gallery.d}")
         assert queries.labels is not None and database.labels is not None
-        missing = len(set(gallery.unpack()[2].tolist()) - set(database.ids.tolist()))
-        if missing:
-            raise ConfigError(
-                f"{gallery.name} holds {gallery.ntotal:,} ids, {database.name} has {gallery.ntotal - missing:,} of them"
-            )
         overlap = int(np.isin(queries.ids, database.ids).sum()) if queries.has_ids and database.has_ids else 0
         if overlap:
             warn(f"{overlap:,} of {len(queries):,} queries are also in the database")
         xq = queries.read(0, len(queries))
         found = evaluate(
-            gallery, xq, queries.labels, database.ids, database.labels, at=at, name=queries.name, progress=progress
+            gallery,
+            xq,
+            queries.labels,
+            database.ids,
+            database.labels,
+            at=at,
+            name=queries.name,
+            database_name=database.name,
+            progress=progress,
         )
         return found | {"overlap": overlap}
 

@@ -124,7 +124,7 @@ def export_file(
     """Export a file of rows; returns what to tell the user. keys: arguments of open_rows."""
     with reserve(out, inputs=[model_path, rows_path], suffix=SUFFIX, what="exported") as slot:
         model = Model.load(model_path)
-        with open_rows(rows_path, **keys) as source:
+        with open_rows(rows_path, **{**keys, "labels_key": None}) as source:
             index, card, nbytes = encode_for(model, source, slot, target, progress)
         # Closing says whether the rows were changed while they were read: only then is anything written.
         write(slot, index, card, nbytes)
@@ -135,11 +135,14 @@ def export_file(
         )
 
 
-def export_plan(model_path: PathLike, rows_path: PathLike, *, target: str, keys: Mapping[str, Any]) -> str:
+def export_plan(
+    model_path: PathLike, rows_path: PathLike, out: PathLike, *, target: str, keys: Mapping[str, Any]
+) -> str:
     """What an export would write; reads no features."""
+    files.check_target(out, inputs=[model_path, rows_path], suffix=SUFFIX)
     model = Model.load(model_path)
     container = check_target(model, target)
-    with open_rows(rows_path, **keys) as source:
+    with open_rows(rows_path, **{**keys, "labels_key": None}) as source:
         if source.d != model.d_in:
             raise ConfigError(f"{source.name}: rows have d={source.d}, {shown(model_path)} needs d={model.d_in}")
         n = len(source)

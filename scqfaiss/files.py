@@ -96,16 +96,10 @@ class Slot:
         return WriteError(f"{self.name}: cannot write ({why})")
 
 
-@contextmanager
-def reserve(
-    path: PathLike, *, inputs: Sequence[PathLike] = (), suffix: str | None = None, what: str = ""
-) -> Iterator[Slot]:
-    """Check that `path` can be written, lock it, and yield the Slot to write it with; all before any slow work.
+def check_target(path: PathLike, *, inputs: Sequence[PathLike] = (), suffix: str | None = None) -> Path:
+    """The place that `path` leads to through links, once nothing that can be seen beforehand stands against writing there.
 
-    inputs: files that the command reads, none of which may be the target. suffix: the ending the name must have.
-    what: "trained" and the like, for the message another process gets while this one holds the lock.
-    Raises ConfigError on an input as target or a wrong ending; WriteError on a folder that is missing or not writable,
-    on a target that is no plain file, and while another process holds the lock.
+    Raises as `reserve` does, but for the lock.
     """
     name = shown(path)
     if "\0" in os.fsdecode(path):
@@ -130,6 +124,21 @@ def reserve(
                 raise ConfigError(f"{shown(other)} is an input of this command; choose another output")
     if not real.parent.is_dir():
         raise WriteError(f"{name}: folder {shown(real.parent)} does not exist; create it first")
+    return real
+
+
+@contextmanager
+def reserve(
+    path: PathLike, *, inputs: Sequence[PathLike] = (), suffix: str | None = None, what: str = ""
+) -> Iterator[Slot]:
+    """Check that `path` can be written, lock it, and yield the Slot to write it with; all before any slow work.
+
+    inputs: files that the command reads, none of which may be the target. suffix: the ending the name must have.
+    what: "trained" and the like, for the message another process gets while this one holds the lock.
+    Raises ConfigError on an input as target or a wrong ending; WriteError on a folder that is missing or not writable,
+    on a target that is no plain file, and while another process holds the lock.
+    """
+    real, name = check_target(path, inputs=inputs, suffix=suffix), shown(path)
     with _locked(real, name, what):
         own = re.compile(re.escape(real.name) + r"\.tmp-\d+")
         with suppress(OSError):  # a folder that may be written but not listed
@@ -213,7 +222,9 @@ def seal(f: BinaryIO, fill: Callable[[Callable[[bytes], None]], None], card: dic
             raise refused[0] from None
         raise
     stream = written
-    text = json.dumps({"format": FORMAT, **card}, sort_keys=True, allow_nan=False).encode()
+    text = json.dumps({"format": FORMAT, **card}, sort_keys=True, allow_nan=False, ensure_ascii=False).encode(
+        "utf-8", "surrogatepass"
+    )
     if len(text) > MAX_CARD:
         raise ConfigError(f"the index card takes {size(len(text))}, at most {size(MAX_CARD)} fit")
     put(text)

@@ -286,7 +286,7 @@ def search_file(
     from .data.hdf5 import write_hits
 
     def run() -> tuple[Any, Any, Any]:
-        with open_rows(queries, **keys) as source:
+        with open_rows(queries, **{**keys, "labels_key": None}) as source:
             gallery = open_gallery(path, model=model, device=device)
             return *search_source(gallery, source, k, progress), source.ids
 

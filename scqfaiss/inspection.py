@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .data import open_rows
 from .errors import shown, size
 from .files import PathLike
 
 
-def facts(path: PathLike) -> dict[str, Any]:
+def facts(path: PathLike, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Plain facts about a file, its kind told by its ending. Raises as the reader of that kind does."""
     suffix = Path(path).suffix
     if suffix == ".faissindex":
         return gallery_facts(path)
     if suffix == ".safetensors":
         return model_facts(path)
-    with open_rows(path) as source:
+    with open_rows(path, **keys) as source:
         return {
             "kind": "rows",
             "rows": len(source),
@@ -44,13 +47,13 @@ def gallery_facts(path: PathLike) -> dict[str, Any]:
         "query_d": gallery.card["d_in"] if gallery.card else gallery.d,
         "bits": codebooks.bits,
         "bytes": os.stat(path).st_size,
-        "codewords_used": [len(set(codes[:, m].tolist())) for m in range(codebooks.M)],
+        "codewords_used": [len(np.unique(codes[:, m])) for m in range(codebooks.M)],
     }
     if gallery.card:
         container = target(gallery.card["target"])
         gpu = container.supports(codebooks.shape, "cuda")
         out["gpu"] = "yes" if gpu is None else f"no: {gpu}"
-        out["id_filter"] = container.INFO.filter
+        out |= {"id_filter": container.INFO.filter, "append": container.INFO.append, "exact": container.INFO.exact}
     return out
 
 
@@ -74,9 +77,9 @@ def model_facts(path: PathLike) -> dict[str, Any]:
     }
 
 
-def describe_file(path: PathLike, as_json: bool) -> str:
+def describe_file(path: PathLike, as_json: bool, keys: Mapping[str, Any]) -> str:
     """The facts as one JSON object, or as lines for a person."""
-    found = facts(path)
+    found = facts(path, keys)
     if as_json:
         return json.dumps(found, sort_keys=True)
     lines = [f"{shown(path)}: {found.pop('kind')}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import bundle
-from .arrays import Floats
+from .arrays import Floats, as_features
 from .codebooks import RULES, Codebooks, Codes
 from .contract import Progress, silent
 from .data import Source
@@ -21,7 +22,7 @@ from .errors import CheckpointError, ConfigError, ScqError, shown
 from .files import PathLike, reserve
 
 SUFFIX = ".safetensors"
-ASSIGN_ROWS = 4096  # distances to a book of 256 codewords then take 4 MB, which stays in the cache
+ASSIGN_ELEMENTS = 1 << 20  # distances to a book held at a time: 4 MB, which stays in the cache
 
 
 class Model:
@@ -35,26 +36,35 @@ class Model:
             raise CheckpointError(f"the encoder gives d={chain.d_out}, the codebooks need d={codebooks.d}")
         if config.get("rule") not in RULES:
             raise CheckpointError(f"the assignment rule is {config.get('rule')!r}, needs one of {', '.join(RULES)}")
-        self.chain, self.codebooks, self.config = chain, codebooks, dict(config)
-        self._sha256: str | None = None
+        self.chain, self.codebooks = chain, codebooks
+        self.config = dict(config)
+        self._sha256 = ("", "")  # config as JSON, and the hash of the file with it
 
     @property
     def d_in(self) -> int:
         """Dimension of the rows that go in."""
         return self.chain.d_in
 
-    def embed(self, x: Floats, name: str = "rows") -> Floats:
-        """x (n, d_in) float32 -> z (n, d) float32, what is coded on one side and searched with on the other."""
-        if x.ndim != 2 or x.shape[1] != self.d_in:
-            raise ConfigError(f"{name} have d={x.shape[-1]}, the model needs d={self.d_in}")
-        return self.chain(np.ascontiguousarray(x, np.float32))
+    def embed(self, x: Any, name: str = "rows") -> Floats:
+        """x (n, d_in) floats -> z (n, d) float32, what is coded on one side and searched with on the other.
 
-    def encode(self, x: Floats, name: str = "rows") -> Codes:
-        """x (n, d_in) float32 -> codes (n, M) uint8, or uint16 above 8 bits a book. Labels play no part."""
-        z = self.embed(x, name)
+        Raises DataError on another form or on rows that are not finite, ConfigError on another width.
+        """
+        x = as_features(x, name)
+        if x.shape[1] != self.d_in:
+            raise ConfigError(f"{name} have d={x.shape[1]}, the model needs d={self.d_in}")
+        return self.chain(x)
+
+    def encode(self, x: Any, name: str = "rows") -> Codes:
+        """x (n, d_in) floats -> codes (n, M) uint8, or uint16 above 8 bits a book. Labels play no part. Raises as embed."""
+        return self.assign(self.embed(x, name))
+
+    def assign(self, z: Floats) -> Codes:
+        """z (n, d) float32 -> codes (n, M), by the method's own rule."""
         codes = np.empty((len(z), self.codebooks.M), self.codebooks.code_dtype)
-        for i in range(0, len(z), ASSIGN_ROWS):
-            codes[i : i + ASSIGN_ROWS] = self.codebooks.assign(z[i : i + ASSIGN_ROWS], self.config["rule"])
+        step = max(64, ASSIGN_ELEMENTS // self.codebooks.K)
+        for i in range(0, len(z), step):
+            codes[i : i + step] = self.codebooks.assign(z[i : i + step], self.config["rule"])
         return codes
 
     # ------------------------------------------------------------------------------------------------------------ file
@@ -68,9 +78,10 @@ class Model:
     @property
     def sha256(self) -> str:
         """SHA-256 (hex) of the model file, by which index cards name their model."""
-        if self._sha256 is None:
-            self._sha256 = hashlib.sha256(self.to_bytes()).hexdigest()
-        return self._sha256
+        config = json.dumps(self.config, sort_keys=True)
+        if self._sha256[0] != config:  # new, or changed since
+            self._sha256 = config, hashlib.sha256(self.to_bytes()).hexdigest()
+        return self._sha256[1]
 
     def save(self, path: PathLike) -> None:
         """Write the model file, whole or not at all. Raises WriteError; ConfigError unless it ends in .safetensors."""
@@ -99,7 +110,7 @@ class Model:
             raise CheckpointError(f"{shown(path)}: a model without {error}") from error
         except ScqError as error:  # the parts do not fit together, whatever each of them raised
             raise CheckpointError(f"{shown(path)}: {error}") from error
-        model._sha256 = sha256
+        model._sha256 = json.dumps(model.config, sort_keys=True), sha256
         return model
 
 
@@ -120,7 +131,10 @@ def encode_source(model: Model, source: Source, progress: Progress = silent) -> 
     with ThreadPoolExecutor(2) as pool:
         for i, x in read_ahead(source.blocks()):
             half = len(x) // 2
-            codes[i : i + len(x)] = np.concatenate(list(pool.map(model.encode, (x[:half], x[half:]))))
+            parts = pool.map(
+                lambda rows: model.assign(model.chain(rows)), (x[:half], x[half:])
+            )  # checked by the source
+            codes[i : i + len(x)] = np.concatenate(list(parts))
             progress("encode", i + len(x), len(source), "")
     return codes
 

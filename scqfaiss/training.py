@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import reduce
 from importlib import import_module
@@ -21,7 +22,7 @@ from .encoders import encoder_class
 from .encoders.base import Stats
 from .encoders.chain import Chain
 from .errors import ConfigError, DataError, ResourceError, size, suggestion, warn
-from .files import PathLike, reserve
+from .files import PathLike, check_target, reserve
 from .methods import REGISTRY
 from .model import SUFFIX, Model, read_ahead
 
@@ -106,6 +107,14 @@ def plan(request: Request, source: Source) -> Plan:
     if "labels" not in method.needs and source.labels is not None:
         warn(f"method {request.method} does not use labels: they are ignored")
     labels = source.labels if "labels" in method.needs else None
+    if not method.needs_encoder:
+        for option, ignored in (
+            ("--encoder", request.encoder != Request.encoder),
+            ("--epochs", request.epochs is not None),
+            ("--batch-size", request.batch_size is not None),
+        ):
+            if ignored:
+                warn(f"method {request.method} has no use for {option}: it is ignored")
     C, many = (labels.C, labels.many) if labels else (0, False)
     if 48 * C * C > free_memory():  # a handful of (C, C) matrices in float64
         raise ResourceError(
@@ -134,10 +143,15 @@ def pick_device(name: str) -> str:
     """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device torch has. Raises ConfigError."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name != "cpu" and name.partition(":")[0] != "cuda":
-        raise ConfigError(f"device is '{name}', needs auto, cpu or cuda")
+    kind, _, number = name.partition(":")
+    if name != "cpu" and (kind != "cuda" or (number and not number.isdecimal()) or name.endswith(":")):
+        raise ConfigError(f"device is '{name}', needs auto, cpu, cuda or cuda:N")
     if name != "cpu" and not torch.cuda.is_available():
         raise ConfigError(f"device {name} was asked for, but this torch sees no GPU; use --device cpu")
+    if number and int(number) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {name} was asked for, but this torch sees {torch.cuda.device_count()} GPUs, from cuda:0 on"
+        )
     return name
 
 
@@ -412,6 +426,7 @@ def fit(
     chain = Chain(source.d).then(*method.layers())
     books: Codebooks = method.codebooks()
     labels: Labels | None = source.labels if "labels" in what.method.needs else None
+    unlabeled = int((labels.y.sum(1) == 0).sum()) if labels and labels.many else 0  # present only with unlabeled=drop
     config = {
         "method": request.method,
         "long_name": what.method.long_name,
@@ -423,7 +438,8 @@ def fit(
         "C": labels.C if labels else 0,
         "labels": "none" if labels is None else "many" if labels.many else "one",
         "class_names": list(labels.class_names) if labels and labels.class_names else None,
-        "training": {"rows": len(source), "skipped_rows": source.dropped, "loss": losses} | method.summary(),
+        "training": {"rows": len(source), "skipped_rows": source.dropped, "unlabeled_rows": unlabeled, "loss": losses}
+        | method.summary(),
     }
     model = Model(chain, books, config)
     model.config["training"]["codewords_used"] = use = codeword_use(model, source)
@@ -498,7 +514,7 @@ def train_file(
             if codebook_rows is None:
                 model = fit(what, source, memory=memory, progress=progress)
             else:
-                with open_rows(codebook_rows, **(dict(keys) | {"labels_key": "labels"})) as books:
+                with open_rows(codebook_rows, **{**keys, "labels_key": None}) as books:
                     model = fit(what, source, books, memory=memory, progress=progress)
         model.save_to(slot)
     return f"{slot.name}: {describe(model)}"
@@ -517,13 +533,29 @@ def describe(model: Model) -> str:
     )
 
 
-def dry_run(path: PathLike, request: Request, *, codebook_rows: PathLike | None = None, keys: Mapping[str, Any]) -> str:
-    """What a training would do: rows, steps, bytes, and which targets take its codes where. Reads no features."""
+def dry_run(
+    path: PathLike,
+    out: PathLike,
+    request: Request,
+    *,
+    codebook_rows: PathLike | None = None,
+    keys: Mapping[str, Any],
+) -> str:
+    """What a training would do: rows, steps, bytes, and which targets take its codes where.
+
+    Writes nothing, and reads no features unless similarity=means asks for class means.
+    """
     from .targets import REGISTRY as TARGETS
 
-    with open_rows(path, **keys) as source:
+    inputs = [p for p in (path, codebook_rows, *_files(request.settings)) if p is not None]
+    check_target(out, inputs=inputs, suffix=SUFFIX)
+    with ExitStack() as stack:
+        source = stack.enter_context(open_rows(path, **keys))
+        books = None
+        if codebook_rows is not None:
+            books = stack.enter_context(open_rows(codebook_rows, **{**keys, "labels_key": None}))
         what = plan(request, source)
-        method = build(what, source, dry=True)
+        method = build(what, source, books, dry=True)
         stages = method.stages()
         n, chain = len(source), Chain(source.d).then(*method.layers())
     shape = Shape("product", what.M, what.nbits, chain.d_out)

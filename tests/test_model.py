@@ -47,7 +47,7 @@ def test_rows_encode_alike_in_any_company(monkeypatch):
     whole = model.encode(X)
     for n in (0, 1, 7, 299):
         np.testing.assert_array_equal(model.encode(X[:n]), whole[:n])
-    monkeypatch.setattr(scqfaiss.model, "ASSIGN_ROWS", 13)
+    monkeypatch.setattr(scqfaiss.model, "ASSIGN_ELEMENTS", 1)
     np.testing.assert_array_equal(model.encode(X), whole)
     np.testing.assert_array_equal(model.encode(X.astype(np.float64)), whole)
     np.testing.assert_array_equal(model.encode(np.asfortranarray(X)), whole)

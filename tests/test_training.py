@@ -176,7 +176,7 @@ def test_free_memory_is_a_plausible_number():
         ),
         ({"method": "scp"}, "^unknown method 'scp'; did you mean 'scq'.; there are scq, label, pq, opq$"),
         ({"encoder": "mpl"}, "^unknown encoder 'mpl'; did you mean 'mlp'.; there are identity, linear, mlp$"),
-        ({"device": "tpu"}, "^device is 'tpu', needs auto, cpu or cuda$"),
+        ({"device": "tpu"}, "^device is 'tpu', needs auto, cpu, cuda or cuda:N$"),
         ({"method": "opq", "bits": 136}, "^rows of d=16 cannot fill M=17 books$"),
         ({"method": "pq", "bits": 24}, "^rows of d=16 is not divisible by M=3 books|^rows of d=16 .*need M of 2 or 4$"),
         (
@@ -593,7 +593,9 @@ def test_nothing_is_written_over_an_input_or_before_the_end(rows_file, tmp_path)
 
 def test_a_dry_run_says_what_would_be_done_and_reads_nothing(rows_file, monkeypatch):
     monkeypatch.setattr("scqfaiss.data.source.Source.read", lambda *a: pytest.fail("rows were read"))
-    lines = dry_run(rows_file, Request(bits=8, nbits=4, epochs=2, batch_size=100), keys={}).splitlines()
+    lines = dry_run(
+        rows_file, rows_file.with_name("m.safetensors"), Request(bits=8, nbits=4, epochs=2, batch_size=100), keys={}
+    ).splitlines()
     assert lines[0] == "rows: 400 of d=16 (25.6 kB as float32)"
     assert lines[1] == "classes: 4"
     assert lines[2] == "codes: 2 x 4 bits, 1 bytes a vector, z of d=4"

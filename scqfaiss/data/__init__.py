@@ -18,14 +18,15 @@ def open_rows(
     path: str | os.PathLike[str],
     *,
     features_key: str = "features",
-    labels_key: str = "labels",
+    labels_key: str | None = "labels",
     ids_key: str = "ids",
     skip_bad_rows: bool = False,
     allow_duplicate_ids: bool = False,
 ) -> Source:
     """Open a file of rows; the caller closes the Source (it is a context manager).
 
-    The keys name datasets inside an HDF5 file; the other formats hold features alone.
+    The keys name datasets inside an HDF5 file; the other formats hold features alone. labels_key=None leaves labels unread,
+    for work that needs none.
     Raises ConfigError where the file is missing or of an unknown kind, DataError where it is bad by itself.
     """
     path = Path(path)

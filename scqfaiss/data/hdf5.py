@@ -46,7 +46,7 @@ class Hdf5Source(Source):
         path: str | os.PathLike[str],
         *,
         features_key: str = "features",
-        labels_key: str = "labels",
+        labels_key: str | None = "labels",
         ids_key: str = "ids",
         skip_bad_rows: bool = False,
         allow_duplicate_ids: bool = False,
@@ -59,7 +59,9 @@ class Hdf5Source(Source):
             self._unsealed: list[str] = []
             with self._damage("the file"):
                 self._features = self._find_features(features_key)
-                labels = self._find_whole(labels_key, "--labels-key", optional=labels_key == "labels")
+                labels = None
+                if labels_key is not None:
+                    labels = self._find_whole(labels_key, "--labels-key", optional=labels_key == "labels")
                 ids = self._find_whole(ids_key, "--ids-key", optional=ids_key == "ids")
                 class_names = None if labels is None else self._class_names()
             if self._unsealed:
@@ -68,7 +70,7 @@ class Hdf5Source(Source):
                 labels,
                 ids,
                 class_names,
-                labels_name=shown(labels_key),
+                labels_name=shown(labels_key or ""),
                 ids_name=shown(ids_key),
                 skip_bad_rows=skip_bad_rows,
                 allow_duplicate_ids=allow_duplicate_ids,

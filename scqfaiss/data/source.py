@@ -139,10 +139,6 @@ class Source(ABC):
         return self.physical_rows if self._kept is None else len(self._kept)
 
     @property
-    def n(self) -> int:
-        return len(self)
-
-    @property
     def block_rows(self) -> int:
         """Rows a block holds, so that it takes about BLOCK_BYTES as float32."""
         return max(1, BLOCK_BYTES // (4 * self.d))
@@ -192,12 +188,21 @@ class Source(ABC):
         elif i == j:
             x = self.fetch(0, 0)
         else:
-            kept = self._kept[i:j]
-            x = self.fetch(int(kept[0]), int(kept[-1]) + 1)[kept - kept[0]]
+            x = self._fetch_kept(self._kept[i:j])
         if bad_rows(x).any():
             raise self._count_bad_rows()
         with np.errstate(over="ignore"):
             return np.ascontiguousarray(x, np.float32)
+
+    def _fetch_kept(self, kept: Ints) -> NDArray[Any]:
+        """Physical rows `kept`, rising; never more than a block at a time, however long the runs between them are."""
+        parts = []
+        while len(kept):
+            first = int(kept[0])
+            here = int(np.searchsorted(kept, first + self.block_rows))
+            parts.append(self.fetch(first, int(kept[here - 1]) + 1)[kept[:here] - first])
+            kept = kept[here:]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def blocks(self, rows: int | None = None) -> Iterator[tuple[int, Floats]]:
         """(first row, rows (b, d) float32) from the first row to the last, `rows` at a time."""

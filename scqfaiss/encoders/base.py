@@ -32,8 +32,6 @@ class Encoder(nn.Module):
     """
 
     Config: ClassVar[type[Any]]
-    trainable: ClassVar[bool] = True  # False: the rows are the embedding already, no head is put on top
-    many_members: ClassVar[bool] = False  # whether E > 1 makes members that differ
     d_in: int
     width: int
 

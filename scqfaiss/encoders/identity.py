@@ -17,7 +17,6 @@ class Settings:
 
 class Identity(Encoder):
     Config = Settings
-    trainable = False
 
     def __init__(self, config: Settings, stats: Stats, members: int = 1) -> None:
         super().__init__(config, stats, members)

@@ -31,7 +31,6 @@ class Settings:
 
 class MLP(Encoder):
     Config = Settings
-    many_members = True
     scale: Tensor
     shift: Tensor
 

@@ -78,8 +78,9 @@ def turned_onto(found: Matrix, wanted: Matrix) -> Matrix:
 def cooccurrence(labels: Labels) -> Matrix:
     """Jaccard similarity of classes over the rows: n_ij / (n_i + n_j - n_ij), 0 for classes without rows. (C, C)."""
     both = np.zeros((labels.C, labels.C))
-    for i in range(0, len(labels), 1 << 20):  # float32 counts exactly up to 2^24
-        hot = labels.take(slice(i, i + (1 << 20))).hot().astype(np.float32)
+    step = max(1, min(1 << 24, (1 << 26) // labels.C))  # float32 counts exactly up to 2^24
+    for i in range(0, len(labels), step):
+        hot = labels.take(slice(i, i + step)).hot().astype(np.float32)
         both += hot.T @ hot
     n = both.diagonal()
     either = n[:, None] + n[None, :] - both

@@ -20,11 +20,10 @@ GPU_SHARED_BYTES = 48 << 10  # look-up tables of a query must fit
 
 @dataclass(frozen=True)
 class TargetInfo:
-    """name; FAISS class; whether it runs on a GPU, honours ID selectors, takes more codes later; whether it is exact."""
+    """name; FAISS class; whether it honours ID selectors, takes more codes later, is exact."""
 
     name: str
     faiss_class: str
-    gpu: bool
     filter: bool
     append: bool
     exact: bool

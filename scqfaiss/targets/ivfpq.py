@@ -14,6 +14,7 @@ from faiss.contrib.inspect_tools import get_invlist
 from numpy.typing import NDArray
 
 from ..codebooks import Codebooks, Codes, Shape
+from ..errors import ConfigError
 from .base import (
     GPU_M,
     GPU_SHARED_BYTES,
@@ -27,7 +28,7 @@ from .base import (
     unpack_codes,
 )
 
-INFO = TargetInfo("ivfpq", "IndexIVFPQ", gpu=True, filter=True, append=True, exact=True)
+INFO = TargetInfo("ivfpq", "IndexIVFPQ", filter=True, append=True, exact=True)
 
 
 def supports(shape: Shape, device: str) -> str | None:
@@ -64,8 +65,10 @@ def build(codebooks: Codebooks, codes: Codes, ids: NDArray[np.int64]) -> Any:
 
 
 def unpack(index: Any) -> tuple[Codebooks, Codes, NDArray[np.int64]]:
-    """Rows list by list, in the order of insertion."""
+    """Rows list by list, in the order of insertion. Raises ConfigError for codes of residuals, which we never write."""
     pq = index.pq
+    if index.by_residual and index.quantizer.reconstruct_n(0, index.nlist).any():
+        raise ConfigError("the codes stand for residuals of coarse centroids, not for vectors")
     lists = [get_invlist(index.invlists, i) for i in range(index.nlist)]
     ids = np.concatenate([ids for ids, _ in lists])
     packed = np.concatenate([codes.reshape(len(ids), index.code_size) for ids, codes in lists])

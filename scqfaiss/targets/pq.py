@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..codebooks import Codebooks, Codes, Shape
 from .base import METRIC, TargetInfo, inject, pack, product_reason, product_table, table_bytes, unpack_codes
 
-INFO = TargetInfo("pq", "IndexPQ", gpu=False, filter=False, append=True, exact=True)
+INFO = TargetInfo("pq", "IndexPQ", filter=False, append=True, exact=True)
 
 
 def supports(shape: Shape, device: str) -> str | None:

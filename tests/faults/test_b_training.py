@@ -135,7 +135,7 @@ def test_b9_pairs_the_gpu_cannot_run_are_named_before_training(run, here, untouc
         (["--set", "a\nb"], "--set is 'a\\nb', needs key=value"),
         (["--method", "sqc"], "unknown method 'sqc'; did you mean 'scq'?; there are scq, label, pq, opq"),
         (["--encoder", "mpl"], "unknown encoder 'mpl'; did you mean 'mlp'?; there are identity, linear, mlp"),
-        (["--device", "tpu"], "device is 'tpu', needs auto, cpu or cuda"),
+        (["--device", "tpu"], "device is 'tpu', needs auto, cpu, cuda or cuda:N"),
         (["--epochs", "-1"], "epochs is -1, needs 0 or more"),
         (["--batch-size", "0"], "batch size is 0, needs 1 or more"),
         (["--batch-size", "9" * 20], f"batch size is {'9' * 20}, needs 1 to 2147483647"),
