@@ -1,7 +1,7 @@
 """mAP of vectors that are not coded. Prints JSON.
 
 python benchmarks/float_ceiling.py MODEL.safetensors QUERY.h5 DATABASE.h5     # `float_map`, the model's features
-python benchmarks/float_ceiling.py cosine QUERY.h5 DATABASE.h5                # `cosine_map`, the rows themselves
+python benchmarks/float_ceiling.py cosine QUERY.h5 DATABASE.h5                # `cosine_map`, the rows themselves, centered
 """
 
 import json
@@ -20,7 +20,8 @@ def main(model_path: str, query_path: str, database_path: str) -> None:
         assert query.labels and database.labels
         if model_path == "cosine":
             key = "cosine_map"
-            zq, zb = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30) for x in (xq, xb))
+            mean = xb.mean(0)  # as the baselines do, which gains them 0.02
+            zq, zb = ((x - mean) / np.maximum(np.linalg.norm(x - mean, axis=1, keepdims=True), 1e-30) for x in (xq, xb))
         else:
             key, model = "float_map", Model.load(model_path)
             zq, zb = model.embed(xq), model.embed(xb)

@@ -35,7 +35,8 @@ def main(folder: str, bits: str, seed: str, method: str = "scq") -> None:
     for key, rows in (("map", np.isin(yq.y, left_out)), ("seen_map", ~np.isin(yq.y, left_out))):
         out[key] = evaluate(gallery, xq[rows], Labels(yq.y[rows], yq.C), ids, yb)["map"]
     rows = np.isin(yq.y, left_out)
-    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (xq[rows], xb)]
+    mean = xb.mean(0)
+    unit = [(x - mean) / np.linalg.norm(x - mean, axis=1, keepdims=True) for x in (xq[rows], xb)]
     out["cosine_map"] = measure_vectors(unit[0], Labels(yq.y[rows], yq.C), unit[1], yb)["map"]
     print(json.dumps(out))
 
