@@ -186,6 +186,14 @@ class Gallery:
             raise ConfigError(f"{name}: queries have d={xq.shape[1]}, {self.name} needs d={self.d}")
         return self.model.embed(xq) if self.needs_model and self.model is not None else xq
 
+    def clip(self, k: int) -> int:
+        """k, or with a warning the number of vectors where that is smaller. Raises ConfigError for k < 1."""
+        if k < 1:
+            raise ConfigError(f"k is {k}, needs 1 or more")
+        if k > self.ntotal:
+            warn(f"k={k:,} is more than the {self.ntotal:,} vectors of {self.name}: returned all of them")
+        return min(k, max(self.ntotal, 1))
+
     def search(
         self, xq: Any, k: int = 10, *, encoded: bool = False, name: str = "queries"
     ) -> tuple[NDArray[np.float32], Ints]:
@@ -194,11 +202,7 @@ class Gallery:
         k above ntotal is clipped to it, with a warning. encoded=True: xq are z already, (nq, index.d).
         Raises ConfigError on a wrong width or k < 1, DataError on rows that are not finite.
         """
-        if k < 1:
-            raise ConfigError(f"k is {k}, needs 1 or more")
-        if k > self.ntotal:
-            warn(f"k={k:,} is more than the {self.ntotal:,} vectors of {self.name}: returned all of them")
-            k = max(self.ntotal, 1)
+        k = self.clip(k)
         if encoded:
             z = as_features(xq, name)
             if z.shape[1] != self.index.d:
@@ -259,11 +263,7 @@ def search_source(
     require_model(gallery)
     if queries.d != gallery.d:
         raise ConfigError(f"{queries.name}: queries have d={queries.d}, {gallery.name} needs d={gallery.d}")
-    if k < 1:
-        raise ConfigError(f"k is {k}, needs 1 or more")
-    if k > gallery.ntotal:
-        warn(f"k={k:,} is more than the {gallery.ntotal:,} vectors of {gallery.name}: returned all of them")
-        k = gallery.ntotal
+    k = gallery.clip(k)
     D, I = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
     for i, x in queries.blocks():
         D[i : i + len(x)], I[i : i + len(x)] = gallery.search(x, k, name=queries.name)

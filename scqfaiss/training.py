@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from importlib import import_module
@@ -509,15 +509,23 @@ def train_file(
     """Train on a file of rows and write the model; returns what to tell the user. keys: arguments of open_rows."""
     inputs = [p for p in (path, codebook_rows, *_files(request.settings)) if p is not None]
     with reserve(out, inputs=inputs, suffix=SUFFIX, what="trained") as slot:
-        with open_rows(path, **keys) as source:
-            what = plan(request, source)
-            if codebook_rows is None:
-                model = fit(what, source, memory=memory, progress=progress)
-            else:
-                with open_rows(codebook_rows, **{**keys, "labels_key": None}) as books:
-                    model = fit(what, source, books, memory=memory, progress=progress)
+        with opened(path, codebook_rows, keys) as (source, books):
+            model = fit(plan(request, source), source, books, memory=memory, progress=progress)
         model.save_to(slot)
     return f"{slot.name}: {describe(model)}"
+
+
+@contextmanager
+def opened(
+    path: PathLike, codebook_rows: PathLike | None, keys: Mapping[str, Any]
+) -> Iterator[tuple[Source, Source | None]]:
+    """The training rows, and the rows for the codebooks where they are others; of those labels stay unread."""
+    with ExitStack() as stack:
+        source = stack.enter_context(open_rows(path, **keys))
+        books = None
+        if codebook_rows is not None:
+            books = stack.enter_context(open_rows(codebook_rows, **{**keys, "labels_key": None}))
+        yield source, books
 
 
 def _files(values: Mapping[str, Any]) -> list[str]:
@@ -549,11 +557,7 @@ def dry_run(
 
     inputs = [p for p in (path, codebook_rows, *_files(request.settings)) if p is not None]
     check_target(out, inputs=inputs, suffix=SUFFIX)
-    with ExitStack() as stack:
-        source = stack.enter_context(open_rows(path, **keys))
-        books = None
-        if codebook_rows is not None:
-            books = stack.enter_context(open_rows(codebook_rows, **{**keys, "labels_key": None}))
+    with opened(path, codebook_rows, keys) as (source, books):
         what = plan(request, source)
         method = build(what, source, books, dry=True)
         stages = method.stages()
