@@ -25,6 +25,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .codebooks import Codebooks
+    from .editing import append, merge, remove
     from .evaluation import evaluate
     from .exporting import export
     from .gallery import Gallery
@@ -46,9 +47,12 @@ __all__ = [
     "ScqError",
     "ScqWarning",
     "WriteError",
+    "append",
     "evaluate",
     "export",
+    "merge",
     "open",
+    "remove",
     "train",
 ]
 
@@ -56,9 +60,12 @@ _LAZY = {
     "Codebooks": ("codebooks", "Codebooks"),
     "Gallery": ("gallery", "Gallery"),
     "Model": ("model", "Model"),
+    "append": ("editing", "append"),
     "evaluate": ("evaluation", "evaluate"),
     "export": ("exporting", "export"),
+    "merge": ("editing", "merge"),
     "open": ("gallery", "open_gallery"),
+    "remove": ("editing", "remove"),
     "train": ("training", "train"),
 }
 

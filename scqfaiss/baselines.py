@@ -46,10 +46,15 @@ class PQ:
     needs: frozenset[str] = frozenset()
     needs_encoder = False
     rule = "l2"
+    beam = 1
 
     @staticmethod
     def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
         return M, nbits
+
+    @staticmethod
+    def kind(config: Settings) -> str:
+        return "product"
 
     @staticmethod
     def members(config: Settings, encoder: str) -> int:

@@ -142,26 +142,66 @@ def train(
 @click.argument("model", type=FILE)
 @click.argument("rows", type=FILE)
 @click.option("-o", "--out", type=FILE, required=True, help="Gallery to write (.faissindex).")
-@click.option("--target", default="ivfpq", show_default=True, help="FAISS container: ivfpq or pq.")
+@click.option("--target", help="FAISS container: ivfpq, pq, fastscan, buckets, lift, residual; default: ivfpq or lift.")
+@click.option("--nlist", default=0, help="Inverted lists of ivfpq (default 1: exact) or buckets.")
+@click.option("--nprobe", default=0, help="Lists that a search visits unless it says otherwise.")
+@click.option("--refine", default=0, help="Candidates per hit that fastscan scores again exactly; -1: none. Default 8.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
 @row_options
-def export(model: Path, rows: Path, out: Path, target: str, dry_run: bool, keys: dict[str, Any]) -> None:
+def export(model: Path, rows: Path, out: Path, dry_run: bool, **options: Any) -> None:
     """Encode ROWS with MODEL into one plain FAISS file."""
     from . import exporting
 
     if dry_run:
-        click.echo(exporting.export_plan(model, rows, out, target=target, keys=keys))
+        click.echo(exporting.export_plan(model, rows, out, **options))
     else:
-        click.echo(exporting.export_file(model, rows, out, target=target, keys=keys, progress=meter))
+        click.echo(exporting.export_file(model, rows, out, progress=meter, **options))
+
+
+@cli.command()
+@click.argument("gallery", type=FILE)
+@click.argument("rows", type=FILE)
+@click.option("--model", type=FILE, help="Model of the gallery, where its encoder is not inside the file.")
+@row_options
+def append(gallery: Path, rows: Path, **options: Any) -> None:
+    """Encode ROWS and add them to GALLERY. Rows without ids are numbered on from the largest id there is."""
+    from .editing import append_file
+
+    click.echo(append_file(gallery, rows, progress=meter, **options))
+
+
+@cli.command()
+@click.argument("gallery", type=FILE)
+@click.option("--ids", required=True, help="Ids to remove: 1,2,3 or a file (text, .npy, or rows with ids).")
+def remove(gallery: Path, ids: str) -> None:
+    """Take vectors out of GALLERY by their ids."""
+    from .editing import remove_file
+
+    click.echo(remove_file(gallery, ids))
+
+
+@cli.command()
+@click.argument("galleries", type=FILE, nargs=-1, required=True)
+@click.option("-o", "--out", type=FILE, required=True, help="Gallery to write (.faissindex).")
+def merge(galleries: tuple[Path, ...], out: Path) -> None:
+    """Join GALLERIES of one model and one target into one."""
+    from .editing import merge_files
+
+    click.echo(merge_files(galleries, out))
 
 
 @cli.command()
 @click.argument("gallery", type=FILE)
 @click.argument("queries", type=FILE)
 @click.option("-k", default=10, show_default=True, help="Hits per query.")
+@click.option("--threshold", type=float, help="All hits with a better score than this, instead of -k.")
 @click.option("-o", "--out", type=FILE, help="Write scores and ids to this HDF5 file.")
 @click.option("--model", type=FILE, help="Model of the gallery, where its encoder is not inside the file.")
-@click.option("--device", default="cpu", show_default=True, help="cpu.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--filter-ids", help="Find only these ids: 1,2,3 or a file (text, .npy, or rows with ids).")
+@click.option("--deny-ids", help="Never find these ids; given as for --filter-ids.")
+@click.option("--nprobe", type=int, help="Lists to visit, where the gallery has lists.")
+@click.option("--mmap", is_flag=True, help="Leave codes in the file: for galleries larger than memory.")
 @row_options
 def search(gallery: Path, queries: Path, **options: Any) -> None:
     """Search GALLERY with the rows of QUERIES."""

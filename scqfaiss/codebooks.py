@@ -7,6 +7,7 @@ side imports the other's library. `scores` is the oracle that every container is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ KINDS = ("product", "additive")
 METRICS = ("ip", "l2")
 RULES = ("l2", "ip")
 MAX_NBITS = 16
+MAX_BEAM = 64  # that a model may ask for
+BEAM_ELEMENTS = 1 << 18  # numbers of a kind that a beam search holds at a time: 1 MB, which stays in the cache
+TABLE_ELEMENTS = 1 << 24  # 64 MB: tables of products between codewords stay below, or are not made
 
 
 @dataclass(frozen=True)
@@ -133,17 +137,24 @@ class Codebooks:
             return np.asarray(dot)
         return np.asarray((q * q).sum(1)[:, None] - 2 * dot + (x * x).sum(1))
 
-    def assign(self, z: NDArray[np.float32], rule: str) -> Codes:
+    def assign(self, z: NDArray[np.float32], rule: str, beam: int = 1) -> Codes:
         """z (n, d) float32 -> codes (n, M), book by book over the whole book, the lowest index on ties.
 
         rule 'l2': argmin_k ||z_m - w_mk||^2. rule 'ip': argmax_k <z_m, w_mk>. Additive books are assigned greedily on what
-        the books before leave over (for 'l2' exactly FAISS's residual quantizer with a beam of 1).
-        Raises ConfigError on another rule or width.
+        the books before leave over (for 'l2' exactly FAISS's residual quantizer with a beam of 1). For them and 'l2', a
+        `beam` above 1 carries that many partial sums from book to book and ends with the nearest; product books need none.
+        Raises ConfigError on another rule, beam or width.
         """
         if rule not in RULES:
             raise ConfigError(f"assignment rule is '{rule}', needs one of {', '.join(RULES)}")
         if z.ndim != 2 or z.shape[1] != self.d:
             raise ConfigError(f"features have d={z.shape[-1]}, the codebooks need d={self.d}")
+        if beam < 1:
+            raise ConfigError(f"beam is {beam}, needs 1 or more")
+        if beam > 1 and self.kind == "additive":
+            if rule != "l2":
+                raise ConfigError(f"beam={beam} needs the assignment rule 'l2', got '{rule}'")
+            return self._beam_search(z, beam)
         codes = np.empty((len(z), self.M), self.code_dtype)
         dsub = self.centroids.shape[2]
         half_norms = 0.5 * np.square(self.centroids).sum(2)  # M K
@@ -157,3 +168,61 @@ class Codebooks:
             if self.kind == "additive":
                 left = left - book[codes[:, m]]
         return codes
+
+    def _beam_search(self, z: NDArray[np.float32], beam: int) -> Codes:
+        """Additive books: of all partial sums that extend a kept one, keep the `beam` nearest, book after book.
+
+        Ties go to the better of the kept ones, then to the lowest codeword. Source: the beam search of additive and residual
+        quantization, Babenko and Lempitsky, CVPR 2014; Liu, Lu, Shao, arXiv 1509.05195.
+        """
+        M, K, d = self.centroids.shape
+        # What is held of each kept sum are its distances (K), its remainder (d) and its codes (M).
+        step = max(1, min(len(z), BEAM_ELEMENTS // (beam * max(K, d, M))))
+        # Arrays of megabytes are made once: the system would hand out fresh pages at every book, slower than the search.
+        costs, terms = (np.empty(step * beam * K, np.float32) for _ in range(2))
+        firsts = np.empty((step, M * K), np.float32)
+        norms = np.square(self.centroids).sum(2)  # M K
+        flat = -2 * self.centroids.reshape(M * K, d)
+        codes = np.empty((len(z), M), self.code_dtype)
+        for i in range(0, len(z), step):
+            part = z[i : i + step]
+            n = len(part)
+            rows = np.arange(n)[:, None]
+            left, kept = part[:, None], np.empty((n, 1, 0), np.int64)  # n b d, n b m
+            tables = self._tables
+            if tables is not None:
+                first = np.matmul(part, flat.T, out=firsts[:n]).reshape(n, M, K)
+                first += norms  # ||w||^2 - 2 <z, w>
+            for m in range(M):
+                b = left.shape[1]
+                # ||left - w||^2 = ||left||^2 + ||w||^2 - 2 <left, w>
+                cost = costs[: n * b * K].reshape(n, b, K)
+                energy = np.square(left).sum(2, keepdims=True)  # n b 1
+                if tables is None:
+                    np.matmul(left.reshape(n * b, d), flat[m * K : (m + 1) * K].T, out=cost.reshape(n * b, K))
+                    cost += energy
+                    cost += norms[m]
+                else:
+                    np.add(first[:, None, m], energy, out=cost)
+                    term = terms[: n * b * K].reshape(n * b, K)
+                    for e in range(m):  # z = left + the codewords kept: 2 <w_e, w> makes <left, w> of <z, w>
+                        np.take(tables[m][e], kept[:, :, e].ravel(), axis=0, out=term, mode="clip")
+                        cost += term.reshape(n, b, K)
+                flat_cost = cost.reshape(n, b * K)
+                best = np.empty((n, min(beam, b * K) if m < M - 1 else 1), np.int64)
+                for j in range(best.shape[1]):  # a pass for each: faster than sorting, and the lowest index on ties
+                    best[:, j] = flat_cost.argmin(1)
+                    flat_cost[rows[:, 0], best[:, j]] = np.inf
+                parent, k = best // K, best % K
+                left = left[rows, parent] - self.centroids[m, k]
+                kept = np.concatenate([kept[rows, parent], k[:, :, None]], axis=2)
+            codes[i : i + step] = kept[:, 0]
+        return codes
+
+    @cached_property
+    def _tables(self) -> list[NDArray[np.float32]] | None:
+        """[m] -> (m, K, K): 2 <w_e, w_m> of the books e before m. None where plain products are faster, or memory short."""
+        M, K, d = self.centroids.shape
+        if d < 8 * M or M * M * K * K // 2 > TABLE_ELEMENTS:
+            return None
+        return [2 * self.centroids[:m] @ self.centroids[m].T for m in range(M)]

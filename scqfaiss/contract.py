@@ -116,12 +116,17 @@ class Method(Protocol):
     needs: ClassVar[frozenset[str]]  # of 'labels'
     needs_encoder: ClassVar[bool]
     rule: str  # how Codebooks.assign encodes: 'l2' or 'ip'
+    beam: int  # and how many partial sums it carries along; 1 for all but additive books
 
     def __init__(self, config: Any, task: Task) -> None: ...
 
     @staticmethod
     def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
         """(M, nbits) of the codes for C classes, where M and nbits were asked for."""
+
+    @staticmethod
+    def kind(config: Any) -> str:
+        """The kind of the codebooks, 'product' or 'additive'."""
 
     @staticmethod
     def members(config: Any, encoder: str) -> int:

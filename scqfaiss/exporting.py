@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,23 +17,33 @@ from .contract import Progress, silent
 from .data import ArraySource, Source, open_rows
 from .errors import ConfigError, DataError, IndexFileError, shown, size
 from .files import PathLike, Slot, reserve
-from .gallery import read_gallery
 from .model import Model, encode_source
-from .targets import target as target_module
+from .reading import read_gallery
+from .targets import REGISTRY as TARGETS
+from .targets import gpu
+from .targets import target as find_target
+from .targets.base import DEFAULTS, Options, Target, TargetInfo
 from .targets.head import wrap
 
 SUFFIX = ".faissindex"
+DEFAULT = {"product": "ivfpq", "additive": "lift"}
+MAX_OPTION = 1 << 24  # lists
+MAX_REFINE = 1000  # candidates a hit
 
 
-def build(model: Model, codes: Codes, ids: NDArray[np.int64], target: str) -> tuple[Any, dict[str, Any]]:
+def build(
+    model: Model, codes: Codes, ids: NDArray[np.int64], target: str | None = None, options: Options = DEFAULTS
+) -> tuple[Any, dict[str, Any]]:
     """-> (faiss.Index with the encoder folded in where it can be, index card). Raises ConfigError, DataError."""
-    container = check_target(model, target)
+    container = check_target(model, target, options)
     books = model.codebooks
-    index = container.build(books, books.check_codes(codes), np.ascontiguousarray(ids, np.int64))
+    index = container.build(books, books.check_codes(codes), np.ascontiguousarray(ids, np.int64), options)
     if model.chain.foldable:
         index = wrap(index, model.d_in, model.chain.layers)
     card = {
-        "target": target,
+        "target": container.INFO.name,
+        "options": {name: value for name, value in vars(options).items() if value},
+        "rule": model.config["rule"],
         "method": model.config["method"],
         "kind": books.kind,
         "M": books.M,
@@ -51,13 +62,41 @@ def build(model: Model, codes: Codes, ids: NDArray[np.int64], target: str) -> tu
     return index, card
 
 
-def check_target(model: Model, name: str) -> Any:
-    """The target module, or ConfigError saying why this model's codes do not fit into it."""
-    container = target_module(name)
-    reason = container.supports(model.codebooks.shape, "cpu")
+def check_target(model: Model, name: str | None, options: Options = DEFAULTS) -> Target:
+    """The target of that name, or the default for the model's kind of codebooks.
+
+    Raises ConfigError saying why this model's codes do not fit into it, or which option it does not take.
+    """
+    shape = model.codebooks.shape
+    container = find_target(DEFAULT[shape.kind] if name is None else name)
+    info = container.INFO
+    reason = container.supports(shape)
     if reason is not None:
-        raise ConfigError(f"target {name} cannot serve these codes: {reason}")
+        raise ConfigError(f"target {info.name} cannot serve these codes: {reason}")
+    check_options(info, options)
     return container
+
+
+def check_options(info: TargetInfo, options: Options) -> None:
+    """Raise ConfigError for options out of range, or that the target does not take."""
+    for option, value in vars(options).items():
+        low = -1 if option == "refine" else 0
+        if not low <= value <= MAX_OPTION:
+            raise ConfigError(f"{option} is {value:,}, needs {low} to {MAX_OPTION:,}")
+        if value and option not in info.options:
+            takes = ", ".join(n for n in TARGETS if option in find_target(n).INFO.options)
+            raise ConfigError(f"target {info.name} takes no {option}; {takes} does")
+    if options.refine > MAX_REFINE:
+        raise ConfigError(f"refine is {options.refine:,}, needs at most {MAX_REFINE:,}")
+
+
+def options_of(card: Mapping[str, Any]) -> Options:
+    """The options that a gallery was exported with."""
+    found = card.get("options")
+    if not isinstance(found, dict):  # a file of version 0.1
+        return DEFAULTS
+    known = {f.name for f in fields(Options)}
+    return Options(**{name: value for name, value in found.items() if name in known and type(value) is int})
 
 
 def write(slot: Slot, index: Any, card: Mapping[str, Any], nbytes: int = 0) -> None:
@@ -78,17 +117,17 @@ def write(slot: Slot, index: Any, card: Mapping[str, Any], nbytes: int = 0) -> N
 
 
 def encode_for(
-    model: Model, source: Source, slot: Slot, target: str, progress: Progress
+    model: Model, source: Source, slot: Slot, target: str | None, options: Options, progress: Progress
 ) -> tuple[Any, dict[str, Any], int]:
     """(index, card, expected bytes) for the rows of a source; the checks that need no rows come first."""
-    container = check_target(model, target)
+    container = check_target(model, target, options)
     if len(source) == 0:
         raise DataError(f"{source.name} holds 0 rows, a gallery needs at least 1")
     if source.d != model.d_in:
         raise ConfigError(f"{source.name}: rows have d={source.d}, the model needs d={model.d_in}")
     nbytes = container.nbytes(model.codebooks.shape, len(source))
     slot.check_space(nbytes)
-    index, card = build(model, encode_source(model, source, progress), source.ids, target)
+    index, card = build(model, encode_source(model, source, progress), source.ids, target, options)
     return index, card | {"skipped_rows": source.dropped}, nbytes
 
 
@@ -98,10 +137,16 @@ def export(
     *,
     path: PathLike,
     ids: Any = None,
-    target: str = "ivfpq",
+    target: str | None = None,
+    nlist: int = 0,
+    nprobe: int = 0,
+    refine: int = 0,
     progress: Progress = silent,
 ) -> None:
     """Encode xb (n, d_in) and write a gallery. ids (n,) int64, default 0..n-1.
+
+    target: a name of targets.REGISTRY, default ivfpq, or lift for additive codebooks. nlist, nprobe, refine: see
+    targets.base.Options.
 
     Raises DataError on bad rows or ids, ConfigError on parts that do not fit, WriteError when nothing could be written;
     a file that stood at `path` is then as it was.
@@ -109,7 +154,8 @@ def export(
     if not isinstance(model, Model):
         model = Model.load(model)
     with reserve(path, suffix=SUFFIX, what="exported") as slot:
-        write(slot, *encode_for(model, ArraySource(xb, ids=ids, name="xb"), slot, target, progress))
+        options = Options(nlist, nprobe, refine)
+        write(slot, *encode_for(model, ArraySource(xb, ids=ids, name="xb"), slot, target, options, progress))
 
 
 def export_file(
@@ -117,7 +163,10 @@ def export_file(
     rows_path: PathLike,
     out: PathLike,
     *,
-    target: str = "ivfpq",
+    target: str | None = None,
+    nlist: int = 0,
+    nprobe: int = 0,
+    refine: int = 0,
     keys: Mapping[str, Any],
     progress: Progress = silent,
 ) -> str:
@@ -125,32 +174,41 @@ def export_file(
     with reserve(out, inputs=[model_path, rows_path], suffix=SUFFIX, what="exported") as slot:
         model = Model.load(model_path)
         with open_rows(rows_path, **{**keys, "labels_key": None}) as source:
-            index, card, nbytes = encode_for(model, source, slot, target, progress)
+            options = Options(nlist, nprobe, refine)
+            index, card, nbytes = encode_for(model, source, slot, target, options, progress)
         # Closing says whether the rows were changed while they were read: only then is anything written.
         write(slot, index, card, nbytes)
         encoder = {"none": "no encoder needed", "folded": "encoder inside", "model": "queries need the model"}
         return (
-            f"{slot.name}: {card['n']:,} vectors, {card['bits']} bits each, target {target}, "
+            f"{slot.name}: {card['n']:,} vectors, {card['bits']} bits each, target {card['target']}, "
             f"{size(slot.path.stat().st_size)}, {encoder[card['encoder']]}"
         )
 
 
 def export_plan(
-    model_path: PathLike, rows_path: PathLike, out: PathLike, *, target: str, keys: Mapping[str, Any]
+    model_path: PathLike,
+    rows_path: PathLike,
+    out: PathLike,
+    *,
+    target: str | None,
+    nlist: int = 0,
+    nprobe: int = 0,
+    refine: int = 0,
+    keys: Mapping[str, Any],
 ) -> str:
     """What an export would write; reads no features."""
     files.check_target(out, inputs=[model_path, rows_path], suffix=SUFFIX)
     model = Model.load(model_path)
-    container = check_target(model, target)
+    container = check_target(model, target, Options(nlist, nprobe, refine))
     with open_rows(rows_path, **{**keys, "labels_key": None}) as source:
         if source.d != model.d_in:
             raise ConfigError(f"{source.name}: rows have d={source.d}, {shown(model_path)} needs d={model.d_in}")
         n = len(source)
-    gpu = container.supports(model.codebooks.shape, "cuda")
+    on_gpu = gpu.reason(model.codebooks.shape)
     return "\n".join(
         [
             f"rows: {n:,} of d={model.d_in}",
             f"file: about {size(container.nbytes(model.codebooks.shape, n))}",
-            f"target {target}: CPU yes, GPU {'yes' if gpu is None else f'no ({gpu})'}",
+            f"target {container.INFO.name}: CPU yes, GPU {'yes' if on_gpu is None else f'no ({on_gpu})'}",
         ]
     )

@@ -256,6 +256,12 @@ def has_footer(f: BinaryIO) -> bool:
     return f.read(len(MAGIC)) == MAGIC
 
 
+def digest(f: BinaryIO) -> bytes:
+    """The SHA-256 that the footer of an open file carries; not verified."""
+    f.seek(-TRAILER.size, os.SEEK_END)
+    return bytes(TRAILER.unpack(f.read(TRAILER.size))[2])
+
+
 def read_footer(f: BinaryIO, name: str, *, hash_all: bool = True) -> tuple[dict[str, Any], int]:
     """Verify the footer of the open file f -> (card, bytes of the FAISS stream).
 

@@ -4,164 +4,77 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from . import files
-from .arrays import Floats, Ints, as_features
+from .arrays import Floats, Ints, as_features, as_ids
 from .codebooks import Codebooks, Codes
 from .contract import Progress, silent
 from .data import Source, open_rows
-from .errors import ConfigError, IndexFileError, ResourceError, shown, warn
+from .data.idlist import read_ids
+from .errors import ConfigError, DataError, IndexFileError, shown, warn
 from .files import PathLike, reserve
 from .model import Model
+from .reading import Stored, read_gallery, stamp_of, target_of
 from .targets import REGISTRY as TARGETS
-from .targets import target as target_module
+from .targets import gpu
+from .targets import target as find_target
+from .targets.head import encoded as encoded_rows
 from .targets.head import inner
-from .targets.walk import walk
 
-MIN_FAISS = (1, 14, 2)  # the first with limits on what a file may make it allocate
-# FAISS holds sizes that never stand in the file (d_in * d_out * 4 of a transform) to the limit too, hence the floor.
-BYTE_LIMIT_FLOOR = 256 << 20
-LOOP_LIMIT_FLOOR = 10**6
-_limits_lock = threading.Lock()  # the limits are process-wide
-
-
-@contextmanager
-def _read_limits(size: int) -> Iterator[None]:
-    if not hasattr(faiss, "set_deserialization_vector_byte_limit"):
-        need = ".".join(map(str, MIN_FAISS))
-        raise ConfigError(
-            f'FAISS {faiss.__version__} is too old, needs {need} or newer: pip install -U "scqfaiss[cpu]"'
-        )
-    with _limits_lock:
-        before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
-        faiss.set_deserialization_vector_byte_limit(max(size, BYTE_LIMIT_FLOOR))
-        faiss.set_deserialization_loop_limit(max(LOOP_LIMIT_FLOOR, size // 8))
-        try:
-            yield
-        finally:
-            faiss.set_deserialization_vector_byte_limit(before[0])
-            faiss.set_deserialization_loop_limit(before[1])
-
-
-def _load(f: BinaryIO, name: str, stream: int | None) -> tuple[Any, int]:
-    """The index at the start of the open file and the bytes FAISS read; at most `stream` of them where that is known."""
-    size = os.fstat(f.fileno()).st_size
-    end, used = size if stream is None else stream, 0
-    f.seek(0)
-
-    refused: list[BaseException] = []
-
-    def get(n: int) -> bytes:
-        nonlocal used
-        try:
-            block = f.read(min(n, end - used))
-        except BaseException as error:  # a failing disk or Ctrl-C: neither says anything about the file
-            refused.append(error)
-            raise
-        used += len(block)
-        if block == b"ilod":  # lists kept in another file, which FAISS would open by the name it finds here
-            raise RuntimeError(block)
-        return block
-
-    try:
-        with _read_limits(size):
-            index = faiss.read_index(faiss.PyCallbackIOReader(get))
-    except (RuntimeError, OSError) as error:
-        if refused and isinstance(refused[0], OSError):
-            why = os.strerror(refused[0].errno or 0)
-            raise IndexFileError(f"{name}: cannot be read ({why})") from error
-        if refused:
-            raise refused[0] from None
-        if "limit" in str(error):
-            raise ResourceError(f"{name}: claims more data than a file of {size:,} bytes can hold") from error
-        raise IndexFileError(f"{name}: not a FAISS index, or damaged") from error
-    except MemoryError as error:
-        raise ResourceError(f"{name}: claims more data than memory can hold") from error
-    return index, used
+MAX_SCORE = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
-class Stored:
-    """What a file held: the FAISS index, and its card (None for a plain FAISS file)."""
+class _Held:
+    """What searches run on. A refresh puts another in its place; a search keeps the one it began with."""
 
-    index: Any
-    card: Mapping[str, Any] | None
-
-
-def read_gallery(path: PathLike, *, verify: bool = True) -> Stored:
-    """Read and check a file: footer, hash (unless verify=False), allow-list, card against index.
-
-    Raises ConfigError where it is missing, IndexFileError where it is damaged or not ours, ResourceError where it claims
-    more memory than its size justifies.
-    """
-    name = shown(path)
-    with files.open_regular(path) as f:  # one descriptor: a file swapped in meanwhile cannot mix
-        card = stream = None
-        if files.has_footer(f):
-            card, stream = files.read_footer(f, name, hash_all=verify)
-        index, used = _load(f, name, stream)
-        if stream is not None and used != stream:
-            raise IndexFileError(f"{name}: the index ends after {used:,} bytes, the card says {stream:,}")
-        if stream is None and used != os.fstat(f.fileno()).st_size:
-            raise IndexFileError(
-                f"{name}: bytes follow the index without a valid footer; export again or restore a copy"
-            )
-    try:
-        walk(index)
-    except IndexFileError as error:
-        raise IndexFileError(f"{name}: {error}") from error
-    if card is not None:
-        _compare(card, index, name)
-    return Stored(index, card)
-
-
-def _targets_of(core: Any) -> list[str]:
-    """Registered targets that keep their codes in the class of `core`, an index without its chain."""
-    if isinstance(core, faiss.IndexIDMap):
-        held = faiss.downcast_index(core.index)
-        core = core if isinstance(held, faiss.IndexIVF) else held  # lists keep ids themselves: we never wrap them
-    return [name for name in TARGETS if target_module(name).INFO.faiss_class == type(core).__name__]
-
-
-def _compare(card: Mapping[str, Any], index: Any, name: str) -> None:
-    """Raise IndexFileError where card and index disagree."""
-    core = inner(index)
-    fits = _targets_of(core)
-    target = card.get("target") if card.get("target") in fits else next(iter(fits), None)
-    found = {"target": target, "n": index.ntotal}
-    if isinstance(core, faiss.IndexIDMap):
-        core = faiss.downcast_index(core.index)
-    if not isinstance(core, (faiss.IndexPQ, faiss.IndexIVFPQ)):
-        raise IndexFileError(f"{name}: the card says target={card.get('target')}, the index is a {type(core).__name__}")
-    metric = "ip" if core.metric_type == faiss.METRIC_INNER_PRODUCT else "l2"
-    found |= {"d": core.d, "M": core.pq.M, "nbits": core.pq.nbits, "K": core.pq.ksub, "metric": metric}
-    if card.get("encoder") not in ("none", "folded", "model") or type(card.get("d_in")) is not int:
-        raise IndexFileError(f"{name}: the card does not say how queries are encoded")
-    if card["encoder"] != "model":
-        found["d_in"] = index.d
-    for key, value in found.items():
-        if card.get(key) != value:
-            raise IndexFileError(f"{name}: the card says {key}={card.get(key)}, the index has {value}")
+    stored: Stored
+    on_gpu: gpu.OnGpu | None = None
+    rows: list[Any] = field(default_factory=list)  # of `places`, found once
 
 
 class Gallery:
-    """An open gallery. Searches may run in several threads at a time; nothing changes the index.
+    """An open gallery. Any number of threads may search at a time; `refresh` may run beside them.
 
-    index: the faiss.Index. card: facts as written by the export, None for plain FAISS files. model: the Model that
-    encodes queries, None where the index holds its encoder.
+    index: the faiss.Index (on the CPU, also where searches run on a GPU). card: facts as written by the export, None for
+    plain FAISS files. model: the Model that encodes queries, None where the index holds its encoder.
     """
 
     def __init__(self, index: Any, card: Mapping[str, Any] | None, model: Model | None, name: str) -> None:
-        self.index, self.card, self.model, self.name = index, card, model, name
+        self._held = _Held(Stored(index, card, target_of(index, (card or {}).get("target"))))
+        self.model, self.name = model, name
+        self._path: str | None = None
+        self._how: dict[str, Any] = {}
+        self._refreshing = threading.Lock()
+
+    @property
+    def index(self) -> Any:
+        return self._held.stored.index
+
+    @property
+    def card(self) -> Mapping[str, Any] | None:
+        return self._held.stored.card
+
+    @property
+    def target(self) -> str | None:
+        """Name of the target that the index belongs to; None for foreign files."""
+        target = self._held.stored.target
+        return None if target is None else target.INFO.name
+
+    @property
+    def exact(self) -> bool:
+        """Whether a search finds the best by the codes' own scores; False where lists are passed over or tables rounded."""
+        target = self._held.stored.target
+        lists = getattr(inner(self.index), "nlist", 1)
+        return target is not None and target.INFO.exact and (target.INFO.name != "ivfpq" or lists == 1)
 
     @property
     def ntotal(self) -> int:
@@ -188,65 +101,230 @@ class Gallery:
 
     def clip(self, k: int) -> int:
         """k, or with a warning the number of vectors where that is smaller. Raises ConfigError for k < 1."""
+        return self._clip(k, self._held)
+
+    def _clip(self, k: int, held: _Held) -> int:
         if k < 1:
             raise ConfigError(f"k is {k}, needs 1 or more")
-        if k > self.ntotal:
-            warn(f"k={k:,} is more than the {self.ntotal:,} vectors of {self.name}: returned all of them")
-        return min(k, max(self.ntotal, 1))
+        n = int(held.stored.index.ntotal)
+        if k > n:
+            warn(f"k={k:,} is more than the {n:,} vectors of {self.name}: returned all of them")
+        return min(k, max(n, 1))
 
+    def _queries(self, xq: Any, encoded: bool, name: str, held: _Held) -> Floats:
+        if not encoded:
+            return self.embed(xq, name)
+        z = as_features(xq, name)
+        if z.shape[1] != held.stored.index.d:
+            raise ConfigError(f"{name}: encoded queries have d={z.shape[1]}, the index needs d={held.stored.index.d}")
+        return z
+
+    # ------------------------------------------------------------------------------------------------------- searching
     def search(
-        self, xq: Any, k: int = 10, *, encoded: bool = False, name: str = "queries"
+        self,
+        xq: Any,
+        k: int = 10,
+        *,
+        encoded: bool = False,
+        allow: Any = None,
+        deny: Any = None,
+        nprobe: int | None = None,
+        name: str = "queries",
     ) -> tuple[NDArray[np.float32], Ints]:
         """The k nearest vectors of each query -> scores D (nq, k) float32, ids I (nq, k) int64, best first.
 
-        k above ntotal is clipped to it, with a warning. encoded=True: xq are z already, (nq, index.d).
-        Raises ConfigError on a wrong width or k < 1, DataError on rows that are not finite.
+        k above ntotal is clipped to it, with a warning. encoded=True: xq are z already, (nq, index.d). allow, deny: ids
+        that alone, or that never, may be found; where they leave fewer than k, the rest of I is -1. nprobe: lists to
+        visit, for a gallery with lists (target buckets without it searches exactly).
+        Raises ConfigError on a wrong width, k < 1 or filters where the container has none, DataError on bad rows or ids.
         """
-        k = self.clip(k)
-        if encoded:
-            z = as_features(xq, name)
-            if z.shape[1] != self.index.d:
-                raise ConfigError(f"{name}: encoded queries have d={z.shape[1]}, the index needs d={self.index.d}")
-        else:
-            z = self.embed(xq, name)
+        held = self._held
+        k = self._clip(k, held)
+        z = self._queries(xq, encoded, name, held)
         if len(z) == 0:
             return np.zeros((0, k), np.float32), np.zeros((0, k), np.int64)
-        found: tuple[NDArray[np.float32], Ints] = self.index.search(z, k)
-        return found
+        sel = self._selector(held, allow, deny)
+        index, target = held.stored.index, held.stored.target
+        if nprobe is not None:
+            lists = getattr(inner(index), "nlist", None)
+            if nprobe < 1 or lists is None:
+                raise ConfigError(
+                    f"nprobe is {nprobe}: " + ("needs 1 or more" if lists else f"{self.name} has no lists")
+                )
+            if nprobe > lists:
+                warn(f"nprobe={nprobe:,} is more than the {lists:,} lists of {self.name}: visited all of them")
+            nprobe = min(nprobe, lists)
+        if held.on_gpu is not None:
+            if nprobe is not None:
+                raise ConfigError("a GPU search scores every row; leave nprobe out, or use device cpu")
+            return held.on_gpu.search(encoded_rows(index, z), k)
+        if target is None:
+            found: tuple[NDArray[np.float32], Ints] = index.search(z, k)
+            return found
+        return target.search(index, z, k, sel=sel, nprobe=nprobe)
 
+    def range_search(
+        self,
+        xq: Any,
+        threshold: float,
+        *,
+        encoded: bool = False,
+        allow: Any = None,
+        deny: Any = None,
+        name: str = "queries",
+    ) -> tuple[Ints, NDArray[np.float32], Ints]:
+        """All vectors with a score above `threshold` (metric l2: a distance below it).
+
+        -> lims (nq + 1,) int64, D, I: query q owns D[lims[q] : lims[q + 1]], best first. Raises as search does.
+        """
+        held = self._held
+        if not np.isfinite(threshold):
+            raise ConfigError(f"threshold is {threshold}, needs a number")
+        threshold = float(np.clip(threshold, -MAX_SCORE, MAX_SCORE))
+        z = self._queries(xq, encoded, name, held)
+        if held.on_gpu is not None:
+            raise ConfigError("a GPU has no range search; use device cpu")
+        target = self._own(held)
+        if len(z) == 0:
+            return np.zeros(1, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int64)
+        sel = self._selector(held, allow, deny)
+        lims, D, I = target.range_search(held.stored.index, z, threshold, sel=sel)
+        sign = -1 if held.stored.index.metric_type == faiss.METRIC_INNER_PRODUCT else 1
+        order = np.lexsort((I, sign * D, np.repeat(np.arange(len(z)), np.diff(lims))))
+        return lims, D[order], I[order]
+
+    def _own(self, held: _Held) -> Any:
+        if held.stored.target is None:
+            kind = type(inner(held.stored.index)).__name__
+            raise ConfigError(f"{self.name}: {kind} holds no codes of ours; needs one of {', '.join(TARGETS)}")
+        return held.stored.target
+
+    def _selector(self, held: _Held, allow: Any, deny: Any) -> Any:
+        """allow, deny -> a faiss.IDSelector or None. What ignores selectors is refused here, never passed over."""
+        if allow is None and deny is None:
+            return None
+        if held.on_gpu is not None:
+            raise ConfigError("filters need device cpu: FAISS's GPU search takes them and ignores them")
+        target = self._own(held)
+        if not target.INFO.filter:
+            kind = target.shape_of(held.stored.index).kind
+            able = [t.INFO.name for t in map(find_target, TARGETS) if t.INFO.filter and kind in t.INFO.kinds]
+            raise ConfigError(
+                f"{self.name}: target {target.INFO.name} cannot filter by id; export with {' or '.join(able)}"
+            )
+        parts = []
+        for ids, what in ((allow, "allow"), (deny, "deny")):
+            if ids is not None:
+                ids = np.asarray(ids)
+                batch = faiss.IDSelectorBatch(as_ids(ids, len(ids) if ids.ndim else 0, what, allow_duplicates=True))
+                parts.append(batch if what == "allow" else faiss.IDSelectorNot(batch))
+        return parts[0] if len(parts) == 1 else faiss.IDSelectorAnd(*parts)
+
+    # ---------------------------------------------------------------------------------------------------------- content
     def unpack(self) -> tuple[Codebooks, Codes, Ints]:
         """Codebooks, codes (n, M) and ids (n,) that the index holds."""
-        core = inner(self.index)
-        fits = _targets_of(core)
-        if not fits:
-            raise ConfigError(
-                f"{self.name}: {type(core).__name__} holds no codes of ours; needs one of {', '.join(TARGETS)}"
-            )
-        told = (self.card or {}).get("target")
-        return target_module(told if told in fits else fits[0]).unpack(core)
+        return self._unpack(self._held)
+
+    def _unpack(self, held: _Held) -> tuple[Codebooks, Codes, Ints]:
+        found: tuple[Codebooks, Codes, Ints] = self._own(held).unpack(held.stored.index, held.stored.shape)
+        return found
+
+    def reconstruct(self, ids: Any) -> Floats:
+        """ids (n,) -> the vectors their codes stand for, (n, d of the codebooks) float32, as searches score them.
+
+        They live where encoded queries live, not where rows do: no encoder runs backwards. Raises DataError for ids that
+        are not there.
+        """
+        held = self._held
+        ids = np.atleast_1d(np.asarray(ids))
+        ids = as_ids(ids, len(ids), "ids", allow_duplicates=True)
+        if not held.rows:
+            books, codes, found = self._unpack(held)
+            order = np.argsort(found, kind="stable")
+            held.rows.append((books, codes[order], found[order]))
+        books, codes, found = held.rows[0]
+        place = np.searchsorted(found, ids)
+        here = place < len(found)
+        here[here] = found[place[here]] == ids[here]
+        if not here.all():
+            first = ", ".join(str(i) for i in ids[~here][:5])
+            raise DataError(f"ids {first} are not in {self.name} ({int((~here).sum()):,} of {len(ids):,})")
+        decoded: Floats = books.decode(codes[place])
+        return decoded
+
+    # ------------------------------------------------------------------------------------------------------- the file
+    def refresh(self) -> bool:
+        """Open the file anew if another one stands under its name now -> whether it did. A plain FAISS file carries
+        nothing to tell it by and is opened anew every time.
+
+        Searches go on meanwhile, each on the file it began with. On any error, raised as open does, the gallery goes on
+        with what it has.
+        """
+        if self._path is None:
+            raise ConfigError(f"{self.name} was not opened from a file")
+        with self._refreshing:
+            with files.open_regular(self._path) as f:
+                stamp = stamp_of(f)
+            if stamp is not None and stamp == self._held.stored.stamp:
+                return False
+            stored = read_gallery(self._path, verify=self._how["verify"], mmap=self._how["mmap"])
+            _check_model(self.model, stored, self.name)
+            before, after = self._held.stored.card or {}, stored.card or {}
+            # Queries that were encoded outside the file fit the codes of their own model alone.
+            keys = ("encoder", "model_sha256") if before.get("encoder") == "model" else ("encoder",)
+            if any(before.get(key) != after.get(key) for key in keys) or stored.index.d != self.index.d:
+                raise ConfigError(f"{self.name}: the new file takes other queries than the one that is open")
+            self._held = _place(stored, self._how["device"])
+            return True
+
+
+def _place(stored: Stored, device: str) -> _Held:
+    """Put codes on a GPU where that is asked for."""
+    if device == "cpu":
+        return _Held(stored)
+    number = gpu.number_of(device)
+    if stored.target is None:
+        raise ConfigError(f"a {type(inner(stored.index)).__name__} holds no codes of ours and stays on the cpu")
+    if not stored.target.INFO.exact:
+        warn(f"on a GPU the codes of target {stored.target.INFO.name} are searched exactly, not as that target would")
+    return _Held(stored, gpu.OnGpu(gpu.form(*stored.target.unpack(stored.index, stored.shape)), number))
+
+
+def _check_model(model: Model | None, stored: Stored, name: str, model_name: str = "the model") -> None:
+    if model is not None and stored.card is not None and model.sha256 != stored.card.get("model_sha256"):
+        made_by = str(stored.card.get("model_sha256"))[:12]
+        raise ConfigError(f"{model_name} is {model.sha256[:12]}, {name} was made by {made_by}; give that model")
 
 
 def open_gallery(
-    path: PathLike, *, model: Model | PathLike | None = None, device: str = "cpu", verify: bool = True
+    path: PathLike,
+    *,
+    model: Model | PathLike | None = None,
+    device: str = "cpu",
+    mmap: bool = False,
+    verify: bool = True,
 ) -> Gallery:
     """Open a gallery for searching.
 
     model: the model its codes came from; needed where the encoder is not folded into the file, and refused when it is
-    another one. verify=False leaves out the SHA-256 (about 0.6 seconds a GB), not the other checks.
+    another one. device: cpu, cuda or cuda:N. mmap: codes and ids stay in the file, for files larger than memory; replace
+    such a file by another, never write into it. verify=False leaves out the SHA-256 (about 0.6 seconds a GB), not the
+    other checks.
     Raises ConfigError, IndexFileError or ResourceError (see read_gallery), CheckpointError for a damaged model.
     """
     if device != "cpu":
-        raise ConfigError(f"device is '{device}', this version searches on cpu")
+        gpu.number_of(device)  # before any slow step
     name = shown(path)
-    stored = read_gallery(path, verify=verify)
+    stored = read_gallery(path, verify=verify, mmap=mmap)
     if stored.card is None:
         warn(f"{name}: no checksum: written by another program, or cut off")
     model_name = "the model" if isinstance(model, Model) else shown(model) if model is not None else ""
     loaded = model if isinstance(model, Model) or model is None else Model.load(model)
-    if loaded is not None and stored.card is not None and loaded.sha256 != stored.card.get("model_sha256"):
-        made_by = str(stored.card.get("model_sha256"))[:12]
-        raise ConfigError(f"{model_name} is {loaded.sha256[:12]}, {name} was made by {made_by}; give that model")
-    return Gallery(stored.index, stored.card, loaded, name)
+    _check_model(loaded, stored, name, model_name)
+    gallery = Gallery(stored.index, stored.card, loaded, name)
+    gallery._held = _place(stored, device)
+    gallery._path, gallery._how = os.path.abspath(path), {"device": device, "mmap": mmap, "verify": verify}
+    return gallery
 
 
 def require_model(gallery: Gallery) -> None:
@@ -256,19 +334,39 @@ def require_model(gallery: Gallery) -> None:
         raise ConfigError(f"{gallery.name}: queries need the model its codes came from ({made_by}); give --model")
 
 
-def search_source(
-    gallery: Gallery, queries: Source, k: int, progress: Progress = silent
-) -> tuple[NDArray[np.float32], Ints]:
-    """Search with all rows of a source, in blocks -> D (nq, k), I (nq, k)."""
+def check_queries(gallery: Gallery, queries: Source) -> None:
+    """Raise ConfigError where the rows of a source cannot be searched for: before any of them is read."""
     require_model(gallery)
     if queries.d != gallery.d:
         raise ConfigError(f"{queries.name}: queries have d={queries.d}, {gallery.name} needs d={gallery.d}")
+
+
+def search_source(
+    gallery: Gallery, queries: Source, k: int, progress: Progress = silent, **options: Any
+) -> tuple[NDArray[np.float32], Ints]:
+    """Search with all rows of a source, in blocks -> D (nq, k), I (nq, k). options: as Gallery.search takes them."""
+    check_queries(gallery, queries)
     k = gallery.clip(k)
     D, I = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
     for i, x in queries.blocks():
-        D[i : i + len(x)], I[i : i + len(x)] = gallery.search(x, k, name=queries.name)
+        D[i : i + len(x)], I[i : i + len(x)] = gallery.search(x, k, name=queries.name, **options)
         progress("search", i + len(x), len(queries), "")
     return D, I
+
+
+def range_search_source(
+    gallery: Gallery, queries: Source, threshold: float, progress: Progress = silent, **options: Any
+) -> tuple[Ints, NDArray[np.float32], Ints]:
+    """The same for all hits beyond a threshold -> lims (nq + 1,), D, I."""
+    check_queries(gallery, queries)
+    counts, D, I = [np.zeros(1, np.int64)], [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
+    for i, x in queries.blocks():
+        lims, scores, ids = gallery.range_search(x, threshold, name=queries.name, **options)
+        counts.append(np.diff(lims))
+        D.append(scores)
+        I.append(ids)
+        progress("search", i + len(x), len(queries), "")
+    return np.cumsum(np.concatenate(counts)), np.concatenate(D), np.concatenate(I)
 
 
 def search_file(
@@ -276,31 +374,60 @@ def search_file(
     queries: PathLike,
     *,
     k: int = 10,
+    threshold: float | None = None,
     out: PathLike | None = None,
     model: PathLike | None = None,
     device: str = "cpu",
+    mmap: bool = False,
+    filter_ids: str | None = None,
+    deny_ids: str | None = None,
+    nprobe: int | None = None,
     keys: Mapping[str, Any],
     progress: Progress = silent,
 ) -> str:
-    """Search with a file of queries; hits go to the HDF5 file `out`, the first few into the returned text."""
-    from .data.hdf5 import write_hits
+    """Search with a file of queries; hits go to the HDF5 file `out`, the first few into the returned text.
 
-    def run() -> tuple[Any, Any, Any]:
+    threshold: all hits beyond it, instead of k. filter_ids, deny_ids: "1,2,3" or a file of ids.
+    """
+    from .data.hdf5 import write_hits, write_ranges
+
+    if threshold is not None and nprobe is not None:
+        raise ConfigError("a search by threshold looks into every list; leave --nprobe out")
+    lists = {"allow": filter_ids, "deny": deny_ids}
+
+    def run() -> tuple[Any, Any]:
+        options: dict[str, Any] = {what: read_ids(ids) for what, ids in lists.items() if ids is not None}
         with open_rows(queries, **{**keys, "labels_key": None}) as source:
-            gallery = open_gallery(path, model=model, device=device)
-            return *search_source(gallery, source, k, progress), source.ids
+            gallery = open_gallery(path, model=model, device=device, mmap=mmap)
+            if threshold is not None:
+                return range_search_source(gallery, source, threshold, progress, **options), source.ids
+            return search_source(gallery, source, k, progress, nprobe=nprobe, **options), source.ids
 
     if out is None:
-        D, I, query_ids = run()
+        hits, query_ids = run()
     else:
-        inputs = [p for p in (path, queries, model) if p is not None]
-        with reserve(out, inputs=inputs) as slot:
-            D, I, query_ids = run()
-            slot.write(lambda f: write_hits(f, D, I, query_ids), nbytes=12 * D.size)
-    lines = [f"{len(D):,} queries, {D.shape[1]} hits each" + (f", written to {shown(out)}" if out is not None else "")]
-    for q, scores, ids in zip(query_ids[:5], D, I):
-        hits = "  ".join(f"{i}:{s:.4f}" for i, s in zip(ids, scores) if i >= 0)
-        lines.append(f"query {q}  {hits}")
+        given = (path, queries, model, *(ids for ids in lists.values() if ids is not None and os.path.exists(ids)))
+        with reserve(out, inputs=[p for p in given if p is not None]) as slot:
+            hits, query_ids = run()
+            write: Callable[..., None] = write_hits if threshold is None else write_ranges
+            slot.write(lambda f: write(f, *hits, query_ids), nbytes=12 * hits[-1].size)
+    return _said(hits, query_ids) + (f", written to {shown(out)}" if out is not None else "") + _first(hits, query_ids)
+
+
+def _said(hits: tuple[Any, ...], query_ids: Ints) -> str:
+    if len(hits) == 3:
+        return f"{len(query_ids):,} queries, {len(hits[2]):,} hits"
+    missing = (hits[1] < 0).sum(1)
+    text = f"{len(query_ids):,} queries, {hits[1].shape[1]} hits each"
+    return text + (f" but for {int((missing > 0).sum()):,} with fewer" if missing.any() else "")
+
+
+def _first(hits: tuple[Any, ...], query_ids: Ints) -> str:
+    """The hits of the first queries, a line each."""
+    lines = [""]
+    for q, name in enumerate(query_ids[:5]):
+        D, I = (hits[0][q], hits[1][q]) if len(hits) == 2 else (a[slice(*hits[0][q : q + 2])][:10] for a in hits[1:])
+        lines.append(f"query {name}  " + "  ".join(f"{i}:{s:.4f}" for i, s in zip(I, D) if i >= 0))
     return "\n".join(lines)
 
 

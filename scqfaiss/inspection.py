@@ -36,7 +36,7 @@ def facts(path: PathLike, keys: Mapping[str, Any]) -> dict[str, Any]:
 
 def gallery_facts(path: PathLike) -> dict[str, Any]:
     from .gallery import open_gallery
-    from .targets import target
+    from .targets import gpu, target
 
     gallery = open_gallery(path)
     codebooks, codes, _ = gallery.unpack()
@@ -50,10 +50,15 @@ def gallery_facts(path: PathLike) -> dict[str, Any]:
         "codewords_used": [len(np.unique(codes[:, m])) for m in range(codebooks.M)],
     }
     if gallery.card:
-        container = target(gallery.card["target"])
-        gpu = container.supports(codebooks.shape, "cuda")
-        out["gpu"] = "yes" if gpu is None else f"no: {gpu}"
-        out |= {"id_filter": container.INFO.filter, "append": container.INFO.append, "exact": container.INFO.exact}
+        info = target(gallery.card["target"]).INFO
+        on_gpu = gpu.reason(codebooks.shape)
+        out["gpu"] = "yes" if on_gpu is None else f"no: {on_gpu}"
+        out |= {
+            "faiss_class": info.faiss_class,
+            "id_filter": info.filter,
+            "range_search": info.range,
+            "exact": info.exact,
+        }
     return out
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import bundle
 from .arrays import Floats, as_features
-from .codebooks import RULES, Codebooks, Codes
+from .codebooks import MAX_BEAM, RULES, Codebooks, Codes
 from .contract import Progress, silent
 from .data import Source
 from .encoders import chain as chains
@@ -28,7 +28,8 @@ ASSIGN_ELEMENTS = 1 << 20  # distances to a book held at a time: 4 MB, which sta
 class Model:
     """Encoder chain, codebooks and the facts of the training.
 
-    config: plain JSON values; 'method', 'rule' ('l2' or 'ip') and 'encoder' are always there.
+    config: plain JSON values; 'method', 'rule' ('l2' or 'ip') and 'encoder' are always there, and 'beam' where it is
+    not 1: how many partial sums the encoding of additive books carries along.
     """
 
     def __init__(self, chain: Chain, codebooks: Codebooks, config: Mapping[str, Any]) -> None:
@@ -36,6 +37,9 @@ class Model:
             raise CheckpointError(f"the encoder gives d={chain.d_out}, the codebooks need d={codebooks.d}")
         if config.get("rule") not in RULES:
             raise CheckpointError(f"the assignment rule is {config.get('rule')!r}, needs one of {', '.join(RULES)}")
+        beam = config.get("beam", 1)
+        if type(beam) is not int or not 1 <= beam <= MAX_BEAM:
+            raise CheckpointError(f"the beam is {beam!r}, needs a whole number from 1 to {MAX_BEAM}")
         self.chain, self.codebooks = chain, codebooks
         self.config = dict(config)
         self._sha256 = ("", "")  # config as JSON, and the hash of the file with it
@@ -62,9 +66,9 @@ class Model:
     def assign(self, z: Floats) -> Codes:
         """z (n, d) float32 -> codes (n, M), by the method's own rule."""
         codes = np.empty((len(z), self.codebooks.M), self.codebooks.code_dtype)
-        step = max(64, ASSIGN_ELEMENTS // self.codebooks.K)
+        step, beam = max(64, ASSIGN_ELEMENTS // self.codebooks.K), self.config.get("beam", 1)
         for i in range(0, len(z), step):
-            codes[i : i + step] = self.codebooks.assign(z[i : i + step], self.config["rule"])
+            codes[i : i + step] = self.codebooks.assign(z[i : i + step], self.config["rule"], beam)
         return codes
 
     # ------------------------------------------------------------------------------------------------------------ file

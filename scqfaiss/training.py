@@ -441,6 +441,8 @@ def fit(
         "training": {"rows": len(source), "skipped_rows": source.dropped, "unlabeled_rows": unlabeled, "loss": losses}
         | method.summary(),
     }
+    if method.beam != 1:
+        config["beam"] = method.beam
     model = Model(chain, books, config)
     model.config["training"]["codewords_used"] = use = codeword_use(model, source)
     for m, used in enumerate(use):
@@ -562,8 +564,9 @@ def dry_run(
         method = build(what, source, books, dry=True)
         stages = method.stages()
         n, chain = len(source), Chain(source.d).then(*method.layers())
-    shape = Shape("product", what.M, what.nbits, chain.d_out)
-    weights = sum(a.size for _, arrays in chain.layers for a in arrays.values()) + shape.K * shape.d
+    shape = Shape(what.method.kind(what.config), what.M, what.nbits, chain.d_out)
+    of_books = shape.K * shape.d * (shape.M if shape.kind == "additive" else 1)
+    weights = sum(a.size for _, arrays in chain.layers for a in arrays.values()) + of_books
     lines = [
         f"rows: {n:,} of d={source.d} ({size(4 * n * source.d)} as float32)",
         f"classes: {source.labels.C if source.labels else 0}",
@@ -580,17 +583,16 @@ def dry_run(
 def verdict(name: str, shape: Shape) -> str:
     """A line about target `name` for codes of this shape: bytes for a million rows, CPU and GPU."""
     try:
-        from .targets import target
-        from .targets.base import TargetInfo
+        from .targets import gpu, target
 
-        module = target(name)
+        container = target(name)
     except ModuleNotFoundError as error:
         if error.name != "faiss":
             raise
         return f'target {name}: unknown without FAISS: pip install "scqfaiss[cpu]"'
-    info: TargetInfo = module.INFO
-    answers = []
-    for device in ("cpu", "cuda"):
-        reason = module.supports(shape, device)
-        answers.append(f"{'GPU' if device == 'cuda' else 'CPU'} {'yes' if reason is None else f'no ({reason})'}")
-    return f"target {info.name}: {size(module.nbytes(shape, 1_000_000))} a million rows, {', '.join(answers)}"
+    reason = container.supports(shape)
+    if reason is not None:
+        return f"target {name}: no ({reason})"
+    on_gpu = gpu.reason(shape)
+    answer = f"CPU yes, GPU {'yes' if on_gpu is None else f'no ({on_gpu})'}"
+    return f"target {name}: {size(container.nbytes(shape, 1_000_000))} a million rows, {answer}"

@@ -22,8 +22,10 @@ ORDER = [
     ["contract"],
     ["data", "encoders", "methods", "targets", "baselines"],
     ["model"],
+    ["reading"],
     ["training", "gallery"],
-    ["exporting", "evaluation", "inspection"],
+    ["exporting"],
+    ["editing", "evaluation", "inspection"],
     ["progress"],
     ["demo"],
     ["cli"],
@@ -34,7 +36,7 @@ ENTRANCES = {"scqfaiss", "scqfaiss.__init__", "scqfaiss.__main__"}  # they open 
 # Who may load what. Types alone (under TYPE_CHECKING) are free: they load nothing.
 ALLOWED = {
     "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training$)",
-    "faiss": r"scqfaiss\.(targets\.(?!__init__)|baselines$|exporting$|gallery$|evaluation$|demo$)",
+    "faiss": r"scqfaiss\.(targets\.(?!__init__)|baselines$|reading$|exporting$|gallery$|evaluation$|demo$)",
     "h5py": r"scqfaiss\.data\.",
     "click": r"scqfaiss\.(cli|progress)$",
     "safetensors": r"scqfaiss\.bundle$",
@@ -271,7 +273,10 @@ def test_names_load_no_more_than_they_need(code, loads):
     assert loaded_by(code, *HEAVY) == loads
 
 
-@pytest.mark.parametrize("command", ["", "train", "export", "search", "evaluate", "info", "verify", "demo"])
+COMMANDS = ["train", "export", "append", "remove", "merge", "search", "evaluate", "info", "verify", "demo"]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_loads_neither_torch_nor_faiss_nor_numpy(command):
     words = [*([command] if command else []), "--help"]
     code = f"""

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from faults.conftest import TINY, blobs, here, made, run, start, untouched, write_h5  # noqa: F401
@@ -120,13 +121,14 @@ def test_dry_run_writes_nothing_and_says_all(run, here, untouched):
     assert [s.split()[1] for s in stages] == ["features:", "codebooks:"]
     assert all("1 epochs, " in s and s.endswith(" steps") for s in stages)
     targets = {line.split()[1]: line for line in lines if line.startswith("target ")}
-    assert "CPU yes, GPU no (the GPU kernels need nbits 8, got 4)" in targets["ivfpq:"]
+    assert targets["ivfpq:"] == "target ivfpq: 9.0 MB a million rows, CPU yes, GPU yes"
     assert "a million rows" in targets["pq:"]
+    assert targets["lift:"].startswith("target lift: no (it holds additive codebooks, these are product; use ")
     result = run("export", "m.safetensors", "database.h5", "-o", "x.faissindex", "--dry-run")
     assert result.out.splitlines() == [
         "rows: 200 of d=16",
-        "file: about 3.1 kB",
-        "target ivfpq: CPU yes, GPU no (the GPU kernels need nbits 8, got 4)",
+        "file: about 6.9 kB",
+        "target ivfpq: CPU yes, GPU yes",
     ]
     # What is wrong is found, though nothing would be written.
     refused(
@@ -262,3 +264,172 @@ def test_names_beyond_the_letters_of_the_locale(here, start):
         result = start("verify", "日.faissindex", env=os.environ | {"PYTHONIOENCODING": encoding})
         sound = f"{text}.faissindex: sound, 200 vectors, checksum and card agree\n"
         assert (result.code, result.out) == (0, sound)
+
+
+# ------------------------------------------------------------------------------------------------- the life of a gallery
+def hits(path):
+    with h5py.File(path) as f:
+        return {name: f[name][()] for name in f}
+
+
+def test_append_remove_merge(run, here):
+    result = run("append", "folded.faissindex", "query.h5")
+    size = os.path.getsize("folded.faissindex") / 1000
+    want = f"folded.faissindex: 20 vectors added (ids 5000 to 5019), 220 in all, {size:.1f} kB\n"
+    assert (result.code, result.out, result.warnings) == (0, want, [])
+    taken = "ids 5000, 5001, 5002, 5003, 5004 are already in folded.faissindex (20 of 20); remove them first"
+    refused(run("append", "folded.faissindex", "query.h5"), 3, taken)
+    result = run("remove", "folded.faissindex", "--ids", "5000, 5001,7,5000")
+    assert (result.code, result.out) == (0, "folded.faissindex: 2 vectors removed, 1 ids were not there, 218 left\n")
+    result = run("remove", "folded.faissindex", "--ids", "query.h5")
+    assert result.out == "folded.faissindex: 18 vectors removed, 2 ids were not there, 200 left\n"
+    result = run("remove", "folded.faissindex", "--ids", "5000")
+    assert result.out == "folded.faissindex: 0 vectors removed, 1 ids were not there, 200 left\n"
+    np.save("some.npy", np.arange(1000, 1100))
+    result = run("remove", "folded.faissindex", "--ids", "some.npy")
+    assert result.out == "folded.faissindex: 100 vectors removed, 100 left\n"
+    refused(
+        run("remove", "folded.faissindex", "--ids", "database.h5"),
+        3,
+        "folded.faissindex: nothing would be left; delete the file instead",
+    )
+    assert run("export", "pq.safetensors", "query.h5", "-o", "more.faissindex").code == 0
+    result = run("merge", "folded.faissindex", "more.faissindex", "-o", "both.faissindex")
+    assert (result.code, result.out) == (0, "both.faissindex: 120 vectors from 2 galleries\n")
+    assert run("verify", "both.faissindex").out == "both.faissindex: sound, 120 vectors, checksum and card agree\n"
+    refused(
+        run("merge", "both.faissindex", "more.faissindex", "-o", "x.faissindex"),
+        3,
+        "ids 5000, 5001, 5002, 5003, 5004 stand in more than one of the galleries (20 such ids)",
+    )
+
+
+def test_append_numbers_rows_on(run, here):
+    np.save("rows.npy", blobs(3)[0])
+    assert "3 vectors added (ids 1200 to 1202), 203 in all" in run("append", "folded.faissindex", "rows.npy").out
+
+
+def test_append_with_bad_rows(run, here, untouched):
+    x = blobs(5)[0]
+    x[2] = np.nan
+    np.save("rows.npy", x)
+    untouched(again=True)
+    assert run("append", "folded.faissindex", "rows.npy").code == 3
+    untouched()
+    result = run("append", "folded.faissindex", "rows.npy", "--skip-bad-rows")
+    assert "4 vectors added (ids 1200 to 1203), 204 in all" in result.out
+    assert result.warnings == ["rows.npy: left out 1 of 5 rows that are not finite"]
+
+
+def test_edits_that_are_refused(run, here, untouched):
+    sha = {name: scqfaiss.Model.load(f"{name}.safetensors").sha256[:12] for name in ("m", "other", "pq")}
+    needs = f"g.faissindex: new rows need the model its codes came from ({sha['m']}); give --model"
+    refused(run("append", "g.faissindex", "query.h5"), 2, needs)
+    other = f"the model is {sha['other']}, g.faissindex was made by {sha['m']}; give that model"
+    refused(run("append", "g.faissindex", "query.h5", "--model", "other.safetensors"), 2, other)
+    refused(run("append", "nope.faissindex", "query.h5"), 2, "nope.faissindex: no such file")
+    refused(run("append", "g.faissindex", "nope.h5", "--model", "m.safetensors"), 2, "nope.h5: no such file")
+    refused(run("append", "train.h5", "query.h5"), 2, "train.h5: galleries end in .faissindex")
+    refused(run("remove", "nope.faissindex", "--ids", "1"), 2, "nope.faissindex: no such file")
+    refused(run("remove", "g.faissindex"), 2, "Missing option '--ids'.")
+    refused(run("remove", "g.faissindex", "--ids", "nope.txt"), 2, "nope.txt: no such file")
+    wrong = "ids: entry 2 is 'x', needs an id (0 to 9,223,372,036,854,775,807)"
+    refused(run("remove", "g.faissindex", "--ids", "1,x"), 3, wrong)
+    refused(run("merge", "g.faissindex", "-o", "x.faissindex"), 2, "a merge needs at least 2 galleries")
+    refused(run("merge", "-o", "x.faissindex"), 2, "Missing argument 'GALLERIES...'.")
+    refused(
+        run("merge", "g.faissindex", "p.faissindex", "-o", "x.faissindex"),
+        2,
+        "p.faissindex has target pq, g.faissindex has ivfpq",
+    )
+    refused(
+        run("merge", "g.faissindex", "other.faissindex", "-o", "x.faissindex"),
+        2,
+        f"other.faissindex has model_sha256 {sha['other']}, g.faissindex has {sha['m']}",
+    )
+    untouched()
+
+
+def test_search_among_some_ids(run, here):
+    Path("allow.txt").write_text("1000 1001 1002\n1003\n")
+    search = ("search", "folded.faissindex", "query.h5", "-k", "3", "-o", "h.h5")
+    result = run(*search, "--filter-ids", "allow.txt", "--deny-ids", "1003,5")
+    assert result.out.startswith("20 queries, 3 hits each, written to h.h5\n")
+    assert set(hits("h.h5")["ids"].ravel()) == {1000, 1001, 1002}
+    result = run(*search, "--filter-ids", "1001,1002,7")
+    assert result.out.startswith("20 queries, 3 hits each but for 20 with fewer, written to h.h5\n")
+    assert "-1:" not in result.out
+    ids = hits("h.h5")["ids"]
+    assert (ids[:, 2] == -1).all() and (ids[:, :2] > 0).all()
+    every = "0 hits of"
+    result = run(*search, "--deny-ids", "database.h5")
+    assert every not in result.out and (hits("h.h5")["ids"] == -1).all()
+    words = "p.faissindex: target pq cannot filter by id; export with ivfpq or buckets"
+    model = ("--model", "m.safetensors")
+    refused(run("search", "p.faissindex", "query.h5", *model, "--filter-ids", "1"), 2, words)
+    refused(run(*search, "--filter-ids", "nope.txt"), 2, "nope.txt: no such file")
+    Path("allow.txt").write_text("1 two")
+    wrong = "allow.txt: entry 2 is 'two', needs an id (0 to 9,223,372,036,854,775,807)"
+    refused(run(*search, "--deny-ids", "allow.txt"), 3, wrong)
+
+
+def test_search_by_threshold(run, here):
+    search = ("search", "folded.faissindex", "query.h5")
+    assert run(*search, "-k", "200", "-o", "all.h5").code == 0
+    found = hits("all.h5")
+    threshold = float(np.median(found["scores"])) + 1e-3
+    result = run(*search, "--threshold", str(threshold), "-o", "h.h5")
+    beyond = found["scores"] > threshold
+    assert result.out.startswith(f"20 queries, {beyond.sum():,} hits, written to h.h5\n")
+    lines = result.out.splitlines()[1:]
+    assert len(lines) == 5 and all(len(line.split("  ")) <= 11 for line in lines)
+    got = hits("h.h5")
+    assert sorted(got) == ["ids", "lims", "query_ids", "scores"]
+    np.testing.assert_array_equal(got["query_ids"], np.arange(5000, 5020))
+    np.testing.assert_array_equal(np.diff(got["lims"]), beyond.sum(1))
+    for q in range(20):
+        own = slice(*got["lims"][q : q + 2])
+        np.testing.assert_allclose(got["scores"][own], found["scores"][q][beyond[q]], rtol=1e-5)
+        assert set(got["ids"][own]) == set(found["ids"][q][beyond[q]])
+    result = run(*search, "--threshold", "1e30", "-o", "h.h5", "--filter-ids", "1000")
+    assert result.out.startswith("20 queries, 0 hits, written to h.h5\n")
+    assert hits("h.h5")["lims"].tolist() == [0] * 21
+    refused(run(*search, "--threshold", "nan"), 2, "threshold is nan, needs a number")
+    refused(run(*search, "--threshold", "x"), 2, "Invalid value for '--threshold': 'x' is not a valid float.")
+    every = "a search by threshold looks into every list; leave --nprobe out"
+    refused(run(*search, "--threshold", "1", "--nprobe", "2"), 2, every)
+
+
+def test_search_mapped_and_by_lists(run, here):
+    export = ("export", "pq.safetensors", "database.h5", "-o", "lists.faissindex", "--nlist", "8", "--nprobe", "2")
+    assert run(*export).code == 0
+    search = ("search", "lists.faissindex", "query.h5", "-k", "200")
+    assert "20 queries, 200 hits each but for 20 with fewer" in run(*search).out
+    everything = run(*search, "--nprobe", "8")
+    assert everything.out.startswith("20 queries, 200 hits each\n")
+    assert run(*search, "--nprobe", "8", "--mmap").out == everything.out
+    result = run(*search, "--nprobe", "9")
+    assert result.out == everything.out
+    assert result.warnings == ["nprobe=9 is more than the 8 lists of lists.faissindex: visited all of them"]
+    refused(run(*search, "--nprobe", "0"), 2, "nprobe is 0: needs 1 or more")
+    refused(run("search", "p.faissindex", "query.h5", "--model", "m.safetensors", "--nprobe", "3"), 2,
+            "nprobe is 3: p.faissindex has no lists")  # fmt: skip
+    model = ("--model", "m.safetensors")
+    assert (
+        run("search", "p.faissindex", "query.h5", *model, "--mmap").out
+        == run("search", "p.faissindex", "query.h5", *model).out
+    )
+
+
+def test_options_of_an_export(run, here, untouched):
+    export = ("export", "pq.safetensors", "database.h5", "-o", "x.faissindex")
+    refused(run(*export, "--nlist", "201"), 2, "nlist is 201, needs at most the 200 rows")
+    refused(run(*export, "--nlist", "8", "--nprobe", "9"), 2, "nprobe is 9, needs at most the 8 lists")
+    refused(run(*export, "--nlist", "-1"), 2, "nlist is -1, needs 0 to 16,777,216")
+    refused(run(*export, "--refine", "8"), 2, "target ivfpq takes no refine; fastscan does")
+    refused(run(*export, "--target", "pq", "--nlist", "8"), 2, "target pq takes no nlist; ivfpq, buckets does")
+    refused(run(*export, "--target", "fastscan", "--refine", "1001"), 2, "refine is 1,001, needs at most 1,000")
+    untouched()
+    assert run(*export, "--target", "fastscan", "--refine", "-1").code == 0
+    words = "fast scan without refine has no range search; export with --refine 8"
+    refused(run("search", "x.faissindex", "query.h5", "--threshold", "0"), 2, words)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import scqfaiss.codebooks
 from scqfaiss.codebooks import Codebooks, Shape
 from scqfaiss.errors import ConfigError, DataError
 from scqfaiss.targets.base import pack, unpack_codes
@@ -106,6 +107,111 @@ def test_assign_takes_the_lowest_index_on_ties():
     z = np.array([[1.0], [0.0], [0.5]], np.float32)
     assert books.assign(z, "l2").ravel().tolist() == [0, 1, 0]
     assert books.assign(z, "ip").ravel().tolist() == [0, 0, 0]
+
+
+def grid(shape, seed):
+    """Multiples of 1/4, whose squares and sums float32 holds exactly: ties are ties, whatever adds them up."""
+    return (np.random.default_rng(seed).integers(-8, 9, shape) / 4).astype(np.float32)
+
+
+def slow_beam(books, z, beam):
+    """All partial sums sorted by distance, then by the rank of what they extend, then by codeword."""
+    codes = []
+    for row in z.astype(np.float64):
+        kept = [((), row)]
+        for book in books.centroids.astype(np.float64):
+            longer = [
+                (((left - w) ** 2).sum(), rank, k, (*code, k), left - w)
+                for rank, (code, left) in enumerate(kept)
+                for k, w in enumerate(book)
+            ]
+            kept = [c[3:] for c in sorted(longer, key=lambda c: c[:3])[:beam]]
+        codes.append(kept[0][0])
+    return np.array(codes)
+
+
+def additive(M, K, d, seed=0):
+    return Codebooks("additive", grid((M, K, d), seed))
+
+
+# d from 8 M on: by tables of products between codewords; below, by products with what is left.
+BEAMS = [(1, 8, 3), (2, 8, 3), (3, 16, 2), (4, 4, 5), (2, 8, 16), (3, 4, 24), (3, 2, 30)]
+
+
+@pytest.mark.parametrize("beam", [2, 3, 8, 64])
+@pytest.mark.parametrize("M, K, d", BEAMS)
+def test_beam_search_equals_a_loop_ties_included(M, K, d, beam):
+    books, z = additive(M, K, d), grid((60, d), 1)
+    found = books.assign(z, "l2", beam)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, slow_beam(books, z, beam))
+    assert books.assign(z[:0], "l2", beam).shape == (0, M)
+
+
+@pytest.mark.parametrize("M, K, d", BEAMS)
+def test_a_beam_of_one_is_the_greedy_rule(M, K, d):
+    books, z = additive(M, K, d), grid((60, d), 1)
+    np.testing.assert_array_equal(books.assign(z, "l2", 1), books.assign(z, "l2"))
+    np.testing.assert_array_equal(books.assign(z, "l2", 1), slow_beam(books, z, 1))
+
+
+@pytest.mark.parametrize("M, K, d", [(2, 8, 3), (3, 4, 24)])
+def test_a_beam_that_keeps_everything_finds_the_nearest_of_all_sums(M, K, d):
+    books, z = made("additive", M=M, nbits=K.bit_length() - 1, d=d), np.random.default_rng(6).standard_normal((80, d))
+    every = np.stack(np.meshgrid(*[np.arange(K)] * M, indexing="ij"), -1).reshape(-1, M)
+    nearest = every[np.square(z[:, None] - slow_decode(books, every)).sum(2).argmin(1)]
+    np.testing.assert_array_equal(books.assign(z.astype(np.float32), "l2", K ** (M - 1)), nearest)
+
+
+@pytest.mark.parametrize("d", [6, 40])
+def test_wider_beams_lower_the_distortion(d):
+    books = made("additive", M=4, nbits=4, d=d)
+    z = np.random.default_rng(7).standard_normal((500, d)).astype(np.float32)
+    errors = [np.square(z - books.decode(books.assign(z, "l2", beam))).sum() for beam in (1, 2, 4, 8, 16)]
+    assert (np.diff(errors) < 0).all()
+
+
+@pytest.mark.parametrize("M, K, d", BEAMS)
+def test_beam_search_codes_rows_alike_in_any_company(M, K, d, monkeypatch):
+    books, z = additive(M, K, d), grid((60, d), 1)
+    whole = books.assign(z, "l2", 4)
+    for elements in (1, 100, 1000):  # a row at a time, a few rows
+        monkeypatch.setattr(scqfaiss.codebooks, "BEAM_ELEMENTS", elements)
+        np.testing.assert_array_equal(books.assign(z, "l2", 4), whole)
+    np.testing.assert_array_equal(np.concatenate([books.assign(z[i : i + 7], "l2", 4) for i in range(0, 60, 7)]), whole)
+
+
+def test_tables_change_the_speed_and_no_code(monkeypatch):
+    z = grid((60, 40), 1)
+    with_tables = additive(3, 8, 40).assign(z, "l2", 4)
+    monkeypatch.setattr(scqfaiss.codebooks, "TABLE_ELEMENTS", 10)
+    without = additive(3, 8, 40)
+    np.testing.assert_array_equal(without.assign(z, "l2", 4), with_tables)
+    assert (without._tables, additive(3, 8, 3)._tables) == (None, None)
+
+
+@pytest.mark.parametrize("M, nbits, d", [(3, 4, 8), (4, 6, 8), (2, 4, 40)])
+def test_beam_search_is_as_good_as_the_residual_quantizer_of_faiss(M, nbits, d):
+    books = made("additive", M=M, nbits=nbits, d=d)
+    z = np.random.default_rng(5).standard_normal((400, d)).astype(np.float32)
+    rq = faiss.ResidualQuantizer(d, M, nbits)
+    rq.max_beam_size = 5
+    faiss.copy_array_to_vector(books.centroids.ravel(), rq.codebooks)
+    rq.is_trained = True
+    ours, theirs = books.assign(z, "l2", 5), unpack_codes(rq.compute_codes(z), M, nbits)
+    assert (ours != theirs).any(1).sum() <= 2
+
+
+def test_beams_that_make_no_sense_are_refused_and_product_books_need_none():
+    books, z = made("additive"), np.zeros((1, 6), np.float32)
+    with pytest.raises(ConfigError, match=r"^beam is 0, needs 1 or more$"):
+        books.assign(z, "l2", 0)
+    with pytest.raises(ConfigError, match=r"^beam=2 needs the assignment rule 'l2', got 'ip'$"):
+        books.assign(z, "ip", 2)
+    assert books.assign(z, "ip", 1).shape == (1, 3)
+    z = np.random.default_rng(3).standard_normal((60, 6)).astype(np.float32)
+    for rule in ("l2", "ip"):
+        np.testing.assert_array_equal(made().assign(z, rule, 8), made().assign(z, rule))
 
 
 @settings(max_examples=30, derandomize=True, deadline=None)

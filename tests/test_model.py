@@ -42,6 +42,22 @@ def test_encoding_is_the_encoder_then_the_rule(rule, nbits, dtype):
     assert len(np.unique(codes[:, 0])) > 1
 
 
+def test_additive_books_are_encoded_by_the_beam_of_the_model(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    books = Codebooks("additive", rng.standard_normal((3, 16, 5)).astype(np.float32))
+    models = [Model(Chain(5), books, CONFIG | more) for more in ({}, {"beam": 1}, {"beam": 8})]
+    greedy, one, wide = (model.encode(X) for model in models)
+    np.testing.assert_array_equal(one, greedy)
+    np.testing.assert_array_equal(wide, books.assign(X, "l2", 8))
+    assert (wide != greedy).any()
+    monkeypatch.setattr(scqfaiss.model, "ASSIGN_ELEMENTS", 1)
+    np.testing.assert_array_equal(models[2].encode(X), wide)
+    models[2].save(tmp_path / "m.safetensors")
+    again = Model.load(tmp_path / "m.safetensors")
+    assert again.config["beam"] == 8
+    np.testing.assert_array_equal(again.encode(X), wide)
+
+
 def test_rows_encode_alike_in_any_company(monkeypatch):
     model = made()
     whole = model.encode(X)
@@ -145,6 +161,12 @@ def rewritten(path, change):
         (lambda t, c: t.pop("codebooks.centroids"), "a model without 'codebooks.centroids'$"),
         (lambda t, c: c.pop("rule"), "the assignment rule is None, needs one of l2, ip$"),
         (lambda t, c: c.update(rule="near"), "the assignment rule is 'near', needs one of l2, ip$"),
+        (lambda t, c: c.update(beam=0), "the beam is 0, needs a whole number from 1 to 64$"),
+        (lambda t, c: c.update(beam=65), "the beam is 65, needs a whole number from 1 to 64$"),
+        (lambda t, c: c.update(beam="8"), "the beam is '8', needs a whole number from 1 to 64$"),
+        (lambda t, c: c.update(beam=2.0), "the beam is 2.0, needs"),
+        (lambda t, c: c.update(beam=True), "the beam is True, needs"),
+        (lambda t, c: c.update(beam=None), "the beam is None, needs"),
         (lambda t, c: c["codebooks"].update(kind="tree"), "codebooks are of kind 'tree'"),
         (lambda t, c: c["codebooks"].pop("metric"), "a model without 'metric'$"),
         (lambda t, c: c.update(codebooks=3), "a model without "),

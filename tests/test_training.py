@@ -600,7 +600,7 @@ def test_a_dry_run_says_what_would_be_done_and_reads_nothing(rows_file, monkeypa
     assert lines[1] == "classes: 4"
     assert lines[2] == "codes: 2 x 4 bits, 1 bytes a vector, z of d=4"
     assert lines[4:6] == ["stage features: 2 epochs, 8 steps", "stage codebooks: 2 epochs, 32 steps"]
-    assert any(line.startswith("target ivfpq: 9.0 MB a million rows, CPU yes, GPU no (") for line in lines)
+    assert any(line.startswith("target ivfpq: 9.0 MB a million rows, CPU yes, GPU yes") for line in lines)
     assert any(line.startswith("target pq: ") for line in lines)
 
 

@@ -1,9 +1,9 @@
-"""Write tests/golden: galleries and models of this format, and the answers they must give for ever.
+"""Write a folder of golden files: galleries of every target and their models, and the answers they must give for ever.
 
-    python tools/make_golden.py tests/golden
+    python tools/make_golden.py tests/golden/NAME
 
-Run it once for every new file format, into a folder of its own; files that are there are never written again. Made from
-random numbers with a fixed seed, so that they take a few kilobytes and belong to no one.
+Run it once for every new file format, or when a target is new, into a folder of its own; files that are there are never
+written again. Made from random numbers with a fixed seed, so that they take a few kilobytes and belong to no one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -20,6 +21,21 @@ from scqfaiss.files import reserve
 from scqfaiss.model import Model
 
 N, D, C, K_BEST = 120, 16, 4, 10
+# name of the gallery -> model, target, options of the export
+GALLERIES: dict[str, tuple[str, str, dict[str, int]]] = {
+    "ivfpq": ("product", "ivfpq", {}),
+    "ivfpq_lists": ("product", "ivfpq", {"nlist": 4, "nprobe": 4}),
+    "ivfpq_folded": ("folded", "ivfpq", {}),
+    "pq": ("product", "pq", {}),
+    "fastscan": ("product", "fastscan", {}),
+    "fastscan_alone": ("product", "fastscan", {"refine": -1}),
+    "buckets_words": ("product", "buckets", {}),
+    "buckets_boxes": ("product", "buckets", {"nlist": 8}),
+    "buckets_additive": ("additive", "buckets", {}),
+    "fastscan_additive": ("additive", "fastscan", {}),
+    "lift": ("additive", "lift", {}),
+    "residual": ("additive", "residual", {}),
+}
 
 
 def main(folder: Path) -> None:
@@ -29,26 +45,30 @@ def main(folder: Path) -> None:
     xq = x[:8] + np.float32(0.25)
     ids = rng.permutation(N) * 5 + 2**40
     warnings.simplefilter("ignore", scqfaiss.ScqWarning)
-    scq = scqfaiss.train(x, y, bits=16, nbits=4, hidden=8, members=2, epochs=20, class_names=["a", "b", "c", "d"])
-    linear = scqfaiss.train(x, y, bits=16, nbits=4, encoder="linear", cfa="cosine", d=8, epochs=20)
+    small: dict[str, Any] = {"bits": 16, "nbits": 4, "epochs": 20}
+    models = {
+        "product": scqfaiss.train(x, y, hidden=8, members=2, class_names=["a", "b", "c", "d"], **small),
+        "additive": scqfaiss.train(x, y, hidden=8, members=1, codebooks="additive", **small),
+        "folded": scqfaiss.train(x, y, encoder="linear", cfa="cosine", d=8, **small),
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    scq.save(folder / "model.safetensors")
-    linear.save(folder / "model_folded.safetensors")
-    answers = {"queries": xq, "rows": x}
-    for name, model, target in (("ivfpq", scq, "ivfpq"), ("pq", scq, "pq"), ("ivfpq_folded", linear, "ivfpq")):
-        path = folder / f"{name}.faissindex"
-        scqfaiss.export(model, x, ids=ids, path=path, target=target)
+    answers: dict[str, Any] = {"queries": xq, "rows": x}
+    for name, model in models.items():
+        model.save(folder / f"{name}.safetensors")
+        answers[f"{name}/z"] = Model.load(folder / f"{name}.safetensors").embed(xq)
+    for name, (model_name, target, options) in GALLERIES.items():
+        path, model = folder / f"{name}.faissindex", models[model_name]
+        scqfaiss.export(model, x, ids=ids, path=path, target=target, **options)
         gallery = scqfaiss.open(path, model=model)
         scores, found = gallery.search(xq, K_BEST)
         _, codes, held = gallery.unpack()
         answers |= {f"{name}/scores": scores, f"{name}/ids": found, f"{name}/codes": codes, f"{name}/held": held}
-        answers |= {f"{name}/z": Model.load(folder / f"model{'_folded' * (model is linear)}.safetensors").embed(xq)}
     with reserve(folder / "expected.h5") as slot:
         slot.write(lambda f: write(f, answers))
     print(f"{sum(p.stat().st_size for p in folder.iterdir()):,} bytes")
 
 
-def write(f: object, answers: dict[str, np.ndarray]) -> None:
+def write(f: BinaryIO, answers: dict[str, np.ndarray]) -> None:
     with h5py.File(f, "w", libver=("v110", "v110")) as hdf5:
         for name, value in answers.items():
             hdf5.create_dataset(name, data=value, chunks=value.shape, compression="gzip", fletcher32=True)

@@ -327,6 +327,15 @@ def write_hits(f: BinaryIO, scores: ArrayLike, ids: ArrayLike, query_ids: ArrayL
         _put(hdf5, "query_ids", np.asarray(query_ids, np.int64))
 
 
+def write_ranges(f: BinaryIO, lims: ArrayLike, scores: ArrayLike, ids: ArrayLike, query_ids: ArrayLike) -> None:
+    """Write the results of a search by threshold: query q owns places lims[q] to lims[q + 1] of scores and ids."""
+    with _into(f) as hdf5:
+        _put(hdf5, "lims", np.asarray(lims, np.int64))
+        _put(hdf5, "scores", np.asarray(scores, np.float32))
+        _put(hdf5, "ids", np.asarray(ids, np.int64))
+        _put(hdf5, "query_ids", np.asarray(query_ids, np.int64))
+
+
 def write_rows(
     f: BinaryIO,
     features: ArrayLike,

@@ -35,11 +35,16 @@ class LabelCode(nn.Module):
     needs = frozenset({"labels"})
     needs_encoder = True
     rule = "ip"  # argmax_k <p, e_k>; with many labels 'l2', which is pi_k > 0.5
+    beam = 1
 
     @staticmethod
     def shape(C: int, many: bool, M: int = 1, nbits: int = 1) -> tuple[int, int]:
         """(M, nbits) that C classes need, whatever was asked for."""
         return (C, 1) if many else (1, max(1, (C - 1).bit_length()))
+
+    @staticmethod
+    def kind(config: Settings) -> str:
+        return "product"
 
     @staticmethod
     def members(config: Settings, encoder: str) -> int:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..codebooks import Codebooks
+from ..codebooks import MAX_BEAM, Codebooks
 from ..contract import Layers, Stage, Task, batch_count, check_product_shape, setting
 from ..errors import ConfigError, warn
-from . import cfa
+from . import cfa, residual
 from .arsq import ARSQ, deal
 from .kmeans import lloyd
 
@@ -26,6 +26,9 @@ SEED_ROWS = 256  # rows per codeword that k-means looks at; more do not change t
 @dataclass(frozen=True)
 class Settings(cfa.Settings):
     recipe: str = setting("calibrated", choices=("calibrated", "released"))  # released: the paper's own, as published
+    codebooks: str = setting("product", choices=("product", "additive"))
+    beam: int = setting(8, low=1, high=MAX_BEAM)  # additive books: partial sums that encoding carries from book to book
+    # From here on: for product books alone, except book_copies and arsq_rows, the rows that books of either kind learn from.
     quantizer: str = setting("arsq", choices=("arsq", "kmeans"))
     private: str = setting("auto", choices=("auto", "class", "public"))  # codewords owned by classes, or by all
     book_copies: int = setting(
@@ -67,8 +70,15 @@ RELEASED: dict[str, Any] = {
 }
 
 
+def feature_books(config: Settings, M: int) -> int:
+    """How many parts z is cut into: one for each product book, none for additive books, which span all of it."""
+    return 1 if config.codebooks == "additive" else M
+
+
 class SCQ(nn.Module):
-    """Product codebooks in which every class owns private codewords, on features drawn to class centers."""
+    """Codebooks on features drawn to class centers: product books in which every class owns private codewords, or
+    additive ones.
+    """
 
     Config = Settings
     PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"released": RELEASED}}
@@ -82,12 +92,20 @@ class SCQ(nn.Module):
         return M, nbits
 
     @staticmethod
+    def kind(config: Settings) -> str:
+        return config.codebooks
+
+    @staticmethod
     def members(config: Settings, encoder: str) -> int:
         return cfa.members(config, encoder)
 
     @classmethod
     def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
-        cfa.check(config, d_in, C, M, encoder)
+        cfa.check(config, d_in, C, feature_books(config, M), encoder)
+        if config.codebooks == "additive":
+            if config.private == "class":
+                warn("additive codebooks are shared by all classes: private=class is ignored")
+            return
         check_product_shape(cfa.smallest_d(config, d_in, C, M, encoder), M, nbits)
         K = 1 << nbits
         if config.private == "class" and K < C:
@@ -100,20 +118,27 @@ class SCQ(nn.Module):
         super().__init__()
         assert task.labels is not None
         self.config, self.task = config, task
-        d = cfa.smallest_d(config, task.rows.d, task.labels.C, task.M, task.encoder_name)
+        self.additive = config.codebooks == "additive"
+        self.beam = config.beam if self.additive else 1
+        d = cfa.smallest_d(config, task.rows.d, task.labels.C, feature_books(config, task.M), task.encoder_name)
         self.features = cfa.Features(config, task, d, task.labels)
         self.z: Tensor
         self.y: Tensor
         self.pattern: Tensor
         self.scale = 1.0
         self.books: ARSQ
+        self.sums: Tensor  # additive books, (M, K, d)
         self.counts = torch.from_numpy(task.labels.counts())
         present = int((self.counts > 0).sum())
-        self.public = config.private == "public" or (config.private == "auto" and task.K < 2 * present)
-        if config.private == "auto" and self.public:
+        self.public = self.additive or config.private == "public" or (config.private == "auto" and task.K < 2 * present)
+        if config.private == "auto" and self.public and not self.additive:
             warn(f"K={task.K} codewords are fewer than 2 for each of {present} classes: all classes share them")
 
     def stages(self) -> list[Stage]:
+        books = Stage(name="codebooks", begin=self.add_books) if self.additive else self.arsq_stage()
+        return [self.features.stage(), Stage(name="encode rows", begin=self.encode_rows), books]
+
+    def arsq_stage(self) -> Stage:
         c, task = self.config, self.task
         epochs = 0 if c.quantizer == "kmeans" else task.epochs if task.epochs is not None else c.arsq_epochs
         batch = task.batch_size or c.arsq_batch
@@ -135,22 +160,18 @@ class SCQ(nn.Module):
                 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)  # type: ignore[assignment]
             return optimizer, schedule
 
-        return [
-            self.features.stage(),
-            Stage(name="encode rows", begin=self.encode_rows),
-            Stage(
-                name="codebooks",
-                begin=self.start_books,
-                epochs=epochs,
-                steps_per_epoch=batch_count(rows, batch),
-                batches=lambda generator: self.batches(batch, generator),
-                loss=lambda z, pattern: self.books.loss(z, pattern),
-                make_optimizer=make_optimizer,
-                on_epoch=anneal,
-                end=self.refit,
-                one_thread=batch * task.K * self.features.d < 1 << 24,
-            ),
-        ]
+        return Stage(
+            name="codebooks",
+            begin=self.start_books,
+            epochs=epochs,
+            steps_per_epoch=batch_count(rows, batch),
+            batches=lambda generator: self.batches(batch, generator),
+            loss=lambda z, pattern: self.books.loss(z, pattern),
+            make_optimizer=make_optimizer,
+            on_epoch=anneal,
+            end=self.refit,
+            one_thread=batch * task.K * self.features.d < 1 << 24,
+        )
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled (z (b, d), pattern (b,)) from the encoded rows."""
@@ -163,14 +184,26 @@ class SCQ(nn.Module):
         """Encode the rows once: from here the encoder is frozen."""
         self.z, self.y = self.rows_for_books()
 
+    def warn_of_few(self, n: int) -> None:
+        """Say so where a book cannot use all of its codewords."""
+        if n < self.task.K:
+            warn(f"{n:,} rows can use at most {n:,} of {self.task.K} codewords")
+
+    @torch.no_grad()
+    def add_books(self) -> None:
+        """Additive books, from start to end; on the CPU, where they are encoded with too."""
+        task = self.task
+        self.warn_of_few(len(self.z))
+        generator = torch.Generator().manual_seed(task.seed)
+        self.sums = residual.train(self.z, task.M, task.K, self.beam, generator, progress=task.progress)
+
     @torch.no_grad()
     def start_books(self) -> None:
         """Deal the codewords, start them."""
         c, task, z, y = self.config, self.task, self.z, self.y
         generator = torch.Generator().manual_seed(task.seed)
         n = len(z)
-        if n < task.K:
-            warn(f"{n:,} rows can use at most {n:,} of {task.K} codewords")
+        self.warn_of_few(n)
         energy = float(z.double().square().sum(1).mean())
         self.scale = float(np.sqrt(z.shape[1] / energy)) if c.rescale and energy > 0 else 1.0
         z = z * self.scale
@@ -279,6 +312,8 @@ class SCQ(nn.Module):
         return self.features.layers()
 
     def codebooks(self) -> Codebooks:
+        if self.additive:
+            return Codebooks("additive", self.sums.numpy())
         centroids = self.books.centroids.detach().double() / self.scale
         return Codebooks("product", centroids.float().cpu().numpy())
 

@@ -11,8 +11,12 @@ if TYPE_CHECKING:
     from .base import Target
 
 REGISTRY = {
-    "ivfpq": "scqfaiss.targets.ivfpq",
-    "pq": "scqfaiss.targets.pq",
+    "ivfpq": "scqfaiss.targets.ivfpq:IVFPQ",
+    "pq": "scqfaiss.targets.pq:PQ",
+    "fastscan": "scqfaiss.targets.fastscan:FastScan",
+    "buckets": "scqfaiss.targets.buckets:Buckets",
+    "lift": "scqfaiss.targets.lift:Lift",
+    "residual": "scqfaiss.targets.residual:Residual",
 }
 
 
@@ -20,5 +24,6 @@ def target(name: str) -> Target:
     """The target registered under `name`. Raises ConfigError with the known names."""
     if name not in REGISTRY:
         raise ConfigError(f"unknown target '{name}'{suggestion(name, REGISTRY)}; there are {', '.join(REGISTRY)}")
-    found: Target = import_module(REGISTRY[name])  # type: ignore[assignment]  # a module that has what Target asks for
+    module, _, attribute = REGISTRY[name].partition(":")
+    found: Target = getattr(import_module(module), attribute)()
     return found

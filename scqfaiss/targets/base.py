@@ -1,9 +1,10 @@
-"""What a target is, and what all of them share. A target is a module: arrays in, FAISS object out; no torch, no files."""
+"""What a target is, and what all of them share: arrays in, FAISS object out; no torch, no files."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import faiss
 import numpy as np
@@ -11,40 +12,104 @@ from numpy.typing import NDArray
 
 from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError
+from .head import inner
 
 METRIC = {"ip": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
-# Books that the classical GPU kernels of IVFPQ take (faiss/gpu/impl/IVFPQ.cu).
-GPU_M = (1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96)
-GPU_SHARED_BYTES = 48 << 10  # look-up tables of a query must fit
+Ids = NDArray[np.int64]
+Hits = tuple[NDArray[np.float32], Ids]  # D, I
+Ranges = tuple[NDArray[np.int64], NDArray[np.float32], Ids]  # lims, D, I
 
 
 @dataclass(frozen=True)
 class TargetInfo:
-    """name; FAISS class; whether it honours ID selectors, takes more codes later, is exact."""
+    """name; FAISS class; kind of codebooks; whether id selectors, range search and memory mapping of the bulk work;
+    exact: every score is the code's own and the best are found; options it takes beside the codes.
+    """
 
     name: str
     faiss_class: str
+    kinds: tuple[str, ...]
     filter: bool
-    append: bool
+    range: bool
     exact: bool
+    options: frozenset[str] = frozenset()
 
 
-class Target(Protocol):
-    """The functions every target module offers."""
+@dataclass(frozen=True)
+class Options:
+    """What an export may ask of a target beside the codes; 0 leaves it to the target.
 
-    INFO: TargetInfo
+    nlist: inverted lists. nprobe: lists visited by a search that says nothing else. refine: candidates per hit that are
+    scored again exactly; -1: none.
+    """
 
-    def supports(self, shape: Shape, device: str) -> str | None:
-        """None, or the reason why codebooks of this shape cannot be served on device 'cpu' or 'cuda'."""
+    nlist: int = 0
+    nprobe: int = 0
+    refine: int = 0
 
-    def build(self, codebooks: Codebooks, codes: Codes, ids: NDArray[np.int64]) -> Any:
-        """Codebooks, codes (n, M) and ids (n,) -> a filled faiss.Index of dimension codebooks.d."""
 
-    def unpack(self, index: Any) -> tuple[Codebooks, Codes, NDArray[np.int64]]:
-        """The inverse of build, rows in the order of the index."""
+DEFAULTS = Options()
 
+
+class Target(ABC):
+    """A FAISS container for learned codes. One instance a target; it keeps no state.
+
+    `index` may have an encoder in front, and `x` are then rows as that takes them.
+    """
+
+    INFO: ClassVar[TargetInfo]
+
+    @abstractmethod
+    def supports(self, shape: Shape) -> str | None:
+        """None, or the reason why codebooks of this shape cannot be stored here."""
+
+    @abstractmethod
+    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
+        """Codebooks, codes (n, M) and ids (n,) -> a filled faiss.Index that takes queries of dimension codebooks.d.
+
+        like: an index of this target whose learned lists, if it has any, are taken over instead of learned anew.
+        """
+
+    @abstractmethod
+    def holds(self, index: Any) -> bool:
+        """Whether build could have made this index."""
+
+    @abstractmethod
+    def shape_of(self, index: Any) -> Shape:
+        """The shape as stored: 4-bit books may stand merged in pairs (see reshape.py)."""
+
+    @abstractmethod
+    def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
+        """The inverse of build, rows in the order of the index. shape: as the codes were, where they stand merged."""
+
+    @abstractmethod
     def nbytes(self, shape: Shape, n: int) -> int:
-        """Bytes of the FAISS stream for n rows, to within a few kilobytes."""
+        """Bytes of the FAISS stream for n rows, to within a few kilobytes (buckets: at most)."""
+
+    def search(self, index: Any, x: NDArray[np.float32], k: int, *, sel: Any = None, nprobe: int | None = None) -> Hits:
+        """The k best of each row of x (nq, d) -> D (nq, k) float32, I (nq, k) int64; -1 where there are fewer."""
+        found: Hits = index.search(x, k, params=parameters(index, sel, nprobe))
+        return found
+
+    def range_search(self, index: Any, x: NDArray[np.float32], radius: float, *, sel: Any = None) -> Ranges:
+        """All rows better than radius -> lims (nq + 1,), D, I: row q owns D[lims[q] : lims[q + 1]], in no order."""
+        nprobe = getattr(inner(index), "nlist", None)
+        lims, D, I = index.range_search(x, radius, params=parameters(index, sel, nprobe))
+        return lims.astype(np.int64), D, I
+
+
+def parameters(index: Any, sel: Any = None, nprobe: int | None = None, **more: Any) -> Any:
+    """Search parameters of an inverted-list index, or None where there is nothing to say or nobody to say it to."""
+    ivf = inner(index)
+    if not isinstance(ivf, faiss.IndexIVF):
+        return None
+    if sel is not None:
+        more["sel"] = sel
+    return faiss.SearchParametersIVF(nprobe=nprobe or ivf.nprobe, **more)
+
+
+def metric_of(index: Any) -> str:
+    return "ip" if index.metric_type == faiss.METRIC_INNER_PRODUCT else "l2"
 
 
 def inject(vector: Any, array: NDArray[Any], what: str) -> None:
@@ -73,19 +138,27 @@ def unpack_codes(packed: NDArray[np.uint8], M: int, nbits: int) -> Codes:
     return np.asarray(faiss.unpack_bitstrings(np.ascontiguousarray(packed), M, nbits)).astype(dtype)
 
 
-def product_table(pq: Any) -> NDArray[np.float32]:
-    """The codebook table (M, K, dsub) of a faiss.ProductQuantizer."""
-    return np.asarray(faiss.vector_to_array(pq.centroids)).reshape(pq.M, pq.ksub, pq.dsub)
+def product_books(index: Any, kind: str = "product") -> Codebooks:
+    """The codebooks inside an index with a faiss.ProductQuantizer; additive ones lie there as they are (see lift.py)."""
+    pq = index.pq
+    table = np.asarray(faiss.vector_to_array(pq.centroids)).reshape(pq.M, pq.ksub, pq.dsub)
+    return Codebooks(kind, table, metric_of(index))
+
+
+def product_shape(index: Any, kind: str = "product") -> Shape:
+    pq = index.pq
+    return Shape(kind, pq.M, pq.nbits, pq.dsub if kind == "additive" else pq.d, metric_of(index))
 
 
 def table_bytes(shape: Shape) -> int:
     return 4 * shape.K * shape.d * (1 if shape.kind == "product" else shape.M)
 
 
-def product_reason(shape: Shape) -> str | None:
-    """Why a ProductQuantizer cannot hold codebooks of this shape, or None."""
-    if shape.kind != "product":
-        return f"{shape.kind} codebooks do not fit into a product quantizer"
-    if shape.d // shape.M == 2 and shape.nbits < 3:
+def kind_reason(info: TargetInfo, shape: Shape) -> str | None:
+    """Why codebooks of this kind, or product books of this shape, do not fit, or None."""
+    if shape.kind not in info.kinds:
+        other = "lift, residual or buckets" if shape.kind == "additive" else "ivfpq, pq or buckets"
+        return f"it holds {' and '.join(info.kinds)} codebooks, these are {shape.kind}; use {other}"
+    if shape.kind == "product" and shape.d // shape.M == 2 and shape.nbits < 3:
         return "books of 2 dimensions need at least 8 codewords (nbits 3)"
     return None

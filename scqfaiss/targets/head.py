@@ -22,13 +22,18 @@ def wrap(index: Any, d_in: int, layers: Sequence[tuple[str, Mapping[str, NDArray
     The index must be full already: add_sa_codes of an IndexPreTransform throws, and adding to the index inside leaves the
     outer count behind. Raises ConfigError for other layers.
     """
-    if not layers:
-        return index
     transforms, d = [], d_in
     for op, arrays in layers:
         transforms.append(_transform(op, arrays, d))
         d = transforms[-1].d_out
-    out = faiss.IndexPreTransform(index)
+    return prepend(transforms, index)
+
+
+def prepend(transforms: Sequence[Any], index: Any) -> Any:
+    """A filled index behind transforms, given in the order in which a query goes through them."""
+    if not transforms:
+        return index
+    out = index if isinstance(index, faiss.IndexPreTransform) else faiss.IndexPreTransform(index)
     for t in reversed(transforms):
         out.prepend_transform(t)
     return out
@@ -54,7 +59,55 @@ def _transform(op: str, arrays: Mapping[str, NDArray[np.float32]], d: int) -> An
     raise ConfigError(f"an encoder layer '{op}' cannot stand inside a FAISS file")
 
 
+def chain(index: Any) -> list[Any]:
+    """The transforms in front of an index, in the order of use."""
+    index = faiss.downcast_index(index)
+    if not isinstance(index, faiss.IndexPreTransform):
+        return []
+    return [faiss.downcast_VectorTransform(index.chain.at(i)) for i in range(index.chain.size())]
+
+
+def is_tile(transform: Any) -> bool:
+    """Whether a transform repeats its input, as additive codes stored as product codes ask for (see reshape.py)."""
+    if not isinstance(transform, faiss.RemapDimensionsTransform) or transform.d_out % transform.d_in:
+        return False
+    return bool((faiss.vector_to_array(transform.map) == np.arange(transform.d_out) % transform.d_in).all())
+
+
+def kind_of(index: Any) -> str:
+    """'additive' where queries are repeated for the codes, else 'product'."""
+    return "additive" if any(map(is_tile, chain(index)[-1:])) else "product"
+
+
+def encoded(index: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows as the user has them -> the vectors that codes stand for, (n, d of the codebooks)."""
+    for t in chain(index):
+        x = x if is_tile(t) else t.apply(x)
+    return x
+
+
+def through(index: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows as the user has them -> rows as the index behind the transforms takes them."""
+    for t in chain(index):
+        x = t.apply(x)
+    return x
+
+
 def inner(index: Any) -> Any:
     """The index behind the chain, or the index itself."""
     index = faiss.downcast_index(index)
     return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+
+
+def layers(index: Any) -> list[tuple[str, dict[str, NDArray[np.float32]]]]:
+    """The encoder in front of an index, as `wrap` takes it."""
+    out: list[tuple[str, dict[str, NDArray[np.float32]]]] = []
+    for t in chain(index):
+        if isinstance(t, faiss.LinearTransform):
+            arrays = {"A": faiss.vector_to_array(t.A).reshape(t.d_out, t.d_in)}
+            out.append(("linear", arrays | ({"b": faiss.vector_to_array(t.b)} if t.have_bias else {})))
+        elif isinstance(t, faiss.CenteringTransform):
+            out.append(("center", {"mean": faiss.vector_to_array(t.mean)}))
+        elif isinstance(t, faiss.NormalizationTransform):
+            out.append(("normalize", {}))
+    return out

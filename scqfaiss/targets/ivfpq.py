@@ -1,7 +1,8 @@
-"""IndexIVFPQ with one list whose centroid is the origin: the default .faissindex form.
+"""IndexIVFPQ. One list whose centroid is the origin is the default .faissindex form; more lists on request.
 
 A zero centroid makes every residual the vector itself, so codebooks learned elsewhere are exact. Chosen over IndexPQ,
-which has no id selectors, no ids of its own and no GPU class.
+which has no id selectors, no ids of its own and no GPU class. With more lists the centroids only route: codes stay codes of
+whole vectors (by_residual False), so scores are exact and what is approximate is which lists are visited.
 """
 
 from __future__ import annotations
@@ -10,72 +11,91 @@ from typing import Any
 
 import faiss
 import numpy as np
-from faiss.contrib.inspect_tools import get_invlist
-from numpy.typing import NDArray
 
 from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError
 from .base import (
-    GPU_M,
-    GPU_SHARED_BYTES,
+    DEFAULTS,
     METRIC,
+    Ids,
+    Options,
+    Target,
     TargetInfo,
-    inject,
-    pack,
-    product_reason,
-    product_table,
+    kind_reason,
+    product_books,
+    product_shape,
     table_bytes,
-    unpack_codes,
 )
+from .head import inner, kind_of
+from .lists import decoded, ivfpq, kmeans, nearest, rows_of
+from .reshape import merged, merged_shape, split
 
-INFO = TargetInfo("ivfpq", "IndexIVFPQ", filter=True, append=True, exact=True)
-
-
-def supports(shape: Shape, device: str) -> str | None:
-    reason = product_reason(shape)
-    if reason or device == "cpu":
-        return reason
-    if shape.nbits != 8:
-        return f"the GPU kernels need nbits 8, got {shape.nbits}"
-    if shape.M not in GPU_M:
-        return f"the GPU kernels need M of {', '.join(map(str, GPU_M))}, got {shape.M}"
-    if 4 * shape.M * shape.K > GPU_SHARED_BYTES:
-        return f"look-up tables of M={shape.M} books exceed the {GPU_SHARED_BYTES >> 10} KiB of shared GPU memory"
-    return None
+TRAIN_ROWS = 64  # rows a list that k-means looks at
+NPROBE_SHARE = 16  # of the lists are visited unless the file or the search says otherwise
 
 
-def build(codebooks: Codebooks, codes: Codes, ids: NDArray[np.int64]) -> Any:
-    """Product codebooks, codes (n, M), ids (n,) int64 -> faiss.IndexIVFPQ holding n vectors under their ids."""
-    d = codebooks.d
-    coarse = faiss.IndexFlat(d, METRIC[codebooks.metric])
-    coarse.add(np.zeros((1, d), np.float32))
-    index = faiss.IndexIVFPQ(coarse, d, 1, codebooks.M, codebooks.nbits, METRIC[codebooks.metric])
-    index.own_fields = True  # the index frees `coarse`, Python must not
-    coarse.this.disown()
-    index.by_residual = True  # what the GPU class demands
-    inject(index.pq.centroids, codebooks.centroids, "codebooks")
-    index.is_trained = True
-    index.nprobe = 1
-    index.precompute_table()  # a stale table gives wrong L2 distances and no error
-    # Codes go in as they are: add() would encode again, by L2, whatever the method's own rule is. With one list the
-    # list number in front of each code takes no byte.
-    if len(codes):
-        index.add_sa_codes(pack(codes, codebooks.nbits), np.ascontiguousarray(ids, np.int64))
-    return index
+def one_list(codebooks: Codebooks, codes: Codes, ids: Ids, nlist: int = 1) -> Any:
+    """An IndexIVFPQ whose lists all have the origin for a centroid and are all visited.
+
+    More than one such list gives the same answers: rows are dealt in turn, and a GPU scans the lists side by side.
+    """
+    coarse = faiss.IndexFlat(codebooks.d, METRIC[codebooks.metric])
+    coarse.add(np.zeros((nlist, codebooks.d), np.float32))
+    # by_residual: what the GPU class demands
+    return ivfpq(codebooks, coarse, np.arange(len(codes)) % nlist, codes, ids, by_residual=True)
 
 
-def unpack(index: Any) -> tuple[Codebooks, Codes, NDArray[np.int64]]:
-    """Rows list by list, in the order of insertion. Raises ConfigError for codes of residuals, which we never write."""
-    pq = index.pq
-    if index.by_residual and index.quantizer.reconstruct_n(0, index.nlist).any():
-        raise ConfigError("the codes stand for residuals of coarse centroids, not for vectors")
-    lists = [get_invlist(index.invlists, i) for i in range(index.nlist)]
-    ids = np.concatenate([ids for ids, _ in lists])
-    packed = np.concatenate([codes.reshape(len(ids), index.code_size) for ids, codes in lists])
-    metric = "ip" if index.metric_type == faiss.METRIC_INNER_PRODUCT else "l2"
-    codebooks = Codebooks("product", product_table(pq), metric)
-    return codebooks, unpack_codes(packed, pq.M, pq.nbits), ids
+def is_flat_ivfpq(index: Any) -> bool:
+    """Whether an index, behind its encoder, is an IndexIVFPQ whose lists are found by their centroids."""
+    index = inner(index)
+    return isinstance(index, faiss.IndexIVFPQ) and isinstance(faiss.downcast_index(index.quantizer), faiss.IndexFlat)
 
 
-def nbytes(shape: Shape, n: int) -> int:
-    return n * (shape.code_size + 8) + table_bytes(shape) + 4 * shape.d + 1000
+class IVFPQ(Target):
+    INFO = TargetInfo(
+        "ivfpq", "IndexIVFPQ", ("product",), filter=True, range=True, exact=True, options=frozenset({"nlist", "nprobe"})
+    )
+
+    def supports(self, shape: Shape) -> str | None:
+        return kind_reason(self.INFO, shape)
+
+    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
+        """-> faiss.IndexIVFPQ holding n vectors under their ids."""
+        nlist = options.nlist if like is None else inner(like).nlist
+        if nlist <= 1:
+            return one_list(*merged(codebooks, codes), ids)
+        if nlist > len(codes) and like is None:
+            raise ConfigError(f"nlist is {nlist:,}, needs at most the {len(codes):,} rows")
+        if options.nprobe > nlist:
+            raise ConfigError(f"nprobe is {options.nprobe:,}, needs at most the {nlist:,} lists")
+        if like is not None:
+            centroids = inner(like).quantizer.reconstruct_n(0, nlist)
+        else:
+            few = np.linspace(0, len(codes), min(len(codes), TRAIN_ROWS * nlist), endpoint=False).astype(int)
+            centroids = kmeans(codebooks.decode(codes[few]), nlist)
+        lists = np.empty(len(codes), np.int64)
+        for i, x in decoded(codebooks, codes):
+            lists[i : i + len(x)] = nearest(x, centroids)
+        coarse = faiss.IndexFlat(codebooks.d, METRIC[codebooks.metric])
+        coarse.add(centroids)
+        books, codes = merged(codebooks, codes)
+        index = ivfpq(books, coarse, lists, codes, ids, by_residual=False)
+        index.nprobe = options.nprobe or -(-nlist // NPROBE_SHARE)
+        return index
+
+    def holds(self, index: Any) -> bool:
+        return is_flat_ivfpq(index) and kind_of(index) == "product"
+
+    def shape_of(self, index: Any) -> Shape:
+        return product_shape(inner(index))
+
+    def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
+        """Raises ConfigError for codes of residuals, which we never write."""
+        index = inner(index)
+        if index.by_residual and index.quantizer.reconstruct_n(0, index.nlist).any():
+            raise ConfigError("the codes stand for residuals of coarse centroids, not for vectors")
+        _, codes, ids = rows_of(index)
+        return *split(product_books(index), codes, shape), ids
+
+    def nbytes(self, shape: Shape, n: int) -> int:
+        return n * (shape.code_size + 8) + table_bytes(merged_shape(shape)) + 4 * shape.d + 1000

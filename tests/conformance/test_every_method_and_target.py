@@ -1,6 +1,7 @@
 """Every registered method against every registered target. A new one passes by standing in its registry."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -15,28 +16,37 @@ import scqfaiss
 import scqfaiss.methods
 import scqfaiss.targets
 from scqfaiss import Model
-from scqfaiss.codebooks import Codebooks
+from scqfaiss.codebooks import Codebooks, Shape
 from scqfaiss.contract import Stage
 from scqfaiss.data.hdf5 import write_rows
 from scqfaiss.errors import ConfigError, DataError
 from scqfaiss.exporting import build as build_index
 from scqfaiss.exporting import export_file
 from scqfaiss.gallery import open_gallery, search_file
-from scqfaiss.targets import pq as pq_target
-from scqfaiss.targets import target as target_module
+from scqfaiss.targets import target as find_target
+from scqfaiss.targets.base import Options
+from scqfaiss.targets.pq import PQ
+from scqfaiss.targets.reshape import merged_shape
 from scqfaiss.training import Request, method_class, train_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
 
 METHODS, TARGETS = list(scqfaiss.methods.REGISTRY), list(scqfaiss.targets.REGISTRY)
+# A method whose settings change what it hands over stands here once more.
+VARIANTS = {"scq additive": ("scq", {"codebooks": "additive", "beam": 4})}
 N_BASE, K = 150, 12
 # Settings that keep a run short, given to the methods that know them.
 QUICK = {"cfa_epochs": 2, "hidden": 16, "arsq_epochs": 2, "similarity": "identity", "iterations": 5}
 
 
+def base(method):
+    """(name in the registry, settings) of a method or a variant of one."""
+    return VARIANTS.get(method, (method, {}))
+
+
 def cases():
-    for method in METHODS:
-        for labels in ("one", "many") if "labels" in method_class(method).needs else ("none",):
+    for method in [*METHODS, *VARIANTS]:
+        for labels in ("one", "many") if "labels" in method_class(base(method)[0]).needs else ("none",):
             for nbits in (8, 4):
                 yield pytest.param(method, labels, nbits, id=f"{method}-{labels}-{nbits}")
 
@@ -45,9 +55,10 @@ CASES = list(cases())
 
 
 def train(method, x, y, nbits=8, encoder="mlp", bits=16, epochs=2, **more):
+    method, variant = base(method)
     cls = method_class(method)
     known = set(cls.Config.__dataclass_fields__) | ({"hidden"} if cls.needs_encoder and encoder == "mlp" else set())
-    settings = {k: v for k, v in QUICK.items() if k in known} | more
+    settings = {k: v for k, v in QUICK.items() if k in known} | variant | more
     return scqfaiss.train(x, y, method=method, bits=bits, nbits=nbits, encoder=encoder, epochs=epochs, **settings)
 
 
@@ -103,20 +114,65 @@ def plain_faiss(tmp_path_factory):
 
 
 def assert_hits(D, I, scores, ids, k, metric="ip"):
-    """D, I (nq, k) are the best k of `scores` (nq, n) for rows called `ids`, up to ties."""
+    """D, I (nq, k) are the best k of `scores` (nq, n) for rows called `ids`, up to ties; where n < k, -1 follows."""
+    assert D.shape == I.shape == (len(scores), k)
+    assert (I[:, len(ids) :] == -1).all()
+    D, I, k = D[:, : len(ids)], I[:, : len(ids)], min(k, len(ids))
     place = {int(i): j for j, i in enumerate(ids)}
-    scale = np.abs(scores).max() + 1e-12
+    scale = np.abs(scores).max(initial=0) + 1e-12
     best = -np.sort(-scores, axis=1)[:, :k] if metric == "ip" else np.sort(scores, axis=1)[:, :k]
     np.testing.assert_allclose(D / scale, best / scale, atol=1e-5)
-    of_ids = np.array([[scores[q, place[int(i)]] for i in row] for q, row in enumerate(I)])
+    of_ids = np.array([[scores[q, place[int(i)]] for i in row] for q, row in enumerate(I)]).reshape(best.shape)
     np.testing.assert_allclose(of_ids / scale, best / scale, atol=1e-5)
     assert all(len(set(row)) == k for row in I.tolist())
+
+
+def assert_in_range(found, scores, ids, radius, metric="ip"):
+    """lims, D, I are all rows better than radius, which lies between scores."""
+    lims, D, I = found
+    assert lims.shape == (len(scores) + 1,) and lims[-1] == len(D) == len(I)
+    better = scores > radius if metric == "ip" else scores < radius
+    for q, wanted in enumerate(better):
+        part = slice(lims[q], lims[q + 1])
+        order = np.argsort(I[part])
+        np.testing.assert_array_equal(I[part][order], np.sort(ids[wanted]))
+        np.testing.assert_allclose(D[part][order], scores[q, wanted][np.argsort(ids[wanted])], rtol=1e-4, atol=1e-4)
+
+
+def between(scores, share):
+    """A number that no score is near to, with about `share` of them below it."""
+    values = np.sort(scores, axis=None)
+    near = len(values) * np.array([share - 0.1, share + 0.1])
+    i = int(near[0]) + np.diff(values[int(near[0]) : int(near[1]) + 2]).argmax()
+    return float(values[i : i + 2].mean())
+
+
+def assert_same_codes(found, books, codes, ids):
+    """Codebooks, codes, ids (in any order) are what was stored. Of merged additive books only sums come back."""
+    found_books, found_codes, found_ids = found
+    if books.kind == "product" or merged_shape(books.shape) == books.shape:
+        np.testing.assert_array_equal(found_books.centroids, books.centroids)
+    assert (found_books.shape, found_codes.dtype) == (books.shape, codes.dtype)
+    order, wanted = np.argsort(found_ids), np.argsort(ids)
+    np.testing.assert_array_equal(found_ids[order], ids[wanted])
+    np.testing.assert_array_equal(found_codes[order], codes[wanted])
+    np.testing.assert_allclose(found_books.decode(found_codes[order]), books.decode(codes[wanted]), atol=1e-5)
+
+
+def serving(shape):
+    """The targets that take codes of this shape, written down once more."""
+    if shape.kind == "product":
+        return {"ivfpq", "pq", "buckets"} | ({"fastscan"} if shape.nbits == 4 else set())
+    if shape.metric == "l2":
+        return {"residual"}
+    return {"lift", "residual", "buckets"} | ({"fastscan"} if shape.nbits == 4 else set())
 
 
 @pytest.mark.parametrize("method, labels, nbits", CASES)
 def test_codes_have_their_shape_and_range(method, labels, nbits, trained, one):
     model, x = trained(method, labels, nbits), one[0]
     books, codes = model.codebooks, model.encode(x)
+    method = base(method)[0]
     C, asked = 0 if labels == "none" else 4, (16 // nbits, nbits)
     assert (books.M, books.nbits) == method_class(method).shape(C, labels == "many", *asked)
     assert codes.shape == (400, books.M)
@@ -165,10 +221,9 @@ def test_a_saved_model_is_the_same_model(method, labels, nbits, trained, one, tm
 @pytest.mark.parametrize("method, labels, nbits", CASES)
 def test_plain_faiss_gives_the_scores_of_the_codes(method, labels, nbits, target, trained, one, tmp_path, plain_faiss):
     model, x = trained(method, labels, nbits), one[0]
-    reason = target_module(target).supports(model.codebooks.shape, "cpu")
     path, xb, xq = tmp_path / "g.faissindex", x[:N_BASE], x[N_BASE : N_BASE + 20]
-    if reason is not None:
-        with pytest.raises(ConfigError, match=r"cannot serve these codes"):
+    if target not in serving(model.codebooks.shape):
+        with pytest.raises(ConfigError, match=f"^target {target} cannot serve these codes: "):
             scqfaiss.export(model, xb, path=path, target=target)
         return
     ids = np.random.default_rng(1).permutation(N_BASE) * 7 + 2**62 - 10_000  # large, and in no order
@@ -181,57 +236,137 @@ def test_plain_faiss_gives_the_scores_of_the_codes(method, labels, nbits, target
     assert_hits(D, I, scores, ids, K, model.codebooks.metric)
     # Our own reader answers alike, and what it unpacks is what was put in: nothing was encoded again.
     gallery = scqfaiss.open(path, model=model)
+    assert gallery.target == target
     ours = gallery.search(xq, K)
     np.testing.assert_allclose(ours[0], D, atol=1e-5 * np.abs(scores).max())
-    books, held, held_ids = gallery.unpack()
-    np.testing.assert_array_equal(books.centroids, model.codebooks.centroids)
-    order = np.argsort(ids)
-    np.testing.assert_array_equal(held_ids[np.argsort(held_ids)], ids[order])
-    np.testing.assert_array_equal(held[np.argsort(held_ids)], codes[order])
+    assert_same_codes(gallery.unpack(), model.codebooks, codes, ids)
+    np.testing.assert_allclose(gallery.reconstruct(ids[:9]), model.codebooks.decode(codes[:9]), atol=1e-5)
+    if find_target(target).INFO.filter:
+        assert_hits(*gallery.search(xq, K, allow=ids[::5], deny=ids[::2]), scores[:, 5::10], ids[5::10], K)
+    else:
+        kind = model.codebooks.kind
+        able = "ivfpq or buckets" if kind == "product" else "buckets or lift"
+        for which in ("allow", "deny"):
+            with pytest.raises(ConfigError, match=f": target {target} cannot filter by id; export with {able}$"):
+                gallery.search(xq, K, **{which: ids[:3]})
+            with pytest.raises(ConfigError, match=f": target {target} cannot filter by id; export with {able}$"):
+                gallery.range_search(xq, 0.0, **{which: ids[:3]})
 
 
-@pytest.mark.parametrize("target", TARGETS)
+# M, nbits, and dimensions of a codeword of a product book and of an additive one.
+SHAPES = [(4, 8, 2, 6), (3, 4, 4, 5), (6, 4, 4, 5), (5, 1, 1, 3), (2, 10, 3, 4)]
+
+
+def shapes():
+    for (M, nbits, dsub, d), metric in itertools.product(SHAPES, ("ip", "l2")):
+        yield Shape("product", M, nbits, M * dsub, metric)
+        yield Shape("additive", M, nbits, d, metric)
+
+
+def name_of(shape):
+    return f"{shape.kind}-{shape.M}x{shape.nbits}-{shape.metric}"
+
+
+def books_of(shape, rng):
+    dsub = shape.d // shape.M if shape.kind == "product" else shape.d
+    return Codebooks(shape.kind, rng.standard_normal((shape.M, shape.K, dsub)).astype(np.float32), shape.metric)
+
+
+@pytest.mark.parametrize("shape", list(shapes()), ids=name_of)
+def test_every_shape_has_its_targets_and_the_others_say_why_not(shape):
+    reasons = {name: find_target(name).supports(shape) for name in TARGETS}
+    assert {name for name, reason in reasons.items() if reason is None} == serving(shape)
+    for reason in filter(None, reasons.values()):
+        assert any(name in reason for name in [*serving(shape), "--nbits 4"])
+
+
+SERVED = [
+    pytest.param(name, shape, id=f"{name}-{name_of(shape)}")
+    for shape in shapes()
+    for name in TARGETS
+    if name in serving(shape)
+]
+
+
 @pytest.mark.parametrize("ids", ["given", "row numbers"])
 @pytest.mark.parametrize("n", [0, 1, 90])
-@pytest.mark.parametrize("metric", ["ip", "l2"])
-@pytest.mark.parametrize("M, nbits, dsub", [(4, 8, 2), (3, 4, 4), (5, 1, 1), (2, 10, 3)])
-def test_unpack_undoes_build_for_any_codes(target, M, nbits, dsub, metric, n, ids):
+@pytest.mark.parametrize("target, shape", SERVED)
+def test_any_codes_come_back_and_score_as_they_should(target, shape, n, ids, tmp_path, plain_faiss):
     rng = np.random.default_rng(0)
-    books = Codebooks("product", rng.standard_normal((M, 1 << nbits, dsub)).astype(np.float32), metric)
-    codes = books.check_codes(rng.integers(0, books.K, (n, M)))  # random: not what FAISS itself would choose
+    books, container = books_of(shape, rng), find_target(target)
+    codes = books.check_codes(rng.integers(0, books.K, (n, books.M)))  # random: not what FAISS itself would choose
+    codes[n // 2 :: 7] = codes[:1]
     names = rng.permutation(n).astype(np.int64) * 3 + 5 if ids == "given" else np.arange(n)
-    module = target_module(target)
-    assert module.supports(books.shape, "cpu") is None
-    index = module.build(books, codes, names)
-    found_books, found_codes, found_ids = module.unpack(index)
-    np.testing.assert_array_equal(found_books.centroids, books.centroids)
-    assert (found_books.metric, found_codes.dtype, index.ntotal) == (metric, codes.dtype, n)
-    np.testing.assert_array_equal(found_codes, codes)
-    np.testing.assert_array_equal(found_ids, names)
+    index = container.build(books, codes, names)
+    path = str(tmp_path / "g.faissindex")
+    faiss.write_index(index, path)
     # The stream is about as long as announced.
-    stream = len(faiss.serialize_index(index))
-    assert abs(module.nbytes(books.shape, n) - stream) < 3000 + 8 * n
-    if n:
-        q = rng.standard_normal((4, books.d)).astype(np.float32)
-        k = min(n, K)
-        D, I = index.search(q, k)
-        assert_hits(D, I, books.scores(q, codes), names, k, metric)
-    if isinstance(index, faiss.IndexIDMap2):
-        decoded = np.array([index.reconstruct(int(i)) for i in names])
-        np.testing.assert_array_equal(decoded.reshape(n, books.d), books.decode(codes))
+    stream = (tmp_path / "g.faissindex").stat().st_size
+    if target == "buckets":
+        assert stream <= container.nbytes(shape, n)
+    else:
+        assert abs(container.nbytes(shape, n) - stream) < 3000 + (8 * n if ids == "row numbers" else 0)
+    index = faiss.read_index(path)
+    assert {name for name in TARGETS if find_target(name).holds(index)} == {target}
+    assert container.shape_of(index) in (shape, merged_shape(shape))
+    assert (index.ntotal, index.d) == (n, shape.d)
+    assert_same_codes(container.unpack(index, shape), books, codes, names)
+    if not n:
+        return
+    q = rng.standard_normal((6, books.d)).astype(np.float32)
+    q[5] = 0
+    q[4] = np.abs(q[4])
+    scores, metric = books.scores(q, codes), shape.metric
+    D, I, _ = plain_faiss(path, q[:5], K)
+    assert_hits(D[:, :n], I[:, :n], scores[:5], names, min(n, K), metric)
+    for k in (1, K, n, n + 3):
+        assert_hits(*container.search(index, q, k), scores, names, k, metric)
+    radius = between(scores[:5], 0.4)
+    assert_in_range(container.range_search(index, q[:5], radius), scores[:5], names, radius, metric)
+    for never in (-1e9, 1e9):
+        assert_in_range(container.range_search(index, q, never), scores, names, never, metric)
+    if container.INFO.filter:
+        kept = np.arange(n) % 9 == 0
+        batch = faiss.IDSelectorBatch(names[kept])
+        for sel, here in ((batch, kept), (faiss.IDSelectorNot(batch), ~kept)):
+            assert_hits(*container.search(index, q, K, sel=sel), scores[:, here], names[here], K, metric)
+            found = container.range_search(index, q[:5], radius, sel=sel)
+            assert_in_range(found, scores[:5, here], names[here], radius, metric)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_plain_faiss_file_is_read_by_its_class(target, tmp_path):
+@pytest.mark.parametrize("target, shape", [p for p in SERVED if p.values[1].M in (3, 4, 6)])
+def test_a_plain_faiss_file_is_read_by_its_class(target, shape, tmp_path):
+    """Without a card nobody knows of merged books: the codes then are those of the books as they stand."""
     rng = np.random.default_rng(0)
-    books = Codebooks("product", rng.standard_normal((3, 16, 2)).astype(np.float32))
-    codes, ids = books.check_codes(rng.integers(0, 16, (30, 3))), rng.permutation(30) + 100
-    faiss.write_index(target_module(target).build(books, codes, ids), str(tmp_path / "g.faissindex"))
+    books = books_of(shape, rng)
+    codes, ids = books.check_codes(rng.integers(0, books.K, (30, books.M))), rng.permutation(30) + 100
+    faiss.write_index(find_target(target).build(books, codes, ids), str(tmp_path / "g.faissindex"))
     gallery = scqfaiss.open(tmp_path / "g.faissindex")
-    assert gallery.card is None
-    _, held, held_ids = gallery.unpack()
-    np.testing.assert_array_equal(held, codes)
-    np.testing.assert_array_equal(held_ids, ids)
+    assert (gallery.card, gallery.target) == (None, target)
+    held_books, held, held_ids = gallery.unpack()
+    order = np.argsort(held_ids)
+    np.testing.assert_array_equal(held_ids[order], np.sort(ids))
+    np.testing.assert_allclose(held_books.decode(held[order]), books.decode(codes[np.argsort(ids)]), atol=1e-5)
+    if held_books.shape == shape:
+        np.testing.assert_array_equal(held[order], codes[np.argsort(ids)])
+
+
+@pytest.mark.parametrize("kind, metric", [("product", "ip"), ("product", "l2"), ("additive", "ip")])
+def test_fast_scan_alone_finds_most_of_the_best(kind, metric, tmp_path, plain_faiss):
+    rng = np.random.default_rng(0)
+    books = books_of(Shape(kind, 16, 4, 64, metric), rng)
+    codes, q = books.check_codes(rng.integers(0, 16, (2000, 16))), rng.standard_normal((40, 64)).astype(np.float32)
+    container = find_target("fastscan")
+    index = container.build(books, codes, np.arange(2000), Options(refine=-1))
+    faiss.write_index(index, str(tmp_path / "g.faissindex"))
+    scores = books.scores(q, codes) * (1 if metric == "ip" else -1)
+    tenth = -np.sort(-scores, axis=1)[:, 9:10]
+    D, I, _ = plain_faiss(tmp_path / "g.faissindex", q, 10)
+    of_ids = np.take_along_axis(scores, I, 1)
+    assert (of_ids >= tenth - 1e-6).mean() >= 0.9
+    np.testing.assert_allclose(np.abs(D), np.abs(of_ids), atol=0.02 * np.abs(scores).max())
+    with pytest.raises(ConfigError, match=r"^fast scan without refine has no range search; export with --refine 8$"):
+        container.range_search(index, q, 0.0)
 
 
 FOLDED = [
@@ -240,21 +375,29 @@ FOLDED = [
     ("pq", "mlp", {}),
     ("pq", "mlp", {"raw": True}),
     ("opq", "mlp", {}),
+    ("scq additive", "identity", {}),
+    ("scq additive", "linear", {"cfa": "cosine"}),
 ]
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("method, encoder, settings", FOLDED)
+@pytest.mark.parametrize(
+    "method, encoder, settings, target",
+    [
+        (*folded, name)
+        for folded in FOLDED
+        for name in sorted(serving(Shape("additive" if "additive" in folded[0] else "product", 4, 4, 16)))
+    ],
+)
 def test_raw_queries_search_a_folded_encoder(method, encoder, settings, target, one, tmp_path, plain_faiss):
     x, y = one
-    model = train(method, x, y if method == "scq" else None, nbits=4, encoder=encoder, **settings)
+    model = train(method, x, y if "scq" in method else None, nbits=4, encoder=encoder, **settings)
     path, xb, xq = tmp_path / "g.faissindex", x[:N_BASE], x[-20:]
     scqfaiss.export(model, xb, path=path, target=target)
     D, I, _ = plain_faiss(path, xq, K)
     assert_hits(D, I, model.codebooks.scores(model.embed(xq), model.encode(xb)), np.arange(N_BASE), K)
     gallery = scqfaiss.open(path)  # no model needed
     assert gallery.card["encoder"] == ("folded" if model.chain.layers else "none")
-    np.testing.assert_array_equal(gallery.search(xq, K)[0], D)
+    np.testing.assert_allclose(gallery.search(xq, K)[0], D, rtol=1e-5, atol=1e-5)
 
 
 def test_an_encoder_that_cannot_be_folded_asks_for_the_model(trained, one, tmp_path):
@@ -277,9 +420,10 @@ def test_an_encoder_that_cannot_be_folded_asks_for_the_model(trained, one, tmp_p
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_one_row_is_a_gallery_and_none_is_not(target, trained, one, tmp_path):
-    model = trained("pq", "none", 4)
+    product = "product" in find_target(target).INFO.kinds
+    model = trained("pq", "none", 4) if product else trained("scq additive", "one", 4)
     scqfaiss.export(model, one[0][:1], ids=[2**62], path=tmp_path / "g.faissindex", target=target)
-    D, I = scqfaiss.open(tmp_path / "g.faissindex").search(one[0][:3], 1)
+    D, I = scqfaiss.open(tmp_path / "g.faissindex", model=model).search(one[0][:3], 1)
     assert I.ravel().tolist() == [2**62] * 3
     np.testing.assert_allclose(
         D, model.codebooks.scores(model.embed(one[0][:3]), model.encode(one[0][:1])), rtol=1e-5, atol=1e-6
@@ -334,7 +478,8 @@ class ToySettings:
 class ToyMethod:
     """Codewords are the first rows, cut in M pieces."""
 
-    Config, PRESETS, long_name, needs, needs_encoder, rule = ToySettings, {}, "toy", frozenset(), False, "l2"
+    Config, PRESETS, long_name, needs, needs_encoder = ToySettings, {}, "toy", frozenset(), False
+    rule, beam = "l2", 1
 
     def __init__(self, config, task):
         self.config, self.task = config, task
@@ -342,6 +487,10 @@ class ToyMethod:
     @staticmethod
     def shape(C, many, M, nbits):
         return M, nbits
+
+    @staticmethod
+    def kind(config):
+        return "product"
 
     @staticmethod
     def members(config, encoder):
@@ -368,16 +517,17 @@ class ToyMethod:
         return {"toy": True}
 
 
+class ToyTarget(PQ):
+    INFO = dataclasses.replace(PQ.INFO, name="toy")
+
+
 def test_a_toy_method_and_a_toy_target_work_by_a_line_in_their_registry(monkeypatch, one, tmp_path, plain_faiss):
     methods, targets = types.ModuleType("toy_methods"), types.ModuleType("toy_target")
-    methods.Toy = ToyMethod
-    for name in ("supports", "build", "unpack", "nbytes"):
-        setattr(targets, name, getattr(pq_target, name))
-    targets.INFO = dataclasses.replace(pq_target.INFO, name="toy")
+    methods.Toy, targets.Toy = ToyMethod, ToyTarget
     monkeypatch.setitem(sys.modules, "toy_methods", methods)
     monkeypatch.setitem(sys.modules, "toy_target", targets)
     monkeypatch.setitem(scqfaiss.methods.REGISTRY, "toy", "toy_methods:Toy")
-    monkeypatch.setitem(scqfaiss.targets.REGISTRY, "toy", "toy_target")
+    monkeypatch.setitem(scqfaiss.targets.REGISTRY, "toy", "toy_target:Toy")
     with open(tmp_path / "rows.h5", "w+b") as f:
         write_rows(f, one[0], ids=np.arange(400) + 1000)
     model, gallery = tmp_path / "m.safetensors", tmp_path / "g.faissindex"

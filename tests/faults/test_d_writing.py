@@ -167,7 +167,7 @@ def test_d3_disk_full(run, here, untouched, monkeypatch, what, when):
 def test_d3_words_before_any_work(run, here, untouched, monkeypatch):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: DISK(0, 0, 1000))
     monkeypatch.setattr("scqfaiss.exporting.build", None)  # not reached
-    refused(run(*EXPORT, "g.faissindex"), 4, "g.faissindex: needs 3.2 kB, 1.0 kB free")
+    refused(run(*EXPORT, "g.faissindex"), 4, "g.faissindex: needs 7.3 kB, 1.0 kB free")
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: DISK(0, 0, 80 * 10**6))
     with files.reserve("x.bin") as slot, pytest.raises(WriteError) as caught:
         slot.check_space(1_142_857_143)

@@ -79,7 +79,10 @@ def test_e3_k_out_of_range(run, here, untouched):
         assert (result.code, result.warnings) == (0, [words])
         assert result.out.startswith("20 queries, 200 hits each\n")
     refused(run(*SEARCH, "-k", "1.5"), 2, "Invalid value for '-k': '1.5' is not a valid integer.")
-    refused(run(*SEARCH, "--device", "cuda:0"), 2, "device is 'cuda:0', this version searches on cpu")
+    refused(run(*SEARCH, "--device", "tpu"), 2, "device is 'tpu', needs cpu, cuda or cuda:N")
+    message = 'device cuda:0: this FAISS is built for the CPU: pip install "scqfaiss[gpu]"'
+    if "GPU" not in faiss.get_compile_options().split():
+        refused(run(*SEARCH, "--device", "cuda:0"), 2, message)
     untouched()
 
 

@@ -1,0 +1,58 @@
+"""Lists of ids as a user gives them: on the command line, or in a file."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from ..arrays import Ints, as_ids
+from ..errors import DataError, shown
+from . import HDF5_ENDINGS, open_rows
+from .source import OpenFile
+
+_INLINE = re.compile(r" *\d+ *(,.*)?", re.DOTALL)  # what follows the first comma is for the message, if it is no id
+
+
+def read_ids(given: str | os.PathLike[str], ids_key: str = "ids") -> Ints:
+    """'1,2,3', or a file of ids -> (n,) int64; an id may stand twice.
+
+    A text file holds ids apart by white space or commas, a .npy file an array (n,) of integers, an HDF5 file rows, whose
+    ids are meant. Raises ConfigError where there is no such file, DataError where it holds anything else.
+    """
+    text = os.fspath(given)
+    if _INLINE.fullmatch(text) and not os.path.exists(text):
+        return _parsed(text, "ids")
+    name, ending = shown(given), Path(text).suffix.lower()
+    if ending in HDF5_ENDINGS:
+        with open_rows(text, labels_key=None, ids_key=ids_key, allow_duplicate_ids=True) as source:
+            return source.ids
+    file = OpenFile(text)
+    try:
+        raw = np.empty(file.size, np.uint8)
+        file.read_into(raw, 0)
+    finally:
+        file.close()
+    if ending == ".npy":
+        try:
+            a = np.load(io.BytesIO(raw.tobytes()), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise DataError(f"{name}: not a readable .npy array") from error
+        return as_ids(a, len(a) if getattr(a, "ndim", 0) else 0, name, allow_duplicates=True)
+    try:
+        return _parsed(raw.tobytes().decode("ascii"), name)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: not a text file of ids") from error
+
+
+def _parsed(text: str, name: str) -> Ints:
+    words = text.replace(",", " ").split()
+    for number, word in enumerate(words):
+        if not word.isdecimal() or len(word) > 19 or int(word) >= 1 << 63:
+            raise DataError(
+                f"{name}: entry {number + 1:,} is '{shown(word[:40])}', needs an id (0 to {(1 << 63) - 1:,})"
+            )
+    return np.array([int(word) for word in words], np.int64)

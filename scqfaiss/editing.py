@@ -1,0 +1,206 @@
+"""The life of a gallery after its export: rows come and go, galleries are joined.
+
+Every change unpacks the codes, changes them, and builds the container anew, so that the outcome is that of an export of the
+rows that are left, in every container; the file is replaced as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import Ints, as_ids
+from .codebooks import Codebooks, Codes
+from .contract import Progress, silent
+from .data import ArraySource, Source, open_rows
+from .data.idlist import read_ids
+from .encoders.chain import Chain
+from .errors import ConfigError, DataError, IndexFileError, shown, size
+from .exporting import SUFFIX, options_of, write
+from .files import PathLike, Slot, reserve
+from .model import Model, encode_source
+from .reading import Stored, read_gallery
+from .targets.head import chain, kind_of, layers, prepend
+
+FIRST_IDS = 5  # named in messages
+MAX_ID = (1 << 63) - 1
+
+
+class _Content:
+    """An open file taken apart: codebooks and codes as they are stored, or as they were where an encoder must know."""
+
+    def __init__(self, path: PathLike, as_stored: bool = True) -> None:
+        self.name = shown(path)
+        self.stored: Stored = read_gallery(path)
+        if self.stored.card is None:
+            raise IndexFileError(f"{self.name}: no checksum: written by another program, or cut off; export it again")
+        assert self.stored.target is not None
+        self.card: Mapping[str, Any] = self.stored.card
+        if not all(isinstance(self.card.get(key), str) for key in ("model_sha256", "method")):
+            raise IndexFileError(f"{self.name}: the card does not say which model its codes came from")
+        shape = None if as_stored else self.stored.shape
+        self.books, self.codes, self.ids = self.stored.target.unpack(self.stored.index, shape)
+
+    @property
+    def target(self) -> Any:
+        return self.stored.target
+
+
+def append(gallery: PathLike, xb: Any, *, ids: Any = None, model: Model | PathLike | None = None) -> int:
+    """Encode xb (n, d_in) with the gallery's model and add the codes -> vectors the gallery now holds.
+
+    ids (n,) int64; without them rows are numbered on from the largest id there is. model: needed where the encoder does
+    not stand inside the file. Raises DataError on bad rows and on ids that are taken, ConfigError on another model, WriteError
+    when nothing could be written; the file is then as it was.
+    """
+    with reserve(gallery, suffix=SUFFIX, what="changed") as slot:
+        source = ArraySource(xb, ids=ids, name="xb")
+        return _rewrite(slot, *_joined(slot, gallery, source, model, silent)[:4])
+
+
+def append_file(
+    gallery: PathLike,
+    rows: PathLike,
+    *,
+    model: PathLike | None = None,
+    keys: Mapping[str, Any],
+    progress: Progress = silent,
+) -> str:
+    """Append a file of rows; returns what to tell the user."""
+    with reserve(gallery, inputs=[p for p in (rows, model) if p is not None], suffix=SUFFIX, what="changed") as slot:
+        with open_rows(rows, **{**keys, "labels_key": None}) as source:
+            held, books, codes, ids, new = _joined(slot, gallery, source, model, progress)
+        # Closing says whether the rows were changed while they were read: only then is anything written.
+        n = _rewrite(slot, held, books, codes, ids)
+        return (
+            f"{slot.name}: {len(new):,} vectors added (ids {new.min()} to {new.max()}), {n:,} in all, "
+            f"{size(slot.path.stat().st_size)}"
+        )
+
+
+def _joined(
+    slot: Slot, path: PathLike, source: Source, model: Model | PathLike | None, progress: Progress
+) -> tuple[_Content, Codebooks, Codes, Ints, Ints]:
+    """What is held, codebooks, codes and ids of old rows and new, and the ids of the new ones."""
+    held = _Content(path, as_stored=False)
+    encoder = _encoder(held, model)
+    if source.d != encoder.d_in:
+        raise ConfigError(f"{source.name}: rows have d={source.d}, {held.name} needs d={encoder.d_in}")
+    if len(source) == 0:
+        raise DataError(f"{source.name} holds 0 rows, nothing to append")
+    ids = source.ids
+    if not source.has_ids:  # row numbers from 0 would only clash
+        start = int(held.ids.max(initial=-1)) + 1
+        if start + len(source) > MAX_ID:
+            raise DataError(f"{held.name} holds id {start - 1}, no {len(source):,} numbers follow it; give ids")
+        ids = np.arange(start, start + len(source))
+    taken = np.unique(held.ids[_among(held.ids, ids)])
+    if len(taken):
+        first = ", ".join(map(str, taken[:FIRST_IDS]))
+        raise DataError(f"ids {first} are already in {held.name} ({len(taken):,} of {len(ids):,}); remove them first")
+    books = encoder.codebooks
+    slot.check_space(held.target.nbytes(books.shape, len(held.ids) + len(ids)))
+    codes = np.concatenate([held.codes, encode_source(encoder, source, progress)])
+    return held, books, codes, np.concatenate([held.ids, ids]), ids
+
+
+def _encoder(held: _Content, model: Model | PathLike | None) -> Model:
+    """The model given, if it is the gallery's own, or the one that stands in the file."""
+    if model is not None:
+        loaded = model if isinstance(model, Model) else Model.load(model)
+        if loaded.sha256 != held.card["model_sha256"]:
+            made_by = str(held.card["model_sha256"])[:12]
+            raise ConfigError(f"the model is {loaded.sha256[:12]}, {held.name} was made by {made_by}; give that model")
+        return loaded
+    if held.card["encoder"] == "model" or "rule" not in held.card or held.books.kind != "product":
+        # A merged additive book does not tell which part of a sum was whose, and encoding would ask.
+        made_by = str(held.card["model_sha256"])[:12]
+        raise ConfigError(f"{held.name}: new rows need the model its codes came from ({made_by}); give --model")
+    encoder = Chain(held.card["d_in"]).then(*layers(held.stored.index))
+    config = {"method": held.card["method"], "rule": held.card["rule"], "encoder": "folded"}
+    return Model(encoder, held.books, config)
+
+
+def remove(gallery: PathLike, ids: Any) -> tuple[int, int]:
+    """Take rows out by their ids -> (how many were there, vectors the gallery now holds). Ids that are absent are counted.
+
+    Raises DataError on bad ids and where no row would be left; the file is then as it was.
+    """
+    with reserve(gallery, suffix=SUFFIX, what="changed") as slot:
+        found, _, n = _remove(slot, gallery, as_ids(ids, np.size(ids), allow_duplicates=True))
+        return found, n
+
+
+def remove_file(gallery: PathLike, ids: str) -> str:
+    """Remove by '1,2,3' or a file of ids; returns what to tell the user."""
+    with reserve(gallery, inputs=[ids], suffix=SUFFIX, what="changed") as slot:
+        found, absent, n = _remove(slot, gallery, read_ids(ids))
+    more = f", {absent:,} ids were not there" if absent else ""
+    return f"{slot.name}: {found:,} vectors removed{more}, {n:,} left"
+
+
+def _remove(slot: Slot, path: PathLike, ids: Ints) -> tuple[int, int, int]:
+    held, ids = _Content(path), np.unique(ids)
+    gone = _among(held.ids, ids)
+    found = int(gone.sum())
+    if found == len(held.ids):
+        raise DataError(f"{held.name}: nothing would be left; delete the file instead")
+    absent = len(ids) - len(np.unique(held.ids[gone]))
+    n = _rewrite(slot, held, held.books, held.codes[~gone], held.ids[~gone]) if found else len(held.ids)
+    return found, absent, n
+
+
+def merge(galleries: Sequence[PathLike], path: PathLike) -> int:
+    """Join galleries of one model and one target into one -> vectors it holds. Raises DataError where an id stands in two,
+    ConfigError where the parts do not belong together.
+    """
+    if len(galleries) < 2:
+        raise ConfigError("a merge needs at least 2 galleries")
+    with reserve(path, inputs=galleries, suffix=SUFFIX, what="merged") as slot:
+        parts = [_Content(gallery) for gallery in galleries]
+        first = parts[0]
+        for part in parts[1:]:
+            for key in ("model_sha256", "target", "encoder", "d_in"):
+                if part.card[key] != first.card[key]:
+                    raise ConfigError(
+                        f"{part.name} has {key} {str(part.card[key])[:12]}, {first.name} has {str(first.card[key])[:12]}"
+                    )
+        ids = np.concatenate([part.ids for part in parts])
+        each = np.sort(np.concatenate([_distinct(part.ids) for part in parts]))
+        twice = _distinct(each[1:][each[1:] == each[:-1]])
+        if len(twice):
+            named = ", ".join(map(str, twice[:FIRST_IDS]))
+            raise DataError(f"ids {named} stand in more than one of the galleries ({len(twice):,} such ids)")
+        return _rewrite(slot, first, first.books, np.concatenate([part.codes for part in parts]), ids)
+
+
+def merge_files(galleries: Sequence[PathLike], out: PathLike) -> str:
+    n = merge(galleries, out)
+    return f"{shown(out)}: {n:,} vectors from {len(galleries)} galleries"
+
+
+def _among(ids: Ints, few: Ints) -> NDArray[np.bool_]:
+    """Which of many ids are among few others; NumPy's own set functions sort or hash the many."""
+    few = np.append(np.sort(few), -1)  # no id is -1
+    return np.asarray(few[np.searchsorted(few[:-1], ids)] == ids)
+
+
+def _distinct(ids: Ints) -> Ints:
+    ids = np.sort(ids)
+    out: Ints = ids[np.append(True, ids[1:] != ids[:-1])[: len(ids)]]
+    return out
+
+
+def _rewrite(slot: Slot, held: _Content, books: Codebooks, codes: Codes, ids: Ints) -> int:
+    """Build the container anew from codes, behind the encoder that the file had, and write it."""
+    index = held.target.build(books, codes, ids, options_of(held.card), like=held.stored.index)
+    old = chain(held.stored.index)
+    if kind_of(held.stored.index) == "additive":
+        old = old[:-1]  # build has made a new tile
+    index = prepend(old, index)
+    card = {**held.card, "n": len(codes)}
+    write(slot, index, card, held.target.nbytes(books.shape, len(codes)))
+    return len(codes)

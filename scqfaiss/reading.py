@@ -1,0 +1,216 @@
+"""Index files in: footer, hash, limits, allow-list, card; nothing is searched before all of them agree."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+import faiss
+
+from . import files
+from .codebooks import Shape
+from .errors import ConfigError, IndexFileError, ResourceError, shown
+from .files import PathLike
+from .targets import REGISTRY as TARGETS
+from .targets import target as find_target
+from .targets.base import Target
+from .targets.head import inner
+from .targets.walk import walk
+
+MIN_FAISS = (1, 14, 2)  # the first with limits on what a file may make it allocate
+# FAISS holds sizes that never stand in the file (d_in * d_out * 4 of a transform) to the limit too, hence the floor.
+BYTE_LIMIT_FLOOR = 256 << 20
+LOOP_LIMIT_FLOOR = 10**6
+LOOK_BYTES = 96 << 20  # read to find out whether a file has inverted lists: what precedes them is smaller
+_limits_lock = threading.Lock()  # the limits are process-wide
+
+
+@contextmanager
+def _read_limits(nbytes: int, loops: int) -> Iterator[None]:
+    if not hasattr(faiss, "set_deserialization_vector_byte_limit"):
+        need = ".".join(map(str, MIN_FAISS))
+        raise ConfigError(
+            f'FAISS {faiss.__version__} is too old, needs {need} or newer: pip install -U "scqfaiss[cpu]"'
+        )
+    with _limits_lock:
+        before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+        faiss.set_deserialization_vector_byte_limit(nbytes)
+        faiss.set_deserialization_loop_limit(loops)
+        try:
+            yield
+        finally:
+            faiss.set_deserialization_vector_byte_limit(before[0])
+            faiss.set_deserialization_loop_limit(before[1])
+
+
+class _Enough(Exception):
+    """A look at the head of a file has seen what it came for."""
+
+
+def _load(f: BinaryIO, name: str, stream: int | None, mapped: bool = False) -> tuple[Any, int]:
+    """The index at the start of the open file and the bytes FAISS read; at most `stream` of them where that is known.
+
+    mapped: lists and codes stay in the file, read when they are searched.
+    """
+    size = os.fstat(f.fileno()).st_size
+    end, used, look = size if stream is None else stream, 0, mapped
+    f.seek(0)
+
+    limits = max(size, BYTE_LIMIT_FLOOR), max(LOOP_LIMIT_FLOOR, size // 8)
+    refused: list[BaseException] = []
+    lists = False
+
+    def get(n: int) -> bytes:
+        nonlocal used, lists
+        try:
+            if look and used + n > LOOK_BYTES:
+                raise _Enough
+            block = f.read(min(n, end - used))
+        except BaseException as error:  # a failing disk or Ctrl-C: neither says anything about the file
+            refused.append(error)
+            raise
+        used += len(block)
+        lists = lists or block == b"ilar"
+        if block == b"ilod":  # lists kept in another file, which FAISS would open by the name it finds here
+            raise RuntimeError(block)
+        return block
+
+    try:
+        if not mapped:
+            with _read_limits(*limits):
+                return faiss.read_index(faiss.PyCallbackIOReader(get)), used
+        # FAISS maps either inverted lists or flat codes, and only by a path. A first look goes through `get`: with the
+        # flag for lists FAISS gives up where they begin, because `get` is no file, and at large arrays by the limit.
+        flags, whole = faiss.IO_FLAG_MMAP_IFC, True
+        try:
+            with _read_limits(LOOK_BYTES, limits[1]):
+                faiss.read_index(faiss.PyCallbackIOReader(get), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        except (RuntimeError, _Enough) as error:  # FAISS hands on what `get` raises, or words of its own
+            if refused and not isinstance(refused[0], _Enough):
+                raise
+            if lists:
+                flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
+            elif not refused and "limit" not in str(error):
+                raise
+            refused.clear()
+            whole = False
+        # The same descriptor under a name: a file swapped in meanwhile cannot mix.
+        with _read_limits(*limits):
+            index = faiss.read_index(f"/proc/self/fd/{f.fileno()}", flags)
+        if lists:
+            used = _end_of_lists(index, end)
+        elif not whole:
+            used = end  # of flat codes FAISS itself sees that they lie in the file
+        if used > end:
+            raise IndexFileError(f"{name}: not a FAISS index, or damaged")
+        return index, used
+    except (RuntimeError, OSError) as error:
+        if refused and isinstance(refused[0], OSError):
+            why = os.strerror(refused[0].errno or 0)
+            raise IndexFileError(f"{name}: cannot be read ({why})") from error
+        if refused:
+            raise refused[0] from None
+        if "limit" in str(error):
+            raise ResourceError(f"{name}: claims more data than a file of {size:,} bytes can hold") from error
+        raise IndexFileError(f"{name}: not a FAISS index, or damaged") from error
+    except MemoryError as error:
+        raise ResourceError(f"{name}: claims more data than memory can hold") from error
+
+
+def _end_of_lists(index: Any, end: int) -> int:
+    """Where mapped lists end in the file, of which FAISS only checks that they begin there; `end` where more follows them."""
+    ivf = inner(index)
+    lists = faiss.downcast_InvertedLists(ivf.invlists) if isinstance(ivf, faiss.IndexIVF) else None
+    if not isinstance(lists, faiss.OnDiskInvertedLists) or not lists.nlist:
+        return end
+    last = lists.lists.at(lists.nlist - 1)
+    return int(last.offset) + int(last.size) * (8 + int(lists.code_size))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a file held: the FAISS index, its card (None for a plain FAISS file), the target it belongs to (None where it
+    is none of ours), and by what another file of the same name is told apart.
+    """
+
+    index: Any
+    card: Mapping[str, Any] | None
+    target: Target | None = None
+    stamp: Any = None
+
+    @property
+    def shape(self) -> Shape | None:
+        """The codes' shape as the card has it, which tells of books that stand merged."""
+        return None if self.card is None else shape_of_card(self.card)
+
+
+def shape_of_card(card: Mapping[str, Any]) -> Shape:
+    return Shape(card["kind"], card["M"], card["nbits"], card["d"], card["metric"])
+
+
+def stamp_of(f: BinaryIO) -> Any:
+    """What tells the content of an open file: the hash that it carries, or None."""
+    return files.digest(f) if files.has_footer(f) else None
+
+
+def read_gallery(path: PathLike, *, verify: bool = True, mmap: bool = False) -> Stored:
+    """Read and check a file: footer, hash (unless verify=False), allow-list, card against index.
+
+    mmap: codes and ids stay in the file; it must not be changed in place while it is open (replacing it is safe).
+    Raises ConfigError where it is missing, IndexFileError where it is damaged or not ours, ResourceError where it claims
+    more memory than its size justifies.
+    """
+    name = shown(path)
+    with files.open_regular(path) as f:  # one descriptor: a file swapped in meanwhile cannot mix
+        card = stream = None
+        if files.has_footer(f):
+            card, stream = files.read_footer(f, name, hash_all=verify)
+        index, used = _load(f, name, stream, mmap)
+        if stream is not None and used != stream:
+            raise IndexFileError(f"{name}: the index ends after {used:,} bytes, the card says {stream:,}")
+        if stream is None and used != os.fstat(f.fileno()).st_size:
+            raise IndexFileError(
+                f"{name}: bytes follow the index without a valid footer; export again or restore a copy"
+            )
+        stamp = stamp_of(f)
+    try:
+        walk(index, mmap)
+    except IndexFileError as error:
+        raise IndexFileError(f"{name}: {error}") from error
+    target = target_of(index, (card or {}).get("target"))
+    if card is not None:
+        _compare(card, index, target, name)
+    return Stored(index, card, target, stamp)
+
+
+def target_of(index: Any, told: Any = None) -> Target | None:
+    """The registered target that could have built `index`: the one told, if it could, or the first."""
+    fits = [name for name in TARGETS if find_target(name).holds(index)]
+    if told in fits:
+        return find_target(told)
+    return find_target(fits[0]) if fits else None
+
+
+def _compare(card: Mapping[str, Any], index: Any, target: Target | None, name: str) -> None:
+    """Raise IndexFileError where card and index disagree."""
+    if target is None:
+        raise IndexFileError(
+            f"{name}: the card says target={card.get('target')}, the index is a {type(inner(index)).__name__}"
+        )
+    stored = target.shape_of(index)
+    found = {"target": target.INFO.name, "n": index.ntotal}
+    if card.get("nbits") == 4 and card.get("M") == 2 * stored.M and stored.nbits == 8:
+        stored = replace(stored, M=2 * stored.M, nbits=4)  # 4-bit books that stand in pairs: see targets/reshape.py
+    found |= {"kind": stored.kind, "d": stored.d, "M": stored.M, "nbits": stored.nbits, "K": stored.K}
+    found["metric"] = stored.metric
+    if card.get("encoder") not in ("none", "folded", "model") or type(card.get("d_in")) is not int:
+        raise IndexFileError(f"{name}: the card does not say how queries are encoded")
+    if card["encoder"] != "model":
+        found["d_in"] = index.d
+    for key, value in found.items():
+        if card.get(key) != value:
+            raise IndexFileError(f"{name}: the card says {key}={card.get(key)}, the index has {value}")

@@ -1,0 +1,141 @@
+"""IndexPQFastScan: 4-bit codes scanned in SIMD registers, and a second look that puts the best in exact order.
+
+The scan rounds its look-up tables to 8 bits. With the refine stage (the default) `refine` candidates per hit are scored
+again with the same codes, exactly, which doubles the code bytes. FAISS offers no id selectors here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from ..codebooks import Codebooks, Codes, Shape
+from ..errors import ConfigError
+from .base import (
+    DEFAULTS,
+    Hits,
+    Ids,
+    Options,
+    Ranges,
+    Target,
+    TargetInfo,
+    kind_reason,
+    product_books,
+    product_shape,
+    table_bytes,
+)
+from .head import kind_of, prepend, through
+from .ids import behind_ids, ids_at, ids_of, with_ids
+from .pq import codes_of, index_pq
+from .reshape import as_product, merged, merged_shape, split
+
+REFINE = 8  # candidates per hit: exact in practice
+
+
+class FastScan(Target):
+    INFO = TargetInfo(
+        "fastscan",
+        "IndexPQFastScan",
+        ("product", "additive"),
+        filter=False,
+        range=True,
+        exact=False,
+        options=frozenset({"refine"}),
+    )
+
+    def supports(self, shape: Shape) -> str | None:
+        if shape.nbits != 4:
+            return f"fast scan needs 4-bit codebooks (--nbits 4), these have {shape.nbits}"
+        if shape.kind == "additive" and shape.metric != "ip":
+            return "a sum of inner products is no distance; use target residual"
+        return kind_reason(self.INFO, shape)
+
+    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
+        """-> faiss.IndexPQFastScan, inside a faiss.IndexRefine unless options.refine is -1, behind a tile if additive."""
+        narrow, tile = as_product(codebooks)
+        index = faiss.IndexPQFastScan(index_pq(narrow, codes))  # filled first: it takes no codes itself
+        if options.refine >= 0:
+            exact = index_pq(*merged(narrow, codes))  # 8-bit books score faster
+            refine = faiss.IndexRefine(index, exact)
+            refine.own_fields = refine.own_refine_index = True
+            index.this.disown()
+            exact.this.disown()
+            refine.k_factor = options.refine or REFINE
+            index = refine
+        return prepend(tile, with_ids(index, ids))
+
+    def holds(self, index: Any) -> bool:
+        return isinstance(_parts(index)[0], faiss.IndexPQFastScan)
+
+    def shape_of(self, index: Any) -> Shape:
+        return product_shape(_parts(index)[0], kind_of(index))
+
+    def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
+        scan, exact = _parts(index)
+        codes = (
+            unblocked(scan) if exact is None else split(product_books(exact), codes_of(exact), product_shape(scan))[1]
+        )
+        return product_books(scan, kind_of(index)), codes, ids_of(index)
+
+    def search(self, index: Any, x: NDArray[np.float32], k: int, *, sel: Any = None, nprobe: int | None = None) -> Hits:
+        """As FAISS scans, but for what it passes over: rows of the lowest rounded score, all rows for a query of zeros."""
+        D, I = super().search(index, x, k, sel=sel, nprobe=nprobe)
+        short = np.flatnonzero((I[:, : min(k, index.ntotal)] < 0).any(1))
+        if len(short):
+            scan, exact = _parts(index)
+            if exact is None:
+                exact = index_pq(product_books(scan), unblocked(scan))
+            D[short], I[short] = exact.search(through(index, np.ascontiguousarray(x[short])), k)
+            I[short] = np.where(I[short] < 0, -1, ids_at(index, I[short]))
+        return D, I
+
+    def range_search(self, index: Any, x: NDArray[np.float32], radius: float, *, sel: Any = None) -> Ranges:
+        """By the exact codes of the refine stage. Raises ConfigError without one: FAISS has no such scan."""
+        _, exact = _parts(index)
+        if exact is None:
+            raise ConfigError("fast scan without refine has no range search; export with --refine 8")
+        lims, D, I = super().range_search(exact, through(index, x), radius)
+        return lims, D, ids_at(index, I)
+
+    def nbytes(self, shape: Shape, n: int) -> int:
+        narrow = shape if shape.kind == "product" else replace(shape, kind="product", d=shape.M * shape.d)
+        return n * (2 * shape.code_size + 8) + table_bytes(narrow) + table_bytes(merged_shape(narrow)) + 2000
+
+
+def _parts(index: Any) -> tuple[Any, Any]:
+    """The fast-scan index, and the exact one behind it or None."""
+    index = behind_ids(index)
+    if isinstance(index, faiss.IndexRefine):
+        return faiss.downcast_index(index.base_index), faiss.downcast_index(index.refine_index)
+    return index, None
+
+
+@cache
+def _layout(M: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(32, M) place of the byte in a block of 32 rows that holds codeword m of row i, and its shift: 0 or 4.
+
+    Found by packing one codeword at a time with FAISS's own packer, so that it is right in every version.
+    """
+    packer = faiss.IndexPQFastScan(M, M, 4).get_CodePacker()
+    place, shift = np.empty((32, M), np.int64), np.empty((32, M), np.int64)
+    for i in range(32):
+        for m in range(M):
+            code, block = np.zeros(packer.code_size, np.uint8), np.zeros((1, packer.block_size), np.uint8)
+            code[m // 2] = 15 << 4 * (m % 2)
+            packer.pack_1(code, i, block)
+            place[i, m] = block[0].argmax()
+            shift[i, m] = 4 * (block.max() == 240)
+    return place, shift
+
+
+def unblocked(scan: Any) -> Codes:
+    """The codes (n, M) of a faiss.IndexPQFastScan, whose rows stand in blocks of 32."""
+    blocks = faiss.vector_to_array(scan.codes).reshape(-1, 16 * scan.M2)  # M2 nibbles of 32 rows
+    place, shift = _layout(scan.M)
+    codes = blocks[:, place] >> shift.astype(np.uint8) & 15  # block row m
+    return np.ascontiguousarray(codes.reshape(-1, scan.M)[: scan.ntotal])

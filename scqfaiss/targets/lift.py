@@ -1,0 +1,47 @@
+"""Additive codes as a product quantizer: exact inner products, ids, selectors, memory mapping, and the GPU.
+
+<q, sum_m c_m> = <[q, ..., q], [c_1, ..., c_M]>: the query is repeated M times by a transform in the file, the codebook table
+and the code bytes are the additive ones as they are. For searching only: what FAISS adds or reconstructs through the
+repetition is wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..codebooks import Codebooks, Codes, Shape
+from .base import DEFAULTS, Ids, Options, Target, TargetInfo, kind_reason, product_books, product_shape, table_bytes
+from .head import inner, kind_of, prepend
+from .ivfpq import is_flat_ivfpq, one_list
+from .lists import rows_of
+from .reshape import as_product, merged, merged_shape, split
+
+
+class Lift(Target):
+    INFO = TargetInfo("lift", "IndexIVFPQ", ("additive",), filter=True, range=True, exact=True)
+
+    def supports(self, shape: Shape) -> str | None:
+        if shape.kind == "additive" and shape.metric != "ip":
+            return "a sum of inner products is no distance; use target residual"
+        return kind_reason(self.INFO, shape)
+
+    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
+        """-> faiss.IndexPreTransform(tile, IndexIVFPQ of dimension M d with one list)."""
+        books, codes = merged(codebooks, codes)
+        lifted, tile = as_product(books)
+        return prepend(tile, one_list(lifted, codes, ids))
+
+    def holds(self, index: Any) -> bool:
+        return is_flat_ivfpq(index) and kind_of(index) == "additive"
+
+    def shape_of(self, index: Any) -> Shape:
+        return product_shape(inner(index), "additive")
+
+    def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
+        index = inner(index)
+        _, codes, ids = rows_of(index)
+        return *split(product_books(index, "additive"), codes, shape), ids
+
+    def nbytes(self, shape: Shape, n: int) -> int:
+        stored = merged_shape(shape)
+        return n * (shape.code_size + 8) + table_bytes(stored) + 8 * stored.M * shape.d + 1000

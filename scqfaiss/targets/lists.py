@@ -1,0 +1,127 @@
+"""Inverted lists filled with codes that are there already, and the partition of rows into lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss
+import numpy as np
+from faiss.contrib.inspect_tools import get_invlist
+from numpy.typing import NDArray
+
+from ..codebooks import Codebooks, Codes
+from .base import METRIC, Ids, inject, pack, unpack_codes
+
+SEED = 1234  # of k-means: the same rows give the same lists
+DECODED_BYTES = 1 << 28  # vectors decoded at a time
+FLAT_LISTS = 1024  # up to so many lists by one k-means, more by two levels of it
+
+
+def ivfpq(codebooks: Codebooks, coarse: Any, lists: NDArray[Any], codes: Codes, ids: Ids, by_residual: bool) -> Any:
+    """Product codebooks, a coarse quantizer of nlist entries, list of each row (n,) -> a filled faiss.IndexIVFPQ.
+
+    Codes go in as they are: add() would encode again, by L2, whatever the method's own rule is.
+    """
+    metric, nlist = METRIC[codebooks.metric], coarse.ntotal
+    index = faiss.IndexIVFPQ(coarse, codebooks.d, nlist, codebooks.M, codebooks.nbits, metric)
+    index.own_fields = True  # the index frees `coarse`, Python must not
+    coarse.this.disown()
+    index.by_residual = by_residual
+    inject(index.pq.centroids, codebooks.centroids, "codebooks")
+    index.is_trained = True
+    if codebooks.metric == "l2":
+        index.precompute_table()  # a stale table gives wrong L2 distances and no error
+    add(index, lists, pack(codes, codebooks.nbits), ids)
+    index.nprobe = nlist
+    return index
+
+
+def add(index: Any, lists: NDArray[Any], packed: NDArray[np.uint8], ids: Ids) -> None:
+    """Packed codes (n, code_size) into their lists: FAISS takes each behind its list number, little endian."""
+    if len(packed):
+        width = index.coarse_code_size()  # 0 bytes for one list
+        prefix = np.ascontiguousarray(lists, "<i8").view(np.uint8).reshape(-1, 8)[:, :width]
+        index.add_sa_codes(np.hstack([prefix, packed]), np.ascontiguousarray(ids, np.int64))
+
+
+def rows_of(index: Any) -> tuple[NDArray[np.int64], Codes, Ids]:
+    """(list of each row, codes, ids) of an IndexIVFPQ, list by list, in the order of insertion."""
+    sizes = list_sizes(index)
+    ids, packed = np.empty(index.ntotal, np.int64), np.empty((index.ntotal, index.code_size), np.uint8)
+    i = 0
+    for number in np.flatnonzero(sizes):
+        held_ids, held = get_invlist(index.invlists, int(number))
+        ids[i : i + len(held_ids)], packed[i : i + len(held_ids)] = held_ids, held.reshape(len(held_ids), -1)
+        i += len(held_ids)
+    return np.repeat(np.arange(len(sizes)), sizes), unpack_codes(packed, index.pq.M, index.pq.nbits), ids
+
+
+def list_sizes(index: Any) -> NDArray[np.int64]:
+    """(nlist,) rows of each list."""
+    size = index.invlists.list_size
+    return np.fromiter((size(i) for i in range(index.nlist)), np.int64, index.nlist)
+
+
+def kmeans(x: NDArray[np.float32], nlist: int, iterations: int = 10) -> NDArray[np.float32]:
+    """x (n, d) -> (nlist, d) centroids by FAISS's k-means on at most 64 rows a list; every row once where n < nlist."""
+    if len(x) <= nlist:
+        return np.concatenate([x, np.repeat(x[:1], nlist - len(x), axis=0)])
+    km = faiss.Kmeans(
+        x.shape[1], nlist, niter=iterations, seed=SEED, min_points_per_centroid=1, max_points_per_centroid=64
+    )
+    km.train(np.ascontiguousarray(x))
+    return np.asarray(km.centroids)
+
+
+def nearest(x: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(n,) index of the nearest centroid of each row, by squared L2 distance."""
+    return np.asarray(faiss.knn(np.ascontiguousarray(x), np.ascontiguousarray(centroids), 1)[1])[:, 0]
+
+
+class Partition:
+    """Lists of rows that lie close together, learned from a sample; two levels of k-means above FLAT_LISTS lists.
+
+    Two levels cost sqrt(nlist) distances a row and not nlist; a row may miss its nearest centroid, which matters to no one
+    who knows the true extent of each list.
+    """
+
+    def __init__(self, sample: NDArray[np.float32], nlist: int) -> None:
+        self.top = kmeans(sample, nlist if nlist <= FLAT_LISTS else int(np.sqrt(nlist)))
+        self.below: list[NDArray[np.float32]] = []
+        if nlist > FLAT_LISTS:
+            part = nearest(sample, self.top)
+            for number in range(len(self.top)):
+                rows = sample[part == number]
+                share = max(1, round(nlist * len(rows) / len(sample)))
+                self.below.append(kmeans(rows, share) if len(rows) > share else self.top[number : number + 1])
+        self.first = np.cumsum([0, *map(len, self.below)])
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.int64]:
+        """x (b, d) -> (b,) list of each row."""
+        part = nearest(x, self.top)
+        if not self.below:
+            return part
+        order = np.argsort(part, kind="stable")
+        ends = np.cumsum(np.bincount(part, minlength=len(self.top)))
+        out = np.empty(len(x), np.int64)
+        for number, rows in enumerate(np.split(order, ends[:-1])):
+            if len(rows):
+                out[rows] = self.first[number] + nearest(x[rows], self.below[number])
+        return out
+
+
+def words_of(codes: Codes, nbits: int) -> NDArray[Any]:
+    """(n,) keys, equal where codes are: packed codes as integers, or as opaque bytes above 64 bits."""
+    packed = pack(codes, nbits)
+    if packed.shape[1] > 8:
+        return np.ascontiguousarray(packed).view(f"V{packed.shape[1]}").ravel()
+    wide = np.zeros((len(packed), 8), np.uint8)
+    wide[:, : packed.shape[1]] = packed
+    return wide.view("<u8").ravel()
+
+
+def decoded(codebooks: Codebooks, codes: Codes) -> Any:
+    """(first row, decoded vectors (b, d)) block by block: a million wide vectors are not held at once."""
+    step = max(1, DECODED_BYTES // (4 * codebooks.d * (codebooks.M if codebooks.kind == "additive" else 1)))
+    for i in range(0, len(codes), step):
+        yield i, codebooks.decode(codes[i : i + step])

@@ -1,0 +1,83 @@
+"""The same codes in another form: 4-bit books two by two as 8-bit books, additive books as product books, books added.
+
+Scores do not change, and neither do the packed code bytes (but for added books). Merged books are scanned several times
+faster by FAISS, and the GPU takes nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import faiss
+import numpy as np
+
+from ..codebooks import Codebooks, Codes, Shape
+
+
+def merged_shape(shape: Shape) -> Shape:
+    """What `merged` makes of codebooks of this shape; the shape itself where it leaves them alone."""
+    if shape.nbits != 4 or shape.M % 2:
+        return shape
+    return replace(shape, M=shape.M // 2, nbits=8)
+
+
+def merged(codebooks: Codebooks, codes: Codes) -> tuple[Codebooks, Codes]:
+    """4-bit books (2m, 2m + 1) as the 8-bit book m, whose codeword i + 16 j joins codewords i and j of the two."""
+    C, shape = codebooks.centroids, merged_shape(codebooks.shape)
+    if shape == codebooks.shape:
+        return codebooks, codes
+    low, high = C[0::2, None, :], C[1::2, :, None]  # m 1 i e, m j 1 e
+    if codebooks.kind == "additive":
+        pairs = low + high
+    else:
+        both = (shape.M, 16, 16, C.shape[2])
+        pairs = np.concatenate([np.broadcast_to(low, both), np.broadcast_to(high, both)], axis=3)
+    books = Codebooks(codebooks.kind, pairs.reshape(shape.M, 256, -1), codebooks.metric)
+    return books, books.check_codes(codes[:, 0::2] | codes[:, 1::2] << 4)
+
+
+def split(codebooks: Codebooks, codes: Codes, shape: Shape | None) -> tuple[Codebooks, Codes]:
+    """The inverse of merged, where `shape` says that books were merged.
+
+    Product books come back as they were. Additive ones come back with the same sums, to rounding: which part of a sum was
+    whose is not in the merged book, and does not matter to any score.
+    """
+    if shape is None or codebooks.shape == shape or merged_shape(shape) != codebooks.shape:
+        return codebooks, codes
+    C = codebooks.centroids.reshape(codebooks.M, 16, 16, -1)  # m j i e
+    low, high = C[:, 0], C[:, :, 0]
+    if codebooks.kind == "additive":
+        high = high - C[:, :1, 0]
+    else:
+        half = C.shape[3] // 2
+        low, high = low[..., :half], high[..., half:]
+    books = np.stack([low, high], axis=1).reshape(shape.M, 16, -1)
+    out = np.empty((len(codes), shape.M), codes.dtype)
+    out[:, 0::2], out[:, 1::2] = codes & 15, codes >> 4
+    return Codebooks(codebooks.kind, books, codebooks.metric), out
+
+
+def as_product(codebooks: Codebooks) -> tuple[Codebooks, list[faiss.VectorTransform]]:
+    """Product codebooks with the same inner products, and what must happen to the query first.
+
+    <q, sum_m c_m> = <[q, ..., q], [c_1, ..., c_M]>: the additive table (M, K, d) is, byte for byte, the table of a product
+    quantizer over M d dimensions, for queries repeated M times.
+    """
+    if codebooks.kind == "product":
+        return codebooks, []
+    tile = faiss.RemapDimensionsTransform(codebooks.d, codebooks.M * codebooks.d, False)
+    faiss.copy_array_to_vector(np.tile(np.arange(codebooks.d), codebooks.M).astype(np.int32), tile.map)
+    return Codebooks("product", codebooks.centroids, codebooks.metric), [tile]
+
+
+def padded(codebooks: Codebooks, codes: Codes, M: int) -> tuple[Codebooks, Codes, list[faiss.VectorTransform]]:
+    """Product codebooks with all-zero books added up to M, and what gives their sub-spaces zeros in the query."""
+    extra, (_, K, dsub) = M - codebooks.M, codebooks.centroids.shape
+    if not extra:
+        return codebooks, codes, []
+    table = np.concatenate([codebooks.centroids, np.zeros((extra, K, dsub), np.float32)])
+    zeros = faiss.RemapDimensionsTransform(codebooks.d, M * dsub, False)
+    places = np.r_[np.arange(codebooks.d), np.full(extra * dsub, -1)].astype(np.int32)
+    faiss.copy_array_to_vector(places, zeros.map)
+    codes = np.hstack([codes, np.zeros((len(codes), extra), codes.dtype)])
+    return Codebooks("product", table, codebooks.metric), codes, [zeros]

@@ -1,0 +1,77 @@
+"""IndexResidualQuantizer with codebooks put in: additive codes as they are, the form other forms can be made from.
+
+Inner product without norms; squared L2 with the norm of each vector stored beside its code, 4 bytes, exact.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss
+import numpy as np
+
+from ..codebooks import Codebooks, Codes, Shape
+from .base import (
+    DEFAULTS,
+    METRIC,
+    Ids,
+    Options,
+    Target,
+    TargetInfo,
+    kind_reason,
+    metric_of,
+    pack,
+    table_bytes,
+    unpack_codes,
+)
+from .ids import behind_ids, with_ids, without_ids
+from .lists import decoded
+
+AQ = faiss.AdditiveQuantizer
+
+
+class Residual(Target):
+    INFO = TargetInfo("residual", "IndexResidualQuantizer", ("additive",), filter=False, range=True, exact=True)
+
+    def supports(self, shape: Shape) -> str | None:
+        return kind_reason(self.INFO, shape)
+
+    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
+        """-> faiss.IndexResidualQuantizer, inside an IndexIDMap unless ids are 0..n-1."""
+        b = codebooks
+        norms = b.metric == "l2"  # without them FAISS's table search under L2 is no distance
+        kind = AQ.ST_norm_float if norms else AQ.ST_LUT_nonorm
+        index = faiss.IndexResidualQuantizer(b.d, b.M, b.nbits, METRIC[b.metric], kind)
+        rq = index.rq
+        faiss.copy_array_to_vector(b.centroids.ravel(), rq.codebooks)  # empty until now: M K d by construction
+        rq.is_trained = index.is_trained = True
+        rq.max_beam_size = 1  # greedy, should FAISS ever be asked to encode
+        rq.train_type |= faiss.ResidualQuantizer.Skip_codebook_tables  # M^2 K^2 / 2 products at every load, unused here
+        if norms and len(codes):
+            squares = np.concatenate([np.square(x.astype(np.float64)).sum(1) for _, x in decoded(b, codes)])
+            squares = squares.astype(np.float32)
+            rq.train_norm(len(squares), faiss.swig_ptr(squares))
+            packed, plain = np.zeros((len(codes), rq.code_size), np.uint8), np.ascontiguousarray(codes, np.int32)
+            rq.pack_codes(len(plain), faiss.swig_ptr(plain), faiss.swig_ptr(packed), -1, faiss.swig_ptr(squares))
+            index.add_sa_codes(packed)
+        elif len(codes):
+            index.add_sa_codes(pack(codes, b.nbits))
+        return with_ids(index, ids)
+
+    def holds(self, index: Any) -> bool:
+        return isinstance(behind_ids(index), faiss.IndexResidualQuantizer)
+
+    def shape_of(self, index: Any) -> Shape:
+        index = behind_ids(index)
+        return Shape("additive", index.rq.M, index.rq.nbits.at(0), index.d, metric_of(index))
+
+    def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
+        s = self.shape_of(index)
+        index, ids = without_ids(index)
+        table = np.asarray(faiss.vector_to_array(index.rq.codebooks)).reshape(s.M, s.K, s.d)
+        packed = faiss.vector_to_array(index.codes).reshape(index.ntotal, index.code_size)
+        codes = unpack_codes(np.ascontiguousarray(packed[:, : s.code_size]), s.M, s.nbits)  # a norm follows the code
+        return Codebooks("additive", table, s.metric), codes, ids
+
+    def nbytes(self, shape: Shape, n: int) -> int:
+        return n * (shape.code_size + 8 + 4 * (shape.metric == "l2")) + table_bytes(shape) + 2000

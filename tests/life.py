@@ -1,0 +1,94 @@
+"""Models of every kind and every target that takes them, for the tests of what happens to a gallery after its export."""
+
+import warnings
+from functools import cache
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from conftest import blobs
+
+import scqfaiss
+from scqfaiss.codebooks import Codebooks
+from scqfaiss.encoders.chain import Chain
+from scqfaiss.errors import ScqWarning
+from scqfaiss.targets import REGISTRY
+from scqfaiss.targets import target as find_target
+
+X, Y = blobs(400)
+XQ, _ = blobs(9, seed=3)
+IDS = 3 * np.arange(len(X)) + 5  # not the numbers of the rows
+MODELS = ("product-8", "product-4", "additive-8", "additive-4", "product-l2", "additive-l2")
+OPTIONS = {"ivfpq": [{"nlist": 8}], "buckets": [{"nlist": 8}], "fastscan": [{"refine": -1}]}
+
+
+@cache
+def model(name):
+    """'product' ones have an encoder that stands inside the file, 'additive' ones one that does not; l2 ones have none."""
+    kind, what = name.split("-")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScqWarning)
+        if what == "l2":
+            rng = np.random.default_rng(1)
+            books = rng.standard_normal((4, 16, 4 if kind == "product" else 16)).astype(np.float32)
+            config = {"method": "pq", "rule": "l2", "encoder": "identity"}
+            return scqfaiss.Model(Chain(16), Codebooks(kind, books, "l2"), config)
+        asked = {"bits": 16, "nbits": int(what)}
+        if kind == "product":
+            return scqfaiss.train(X, method="opq", **asked)
+        return scqfaiss.train(X, Y, method="scq", encoder="linear", epochs=1, codebooks="additive", **asked)
+
+
+def shape(name):
+    """Of the model's codebooks, without training it."""
+    kind, what = name.split("-")
+    nbits = 4 if what == "l2" else int(what)
+    return scqfaiss.codebooks.Shape(kind, 16 // nbits, nbits, 16, "l2" if what == "l2" else "ip")
+
+
+def cases(**wanted):
+    return list(_cases(**wanted))
+
+
+def _cases(**wanted):
+    """(model, target, options) of everything that fits together; wanted: values that TargetInfo must have."""
+    for name in MODELS:
+        for target in REGISTRY:
+            container = find_target(target)
+            if container.supports(shape(name)) is None and all(
+                getattr(container.INFO, k) == v for k, v in wanted.items()
+            ):
+                for options in ({}, *OPTIONS.get(target, [])):
+                    if not (target == "buckets" and options and name.endswith("l2")):  # has no lists of neighbours
+                        more = "".join(f"-{k}{v}" for k, v in options.items())
+                        yield pytest.param(name, target, options, id=f"{name}-{target}{more}")
+
+
+def export(name, path, rows, target=None, ids=None, **options):
+    """rows: a slice of X."""
+    scqfaiss.export(model(name), X[rows], ids=(IDS if ids is None else ids)[rows], path=path, target=target, **options)
+
+
+def opened(path, name, **how):
+    return scqfaiss.open(path, model=model(name), **how)
+
+
+def all_rows(path, name):
+    """Scores (nq, n) of all rows in the order of their ids, and the ids."""
+    gallery = opened(path, name)
+    lists = getattr(faiss.extract_index_ivf(gallery.index), "nlist", None) if gallery.target == "ivfpq" else None
+    D, I = gallery.search(XQ, gallery.ntotal, nprobe=lists)
+    order = I.argsort(1)
+    return np.take_along_axis(D, order, 1), np.take_along_axis(I, order, 1)
+
+
+def assert_same(a, b, name, options):
+    """The same bytes; where lists are learned from the rows, the same rows and scores."""
+    if "nlist" not in options:
+        assert Path(a).read_bytes() == Path(b).read_bytes()
+        return
+    for one, other in zip(all_rows(a, name), all_rows(b, name)):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    (_, codes, ids), (_, codes_b, ids_b) = opened(a, name).unpack(), opened(b, name).unpack()
+    np.testing.assert_array_equal(codes[ids.argsort()], codes_b[ids_b.argsort()])

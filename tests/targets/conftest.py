@@ -1,0 +1,85 @@
+"""What the tests of single targets share: codebooks, codes, sound galleries, the oracle's answers."""
+
+import faiss
+import numpy as np
+import pytest
+
+from scqfaiss import files
+from scqfaiss.codebooks import Codebooks, Shape
+from scqfaiss.targets import target
+from scqfaiss.targets.base import Options
+
+KINDS = ("product", "additive")
+
+
+def random_books(kind="product", M=4, nbits=4, d=8, metric="ip", seed=0):
+    """Codebooks of random numbers; d is that of a decoded vector."""
+    rng = np.random.default_rng(seed)
+    width = d // M if kind == "product" else d
+    return Codebooks(kind, rng.standard_normal((M, 1 << nbits, width)).astype(np.float32), metric)
+
+
+def random_codes(books, n, seed=1):
+    return books.check_codes(np.random.default_rng(seed).integers(0, books.K, (n, books.M)))
+
+
+def random_queries(nq, d, seed=2):
+    return np.random.default_rng(seed).standard_normal((nq, d)).astype(np.float32)
+
+
+def assert_best(found, scores, ids, k, metric="ip"):
+    """D, I are the best k of scores (nq, n) of rows `ids`, by the scores alone: ties may fall to either side."""
+    D, I = found
+    assert D.shape == I.shape == (len(scores), k)
+    held = min(k, len(ids))
+    assert (I[:, held:] == -1).all()
+    sign = 1 if metric == "ip" else -1
+    best = sign * -np.sort(-sign * scores, axis=1)[:, :held]
+    order = np.argsort(ids)
+    place = order[np.searchsorted(ids[order], I[:, :held])]
+    np.testing.assert_array_equal(ids[place], I[:, :held])
+    scale = np.abs(scores).max() + 1e-12
+    np.testing.assert_allclose(np.take_along_axis(scores, place, 1) / scale, best / scale, atol=1e-5)
+    np.testing.assert_allclose(D[:, :held] / scale, best / scale, atol=1e-5)
+    assert (np.diff(np.sort(place, axis=1), axis=1) > 0).all()  # no row twice
+
+
+# name -> target, kind, M, nbits, d, metric, n, options
+SOUND = {
+    "ivfpq": ("ivfpq", "product", 4, 8, 8, "ip", 60, Options()),
+    "ivfpq l2": ("ivfpq", "product", 4, 4, 8, "l2", 60, Options()),
+    "ivfpq lists": ("ivfpq", "product", 2, 8, 8, "ip", 60, Options(nlist=5)),
+    "pq": ("pq", "product", 3, 5, 9, "ip", 60, Options()),
+    "fastscan": ("fastscan", "product", 4, 4, 8, "ip", 60, Options()),
+    "fastscan odd": ("fastscan", "product", 3, 4, 9, "l2", 60, Options()),
+    "fastscan at most": ("fastscan", "product", 4, 4, 8, "ip", 60, Options(refine=1000)),
+    "fastscan alone": ("fastscan", "product", 4, 4, 8, "ip", 60, Options(refine=-1)),
+    "fastscan additive": ("fastscan", "additive", 4, 4, 6, "ip", 60, Options()),
+    "words": ("buckets", "product", 2, 4, 8, "ip", 300, Options()),
+    "words additive": ("buckets", "additive", 2, 4, 5, "ip", 300, Options()),
+    "boxes": ("buckets", "product", 2, 8, 8, "ip", 300, Options(nlist=12)),
+    "boxes additive": ("buckets", "additive", 3, 8, 5, "ip", 300, Options(nlist=12)),
+    "many boxes": ("buckets", "product", 2, 8, 8, "ip", 300, Options(nlist=100)),
+    "lift": ("lift", "additive", 3, 4, 6, "ip", 60, Options()),
+    "residual": ("residual", "additive", 3, 5, 6, "ip", 60, Options()),
+    "residual l2": ("residual", "additive", 3, 5, 6, "l2", 60, Options()),
+}
+
+
+def sound(name):
+    """(index with ids of its own, card) of a sound gallery."""
+    which, kind, M, nbits, d, metric, n, options = SOUND[name]
+    books = random_books(kind, M, nbits, d, metric)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scqfaiss.targets.buckets.FLAT_BOXES", 50)  # so that 100 lists take two levels
+        index = target(which).build(books, random_codes(books, n), np.arange(n) * 2 + 9, options)
+    s = Shape(kind, M, nbits, d, metric)
+    card = {"target": which, "n": n, "kind": kind, "M": M, "nbits": nbits, "K": s.K, "d": d, "metric": metric}
+    return index, card | {"encoder": "none", "d_in": d, "model_sha256": "0" * 64}
+
+
+def write(path, index, card):
+    """The index under this card and a valid footer."""
+    stream = faiss.serialize_index(index).tobytes()
+    with open(path, "x+b") as f:
+        files.seal(f, lambda put: put(stream), dict(card))

@@ -1,0 +1,150 @@
+"""Codes in another form have the same scores, and mostly the same bytes."""
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scqfaiss.codebooks import Shape
+from scqfaiss.targets.base import pack, unpack_codes
+from scqfaiss.targets.reshape import as_product, merged, merged_shape, padded, split
+
+from .conftest import KINDS, random_books, random_codes, random_queries
+
+
+def merged_slowly(books, codes):
+    """One pair of codewords at a time."""
+    M, C = books.M // 2, books.centroids
+    width = C.shape[2] * (2 if books.kind == "product" else 1)
+    table, out = np.empty((M, 256, width), np.float32), np.empty((len(codes), M), np.uint8)
+    for m in range(M):
+        for i in range(16):
+            for j in range(16):
+                a, b = C[2 * m, i], C[2 * m + 1, j]
+                table[m, i + 16 * j] = np.concatenate([a, b]) if books.kind == "product" else a + b
+        for n, row in enumerate(codes):
+            out[n, m] = row[2 * m] + 16 * row[2 * m + 1]
+    return table, out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("M, d", [(2, 4), (4, 12), (6, 6)])
+def test_merged_books_are_every_pair_of_codewords(kind, M, d):
+    books = random_books(kind, M, 4, d)
+    codes = random_codes(books, 40)
+    found, found_codes = merged(books, codes)
+    table, wanted = merged_slowly(books, codes)
+    np.testing.assert_array_equal(found.centroids, table)
+    np.testing.assert_array_equal(found_codes, wanted)
+    assert found_codes.dtype == np.uint8
+    assert found.shape == merged_shape(books.shape) == Shape(kind, M // 2, 8, d, "ip")
+    np.testing.assert_array_equal(pack(found_codes, 8), pack(codes, 4))  # not a byte of the codes changes
+    q = random_queries(5, d)
+    np.testing.assert_allclose(found.scores(q, found_codes), books.scores(q, codes), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("M, nbits", [(3, 4), (1, 4), (2, 8), (4, 5), (4, 2), (2, 10)])
+def test_other_books_are_left_alone(kind, M, nbits):
+    books = random_books(kind, M, nbits, 2 * M)
+    codes = random_codes(books, 5)
+    found, found_codes = merged(books, codes)
+    assert found is books and found_codes is codes
+    assert merged_shape(books.shape) == books.shape
+    assert split(books, codes, books.shape) == (books, codes)
+
+
+@pytest.mark.parametrize("n", [0, 1, 33])
+@pytest.mark.parametrize("M", [2, 6])
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+def test_split_undoes_merged(M, n, metric):
+    books = random_books("product", M, 4, 3 * M, metric)
+    codes = random_codes(books, n)
+    found, found_codes = split(*merged(books, codes), books.shape)
+    np.testing.assert_array_equal(found.centroids, books.centroids)
+    np.testing.assert_array_equal(found_codes, codes)
+    assert (found.shape, found_codes.dtype) == (books.shape, np.uint8)
+
+
+@pytest.mark.parametrize("M", [2, 6])
+def test_split_additive_books_have_the_old_sums_for_any_codes(M):
+    books = random_books("additive", M, 4, 5)
+    codes = random_codes(books, 50)
+    found, found_codes = split(*merged(books, codes), books.shape)
+    np.testing.assert_array_equal(found_codes, codes)
+    assert found.shape == books.shape
+    other = random_codes(books, 200, seed=9)  # not only for the rows that were there
+    np.testing.assert_allclose(found.decode(other), books.decode(other), atol=1e-5)
+    again = merged(found, found_codes)
+    np.testing.assert_allclose(again[0].centroids, merged(books, codes)[0].centroids, atol=1e-5)
+    np.testing.assert_array_equal(again[1], merged(books, codes)[1])
+
+
+def test_split_without_a_word_about_merging_changes_nothing():
+    books, codes = merged(*(b := random_books(M=4), random_codes(b, 6)))
+    for shape in (None, books.shape, Shape("product", 4, 2, 8), Shape("product", 8, 4, 8), Shape("additive", 4, 4, 8)):
+        found, found_codes = split(books, codes, shape)
+        assert found is books and found_codes is codes
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    M=st.integers(1, 4), n=st.integers(0, 9), d=st.integers(1, 4), seed=st.integers(0, 99), kind=st.sampled_from(KINDS)
+)
+def test_scores_survive_merging_and_splitting(M, n, d, seed, kind):
+    books = random_books(kind, 2 * M, 4, d * 2 * M, seed=seed)
+    codes, q = random_codes(books, n, seed), random_queries(2, books.d, seed)
+    wide = merged(books, codes)
+    narrow = split(*wide, books.shape)
+    for found, found_codes in (wide, narrow):
+        np.testing.assert_allclose(found.scores(q, found_codes), books.scores(q, codes), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("M, nbits, d", [(1, 8, 4), (3, 4, 5), (4, 2, 1)])
+def test_additive_books_are_product_books_for_a_query_repeated(M, nbits, d):
+    books = random_books("additive", M, nbits, d)
+    codes, q = random_codes(books, 20), random_queries(4, d)
+    found, (tile,) = as_product(books)
+    assert found.shape == Shape("product", M, nbits, M * d, "ip")
+    assert found.centroids.tobytes() == books.centroids.tobytes()
+    repeated = tile.apply(q)
+    np.testing.assert_array_equal(repeated, np.tile(q, M))
+    np.testing.assert_allclose(found.scores(repeated, codes), books.scores(q, codes), rtol=1e-5, atol=1e-5)
+
+
+def test_product_books_are_product_books_already():
+    books = random_books()
+    assert as_product(books) == (books, [])
+
+
+@pytest.mark.parametrize("M, to", [(5, 8), (7, 8), (3, 3)])
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+def test_books_of_zeros_change_no_score(M, to, metric):
+    books = random_books("product", M, 8, 2 * M, metric)
+    codes, q = random_codes(books, 30), random_queries(4, books.d)
+    found, found_codes, transforms = padded(books, codes, to)
+    assert (found.M, found.d, found_codes.shape) == (to, 2 * to, (30, to))
+    assert not found.centroids[M:].any() and not found_codes[:, M:].any()
+    np.testing.assert_array_equal(found_codes[:, :M], codes)
+    wide = q
+    for t in transforms:
+        assert isinstance(t, faiss.RemapDimensionsTransform)
+        wide = t.apply(wide)
+    np.testing.assert_array_equal(wide, np.hstack([q, np.zeros((4, 2 * (to - M)), np.float32)]))
+    np.testing.assert_allclose(found.scores(wide, found_codes), books.scores(q, codes), rtol=1e-5, atol=1e-5)
+    assert bool(transforms) == (to != M)
+
+
+@settings(max_examples=60, deadline=None)
+@given(M=st.integers(1, 9), nbits=st.integers(1, 16), n=st.integers(0, 5), seed=st.integers(0, 99))
+def test_packed_codes_are_little_endian_bits_and_come_back(M, nbits, n, seed):
+    codes = np.random.default_rng(seed).integers(0, 1 << nbits, (n, M)).astype(np.uint8 if nbits <= 8 else np.uint16)
+    packed = pack(codes, nbits)
+    assert packed.shape == (n, -(-M * nbits // 8))
+    for row, held in zip(codes, packed):
+        number = sum(int(c) << nbits * m for m, c in enumerate(row))
+        assert int.from_bytes(held.tobytes(), "little") == number
+    back = unpack_codes(packed, M, nbits)
+    np.testing.assert_array_equal(back, codes)
+    assert back.dtype == codes.dtype
