@@ -2,6 +2,10 @@
 
 The scan rounds its look-up tables to 8 bits. With the refine stage (the default) `refine` candidates per hit are scored
 again with the same codes, exactly, which doubles the code bytes. FAISS offers no id selectors here.
+
+Additive books are spread first (see reshape.py): three quarters as many bytes again and a quarter more time, and the scan
+alone finds 98 of 100 where it found 89. Product books of SCQ hold classes of their own, so that any of them may be the widest
+for a query: they need more candidates.
 """
 
 from __future__ import annotations
@@ -32,9 +36,9 @@ from .base import (
 from .head import kind_of, prepend, through
 from .ids import behind_ids, ids_at, ids_of, with_ids
 from .pq import codes_of, index_pq
-from .reshape import as_product, merged, merged_shape, split
+from .reshape import as_product, gathered, merged, merged_shape, parts_of, split, spread
 
-REFINE = 8  # candidates per hit: exact in practice
+REFINE = {"product": 256, "additive": 32}  # candidates per hit: all 10 best of all queries on 54,000 rows of CIFAR-10
 
 
 class FastScan(Target):
@@ -57,6 +61,8 @@ class FastScan(Target):
 
     def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
         """-> faiss.IndexPQFastScan, inside a faiss.IndexRefine unless options.refine is -1, behind a tile if additive."""
+        if codebooks.kind == "additive":
+            codebooks, codes = spread(codebooks, codes)
         narrow, tile = as_product(codebooks)
         index = faiss.IndexPQFastScan(index_pq(narrow, codes))  # filled first: it takes no codes itself
         if options.refine >= 0:
@@ -65,7 +71,7 @@ class FastScan(Target):
             refine.own_fields = refine.own_refine_index = True
             index.this.disown()
             exact.this.disown()
-            refine.k_factor = options.refine or REFINE
+            refine.k_factor = options.refine or REFINE[codebooks.kind]
             index = refine
         return prepend(tile, with_ids(index, ids))
 
@@ -73,14 +79,17 @@ class FastScan(Target):
         return isinstance(_parts(index)[0], faiss.IndexPQFastScan)
 
     def shape_of(self, index: Any) -> Shape:
-        return product_shape(_parts(index)[0], kind_of(index))
+        scan, kind = _parts(index)[0], kind_of(index)
+        shape = product_shape(scan, kind)
+        return shape if kind == "product" else replace(shape, M=len(parts_of(product_books(scan, kind).centroids)))
 
     def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
         scan, exact = _parts(index)
         codes = (
             unblocked(scan) if exact is None else split(product_books(exact), codes_of(exact), product_shape(scan))[1]
         )
-        return product_books(scan, kind_of(index)), codes, ids_of(index)
+        books, kind = product_books(scan, kind_of(index)), kind_of(index)
+        return *(gathered(books, codes) if kind == "additive" else (books, codes)), ids_of(index)
 
     def search(self, index: Any, x: NDArray[np.float32], k: int, *, sel: Any = None, nprobe: int | None = None) -> Hits:
         """As FAISS scans, but for what it passes over: rows of the lowest rounded score, all rows for a query of zeros."""
@@ -103,8 +112,11 @@ class FastScan(Target):
         return lims, D, ids_at(index, I)
 
     def nbytes(self, shape: Shape, n: int) -> int:
-        narrow = shape if shape.kind == "product" else replace(shape, kind="product", d=shape.M * shape.d)
-        return n * (2 * shape.code_size + 8) + table_bytes(narrow) + table_bytes(merged_shape(narrow)) + 2000
+        narrow = shape
+        if shape.kind == "additive":
+            M = 2 * round(0.875 * shape.M)
+            narrow = replace(shape, kind="product", M=M, d=M * shape.d)
+        return n * (2 * narrow.code_size + 8) + table_bytes(narrow) + table_bytes(merged_shape(narrow)) + 2000
 
 
 def _parts(index: Any) -> tuple[Any, Any]:

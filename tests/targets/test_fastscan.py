@@ -49,10 +49,11 @@ def test_what_a_refine_option_builds(kind, metric, M, refine):
     if refine < 0:
         assert isinstance(core, faiss.IndexPQFastScan)
     else:
-        assert (type(core), core.k_factor) == (faiss.IndexRefine, refine or 8)
+        assert (type(core), core.k_factor) == (faiss.IndexRefine, refine or {"product": 256, "additive": 32}[kind])
         exact = faiss.downcast_index(core.refine_index)
         # 8-bit books are scored faster; an odd number of books cannot be merged.
-        assert (type(exact), exact.pq.nbits) == (faiss.IndexPQ, 4 if M % 2 else 8)
+        odd = M % 2 and kind == "product"  # additive ones are spread to an even number
+        assert (type(exact), exact.pq.nbits) == (faiss.IndexPQ, 4 if odd else 8)
     assert len(chain(index)) == (kind == "additive")
     for i in (index, faiss.deserialize_index(faiss.serialize_index(index))):
         found, found_codes, found_ids = FASTSCAN.unpack(i, books.shape)

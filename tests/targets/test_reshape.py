@@ -6,9 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scqfaiss.codebooks import Shape
+from scqfaiss.codebooks import Codebooks, Shape
 from scqfaiss.targets.base import pack, unpack_codes
-from scqfaiss.targets.reshape import as_product, merged, merged_shape, padded, split
+from scqfaiss.targets.reshape import (
+    _shares,
+    as_product,
+    gathered,
+    merged,
+    merged_shape,
+    padded,
+    parts_of,
+    split,
+    spread,
+)
 
 from .conftest import KINDS, random_books, random_codes, random_queries
 
@@ -148,3 +158,63 @@ def test_packed_codes_are_little_endian_bits_and_come_back(M, nbits, n, seed):
     back = unpack_codes(packed, M, nbits)
     np.testing.assert_array_equal(back, codes)
     assert back.dtype == codes.dtype
+
+
+# ------------------------------------------------------------------------------------------------------ books in parts
+def parts_by_hand(centroids):
+    """How many parts each book gets: one more for the widest part, again and again."""
+    width = [max(np.linalg.norm(w - book.mean(0)) for w in book) for book in centroids.astype(np.float64)]
+    parts = [1] * len(width)
+    while sum(parts) < 2 * round(0.875 * len(width)):
+        m = max(range(len(width)), key=lambda m: width[m] / parts[m])
+        parts[m] += 1
+    return parts
+
+
+@pytest.mark.parametrize("M", [1, 2, 3, 5, 8, 13])
+def test_books_are_spread_by_width_and_come_back(M):
+    rng = np.random.default_rng(M)
+    C = (rng.standard_normal((M, 16, 6)) * 0.5 ** np.arange(M)[:, None, None]).astype(np.float32)
+    books = Codebooks("additive", C)
+    codes = books.check_codes(rng.integers(0, 16, (50, M)))
+    wide, wide_codes = spread(books, codes)
+    parts = parts_by_hand(C)
+    assert wide.M == sum(parts) and (wide.M % 2 == 0 or M == 1)
+    np.testing.assert_array_equal(wide_codes, np.repeat(codes, parts, axis=1))
+    np.testing.assert_allclose(wide.decode(wide_codes), books.decode(codes), atol=1e-5)
+    first = np.cumsum([0, *parts])
+    np.testing.assert_array_equal(parts_of(wide.centroids), first[:-1])
+    back, back_codes = gathered(wide, wide_codes)
+    np.testing.assert_array_equal(back.centroids, C)  # to the bit: a gallery that is edited often must not drift
+    np.testing.assert_array_equal(back_codes, codes)
+
+
+@pytest.mark.parametrize("r", range(1, 12))
+def test_shares_of_a_book(r):
+    shares = _shares(r)
+    assert len(shares) == r and shares.sum() == pytest.approx(1)
+    assert np.log2(shares[0]) == np.round(np.log2(shares[0]))
+    assert shares.max() <= 1.6 / r
+    assert len(np.unique(shares[1:])) == max(r - 1, 0) or r < 3  # what rounds up in one part may round down in another
+
+
+def test_books_that_differ_are_never_taken_for_parts():
+    rng = np.random.default_rng(0)
+    C = rng.standard_normal((6, 16, 4)).astype(np.float32)
+    C[2] = 0  # an idle book: no part of any other
+    C[3] = -C[4]  # mirrored is not a part either
+    assert parts_of(C).tolist() == [0, 1, 2, 3, 4, 5]
+    assert parts_of(np.stack([C[0], 0.5 * C[0], C[1]])).tolist() == [0, 2]
+
+
+def test_spreading_narrows_the_widest_table():
+    rng = np.random.default_rng(1)
+    C = (rng.standard_normal((8, 16, 10)) * 0.5 ** np.arange(8)[:, None, None]).astype(np.float32)
+    books = Codebooks("additive", C)
+    wide, _ = spread(books, np.zeros((1, 8), np.uint8))
+
+    def widest(table):
+        scores = np.einsum("qd,mkd->qmk", rng.standard_normal((50, 10)), table)
+        return (scores.max(2) - scores.min(2)).max(1).mean()
+
+    assert widest(wide.centroids) < 0.5 * widest(C)
