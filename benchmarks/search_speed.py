@@ -23,6 +23,8 @@ pq_8x4        IndexPQ with the 8x4 codes as this package stores them, two books 
 generic_8x4   IndexPQ with the 8x4 codes as they are, which FAISS scans code by code
 fastscan      IndexPQFastScan without a second look; fastscan_refine: with it, at its default
 
+lift_8x4      (with --additive) additive 8x4 codes of a third model, exhaustive; fastscan_additive, fastscan_additive_refine
+
 --also N adds pq and buckets of the first N rows (`also_...`) and `buckets_growth`, the ratio of the two times of buckets.
 """
 
@@ -125,24 +127,31 @@ def scored(z: np.ndarray, I: np.ndarray, vectors: Callable[[np.ndarray], np.ndar
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--rows", default=1_000_000, show_default=True)
 @click.option("--also", default=0, help="A smaller number of rows, in the same rounds.")
+@click.option("--additive", is_flag=True, help="Time additive 8x4 codes too.")
 @click.option("--queries", default=0, help="Of the query file; all if 0.")
 @click.option("--noise", default=0.1, show_default=True)
 @click.option("--k", default=10, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-def main(data: Path, rows: int, also: int, queries: int, noise: float, k: int, rounds: int, seed: int) -> None:
+def main(
+    data: Path, rows: int, also: int, additive: bool, queries: int, noise: float, k: int, rounds: int, seed: int
+) -> None:
     """Time every container over the rows of DATA."""
     x, y = read(data / "train.h5")
     wide = scqfaiss.train(x, y, bits=32, seed=seed)
     narrow = scqfaiss.train(x, y, bits=32, nbits=4, seed=seed)
+    sums = scqfaiss.train(x, y, bits=32, nbits=4, codebooks="additive", seed=seed) if additive else None
     xq, xb = read(data / "query.h5")[0], read(data / "database.h5")[0]
     xq = xq[: queries or None]
     zq, zq4 = wide.embed(xq), narrow.embed(xq)
     out: dict[str, float] = {"rows": rows, "real_distinct": distinct(wide.encode(xb))}
     z = np.empty((rows, wide.codebooks.d), np.float32)
     codes, codes4 = np.empty((rows, wide.codebooks.M), np.uint8), np.empty((rows, narrow.codebooks.M), np.uint8)
+    codes_sums = np.empty((rows if additive else 0, narrow.codebooks.M), np.uint8)
     with ThreadPoolExecutor(1) as pool:
         for i, part in drawn(xb, rows, noise, seed):
+            if sums is not None:
+                codes_sums[i : i + len(part)] = sums.encode(part)
             other = pool.submit(narrow.encode, part)
             z[i : i + len(part)] = wide.embed(part)
             codes[i : i + len(part)] = wide.assign(z[i : i + len(part)])
@@ -169,6 +178,11 @@ def main(data: Path, rows: int, also: int, queries: int, noise: float, k: int, r
         "fastscan": held("fastscan", narrow, codes4, zq4, Options(refine=-1)),
         "fastscan_refine": held("fastscan", narrow, codes4, zq4),
     }
+    if sums is not None:
+        z_sums = sums.embed(xq)
+        containers["lift_8x4"] = held("lift", sums, codes_sums, z_sums)
+        containers["fastscan_additive"] = held("fastscan", sums, codes_sums, z_sums, Options(refine=-1))
+        containers["fastscan_additive_refine"] = held("fastscan", sums, codes_sums, z_sums)
     if also:
         containers["also_pq"] = held("pq", wide, codes[:also], zq)
         containers["also_buckets"] = held("buckets", wide, codes[:also], zq)
@@ -188,13 +202,15 @@ def main(data: Path, rows: int, also: int, queries: int, noise: float, k: int, r
             times.append(time.perf_counter() - start)
         c.single = 1e3 * median(times)
 
-    exact = {4: containers["pq"].D, 8: containers["pq_8x4"].D}
+    exact = {id(wide.codebooks): containers["pq"].D, id(narrow.codebooks): containers["pq_8x4"].D}
+    if sums is not None:
+        exact[id(sums.codebooks)] = containers["lift_8x4"].D
     for name, c in containers.items():
         out[f"{name}_ms"] = 1e3 * median(c.seconds) / len(c.z)
         out[f"{name}_single_ms"] = c.single
         out[f"{name}_bytes"] = bytes_of(c.index) / c.index.ntotal
         if c.codes is not None:
-            best = containers["also_pq"].D if name.startswith("also") else exact[c.books.M]
+            best = containers["also_pq"].D if name.startswith("also") else exact[id(c.books)]
             out[f"{name}_recall"] = recall(best, scored(c.z, c.I, c.vectors))
             if name in ("ivfpq", "buckets", "also_buckets", "generic_8x4"):
                 out[f"{name}_difference"] = float(np.abs(c.D - best).max())
@@ -207,7 +223,7 @@ def main(data: Path, rows: int, also: int, queries: int, noise: float, k: int, r
     for name in ("ivfpq", "ivfpq_1024", "buckets", "buckets_plain", "faiss"):
         out[f"{name}_ratio"] = out["pq_ms"] / out[f"{name}_ms"]
     out["buckets_to_faiss"] = out["faiss_ms"] / out["buckets_ms"]
-    for name in ("fastscan", "fastscan_refine"):
+    for name in [name for name in containers if name.startswith("fastscan")]:
         for other in ("pq", "pq_8x4", "generic_8x4"):
             out[f"{name}_to_{other}"] = out[f"{other}_ms"] / out[f"{name}_ms"]
     if also:
