@@ -25,7 +25,7 @@ MIN_FAISS = (1, 14, 2)  # the first with limits on what a file may make it alloc
 # FAISS holds sizes that never stand in the file (d_in * d_out * 4 of a transform) to the limit too, hence the floor.
 BYTE_LIMIT_FLOOR = 256 << 20
 LOOP_LIMIT_FLOOR = 10**6
-LOOK_BYTES = 96 << 20  # read to find out whether a file has inverted lists: what precedes them is smaller
+LOOK_BYTES = 96 << 20  # read to find out whether a file without a card has inverted lists
 _limits_lock = threading.Lock()  # the limits are process-wide
 
 
@@ -51,10 +51,10 @@ class _Enough(Exception):
     """A look at the head of a file has seen what it came for."""
 
 
-def _load(f: BinaryIO, name: str, stream: int | None, mapped: bool = False) -> tuple[Any, int]:
+def _load(f: BinaryIO, name: str, stream: int | None, mapped: bool = False, listed: bool = False) -> tuple[Any, int]:
     """The index at the start of the open file and the bytes FAISS read; at most `stream` of them where that is known.
 
-    mapped: lists and codes stay in the file, read when they are searched.
+    mapped: lists and codes stay in the file, read when they are searched. listed: it has inverted lists, says its card.
     """
     size = os.fstat(f.fileno()).st_size
     end, used, look = size if stream is None else stream, 0, mapped
@@ -83,28 +83,35 @@ def _load(f: BinaryIO, name: str, stream: int | None, mapped: bool = False) -> t
         if not mapped:
             with _read_limits(*limits):
                 return faiss.read_index(faiss.PyCallbackIOReader(get)), used
-        # FAISS maps either inverted lists or flat codes, and only by a path. A first look goes through `get`: with the
-        # flag for lists FAISS gives up where they begin, because `get` is no file, and at large arrays by the limit.
-        flags, whole = faiss.IO_FLAG_MMAP_IFC, True
-        try:
-            with _read_limits(LOOK_BYTES, limits[1]):
-                faiss.read_index(faiss.PyCallbackIOReader(get), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-        except (RuntimeError, _Enough) as error:  # FAISS hands on what `get` raises, or words of its own
-            if refused and not isinstance(refused[0], _Enough):
-                raise
-            if lists:
-                flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
-            elif not refused and "limit" not in str(error):
-                raise
-            refused.clear()
-            whole = False
+        # FAISS maps either inverted lists or flat codes, and only by a path. Under both flags lists that claim to stand in
+        # another file are not opened: that for lists leaves data where it is.
+        of_lists = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
+        flags, whole = of_lists, False
+        if not listed:
+            # A first look goes through `get`: with the flag for lists FAISS gives up where they begin, because `get` is no
+            # file, and at large arrays by the limit. A damaged head must not reach the reader of flat codes: it may crash.
+            try:
+                with _read_limits(LOOK_BYTES, limits[1]):
+                    faiss.read_index(faiss.PyCallbackIOReader(get), of_lists)
+                whole = True
+            except (RuntimeError, _Enough) as error:  # FAISS hands on what `get` raises, or words of its own
+                if refused and not isinstance(refused[0], _Enough):
+                    raise
+                if not lists and not refused and "limit" not in str(error):
+                    raise
+                refused.clear()
+            flags = of_lists if lists else of_lists | faiss.IO_FLAG_MMAP_IFC
         # The same descriptor under a name: a file swapped in meanwhile cannot mix.
+        path = f"/proc/self/fd/{f.fileno()}"
         with _read_limits(*limits):
-            index = faiss.read_index(f"/proc/self/fd/{f.fileno()}", flags)
-        if lists:
+            try:
+                index = faiss.read_index(path, flags)
+            except RuntimeError:
+                if flags == of_lists:
+                    raise
+                index = faiss.read_index(path, of_lists)  # lists behind more than that look saw
+        if not whole:
             used = _end_of_lists(index, end)
-        elif not whole:
-            used = end  # of flat codes FAISS itself sees that they lie in the file
         if used > end:
             raise IndexFileError(f"{name}: not a FAISS index, or damaged")
         return index, used
@@ -122,7 +129,9 @@ def _load(f: BinaryIO, name: str, stream: int | None, mapped: bool = False) -> t
 
 
 def _end_of_lists(index: Any, end: int) -> int:
-    """Where mapped lists end in the file, of which FAISS only checks that they begin there; `end` where more follows them."""
+    """Where mapped lists end in the file, of which FAISS only checks that they begin there; `end` where there are none: of
+    flat codes FAISS sees that they lie in the file.
+    """
     ivf = inner(index)
     lists = faiss.downcast_InvertedLists(ivf.invlists) if isinstance(ivf, faiss.IndexIVF) else None
     if not isinstance(lists, faiss.OnDiskInvertedLists) or not lists.nlist:
@@ -169,7 +178,8 @@ def read_gallery(path: PathLike, *, verify: bool = True, mmap: bool = False) -> 
         card = stream = None
         if files.has_footer(f):
             card, stream = files.read_footer(f, name, hash_all=verify)
-        index, used = _load(f, name, stream, mmap)
+        listed = _has_lists((card or {}).get("target"))
+        index, used = _load(f, name, stream, mmap, listed)
         if stream is not None and used != stream:
             raise IndexFileError(f"{name}: the index ends after {used:,} bytes, the card says {stream:,}")
         if stream is None and used != os.fstat(f.fileno()).st_size:
@@ -185,6 +195,10 @@ def read_gallery(path: PathLike, *, verify: bool = True, mmap: bool = False) -> 
     if card is not None:
         _compare(card, index, target, name)
     return Stored(index, card, target, stamp)
+
+
+def _has_lists(name: Any) -> bool:
+    return name in TARGETS and find_target(name).INFO.faiss_class == "IndexIVFPQ"
 
 
 def target_of(index: Any, told: Any = None) -> Target | None:
