@@ -145,7 +145,7 @@ def train(
 @click.option("--target", help="FAISS container: ivfpq, pq, fastscan, buckets, lift, residual; default: ivfpq or lift.")
 @click.option("--nlist", default=0, help="Inverted lists of ivfpq (default 1: exact) or buckets.")
 @click.option("--nprobe", default=0, help="Lists that a search visits unless it says otherwise.")
-@click.option("--refine", default=0, help="Candidates per hit that fastscan scores again exactly; -1: none. Default 8.")
+@click.option("--refine", default=0, help="Candidates per hit that fastscan scores again exactly; -1: none.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
 @row_options
 def export(model: Path, rows: Path, out: Path, dry_run: bool, **options: Any) -> None:

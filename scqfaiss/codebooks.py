@@ -121,10 +121,12 @@ class Codebooks:
 
     def decode(self, codes: Codes) -> NDArray[np.float32]:
         """codes (n, M) -> the vectors they stand for, (n, d) float32."""
-        parts = self.centroids[np.arange(self.M), codes]  # n M dsub
         if self.kind == "product":
-            return parts.reshape(len(codes), self.d)
-        return np.asarray(parts.sum(axis=1))
+            return np.asarray(self.centroids[np.arange(self.M), codes].reshape(len(codes), self.d))
+        out: NDArray[np.float32] = self.centroids[0][codes[:, 0]]
+        for m in range(1, self.M):  # book by book: all parts at once would take M times the memory
+            out += self.centroids[m][codes[:, m]]
+        return out
 
     def scores(self, xq: NDArray[Any], codes: Codes) -> NDArray[np.float64]:
         """xq (nq, d), codes (n, M) -> (nq, n) float64 in the metric's own sense: the slow, exact oracle.

@@ -6,6 +6,7 @@ rows that are left, in every container; the file is replaced as a whole or not a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,10 +20,10 @@ from .data import ArraySource, Source, open_rows
 from .data.idlist import read_ids
 from .encoders.chain import Chain
 from .errors import ConfigError, DataError, IndexFileError, shown, size
-from .exporting import SUFFIX, options_of, write
+from .exporting import SUFFIX, facts, write
 from .files import PathLike, Slot, reserve
 from .model import Model, encode_source
-from .reading import Stored, read_gallery
+from .reading import Stored, options_of, read_gallery
 from .targets.head import chain, kind_of, layers, prepend
 
 FIRST_IDS = 5  # named in messages
@@ -157,6 +158,8 @@ def merge(galleries: Sequence[PathLike], path: PathLike) -> int:
     """Join galleries of one model and one target into one -> vectors it holds. Raises DataError where an id stands in two,
     ConfigError where the parts do not belong together.
     """
+    if isinstance(galleries, (str, os.PathLike)):
+        raise ConfigError(f"galleries are {galleries!r}, needs a list of files")
     if len(galleries) < 2:
         raise ConfigError("a merge needs at least 2 galleries")
     with reserve(path, inputs=galleries, suffix=SUFFIX, what="merged") as slot:
@@ -196,11 +199,11 @@ def _distinct(ids: Ints) -> Ints:
 
 def _rewrite(slot: Slot, held: _Content, books: Codebooks, codes: Codes, ids: Ints) -> int:
     """Build the container anew from codes, behind the encoder that the file had, and write it."""
-    index = held.target.build(books, codes, ids, options_of(held.card), like=held.stored.index)
+    index = held.target.build(books, codes, ids, options_of(held.card, held.target), like=held.stored.index)
     old = chain(held.stored.index)
     if kind_of(held.stored.index) == "additive":
         old = old[:-1]  # build has made a new tile
     index = prepend(old, index)
-    card = {**held.card, "n": len(codes)}
+    card = {**held.card, "n": len(codes), **facts(held.target, index)}
     write(slot, index, card, held.target.nbytes(books.shape, len(codes)))
     return len(codes)

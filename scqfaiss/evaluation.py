@@ -382,6 +382,11 @@ def report_text(found: Mapping[str, Any], as_json: bool) -> str:
         "recall     " + "  ".join(f"@{k} {v:.4f}" for k, v in found["recall_at_k"].items()),
         f"{found['bits']} bits, {found['distinct_codes']:,} distinct codes",
     ]
+    if found["search_agreement"] < 1:
+        lines.append(
+            f"the figures rank every row by its code; a search with the file's own settings finds "
+            f"{found['search_agreement']:.1%} of the first 10"
+        )
     if found["queries_without_relevant"]:
         lines.append(f"{found['queries_without_relevant']:,} queries share no label with any row and count as 0")
     return "\n".join(lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,20 +21,18 @@ from .reading import read_gallery
 from .targets import REGISTRY as TARGETS
 from .targets import gpu
 from .targets import target as find_target
-from .targets.base import DEFAULTS, Options, Target, TargetInfo
+from .targets.base import DEFAULTS, Options, Target
 from .targets.head import wrap
 
 SUFFIX = ".faissindex"
 DEFAULT = {"product": "ivfpq", "additive": "lift"}
-MAX_OPTION = 1 << 24  # lists
-MAX_REFINE = 1000  # candidates a hit
 
 
 def build(
     model: Model, codes: Codes, ids: NDArray[np.int64], target: str | None = None, options: Options = DEFAULTS
 ) -> tuple[Any, dict[str, Any]]:
     """-> (faiss.Index with the encoder folded in where it can be, index card). Raises ConfigError, DataError."""
-    container = check_target(model, target, options)
+    container = check_target(model, target, options, len(codes))
     books = model.codebooks
     index = container.build(books, books.check_codes(codes), np.ascontiguousarray(ids, np.int64), options)
     if model.chain.foldable:
@@ -57,15 +54,19 @@ def build(
         "encoder": "none" if not model.chain.layers else "folded" if model.chain.foldable else "model",
         "model_sha256": model.sha256,
         "class_names": model.config.get("class_names"),
-        "faiss": faiss.__version__,
     }
-    return index, card
+    return index, card | facts(container, index)
 
 
-def check_target(model: Model, name: str | None, options: Options = DEFAULTS) -> Target:
+def facts(container: Target, index: Any) -> dict[str, Any]:
+    """What a card says of the container as it was built."""
+    return {"faiss": faiss.__version__, **container.facts(index)}
+
+
+def check_target(model: Model, name: str | None, options: Options, n: int) -> Target:
     """The target of that name, or the default for the model's kind of codebooks.
 
-    Raises ConfigError saying why this model's codes do not fit into it, or which option it does not take.
+    Raises ConfigError saying why this model's codes do not fit into it, or which option it does not take for n rows.
     """
     shape = model.codebooks.shape
     container = find_target(DEFAULT[shape.kind] if name is None else name)
@@ -73,30 +74,11 @@ def check_target(model: Model, name: str | None, options: Options = DEFAULTS) ->
     reason = container.supports(shape)
     if reason is not None:
         raise ConfigError(f"target {info.name} cannot serve these codes: {reason}")
-    check_options(info, options)
+    for option in (name for name, value in vars(options).items() if value and name not in info.options):
+        takes = " and ".join(name for name in TARGETS if option in find_target(name).INFO.options)
+        raise ConfigError(f"target {info.name} takes no {option}, {takes} can")
+    container.check(options, n)
     return container
-
-
-def check_options(info: TargetInfo, options: Options) -> None:
-    """Raise ConfigError for options out of range, or that the target does not take."""
-    for option, value in vars(options).items():
-        low = -1 if option == "refine" else 0
-        if not low <= value <= MAX_OPTION:
-            raise ConfigError(f"{option} is {value:,}, needs {low} to {MAX_OPTION:,}")
-        if value and option not in info.options:
-            takes = ", ".join(n for n in TARGETS if option in find_target(n).INFO.options)
-            raise ConfigError(f"target {info.name} takes no {option}; {takes} does")
-    if options.refine > MAX_REFINE:
-        raise ConfigError(f"refine is {options.refine:,}, needs at most {MAX_REFINE:,}")
-
-
-def options_of(card: Mapping[str, Any]) -> Options:
-    """The options that a gallery was exported with."""
-    found = card.get("options")
-    if not isinstance(found, dict):  # a file of version 0.1
-        return DEFAULTS
-    known = {f.name for f in fields(Options)}
-    return Options(**{name: value for name, value in found.items() if name in known and type(value) is int})
 
 
 def write(slot: Slot, index: Any, card: Mapping[str, Any], nbytes: int = 0) -> None:
@@ -120,9 +102,9 @@ def encode_for(
     model: Model, source: Source, slot: Slot, target: str | None, options: Options, progress: Progress
 ) -> tuple[Any, dict[str, Any], int]:
     """(index, card, expected bytes) for the rows of a source; the checks that need no rows come first."""
-    container = check_target(model, target, options)
     if len(source) == 0:
         raise DataError(f"{source.name} holds 0 rows, a gallery needs at least 1")
+    container = check_target(model, target, options, len(source))
     if source.d != model.d_in:
         raise ConfigError(f"{source.name}: rows have d={source.d}, the model needs d={model.d_in}")
     nbytes = container.nbytes(model.codebooks.shape, len(source))
@@ -154,8 +136,13 @@ def export(
     if not isinstance(model, Model):
         model = Model.load(model)
     with reserve(path, suffix=SUFFIX, what="exported") as slot:
-        options = Options(nlist, nprobe, refine)
+        options = Options(*(_plain(value) for value in (nlist, nprobe, refine)))
         write(slot, *encode_for(model, ArraySource(xb, ids=ids, name="xb"), slot, target, options, progress))
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy integer as Python's own; anything else is left for the target to refuse."""
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def export_file(
@@ -199,11 +186,11 @@ def export_plan(
     """What an export would write; reads no features."""
     files.check_target(out, inputs=[model_path, rows_path], suffix=SUFFIX)
     model = Model.load(model_path)
-    container = check_target(model, target, Options(nlist, nprobe, refine))
     with open_rows(rows_path, **{**keys, "labels_key": None}) as source:
         if source.d != model.d_in:
             raise ConfigError(f"{source.name}: rows have d={source.d}, {shown(model_path)} needs d={model.d_in}")
         n = len(source)
+    container = check_target(model, target, Options(nlist, nprobe, refine), n)
     on_gpu = gpu.reason(model.codebooks.shape)
     return "\n".join(
         [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -32,6 +33,17 @@ from .targets.head import inner
 MAX_SCORE = float(np.finfo(np.float32).max)
 
 
+SHOWN = 10  # hits a query in the text of a search
+
+
+def _whole(value: Any, name: str) -> int:
+    """A whole number as Python's own int: FAISS takes no NumPy integers. Raises ConfigError."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name} is {value!r}, needs a whole number") from None
+
+
 @dataclass(frozen=True)
 class _Held:
     """What searches run on. A refresh puts another in its place; a search keeps the one it began with."""
@@ -53,7 +65,7 @@ class Gallery:
         self.model, self.name = model, name
         self._path: str | None = None
         self._how: dict[str, Any] = {}
-        self._refreshing = threading.Lock()
+        self._refreshing, self._reconstructing = threading.Lock(), threading.Lock()
 
     @property
     def index(self) -> Any:
@@ -104,6 +116,7 @@ class Gallery:
         return self._clip(k, self._held)
 
     def _clip(self, k: int, held: _Held) -> int:
+        k = _whole(k, "k")
         if k < 1:
             raise ConfigError(f"k is {k}, needs 1 or more")
         n = int(held.stored.index.ntotal)
@@ -134,8 +147,8 @@ class Gallery:
         """The k nearest vectors of each query -> scores D (nq, k) float32, ids I (nq, k) int64, best first.
 
         k above ntotal is clipped to it, with a warning. encoded=True: xq are z already, (nq, index.d). allow, deny: ids
-        that alone, or that never, may be found; where they leave fewer than k, the rest of I is -1. nprobe: lists to
-        visit, for a gallery with lists (target buckets without it searches exactly).
+        that alone, or that never, may be found; where they leave fewer than k, the rest of I is -1 and D means nothing
+        there. nprobe: lists to visit, for a gallery with lists (target buckets without it searches exactly).
         Raises ConfigError on a wrong width, k < 1 or filters where the container has none, DataError on bad rows or ids.
         """
         held = self._held
@@ -146,6 +159,7 @@ class Gallery:
         sel = self._selector(held, allow, deny)
         index, target = held.stored.index, held.stored.target
         if nprobe is not None:
+            nprobe = _whole(nprobe, "nprobe")
             lists = getattr(inner(index), "nlist", None)
             if nprobe < 1 or lists is None:
                 raise ConfigError(
@@ -178,7 +192,7 @@ class Gallery:
         -> lims (nq + 1,) int64, D, I: query q owns D[lims[q] : lims[q + 1]], best first. Raises as search does.
         """
         held = self._held
-        if not np.isfinite(threshold):
+        if not isinstance(threshold, (int, float, np.number)) or not np.isfinite(threshold):
             raise ConfigError(f"threshold is {threshold}, needs a number")
         threshold = float(np.clip(threshold, -MAX_SCORE, MAX_SCORE))
         z = self._queries(xq, encoded, name, held)
@@ -232,17 +246,22 @@ class Gallery:
     def reconstruct(self, ids: Any) -> Floats:
         """ids (n,) -> the vectors their codes stand for, (n, d of the codebooks) float32, as searches score them.
 
-        They live where encoded queries live, not where rows do: no encoder runs backwards. Raises DataError for ids that
-        are not there.
+        They live where encoded queries live, not where rows do: no encoder runs backwards. The first call takes the codes
+        out of the index, and keeps them, b + 8 bytes a row, unless the gallery is memory-mapped. Raises DataError for ids
+        that are not there.
         """
         held = self._held
         ids = np.atleast_1d(np.asarray(ids))
         ids = as_ids(ids, len(ids), "ids", allow_duplicates=True)
-        if not held.rows:
-            books, codes, found = self._unpack(held)
-            order = np.argsort(found, kind="stable")
-            held.rows.append((books, codes[order], found[order]))
-        books, codes, found = held.rows[0]
+        with self._reconstructing:
+            rows = held.rows[0] if held.rows else None
+            if rows is None:
+                books, codes, found = self._unpack(held)
+                order = np.argsort(found, kind="stable")
+                rows = books, codes[order], found[order]
+                if not self._how.get("mmap"):
+                    held.rows.append(rows)
+        books, codes, found = rows
         place = np.searchsorted(found, ids)
         here = place < len(found)
         here[here] = found[place[here]] == ids[here]
@@ -426,7 +445,8 @@ def _first(hits: tuple[Any, ...], query_ids: Ints) -> str:
     """The hits of the first queries, a line each."""
     lines = [""]
     for q, name in enumerate(query_ids[:5]):
-        D, I = (hits[0][q], hits[1][q]) if len(hits) == 2 else (a[slice(*hits[0][q : q + 2])][:10] for a in hits[1:])
+        own = q if len(hits) == 2 else slice(*hits[0][q : q + 2])
+        D, I = (a[own][:SHOWN] for a in hits[-2:])
         lines.append(f"query {name}  " + "  ".join(f"{i}:{s:.4f}" for i, s in zip(I, D) if i >= 0))
     return "\n".join(lines)
 

@@ -50,14 +50,15 @@ def gallery_facts(path: PathLike) -> dict[str, Any]:
         "codewords_used": [len(np.unique(codes[:, m])) for m in range(codebooks.M)],
     }
     if gallery.card:
-        info = target(gallery.card["target"]).INFO
+        container = target(gallery.card["target"])
+        info = container.INFO
         on_gpu = gpu.reason(codebooks.shape)
         out["gpu"] = "yes" if on_gpu is None else f"no: {on_gpu}"
         out |= {
             "faiss_class": info.faiss_class,
             "id_filter": info.filter,
-            "range_search": info.range,
-            "exact": info.exact,
+            "range_search": container.ranges(gallery.index),
+            "exact": gallery.exact,
         }
     return out
 

@@ -17,7 +17,7 @@ from .errors import ConfigError, IndexFileError, ResourceError, shown
 from .files import PathLike
 from .targets import REGISTRY as TARGETS
 from .targets import target as find_target
-from .targets.base import Target
+from .targets.base import Options, Target, check_options
 from .targets.head import inner
 from .targets.walk import walk
 
@@ -161,6 +161,17 @@ def shape_of_card(card: Mapping[str, Any]) -> Shape:
     return Shape(card["kind"], card["M"], card["nbits"], card["d"], card["metric"])
 
 
+def options_of(card: Mapping[str, Any], target: Target) -> Options:
+    """The options that a gallery was exported with. Raises IndexFileError for such as no export writes."""
+    found = card.get("options", {})
+    try:
+        options = Options(**found)
+        check_options(target.INFO, options)
+    except (TypeError, ConfigError) as error:
+        raise IndexFileError(f"the card says options={shown(str(found))[:80]}, which no export writes") from error
+    return options
+
+
 def stamp_of(f: BinaryIO) -> Any:
     """What tells the content of an open file: the hash that it carries, or None."""
     return files.digest(f) if files.has_footer(f) else None
@@ -225,6 +236,11 @@ def _compare(card: Mapping[str, Any], index: Any, target: Target | None, name: s
         raise IndexFileError(f"{name}: the card does not say how queries are encoded")
     if card["encoder"] != "model":
         found["d_in"] = index.d
+    try:
+        options_of(card, target)
+    except IndexFileError as error:
+        raise IndexFileError(f"{name}: {error}") from error
+    found |= {key: value for key, value in target.facts(index).items() if key in card}  # the first files lack them
     for key, value in found.items():
         if card.get(key) != value:
             raise IndexFileError(f"{name}: the card says {key}={card.get(key)}, the index has {value}")

@@ -425,11 +425,15 @@ def test_options_of_an_export(run, here, untouched):
     export = ("export", "pq.safetensors", "database.h5", "-o", "x.faissindex")
     refused(run(*export, "--nlist", "201"), 2, "nlist is 201, needs at most the 200 rows")
     refused(run(*export, "--nlist", "8", "--nprobe", "9"), 2, "nprobe is 9, needs at most the 8 lists")
-    refused(run(*export, "--nlist", "-1"), 2, "nlist is -1, needs 0 to 16,777,216")
-    refused(run(*export, "--refine", "8"), 2, "target ivfpq takes no refine; fastscan does")
-    refused(run(*export, "--target", "pq", "--nlist", "8"), 2, "target pq takes no nlist; ivfpq, buckets does")
-    refused(run(*export, "--target", "fastscan", "--refine", "1001"), 2, "refine is 1,001, needs at most 1,000")
+    refused(run(*export, "--nlist", "-1"), 2, "nlist is -1, needs a whole number from 0 to 16,777,216")
+    refused(run(*export, "--refine", "8"), 2, "target ivfpq takes no refine, fastscan can")
+    refused(run(*export, "--target", "pq", "--nlist", "8"), 2, "target pq takes no nlist, ivfpq and buckets can")
+    refused(
+        run(*export, "--target", "fastscan", "--refine", "1001"),
+        2,
+        "refine is 1001, needs a whole number from -1 to 1,000",
+    )
     untouched()
     assert run(*export, "--target", "fastscan", "--refine", "-1").code == 0
-    words = "fast scan without refine has no range search; export with --refine 8"
+    words = "fast scan without refine has no range search; export without --refine -1"
     refused(run("search", "x.faissindex", "query.h5", "--threshold", "0"), 2, words)

@@ -15,7 +15,7 @@ from faults.conftest import blobs, here, made  # noqa: F401
 from life import IDS, XQ, X
 
 import scqfaiss
-from scqfaiss import files
+from scqfaiss import files, inspection
 from scqfaiss.errors import CheckpointError, ConfigError, DataError, IndexFileError, ScqWarning
 from scqfaiss.gallery import verify_file
 from scqfaiss.targets.head import inner
@@ -199,7 +199,7 @@ def test_all_hits_beyond_a_threshold(empty, name, target, options, mmap):
     gallery = life.opened("g.faissindex", name, mmap=mmap)
     if options == {"refine": -1}:
         with pytest.raises(
-            ConfigError, match=r"^fast scan without refine has no range search; export with --refine 8$"
+            ConfigError, match=r"^fast scan without refine has no range search; export without --refine -1$"
         ):
             gallery.range_search(XQ, 0.0)
         return
@@ -475,3 +475,33 @@ def test_hot_swaps_under_load_never_mix_two_files(tmp_path, mmap):
     found = hot_swap.measure(tmp_path, rows=500, swaps=3, threads=3, rate=300, seconds=0.3, mmap=mmap)
     assert (found["swaps"], found["errors"], found["mixed"]) == (3, 0, 0)
     assert found["searches"] > 0
+
+
+def test_numbers_of_numpy_are_numbers(empty):
+    life.export("product-8", "g.faissindex", slice(400), "ivfpq", nlist=np.int64(8), nprobe=np.int32(8))
+    gallery = scqfaiss.open("g.faissindex")
+    want = gallery.search(XQ, 5)
+    for k, nprobe in ((np.int64(5), None), (np.int32(5), np.int64(8)), (5, 8)):
+        np.testing.assert_array_equal(gallery.search(XQ, k, nprobe=nprobe)[1], want[1])
+    for k in (5.5, "a", None):
+        with pytest.raises(ConfigError, match=r"^k is .*, needs a whole number$"):
+            gallery.search(XQ, k)
+    with pytest.raises(ConfigError, match=r"^nprobe is 1\.5, needs a whole number$"):
+        gallery.search(XQ, 5, nprobe=1.5)
+    with pytest.raises(ConfigError, match=r"^threshold is None, needs a number$"):
+        gallery.range_search(XQ, None)
+    for nlist in (2.5, "2"):
+        with pytest.raises(ConfigError, match=f"^nlist is {nlist!r}, needs a whole number from 0 to 16,777,216$"):
+            life.export("product-8", "x.faissindex", slice(400), "ivfpq", nlist=nlist)
+
+
+def test_the_card_says_how_lists_are_kept(empty):
+    life.export("product-8", "g.faissindex", slice(400), "ivfpq", nlist=8)
+    card = scqfaiss.open("g.faissindex").card
+    assert (card["nlist"], card["nprobe"], card["by_residual"]) == (8, 1, False)
+    facts = inspection.gallery_facts("g.faissindex")
+    assert (facts["exact"], facts["range_search"]) == (False, True)
+    life.export("product-8", "h.faissindex", slice(400), "ivfpq")
+    assert scqfaiss.open("h.faissindex").card["by_residual"] is True
+    life.export("product-4", "f.faissindex", slice(400), "fastscan", refine=-1)
+    assert inspection.gallery_facts("f.faissindex")["range_search"] is False

@@ -18,13 +18,13 @@ _INLINE = re.compile(r" *\d+ *(,.*)?", re.DOTALL)  # what follows the first comm
 
 
 def read_ids(given: str | os.PathLike[str], ids_key: str = "ids") -> Ints:
-    """'1,2,3', or a file of ids -> (n,) int64; an id may stand twice.
+    """'1,2,3', or a file of ids -> (n,) int64; an id may stand twice. ./123 names a file, 123 an id.
 
     A text file holds ids apart by white space or commas, a .npy file an array (n,) of integers, an HDF5 file rows, whose
     ids are meant. Raises ConfigError where there is no such file, DataError where it holds anything else.
     """
     text = os.fspath(given)
-    if _INLINE.fullmatch(text) and not os.path.exists(text):
+    if _INLINE.fullmatch(text):
         return _parsed(text, "ids")
     name, ending = shown(given), Path(text).suffix.lower()
     if ending in HDF5_ENDINGS:

@@ -49,6 +49,8 @@ class Options:
 
 
 DEFAULTS = Options()
+MAX_LISTS = 1 << 24
+MAX_REFINE = 1000  # candidates a hit
 
 
 class Target(ABC):
@@ -86,6 +88,21 @@ class Target(ABC):
     def nbytes(self, shape: Shape, n: int) -> int:
         """Bytes of the FAISS stream for n rows, to within a few kilobytes (buckets: at most)."""
 
+    def check(self, options: Options, n: int) -> None:
+        """Raise ConfigError for options out of range for n rows, or that this target does not take. Reads no rows."""
+        check_options(self.INFO, options)
+
+    def ranges(self, index: Any) -> bool:
+        """Whether range_search works on this index."""
+        return self.INFO.range
+
+    def facts(self, index: Any) -> dict[str, Any]:
+        """What the card says of the container beside its name."""
+        ivf = inner(index)
+        if not isinstance(ivf, faiss.IndexIVF):
+            return {}
+        return {"nlist": ivf.nlist, "nprobe": ivf.nprobe, "by_residual": bool(ivf.by_residual)}
+
     def search(self, index: Any, x: NDArray[np.float32], k: int, *, sel: Any = None, nprobe: int | None = None) -> Hits:
         """The k best of each row of x (nq, d) -> D (nq, k) float32, I (nq, k) int64; -1 where there are fewer."""
         found: Hits = index.search(x, k, params=parameters(index, sel, nprobe))
@@ -96,6 +113,17 @@ class Target(ABC):
         nprobe = getattr(inner(index), "nlist", None)
         lims, D, I = index.range_search(x, radius, params=parameters(index, sel, nprobe))
         return lims.astype(np.int64), D, I
+
+
+def check_options(info: TargetInfo, options: Options) -> None:
+    """Raise ConfigError for options out of range, or that a target does not take."""
+    for option, value in vars(options).items():
+        low = -1 if option == "refine" else 0
+        high = MAX_REFINE if option == "refine" else MAX_LISTS
+        if type(value) is not int or not low <= value <= high:
+            raise ConfigError(f"{option} is {value!r}, needs a whole number from {low} to {high:,}")
+        if value and option not in info.options:
+            raise ConfigError(f"target {info.name} takes no {option}")
 
 
 def parameters(index: Any, sel: Any = None, nprobe: int | None = None, **more: Any) -> Any:

@@ -14,7 +14,6 @@ that; plain FAISS visits the stored nprobe, twice what sampled queries needed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isqrt
 from typing import Any
 
 import faiss
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..codebooks import Codebooks, Codes, Shape
-from ..errors import ConfigError
+from ..errors import ConfigError, warn
 from .base import (
     DEFAULTS,
     METRIC,
@@ -55,6 +54,8 @@ FLAT_BOXES = 2048  # are scanned one by one, more of them in lists of their own
 TRIED = 256  # rows that serve as queries to find how many lists plain FAISS must visit
 NEARLY_ALL = 0.99  # of them must find their best
 LONGEST = 4  # times the mean: longer lists are cut
+SAMPLE_FLOATS = 1 << 26  # of the rows that k-means looks at, 256 MB
+MOST_PAIRS = 1 << 22  # of query and list held at a time, about 100 MB
 RANGE_QUERIES = 256  # at a time: a wide search may name every list for each
 ROUNDING = 1e-6  # relative: bounds and scores are sums of float32 in different orders
 
@@ -117,7 +118,14 @@ class Buckets(Target):
         if nprobe:
             return super().search(index, x, k, sel=sel, nprobe=nprobe)
         core, x = inner(index), through(index, x)
-        return _search_words(core, x, k, sel) if _holds_words(core) else _search_boxes(core, x, k, sel)
+        look = _search_words if _holds_words(core) else _search_boxes
+        step = max(1, MOST_PAIRS // core.nlist)  # a filter that leaves little makes a search visit every list
+        parts = [look(core, x[i : i + step], k, sel) for i in range(0, max(len(x), 1), step)]
+        return (
+            parts[0]
+            if len(parts) == 1
+            else (np.concatenate([D for D, _ in parts]), np.concatenate([I for _, I in parts]))
+        )
 
     def range_search(self, index: Any, x: NDArray[np.float32], radius: float, *, sel: Any = None) -> Ranges:
         core, x = inner(index), through(index, x)
@@ -137,7 +145,8 @@ class Buckets(Target):
         if shape.metric == "l2" or n <= FEW_ROWS:
             return 9 * n + n * (shape.code_size + 8) + tables
         words = 9 * n + min(MAX_WORDS, n // WORDS_SHARE) * (shape.code_size + 8)
-        boxes = n * (shape.code_size + 8) + 8 * isqrt(n) * (8 * shape.d + 16)
+        lists = 1.1 * _list_count(n)  # and those that are cut
+        boxes = n * (shape.code_size + 8) + int(lists * (8 * shape.d + 24))
         return max(words, boxes) + tables
 
 
@@ -168,8 +177,9 @@ def _of_words(product: Codebooks, words: Codes, inverse: NDArray[np.int64], ids:
 def _of_boxes(books: Codebooks, product: Codebooks, codes: Codes, ids: Ids, nlist: int) -> Any:
     """books as they decode, product as they are stored; codes (n, M) -> IndexIVFPQ whose coarse quantizer holds boxes."""
     n, d = len(codes), books.d
-    nlist = min(nlist or 1 << round(np.log2(LISTS * np.sqrt(n))), n)
-    few = np.linspace(0, n, min(n, 64 * nlist), endpoint=False).astype(int)
+    nlist = min(nlist or _list_count(n), n)
+    sample = min(n, 64 * nlist, max(nlist, SAMPLE_FLOATS // d))
+    few = np.linspace(0, n, sample, endpoint=False).astype(int)
     parts = Partition(books.decode(codes[few]), nlist)
     lists = np.concatenate([parts(x) for _, x in decoded(books, codes)])
     lists = _cut(lists, words_of(codes, books.nbits), -(-LONGEST * n // nlist))
@@ -209,6 +219,11 @@ def _boxes(corners: NDArray[np.float32]) -> Any:
     add(index, lists, corners.view(np.uint8), np.arange(len(corners)))
     index.nprobe = index.nlist
     return index
+
+
+def _list_count(n: int) -> int:
+    """Lists for n rows, a power of 2."""
+    return 1 << round(float(np.log2(LISTS * np.sqrt(n))))
 
 
 def _cut(lists: NDArray[np.int64], words: NDArray[Any], longest: int) -> NDArray[np.int64]:
@@ -329,8 +344,10 @@ def _tune(index: Any, books: Codebooks, codes: Codes) -> None:
     exact, _ = _search_boxes(core, x, k, None)
     core.nprobe = min(FIRST, core.nlist)
     while core.nprobe < core.nlist:
-        found = np.isclose(core.search(x, k)[0], exact, rtol=ROUNDING).all(1)
-        if found.mean() >= NEARLY_ALL:  # one outlier would ask for half of the lists
+        found = np.abs(core.search(x, k)[0] - exact) <= 10 * ROUNDING * np.abs(exact).max(1, keepdims=True)
+        if found.all(1).mean() >= NEARLY_ALL:  # one outlier would ask for half of the lists
             break
         core.nprobe = min(2 * core.nprobe, core.nlist)
     core.nprobe = min(2 * core.nprobe, core.nlist)
+    if core.nprobe == core.nlist and len(codes) > FEW_ROWS:
+        warn("these codes do not gather: buckets look at most rows of them, targets ivfpq and lift are faster")

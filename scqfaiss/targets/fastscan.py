@@ -39,6 +39,7 @@ from .pq import codes_of, index_pq
 from .reshape import as_product, gathered, merged, merged_shape, parts_of, split, spread
 
 REFINE = {"product": 256, "additive": 32}  # candidates per hit: all 10 best of all queries on 54,000 rows of CIFAR-10
+MOST_CANDIDATES = 1 << 23  # of all queries at a time, 100 MB
 
 
 class FastScan(Target):
@@ -62,7 +63,7 @@ class FastScan(Target):
     def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
         """-> faiss.IndexPQFastScan, inside a faiss.IndexRefine unless options.refine is -1, behind a tile if additive."""
         if codebooks.kind == "additive":
-            codebooks, codes = spread(codebooks, codes)
+            codebooks, codes = _spread(codebooks, codes)
         narrow, tile = as_product(codebooks)
         index = faiss.IndexPQFastScan(index_pq(narrow, codes))  # filled first: it takes no codes itself
         if options.refine >= 0:
@@ -93,21 +94,40 @@ class FastScan(Target):
 
     def search(self, index: Any, x: NDArray[np.float32], k: int, *, sel: Any = None, nprobe: int | None = None) -> Hits:
         """As FAISS scans, but for what it passes over: rows of the lowest rounded score, all rows for a query of zeros."""
-        D, I = super().search(index, x, k, sel=sel, nprobe=nprobe)
+        scan, exact = _parts(index)
+        factor = 1.0
+        if exact is not None:
+            factor = max(
+                1.0, min(behind_ids(index).k_factor, index.ntotal / k)
+            )  # FAISS asks for more rows than there are
+        step = max(1, int(MOST_CANDIDATES / (k * factor)))
+        found = [self._scan(index, x[i : i + step], k, factor) for i in range(0, max(len(x), 1), step)]
+        D, I = found[0] if len(found) == 1 else (np.concatenate(part) for part in zip(*found, strict=True))
         short = np.flatnonzero((I[:, : min(k, index.ntotal)] < 0).any(1))
         if len(short):
-            scan, exact = _parts(index)
+            rest = through(index, np.ascontiguousarray(x[short]))
             if exact is None:
                 exact = index_pq(product_books(scan), unblocked(scan))
-            D[short], I[short] = exact.search(through(index, np.ascontiguousarray(x[short])), k)
+            D[short], I[short] = exact.search(rest, k)
             I[short] = np.where(I[short] < 0, -1, ids_at(index, I[short]))
         return D, I
+
+    @staticmethod
+    def _scan(index: Any, x: NDArray[np.float32], k: int, factor: float) -> Hits:
+        params = None
+        if isinstance(behind_ids(index), faiss.IndexRefine):
+            params = faiss.IndexRefineSearchParameters(k_factor=factor)
+        found: Hits = index.search(np.ascontiguousarray(x), k, params=params)
+        return found
+
+    def ranges(self, index: Any) -> bool:
+        return _parts(index)[1] is not None
 
     def range_search(self, index: Any, x: NDArray[np.float32], radius: float, *, sel: Any = None) -> Ranges:
         """By the exact codes of the refine stage. Raises ConfigError without one: FAISS has no such scan."""
         _, exact = _parts(index)
         if exact is None:
-            raise ConfigError("fast scan without refine has no range search; export with --refine 8")
+            raise ConfigError("fast scan without refine has no range search; export without --refine -1")
         lims, D, I = super().range_search(exact, through(index, x), radius)
         return lims, D, ids_at(index, I)
 
@@ -117,6 +137,19 @@ class FastScan(Target):
             M = 2 * round(0.875 * shape.M)
             narrow = replace(shape, kind="product", M=M, d=M * shape.d)
         return n * (2 * narrow.code_size + 8) + table_bytes(narrow) + table_bytes(merged_shape(narrow)) + 2000
+
+
+def _spread(codebooks: Codebooks, codes: Codes) -> tuple[Codebooks, Codes]:
+    """Spread books, or the books as they are where they could not be told apart again.
+
+    Raises ConfigError where one is a multiple of the next: nothing in the file would say that they are two.
+    """
+    wide, wide_codes = spread(codebooks, codes)
+    if np.array_equal(gathered(wide, wide_codes)[0].centroids, codebooks.centroids):
+        return wide, wide_codes
+    if len(parts_of(codebooks.centroids)) == codebooks.M:
+        return codebooks, codes
+    raise ConfigError("one additive book is a multiple of another: fast scan cannot keep them apart; use target lift")
 
 
 def _parts(index: Any) -> tuple[Any, Any]:

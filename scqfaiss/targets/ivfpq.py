@@ -59,15 +59,20 @@ class IVFPQ(Target):
     def supports(self, shape: Shape) -> str | None:
         return kind_reason(self.INFO, shape)
 
+    def check(self, options: Options, n: int) -> None:
+        super().check(options, n)
+        if options.nlist > n:
+            raise ConfigError(f"nlist is {options.nlist:,}, needs at most the {n:,} rows")
+        if options.nprobe > max(options.nlist, 1):
+            raise ConfigError(f"nprobe is {options.nprobe:,}, needs at most the {max(options.nlist, 1):,} lists")
+
     def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
         """-> faiss.IndexIVFPQ holding n vectors under their ids."""
+        if like is None:
+            self.check(options, len(codes))
         nlist = options.nlist if like is None else inner(like).nlist
         if nlist <= 1:
             return one_list(*merged(codebooks, codes), ids)
-        if nlist > len(codes) and like is None:
-            raise ConfigError(f"nlist is {nlist:,}, needs at most the {len(codes):,} rows")
-        if options.nprobe > nlist:
-            raise ConfigError(f"nprobe is {options.nprobe:,}, needs at most the {nlist:,} lists")
         if like is not None:
             centroids = inner(like).quantizer.reconstruct_n(0, nlist)
         else:
@@ -80,7 +85,7 @@ class IVFPQ(Target):
         coarse.add(centroids)
         books, codes = merged(codebooks, codes)
         index = ivfpq(books, coarse, lists, codes, ids, by_residual=False)
-        index.nprobe = options.nprobe or -(-nlist // NPROBE_SHARE)
+        index.nprobe = min(options.nprobe, nlist) or -(-nlist // NPROBE_SHARE)
         return index
 
     def holds(self, index: Any) -> bool:

@@ -122,6 +122,6 @@ def words_of(codes: Codes, nbits: int) -> NDArray[Any]:
 
 def decoded(codebooks: Codebooks, codes: Codes) -> Any:
     """(first row, decoded vectors (b, d)) block by block: a million wide vectors are not held at once."""
-    step = max(1, DECODED_BYTES // (4 * codebooks.d * (codebooks.M if codebooks.kind == "additive" else 1)))
+    step = max(1, DECODED_BYTES // (4 * codebooks.d))
     for i in range(0, len(codes), step):
         yield i, codebooks.decode(codes[i : i + step])

@@ -81,7 +81,7 @@ def spread(codebooks: Codebooks, codes: Codes) -> tuple[Codebooks, Codes]:
     width = np.linalg.norm(C - C.mean(1, keepdims=True), axis=2).max(1)  # m
     parts = np.ones(codebooks.M, int)
     for _ in range(2 * round(0.875 * codebooks.M) - codebooks.M):  # to an even number: FAISS would fill up to one
-        parts[np.argmax(width / parts)] += 1
+        parts[np.argmax(width / parts)] += width.max() > 0
     shares = np.concatenate([_shares(int(r)) for r in parts]).astype(np.float32)
     table = np.repeat(C, parts, axis=0) * shares[:, None, None]
     return Codebooks("additive", table, codebooks.metric), np.repeat(codes, parts, axis=1)

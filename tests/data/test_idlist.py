@@ -29,9 +29,11 @@ def test_ids_on_the_command_line(text, ids):
     assert found.tolist() == ids
 
 
-def test_a_file_of_that_name_comes_first():
+def test_what_looks_like_ids_is_never_a_file():
+    """A file called 12 must not decide which rows `remove --ids 12` takes out."""
     Path("12").write_text("1 2")
-    assert read_ids("12").tolist() == [1, 2]
+    assert read_ids("12").tolist() == [12]
+    assert read_ids("./12").tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("text", ["1 2 3", "1\n2\n3\n", "1,2,3", " 1,\t2\r\n3,", "\n\n1\n\n2 ,, 3"])

@@ -4,7 +4,8 @@ import faiss
 import numpy as np
 import pytest
 
-from scqfaiss.errors import ConfigError
+from scqfaiss.codebooks import Codebooks
+from scqfaiss.errors import ConfigError, ScqWarning
 from scqfaiss.targets import buckets, target
 from scqfaiss.targets.base import Options
 from scqfaiss.targets.buckets import _best_boxes, _corners, _cut, _holds_words, _visit
@@ -14,6 +15,7 @@ from scqfaiss.targets.lists import rows_of
 from .conftest import assert_best, random_books, random_codes, random_queries
 
 BUCKETS = target("buckets")
+pytestmark = pytest.mark.filterwarnings("ignore:these codes do not gather")  # random ones, most of them
 
 
 def rows(kind, n, classes, noise, M=4, nbits=8, d=16, seed=0):
@@ -400,3 +402,41 @@ def test_visits_end_where_no_other_list_can_be_better(k, nlist, tightness, kept,
             assert sure <= visited
             if sel is None and tightness == 0.0 and k == 1:
                 assert visited <= sure | first
+
+
+# ---------------------------------------------------------------------------------------------- what it says and takes
+def test_codes_that_do_not_gather_are_told_of():
+    books = random_books("product", 8, 8, 64)
+    with pytest.warns(
+        ScqWarning, match=r"^these codes do not gather: buckets look at most rows of them, targets ivfpq"
+    ):
+        BUCKETS.build(books, random_codes(books, 6000), np.arange(6000))
+
+
+def test_small_numbers_are_tuned_like_large_ones():
+    """The lists that plain FAISS visits do not depend on the unit of the features."""
+    books, codes = rows("product", 6000, 60, 0.3)
+    found = []
+    for scale in (1.0, 2.0**-20, 2.0**20):
+        scaled = Codebooks("product", books.centroids * np.float32(scale))
+        found.append(inner(BUCKETS.build(scaled, codes, np.arange(6000), Options(nlist=200))).nprobe)
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("pairs", [1, 5 * 300])
+def test_queries_in_blocks_are_the_same_queries(pairs, monkeypatch):
+    """A search whose filter leaves little would hold a number for every query and list."""
+    _, _, ids, index, q, _ = made("boxes")
+    allow = faiss.IDSelectorBatch(ids[:3])
+    want = BUCKETS.search(index, q, 20), BUCKETS.search(index, q, 20, sel=allow)
+    monkeypatch.setattr(buckets, "MOST_PAIRS", pairs)
+    for a, b in zip(want, (BUCKETS.search(index, q, 20), BUCKETS.search(index, q, 20, sel=allow))):
+        np.testing.assert_array_equal(a[0], b[0])
+        np.testing.assert_array_equal(a[1], b[1])
+
+
+@pytest.mark.parametrize("n, d", [(8500, 512), (20000, 64), (4097, 8)])
+def test_the_bytes_announced_are_enough(n, d):
+    books = random_books("product", 4, 8, d)
+    index = BUCKETS.build(books, random_codes(books, n), np.arange(n))
+    assert len(faiss.serialize_index(index)) <= BUCKETS.nbytes(books.shape, n)

@@ -6,7 +6,7 @@ import pytest
 
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.errors import ConfigError
-from scqfaiss.targets import target
+from scqfaiss.targets import fastscan, target
 from scqfaiss.targets.base import Options
 from scqfaiss.targets.fastscan import _layout, unblocked
 from scqfaiss.targets.head import chain, inner
@@ -117,5 +117,35 @@ def test_ranges_come_from_the_exact_stage():
         assert set(I[part]) == set(np.flatnonzero(scores[i] > radius) + 100)
         np.testing.assert_allclose(D[part], scores[i, I[part] - 100])
     scan_alone = FASTSCAN.build(books, codes, np.arange(50), Options(refine=-1))
-    with pytest.raises(ConfigError, match=r"^fast scan without refine has no range search; export with --refine 8$"):
+    with pytest.raises(
+        ConfigError, match=r"^fast scan without refine has no range search; export without --refine -1$"
+    ):
         FASTSCAN.range_search(scan_alone, q, radius)
+
+
+@pytest.mark.parametrize("kind, metric", CASES)
+def test_no_more_candidates_than_rows_are_asked_for(kind, metric, monkeypatch):
+    """FAISS would take memory for refine * k rows a query, however few there are."""
+    books = random_books(kind, 8, 4, 16, metric)
+    codes, q = random_codes(books, 90), random_queries(7, 16)
+    index = FASTSCAN.build(books, codes, np.arange(90), Options(refine=1000))
+    scores = books.scores(q, codes)
+    for k in (1, 10, 90):
+        assert_best(FASTSCAN.search(index, q, k), scores, np.arange(90), k, metric)
+    whole = FASTSCAN.search(index, q, 10)
+    monkeypatch.setattr(fastscan, "MOST_CANDIDATES", 100)  # a query at a time
+    for a, b in zip(whole, FASTSCAN.search(index, q, 10)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_books_that_cannot_be_told_apart_are_refused():
+    C = np.random.default_rng(0).standard_normal((4, 16, 6)).astype(np.float32)
+    codes = np.zeros((5, 4), np.uint8)
+    idle = C.copy()
+    idle[1:] = 0  # what few rows leave: books that add nothing
+    found, found_codes, _ = FASTSCAN.unpack(FASTSCAN.build(Codebooks("additive", idle), codes, np.arange(5)))
+    np.testing.assert_array_equal(found.centroids, idle)
+    np.testing.assert_array_equal(found_codes, codes)
+    C[1] = 0.5 * C[0]
+    with pytest.raises(ConfigError, match=r"^one additive book is a multiple of another: .* use target lift$"):
+        FASTSCAN.build(Codebooks("additive", C), codes, np.arange(5))

@@ -90,7 +90,7 @@ def test_words_are_equal_where_codes_are(M, nbits):
 def test_decoding_in_blocks_is_decoding(kind, monkeypatch):
     books = random_books(kind, 4, 4, 8)
     codes = random_codes(books, 101)
-    monkeypatch.setattr(lists, "DECODED_BYTES", 4 * 8 * 30 * (4 if kind == "additive" else 1))
+    monkeypatch.setattr(lists, "DECODED_BYTES", 4 * 8 * 30)
     parts = list(decoded(books, codes))
     assert [i for i, _ in parts] == [0, 30, 60, 90]
     np.testing.assert_array_equal(np.concatenate([x for _, x in parts]), books.decode(codes))
