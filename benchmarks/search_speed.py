@@ -127,6 +127,7 @@ def scored(z: np.ndarray, I: np.ndarray, vectors: Callable[[np.ndarray], np.ndar
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--rows", default=1_000_000, show_default=True)
 @click.option("--also", default=0, help="A smaller number of rows, in the same rounds.")
+@click.option("--wide-only", is_flag=True, help="Leave the 8x4 codes out: half the encoding.")
 @click.option("--additive", is_flag=True, help="Time additive 8x4 codes too.")
 @click.option("--queries", default=0, help="Of the query file; all if 0.")
 @click.option("--noise", default=0.1, show_default=True)
@@ -134,7 +135,16 @@ def scored(z: np.ndarray, I: np.ndarray, vectors: Callable[[np.ndarray], np.ndar
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def main(
-    data: Path, rows: int, also: int, additive: bool, queries: int, noise: float, k: int, rounds: int, seed: int
+    data: Path,
+    rows: int,
+    also: int,
+    wide_only: bool,
+    additive: bool,
+    queries: int,
+    noise: float,
+    k: int,
+    rounds: int,
+    seed: int,
 ) -> None:
     """Time every container over the rows of DATA."""
     x, y = read(data / "train.h5")
@@ -152,11 +162,12 @@ def main(
         for i, part in drawn(xb, rows, noise, seed):
             if sums is not None:
                 codes_sums[i : i + len(part)] = sums.encode(part)
-            other = pool.submit(narrow.encode, part)
+            other = None if wide_only else pool.submit(narrow.encode, part)
             z[i : i + len(part)] = wide.embed(part)
             codes[i : i + len(part)] = wide.assign(z[i : i + len(part)])
-            codes4[i : i + len(part)] = other.result()
-    out |= {"rows_distinct": distinct(codes), "rows_distinct_8x4": distinct(codes4)}
+            if other is not None:
+                codes4[i : i + len(part)] = other.result()
+    out["rows_distinct"] = distinct(codes)
 
     own = faiss.index_factory(z.shape[1], "IVF1024,PQ4np", faiss.METRIC_INNER_PRODUCT)
     own.train(z[:: max(1, rows // 200_000)])
@@ -173,11 +184,15 @@ def main(
         "buckets": buckets,
         "buckets_plain": plain(buckets.index, wide.codebooks, codes, zq),
         "faiss": plain(own, wide.codebooks, None, zq),
-        "pq_8x4": held("pq", narrow, codes4, zq4),
-        "generic_8x4": plain(index_pq(narrow.codebooks, codes4), narrow.codebooks, codes4, zq4),
-        "fastscan": held("fastscan", narrow, codes4, zq4, Options(refine=-1)),
-        "fastscan_refine": held("fastscan", narrow, codes4, zq4),
     }
+    if not wide_only:
+        out["rows_distinct_8x4"] = distinct(codes4)
+        containers |= {
+            "pq_8x4": held("pq", narrow, codes4, zq4),
+            "generic_8x4": plain(index_pq(narrow.codebooks, codes4), narrow.codebooks, codes4, zq4),
+            "fastscan": held("fastscan", narrow, codes4, zq4, Options(refine=-1)),
+            "fastscan_refine": held("fastscan", narrow, codes4, zq4),
+        }
     if sums is not None:
         z_sums = sums.embed(xq)
         containers["lift_8x4"] = held("lift", sums, codes_sums, z_sums)
@@ -202,7 +217,9 @@ def main(
             times.append(time.perf_counter() - start)
         c.single = 1e3 * median(times)
 
-    exact = {id(wide.codebooks): containers["pq"].D, id(narrow.codebooks): containers["pq_8x4"].D}
+    exact = {id(wide.codebooks): containers["pq"].D}
+    if not wide_only:
+        exact[id(narrow.codebooks)] = containers["pq_8x4"].D
     if sums is not None:
         exact[id(sums.codebooks)] = containers["lift_8x4"].D
     for name, c in containers.items():
@@ -224,7 +241,7 @@ def main(
         out[f"{name}_ratio"] = out["pq_ms"] / out[f"{name}_ms"]
     out["buckets_to_faiss"] = out["faiss_ms"] / out["buckets_ms"]
     for name in [name for name in containers if name.startswith("fastscan")]:
-        for other in ("pq", "pq_8x4", "generic_8x4"):
+        for other in ["pq", "lift_8x4"] if wide_only else ["pq", "pq_8x4", "generic_8x4"]:
             out[f"{name}_to_{other}"] = out[f"{other}_ms"] / out[f"{name}_ms"]
     if also:
         out["also_rows"] = also
