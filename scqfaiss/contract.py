@@ -62,6 +62,15 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
+class Part:
+    """Rows set aside, with what belongs to them."""
+
+    rows: Rows
+    labels: Labels | None = None
+    ids: Ints | None = None
+
+
+@dataclass(frozen=True)
 class Task:
     """What a method is given. M books of 2^nbits codewords; everything is checked already."""
 
@@ -73,6 +82,8 @@ class Task:
     encoder: Encoder | None = None  # None for methods that bring their own (needs_encoder False)
     encoder_name: str = ""
     codebook_rows: Rows | None = None  # rows, without labels, that the books learn from instead
+    validation: Part | None = None  # rows that train nothing and say when to stop
+    ids: Ints | None = None  # (n,) ids of the rows; of pairs, those of the keys, which may repeat
     epochs: int | None = None  # of every stage, instead of each stage's own default
     batch_size: int | None = None
     device: str = "cpu"
@@ -84,12 +95,27 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A loss and the optimiser that minimises it; stages that train two parts alternately have two.
+
+    loss(*batch) returns named terms, already weighted, that are summed; over several processes each gives the mean over its
+    own share of the batch. make_optimizer(steps) returns (optimizer, scheduler stepped after each batch or None).
+    """
+
+    loss: Callable[..., dict[str, Any]]
+    make_optimizer: Callable[[int], tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
 class Stage:
     """One part of a training.
 
-    begin() runs first and may take long (k-means, encoding the rows). Then, for each of `epochs` epochs, loss(*batch) is
-    minimised over batches(generator); it returns named terms, already weighted, that are summed. make_optimizer(steps)
-    returns (optimizer, scheduler stepped after each batch or None). end() runs last.
+    begin() runs first and may take long (k-means, encoding the rows). Then, for each of `epochs` epochs, every batch of
+    batches(generator) takes its turns one after the other. end() runs last.
+
+    A training that was interrupted is resumed by running begin() and end() of all stages again, with the parameters and
+    buffers of that moment in place of the epochs: both must do the same whenever they run, and whatever the epochs change
+    must be a parameter or a buffer of the method, or follow from on_epoch.
     """
 
     name: str
@@ -97,9 +123,14 @@ class Stage:
     epochs: int = 0
     steps_per_epoch: int = 0
     batches: Callable[[Generator], Iterator[tuple[Any, ...]]] | None = None
-    loss: Callable[..., dict[str, Any]] | None = None
-    make_optimizer: Callable[[int], tuple[Any, Any]] | None = None
+    turns: Sequence[Turn] = ()
     on_epoch: Callable[[int], None] = lambda epoch: None  # before each epoch; sets annealed quantities
+    after_step: Callable[[], None] = lambda: None  # after the turns of a batch; without gradient
+    # After each epoch, without gradient: moves dead codewords, and returns facts for the metrics, "codewords_used" a list
+    # with a count for each book, "revived" how many were moved.
+    after_epoch: Callable[[int], dict[str, Any]] = lambda epoch: {}
+    # A number that falls as the method gets better, from task.validation; asked after each epoch, in evaluation mode.
+    validate: Callable[[], float] | None = None
     end: Callable[[], None] = lambda: None
     # Products of the steps in what the device multiplies fast (bfloat16 on a CPU that has it, TF32 on a GPU); sums, weights
     # and all that follows the training stay float32.
@@ -113,7 +144,7 @@ class Method(Protocol):
     Config: ClassVar[type[Any]]
     PRESETS: ClassVar[dict[str, dict[str, dict[str, Any]]]]  # setting -> value -> the defaults that it replaces
     long_name: ClassVar[str]
-    needs: ClassVar[frozenset[str]]  # of 'labels'
+    needs: ClassVar[frozenset[str]]  # of 'labels', 'pairs' (rows are then query and key side by side, (n, 2 d))
     needs_encoder: ClassVar[bool]
     rule: str  # how Codebooks.assign encodes: 'l2' or 'ip'
     beam: int  # and how many partial sums it carries along; 1 for all but additive books

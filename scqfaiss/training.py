@@ -357,9 +357,9 @@ def run_stage(stage: Stage, number: int, method: Any, seed: int, progress: Progr
 def _run_epochs(stage: Stage, number: int, method: Any, seed: int, progress: Progress) -> dict[str, float]:
     means: dict[str, float] = {}
     if stage.epochs:
-        assert stage.batches and stage.loss and stage.make_optimizer
+        assert stage.batches and stage.turns
         total = stage.epochs * stage.steps_per_epoch
-        optimizer, scheduler = stage.make_optimizer(total)
+        turns = [(turn.loss, *turn.make_optimizer(total)) for turn in stage.turns]
         step = 0
         for epoch in range(stage.epochs):
             # Every epoch starts from its own seed: what is drawn does not depend on what ran before.
@@ -371,20 +371,25 @@ def _run_epochs(stage: Stage, number: int, method: Any, seed: int, progress: Pro
             sums: dict[str, float] = {}
             steps = 0
             for batch in stage.batches(Generator().manual_seed(epoch_seed)):
-                terms = stage.loss(*batch)
-                loss = reduce(add, terms.values())
-                value = float(loss.detach())
-                if not np.isfinite(value):
-                    raise _diverged(stage, step, terms, optimizer)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                if scheduler is not None:
-                    scheduler.step()
-                for name, term in terms.items():
-                    sums[name] = sums.get(name, 0.0) + float(term.detach())
+                for loss_of, optimizer, scheduler in turns:
+                    terms = loss_of(*batch)
+                    loss = reduce(add, terms.values())
+                    value = float(loss.detach())
+                    if not np.isfinite(value):
+                        raise _diverged(stage, step, terms, optimizer)
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+                    if scheduler is not None:
+                        scheduler.step()
+                    for name, term in terms.items():
+                        sums[name] = sums.get(name, 0.0) + float(term.detach())
+                with torch.no_grad():
+                    stage.after_step()
                 step, steps = step + 1, steps + 1
                 progress(stage.name, min(step, total), total, f"loss {value:.4f}")
+            with torch.no_grad():
+                stage.after_epoch(epoch)
             means = {name: s / max(steps, 1) for name, s in sums.items()}
     return means
 

@@ -20,6 +20,7 @@ ORDER = [
     ["files"],
     ["bundle"],
     ["contract"],
+    ["parallel"],
     ["data", "encoders", "methods", "targets", "baselines"],
     ["model"],
     ["reading"],
@@ -35,7 +36,7 @@ ENTRANCES = {"scqfaiss", "scqfaiss.__init__", "scqfaiss.__main__"}  # they open 
 
 # Who may load what. Types alone (under TYPE_CHECKING) are free: they load nothing.
 ALLOWED = {
-    "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training$)",
+    "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training$|parallel$)",
     "faiss": r"scqfaiss\.(targets\.(?!__init__)|baselines$|reading$|exporting$|gallery$|evaluation$|demo$)",
     "h5py": r"scqfaiss\.data\.",
     "click": r"scqfaiss\.(cli|progress)$",

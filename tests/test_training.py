@@ -9,7 +9,7 @@ import torch
 import scqfaiss
 from scqfaiss.arrays import Labels
 from scqfaiss.codebooks import Codebooks
-from scqfaiss.contract import Stage, batch_count
+from scqfaiss.contract import Stage, Turn, batch_count
 from scqfaiss.data import ArraySource
 from scqfaiss.data.hdf5 import write_rows
 from scqfaiss.errors import CheckpointError, ConfigError, DataError, ScqWarning, WriteError
@@ -309,8 +309,12 @@ def test_the_term_that_is_not_finite_is_named(value, what):
         epochs=2,
         steps_per_epoch=3,
         batches=lambda generator: iter([(i,) for i in range(3)]),
-        loss=lambda i: {"good": w.sum(), "bad": w.sum() * (value if i == 2 else 1)},
-        make_optimizer=lambda steps: (torch.optim.SGD([w], 0.25), None),
+        turns=[
+            Turn(
+                lambda i: {"good": w.sum(), "bad": w.sum() * (value if i == 2 else 1)},
+                lambda steps: (torch.optim.SGD([w], 0.25), None),
+            )
+        ],
     )
     with pytest.raises(
         ConfigError, match=rf"^loss is {what} at step 2 \(stage s, term bad, lr 0.25\); lower the rate$"
@@ -327,8 +331,12 @@ def test_what_an_epoch_draws_does_not_depend_on_what_ran_before():
             epochs=2,
             steps_per_epoch=1,
             batches=lambda generator: iter([(torch.rand(1, generator=generator),)]),
-            loss=lambda x: out.append((x.item(), torch.rand(1).item())) or {"a": w.sum()},
-            make_optimizer=lambda steps: (torch.optim.SGD([w], 0.1), None),
+            turns=[
+                Turn(
+                    lambda x: out.append((x.item(), torch.rand(1).item())) or {"a": w.sum()},
+                    lambda steps: (torch.optim.SGD([w], 0.1), None),
+                )
+            ],
         )
         run_stage(stage, number, None, seed, lambda *a: None)
         return out
@@ -369,8 +377,12 @@ def test_a_stage_reports_every_step_and_the_mean_of_its_last_epoch():
         epochs=2,
         steps_per_epoch=2,
         batches=lambda generator: iter([(1.0,), (3.0,)]),
-        loss=lambda i: {"a": 0 * w.sum() + i, "b": 0 * w.sum() + 1},
-        make_optimizer=lambda steps: (torch.optim.SGD([w], 1.0), began.append(steps)),
+        turns=[
+            Turn(
+                lambda i: {"a": 0 * w.sum() + i, "b": 0 * w.sum() + 1},
+                lambda steps: (torch.optim.SGD([w], 1.0), began.append(steps)),
+            )
+        ],
         on_epoch=began.append,
         end=lambda: began.append("end"),
     )

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..arrays import Ints, Labels
-from ..contract import Layers, Stage, Task, batch_count, setting
+from ..contract import Layers, Stage, Task, Turn, batch_count, setting
 from ..errors import ConfigError, DataError, warn
 from . import centers as sca
 
@@ -298,8 +298,7 @@ class Features(nn.Module):
             epochs=epochs,
             steps_per_epoch=steps,
             batches=lambda generator: task.rows.batches(batch, generator, rows),
-            loss=self.loss,
-            make_optimizer=make_optimizer,
+            turns=[Turn(self.loss, make_optimizer)],
             end=self.calibrate,
             fast_products=c.fast_products and not released,
         )

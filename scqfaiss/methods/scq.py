@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..codebooks import MAX_BEAM, Codebooks
-from ..contract import Layers, Stage, Task, batch_count, check_product_shape, setting
+from ..contract import Layers, Stage, Task, Turn, batch_count, check_product_shape, setting
 from ..errors import ConfigError, warn
 from . import cfa, residual
 from .arsq import ARSQ, deal
@@ -166,8 +166,7 @@ class SCQ(nn.Module):
             epochs=epochs,
             steps_per_epoch=batch_count(rows, batch),
             batches=lambda generator: self.batches(batch, generator),
-            loss=lambda z, pattern: self.books.loss(z, pattern),
-            make_optimizer=make_optimizer,
+            turns=[Turn(lambda z, pattern: self.books.loss(z, pattern), make_optimizer)],
             on_epoch=anneal,
             end=self.refit,
             one_thread=batch * task.K * self.features.d < 1 << 24,
