@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from . import __version__
-from .errors import ConfigError, ScqError, ScqWarning, shown
+from .errors import ConfigError, ScqError, ScqWarning, Stopped, shown
 from .files import open_regular
 from .progress import Meter, to_stderr
 
@@ -99,6 +99,12 @@ def parse_settings(context: click.Context, _: click.Parameter, pairs: tuple[str,
     return out
 
 
+def say(text: str) -> None:
+    """What a command found; of several processes the first one speaks."""
+    if text:
+        click.echo(text)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="scqfaiss")
 def cli() -> None:
@@ -116,26 +122,46 @@ def cli() -> None:
 @click.option("--nbits", default=8, show_default=True, help="Bits of one codebook; bits / nbits codebooks.")
 @click.option("--encoder", default="mlp", show_default=True, help="mlp, linear or identity.")
 @click.option("--codebook-rows", type=FILE, help="Rows without labels that the codebooks learn from.")
+@click.option("--validation", type=FILE, help="Rows that train nothing and say which epoch was best, and when to stop.")
+@click.option("--patience", default=5, show_default=True, help="Epochs without a better one that end a stage; 0: none.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--precision", default="float32", show_default=True, help="float32, bfloat16 or float16, of the encoder.")
+@click.option("--clip-norm", default=0.0, help="Largest norm of the gradients of a step; default: any.")
 @click.option("--epochs", type=int, help="Epochs of every stage, instead of the method's own.")
 @click.option("--batch-size", type=int, help="Rows of a training step, instead of the method's own.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1))
 @click.option(
     "--set", "settings", multiple=True, callback=parse_settings, metavar="KEY=VALUE", help="A method setting."
 )
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint, in MODEL.checkpoints.")
+@click.option("--checkpoints", type=FILE, help="Another folder for checkpoints.")
+@click.option("--checkpoint-every", default=0, help="Steps from checkpoint to checkpoint; default: a minute.")
+@click.option("--metrics", type=FILE, help="Write losses, learning rate and codeword use of each epoch as JSON lines.")
+@click.option("--tensorboard", type=FILE, help="Write the same for TensorBoard into this folder.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done: steps, bytes, targets; write nothing.")
 @row_options
 def train(
-    rows: Path, out: Path, config: Path, codebook_rows: Path, dry_run: bool, keys: dict[str, Any], **request: Any
+    rows: Path,
+    out: Path,
+    config: Path,
+    codebook_rows: Path,
+    validation: Path,
+    dry_run: bool,
+    keys: dict[str, Any],
+    **options: Any,
 ) -> None:
-    """Train a quantizer on ROWS (HDF5, .npy, .fvecs, .bvecs) and write the model."""
+    """Train a quantizer on ROWS (HDF5, .npy, .fvecs, .bvecs) and write the model.
+
+    On several processes: torchrun --nproc-per-node N -m scqfaiss train ...
+    """
     from . import training
 
-    asked = training.Request(**request)
+    request, traces = training.asked(options)
+    more: dict[str, Any] = {"codebook_rows": codebook_rows, "validation": validation, "keys": keys}
     if dry_run:
-        click.echo(training.dry_run(rows, out, asked, codebook_rows=codebook_rows, keys=keys))
+        click.echo(training.dry_run(rows, out, request, **more))
     else:
-        click.echo(training.train_file(rows, out, asked, codebook_rows=codebook_rows, keys=keys, progress=meter))
+        say(training.train_file(rows, out, request, traces=traces, progress=meter, **more))
 
 
 @cli.command()
@@ -284,6 +310,8 @@ def run(arguments: list[str] | None = None) -> int:
         return 2
     except click.ClickException as error:
         return fail(error.format_message(), 2, error)
+    except Stopped as error:
+        return fail(str(error), 130)
     except (KeyboardInterrupt, click.exceptions.Abort):
         return fail("stopped; nothing was left half-written", 130)
     except ImportError as error:

@@ -147,6 +147,7 @@ class Method(Protocol):
     needs: ClassVar[frozenset[str]]  # of 'labels', 'pairs' (rows are then query and key side by side, (n, 2 d))
     needs_encoder: ClassVar[bool]
     rule: str  # how Codebooks.assign encodes: 'l2' or 'ip'
+    task: Task
     beam: int  # and how many partial sums it carries along; 1 for all but additive books
 
     def __init__(self, config: Any, task: Task) -> None: ...

@@ -54,6 +54,10 @@ class ResourceError(ScqError):
     exit_code = 5
 
 
+class Stopped(KeyboardInterrupt):
+    """A training that was asked to stop by a signal, and did so after saving where it stands."""
+
+
 class ScqWarning(UserWarning):
     """A notice about data or settings that does not stop the work; the command line prints it to stderr."""
 

@@ -86,6 +86,14 @@ class Slot:
             why = os.strerror(error.errno or errno.EIO)
             raise WriteError(f"{self.name}: written whole, but a power cut may undo it ({why})") from error
 
+    def append(self, data: bytes) -> None:
+        """Add to the end of the file, for logs alone: whoever reads one must pass over a last line that was cut off."""
+        try:
+            with open(self.path, "ab") as f:
+                f.write(data)
+        except OSError as error:
+            raise self._refused(error, len(data)) from error
+
     def _refused(self, error: OSError, nbytes: int) -> WriteError:
         if error.errno in _FULL:
             need = f"needs {size(nbytes * 1.05)}, " if nbytes else "no space left, "
@@ -125,6 +133,14 @@ def check_target(path: PathLike, *, inputs: Sequence[PathLike] = (), suffix: str
     if not real.parent.is_dir():
         raise WriteError(f"{name}: folder {shown(real.parent)} does not exist; create it first")
     return real
+
+
+def make_folder(path: PathLike) -> None:
+    """Create a folder, unless it is there. Raises WriteError."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"{shown(path)}: cannot create this folder ({os.strerror(error.errno or 0)})") from error
 
 
 @contextmanager

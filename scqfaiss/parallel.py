@@ -5,11 +5,21 @@ Without a process group, every function here is that of one process alone.
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .errors import ConfigError, ResourceError
+
+TIMEOUT = 1800.0  # seconds that a process waits for the others: the slowest k-means and checkpoint must fit in
+ROLL_CALL = 3.0  # seconds in which those who are alive say so, after one was lost
 
 
 def rank() -> int:
@@ -61,3 +71,116 @@ def total(t: Tensor) -> Tensor:
 def average(t: Tensor) -> Tensor:
     """The mean over all processes, without gradient."""
     return total(t) / world()
+
+
+def agreed(value: float) -> float:
+    """The largest of all processes' values: a decision that every process takes alike."""
+    if world() == 1:
+        return value
+    t = torch.tensor(value, dtype=torch.float64, device=_device())
+    dist.all_reduce(t, dist.ReduceOp.MAX)
+    return float(t)
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Put the mean over all processes in place of every gradient, in one exchange."""
+    if world() == 1:
+        return
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    flat /= world()
+    for g, mean in zip(grads, flat.split([g.numel() for g in grads])):
+        g.copy_(mean.view_as(g))
+
+
+def same_everywhere(tensors: Iterable[Tensor]) -> None:
+    """Put the first process's values into these tensors everywhere: rounding must not let the processes drift apart."""
+    if world() > 1:
+        for t in tensors:
+            dist.broadcast(t, 0)
+
+
+def from_all(t: Tensor) -> list[Tensor]:
+    """The tensors of all processes, of one shape, in the order of their ranks; without gradient."""
+    if world() == 1:
+        return [t]
+    mine = t.to(_device())
+    pieces = [torch.empty_like(mine) for _ in range(world())]
+    dist.all_gather(pieces, mine)
+    return [piece.to(t.device) for piece in pieces]
+
+
+def share(batch: tuple[Any, ...]) -> tuple[Any, ...]:
+    """This process's part of a batch: as many rows for each process, the few left over dropped.
+
+    Raises ConfigError where there are fewer rows than processes.
+    """
+    W, r = world(), rank()
+    if W == 1:
+        return batch
+    n = min((len(t) for t in batch if isinstance(t, Tensor)), default=0) // W
+    if n == 0:
+        raise ConfigError(f"a batch has fewer rows than the {W} processes that share it; use a larger --batch-size")
+    return tuple(t[r * n : (r + 1) * n] if isinstance(t, Tensor) else t for t in batch)
+
+
+def _device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+
+def launched() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Be one of the processes that torchrun started, if it did: `torchrun --nproc-per-node N -m scqfaiss train ...`.
+
+    device: 'cpu' (gloo) or 'cuda...' (nccl). Raises ResourceError when another process is lost, naming it where it can.
+    """
+    if launched() == 1 or dist.is_initialized():
+        yield
+        return
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT))
+    except (RuntimeError, ValueError) as error:
+        raise ResourceError(f"the {launched()} processes found no way to each other ({_first_line(error)})") from error
+    me, everyone = rank(), world()
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or not _is_loss(error):
+            raise
+        raise ResourceError(
+            f"process {me} of {everyone} lost {_missing(me, everyone)}; the last checkpoint is whole, continue with --resume"
+        ) from error
+    finally:
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+def _is_loss(error: RuntimeError) -> bool:
+    # gloo has no class of its own for this; NCCL's errors are DistBackendError.
+    text = str(error)
+    return isinstance(error, dist.DistError) or "gloo" in text or "Connection" in text or "Timed out" in text
+
+
+def _missing(me: int, everyone: int) -> str:
+    """'process 1', as far as it can be told: everyone who is alive signs in a shared list."""
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"alive-{me}", "yes")
+        time.sleep(ROLL_CALL)
+        missing = [r for r in range(everyone) if r != me and not store.check([f"alive-{r}"])]
+    except (RuntimeError, ValueError):  # the list went down with the process that kept it, which is the first
+        missing = [0]
+    return f"process {' and '.join(map(str, missing))}" if missing else "the connection to the others"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

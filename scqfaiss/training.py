@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import reduce
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
-from operator import add
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from . import parallel
 from .arrays import Floats, Ints, Labels
+from .checkpoints import Checkpoints
 from .codebooks import Codebooks, Shape
-from .contract import Method, Progress, Stage, Task, batch_count, configure, settings, silent
+from .contract import Method, Part, Progress, Task, batch_count, configure, settings, silent
 from .data import ArraySource, Source, open_rows
 from .encoders import encoder_class
 from .encoders.base import Stats
 from .encoders.chain import Chain
+from .engine import PRECISIONS, Engine
 from .errors import ConfigError, DataError, ResourceError, size, suggestion, warn
 from .files import PathLike, check_target, reserve
 from .methods import REGISTRY
+from .metrics import log_to
 from .model import SUFFIX, Model, read_ahead
 
 MEMORY_SHARE = 0.4  # of the free memory, for rows held at a time; more than that is streamed
@@ -44,7 +49,30 @@ class Request:
     epochs: int | None = None
     batch_size: int | None = None
     device: str = "auto"
+    precision: str = "float32"  # of the encoder's products in training steps; a key of engine.PRECISIONS
+    clip_norm: float = 0.0  # largest norm of the gradients of a step; 0: any
+    patience: int = 5  # epochs without a better validation value that end a stage; 0: none does
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What a training leaves behind on its way. Nothing of it changes the result."""
+
+    checkpoints: PathLike | None = None  # folder, made when the first one is written and removed at the end
+    checkpoint_every: int = 0  # steps between two; 0: a minute between two
+    resume: bool = False  # go on from the newest checkpoint
+    metrics: PathLike | None = None  # file of JSON lines, one an epoch
+    tensorboard: PathLike | None = None  # folder
+
+
+def asked(options: Mapping[str, Any]) -> tuple[Request, Traces]:
+    """Options of the command line, by name -> what to train, and what to leave behind on the way."""
+    of_traces = {f.name for f in fields(Traces)}
+    traces = Traces(**{name: value for name, value in options.items() if name in of_traces})
+    if traces.checkpoint_every < 0:
+        raise ConfigError(f"checkpoint-every is {traces.checkpoint_every}, needs 0 or more")
+    return Request(**{name: value for name, value in options.items() if name not in of_traces}), traces
 
 
 @dataclass(frozen=True)
@@ -76,7 +104,7 @@ def method_class(name: str) -> type[Method]:
     return found
 
 
-def plan(request: Request, source: Source) -> Plan:
+def plan(request: Request, source: Source, validation: Source | None = None) -> Plan:
     """Check everything that can be known before the first row is read. Raises ConfigError or DataError."""
     method = method_class(request.method)
     encoder = encoder_class(request.encoder) if method.needs_encoder else None
@@ -100,6 +128,13 @@ def plan(request: Request, source: Source) -> Plan:
             raise ConfigError(f"{what} is {value}, needs {low} or more")
         if value is not None and value > MAX_COUNT:
             raise ConfigError(f"{what} is {value}, needs {low} to {MAX_COUNT}")
+    if request.precision not in PRECISIONS:
+        near = suggestion(request.precision, PRECISIONS)
+        raise ConfigError(f"precision is '{request.precision}', needs one of {', '.join(PRECISIONS)}{near}")
+    if not 0 <= request.clip_norm < float("inf"):
+        raise ConfigError(f"the largest norm of gradients is {request.clip_norm}, needs 0 or more")
+    if not 0 <= request.patience <= MAX_COUNT:
+        raise ConfigError(f"patience is {request.patience}, needs 0 to {MAX_COUNT}")
     if "labels" in method.needs and source.labels is None:
         raise DataError(
             f"{source.name} has no labels, which method {request.method} needs; name them with --labels-key"
@@ -107,11 +142,16 @@ def plan(request: Request, source: Source) -> Plan:
     if "labels" not in method.needs and source.labels is not None:
         warn(f"method {request.method} does not use labels: they are ignored")
     labels = source.labels if "labels" in method.needs else None
+    if validation is not None:
+        check_validation(validation, source, labels)
     if not method.needs_encoder:
         for option, ignored in (
             ("--encoder", request.encoder != Request.encoder),
             ("--epochs", request.epochs is not None),
             ("--batch-size", request.batch_size is not None),
+            ("--validation", validation is not None),
+            ("--precision", request.precision != Request.precision),
+            ("--clip-norm", request.clip_norm != Request.clip_norm),
         ):
             if ignored:
                 warn(f"method {request.method} has no use for {option}: it is ignored")
@@ -124,6 +164,22 @@ def plan(request: Request, source: Source) -> Plan:
     M, nbits = method.shape(C, many, *split_bits(request.bits, request.nbits))
     method.check(config, source.d, C, M, nbits, request.encoder)
     return Plan(request, method, config, encoder, encoder_config, pick_device(request.device), M, nbits)
+
+
+def check_validation(validation: Source, source: Source, labels: Labels | None) -> None:
+    """Raise ConfigError or DataError unless `validation` holds rows of the kind of `source`, whose labels are used."""
+    if validation.d != source.d:
+        raise ConfigError(f"{validation.name}: rows have d={validation.d}, {source.name} has d={source.d}")
+    if len(validation) == 0:
+        raise DataError(f"{validation.name} holds 0 rows, validation needs at least 1")
+    if labels is None:
+        return
+    theirs = validation.labels
+    if theirs is None:
+        raise DataError(f"{validation.name} has no labels, which validation needs; name them with --labels-key")
+    if theirs.many != labels.many or theirs.C > labels.C or (labels.many and theirs.C != labels.C):
+        kinds = [f"{'many labels' if of.many else 'one label'} a row and {of.C} classes" for of in (theirs, labels)]
+        raise ConfigError(f"{validation.name} has {kinds[0]}, {source.name} has {kinds[1]}")
 
 
 def split_bits(bits: int, nbits: int) -> tuple[int, int]:
@@ -142,7 +198,9 @@ def split_bits(bits: int, nbits: int) -> tuple[int, int]:
 def pick_device(name: str) -> str:
     """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device torch has. Raises ConfigError."""
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and parallel.launched() > 1:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # a GPU for every process
     kind, _, number = name.partition(":")
     if name != "cpu" and (kind != "cuda" or (number and not number.isdecimal()) or name.endswith(":")):
         raise ConfigError(f"device is '{name}', needs auto, cpu, cuda or cuda:N")
@@ -287,6 +345,7 @@ def build(
     what: Plan,
     source: Source,
     codebook_source: Source | None = None,
+    validation: Source | None = None,
     *,
     memory: int | None = None,
     progress: Progress = silent,
@@ -317,6 +376,14 @@ def build(
         stats = Stats(1, np.zeros(d), np.ones(d), np.zeros(d), np.ones(d), 0.0) if dry else statistics(rows)
         members = what.method.members(what.config, request.encoder)
         encoder = what.encoder(what.encoder_config, stats, members).to(what.device)
+        encoder.precision = PRECISIONS[request.precision]
+    held = None
+    if validation is not None and what.method.needs_encoder:
+        of = validation.labels if "labels" in what.method.needs else None
+        of = (
+            of and labels and Labels(of.y, labels.C, labels.class_names)
+        )  # a part of the rows may lack the last classes
+        held = Part(SourceRows(validation, what.device, 0 if dry else memory), of, validation.ids)
     task = Task(
         rows=rows,
         labels=labels,
@@ -326,6 +393,8 @@ def build(
         encoder=encoder,
         encoder_name=request.encoder if encoder is not None else "",
         codebook_rows=codebook_rows,
+        validation=held,
+        ids=source.ids if kept is None else source.ids[kept],
         epochs=request.epochs,
         batch_size=request.batch_size,
         device=what.device,
@@ -337,91 +406,33 @@ def build(
     return method
 
 
-def run_stage(stage: Stage, number: int, method: Any, seed: int, progress: Progress) -> dict[str, float]:
-    """Run one stage -> the mean of each loss term over the last epoch. Raises ConfigError when a term is not finite."""
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    if stage.one_thread:
-        torch.set_num_threads(1)
-    try:
-        stage.begin()
-        if stage.fast_products:
-            torch.set_float32_matmul_precision("medium")
-        means = _run_epochs(stage, number, method, seed, progress)
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.set_num_threads(threads)
-    stage.end()
-    return means
-
-
-def _run_epochs(stage: Stage, number: int, method: Any, seed: int, progress: Progress) -> dict[str, float]:
-    means: dict[str, float] = {}
-    if stage.epochs:
-        assert stage.batches and stage.turns
-        total = stage.epochs * stage.steps_per_epoch
-        turns = [(turn.loss, *turn.make_optimizer(total)) for turn in stage.turns]
-        step = 0
-        for epoch in range(stage.epochs):
-            # Every epoch starts from its own seed: what is drawn does not depend on what ran before.
-            epoch_seed = int(np.random.SeedSequence([seed, number, epoch]).generate_state(1, np.uint64)[0] >> 1)
-            torch.manual_seed(epoch_seed)
-            stage.on_epoch(epoch)
-            if isinstance(method, torch.nn.Module):
-                method.train()
-            sums: dict[str, float] = {}
-            steps = 0
-            for batch in stage.batches(Generator().manual_seed(epoch_seed)):
-                for loss_of, optimizer, scheduler in turns:
-                    terms = loss_of(*batch)
-                    loss = reduce(add, terms.values())
-                    value = float(loss.detach())
-                    if not np.isfinite(value):
-                        raise _diverged(stage, step, terms, optimizer)
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
-                    if scheduler is not None:
-                        scheduler.step()
-                    for name, term in terms.items():
-                        sums[name] = sums.get(name, 0.0) + float(term.detach())
-                with torch.no_grad():
-                    stage.after_step()
-                step, steps = step + 1, steps + 1
-                progress(stage.name, min(step, total), total, f"loss {value:.4f}")
-            with torch.no_grad():
-                stage.after_epoch(epoch)
-            means = {name: s / max(steps, 1) for name, s in sums.items()}
-    return means
-
-
-def _diverged(stage: Stage, step: int, terms: Mapping[str, Tensor], optimizer: Any) -> ConfigError:
-    name, term = next(((n, t) for n, t in terms.items() if not torch.isfinite(t)), next(iter(terms.items())))
-    what = "NaN" if torch.isnan(term) else "infinite"
-    rate = optimizer.param_groups[0]["lr"]
-    return ConfigError(
-        f"loss is {what} at step {step:,} (stage {stage.name}, term {name}, lr {rate:g}); lower the rate"
-    )
-
-
 def fit(
     what: Plan,
     source: Source,
     codebook_source: Source | None = None,
+    validation: Source | None = None,
     *,
+    traces: Traces = Traces(),
     memory: int | None = None,
     progress: Progress = silent,
 ) -> Model:
     """Train what a Plan asks for. Same rows, same settings, same machine: the same bytes (on CPU)."""
     request = what.request
     devices = [torch.device(what.device)] if what.device != "cpu" else []
-    with torch.random.fork_rng(devices=devices):  # the caller's random state stays as it was
-        torch.manual_seed(request.seed)
+    with log_to(traces.metrics, traces.tensorboard) as log, torch.random.fork_rng(devices=devices):
+        torch.manual_seed(request.seed)  # forked: the caller's random state stays as it was
         try:
-            method = build(what, source, codebook_source, memory=memory, progress=progress)
-            losses = {
-                stage.name: run_stage(stage, number, method, request.seed, progress)
-                for number, stage in enumerate(method.stages())
-            }
+            method = build(what, source, codebook_source, validation, memory=memory, progress=progress)
+            kept = None
+            if traces.checkpoints is not None:
+                task = method.task
+                writes, every = parallel.rank() == 0, traces.checkpoint_every
+                kept = Checkpoints(traces.checkpoints, lambda: identity(what, task), every, writes)
+                kept.check_start(traces.resume)
+            engine = Engine(
+                method, request.seed, request.precision, request.clip_norm, request.patience, progress, kept, log
+            )
+            losses = engine.run(traces.resume)
         except torch.OutOfMemoryError as error:
             raise ResourceError(f"the {what.device} is out of memory; lower --batch-size") from error
         except RuntimeError as error:
@@ -456,6 +467,30 @@ def fit(
     return model
 
 
+def identity(what: Plan, task: Task) -> dict[str, Any]:
+    """Everything that decides what a training comes to, as plain values: a checkpoint of another one is refused."""
+    request = what.request
+    named = ("method", "encoder", "seed", "epochs", "batch_size", "precision", "clip_norm")
+    out: dict[str, Any] = {name: getattr(request, name) for name in named}
+    out |= {"bits": what.M * what.nbits, "nbits": what.nbits, "device": torch.device(what.device).type}
+    out |= {"processes": parallel.world(), "training rows": fingerprint(Part(task.rows, task.labels, task.ids))}
+    if task.codebook_rows is not None:
+        out["codebook rows"] = fingerprint(Part(task.codebook_rows))
+    if task.validation is not None:
+        out |= {"patience": request.patience, "validation rows": fingerprint(task.validation)}
+    return {**out, **vars(what.config), **(vars(what.encoder_config) if what.encoder else {})}
+
+
+def fingerprint(part: Part) -> str:
+    """SHA-256 (hex) of rows, labels and ids."""
+    sha = hashlib.sha256(f"{len(part.rows)} {part.rows.d}".encode())
+    for _, x in part.rows.blocks():
+        sha.update(np.ascontiguousarray(x).data)
+    for a in (part.labels.y if part.labels else None, part.ids):
+        sha.update(b"none" if a is None else f"{a.dtype} {a.shape}".encode() + a.tobytes())
+    return sha.hexdigest()
+
+
 def recorded(config: Any) -> dict[str, Any]:
     """Settings as a model keeps them: file names without their folders, so that no path enters the artefact."""
     return {k: v.rpartition("/")[2] if isinstance(v, str) else v for k, v in vars(config).items()}
@@ -486,6 +521,15 @@ def train(
     epochs: int | None = None,
     batch_size: int | None = None,
     device: str = "auto",
+    precision: str = "float32",
+    clip_norm: float = 0.0,
+    patience: int = 5,
+    validation: Any = None,
+    checkpoints: PathLike | None = None,
+    checkpoint_every: int = 0,
+    resume: bool = False,
+    metrics: PathLike | None = None,
+    tensorboard: PathLike | None = None,
     class_names: Any = None,
     progress: Progress = silent,
     **settings: Any,
@@ -493,14 +537,24 @@ def train(
     """Train a quantizer on arrays.
 
     x (n, d_in) float16, float32 or float64; y (n,) class numbers, or (n, C) 0/1 for many labels a row; codebook_rows
-    (n2, d_in) rows without labels that the codebooks learn from. `settings` are the method's or the encoder's own
-    (`--set` on the command line).
+    (n2, d_in) rows without labels that the codebooks learn from. validation: (x, y) that train nothing: after each epoch the
+    loss on them is taken, each stage ends with what was best on them, and earlier after `patience` epochs without a better
+    one. precision, clip_norm: see Request; checkpoints to tensorboard: see Traces, but that the folder of checkpoints stays:
+    remove it once the model is saved. `settings` are the method's or the
+    encoder's own (`--set` on the command line).
     Raises DataError on bad arrays, ConfigError on settings that cannot work, ResourceError when memory runs out.
     """
     source = ArraySource(x, y, class_names=class_names, name="x")
     books = None if codebook_rows is None else ArraySource(codebook_rows, name="codebook_rows")
-    request = Request(method, bits, nbits, encoder, seed, epochs, batch_size, device, settings)
-    return fit(plan(request, source), source, books, progress=progress)
+    held = None
+    if validation is not None:
+        xv, yv = validation if isinstance(validation, tuple) else (validation, None)
+        held = ArraySource(xv, yv, name="validation")
+    request = Request(
+        method, bits, nbits, encoder, seed, epochs, batch_size, device, precision, clip_norm, patience, settings
+    )
+    traces = Traces(checkpoints, checkpoint_every, resume, metrics, tensorboard)
+    return fit(plan(request, source, held), source, books, held, traces=traces, progress=progress)
 
 
 def train_file(
@@ -509,30 +563,51 @@ def train_file(
     request: Request,
     *,
     codebook_rows: PathLike | None = None,
+    validation: PathLike | None = None,
+    traces: Traces = Traces(),
     keys: Mapping[str, Any],
     progress: Progress = silent,
     memory: int | None = None,
 ) -> str:
-    """Train on a file of rows and write the model; returns what to tell the user. keys: arguments of open_rows."""
-    inputs = [p for p in (path, codebook_rows, *_files(request.settings)) if p is not None]
-    with reserve(out, inputs=inputs, suffix=SUFFIX, what="trained") as slot:
-        with opened(path, codebook_rows, keys) as (source, books):
-            model = fit(plan(request, source), source, books, memory=memory, progress=progress)
+    """Train on a file of rows and write the model; returns what to tell the user. keys: arguments of open_rows.
+
+    Checkpoints go into MODEL.checkpoints unless traces name another folder. Where torchrun started several processes they
+    train together, and the first one writes; the others return "".
+    """
+    files = (path, codebook_rows, validation, *_files(request.settings))
+    inputs = [p for p in files if p is not None]
+    with parallel.joined(pick_device(request.device)), ExitStack() as stack:
+        slot, folder = None, Path(os.path.realpath(out)).with_suffix(".checkpoints")
+        if parallel.rank() == 0:
+            slot = stack.enter_context(reserve(out, inputs=inputs, suffix=SUFFIX, what="trained"))
+        else:
+            traces, progress = replace(traces, metrics=None, tensorboard=None), silent
+        traces = replace(traces, checkpoints=traces.checkpoints or folder)
+        with opened(path, codebook_rows, validation, keys) as (source, books, held):
+            what = plan(request, source, held)
+            model = fit(what, source, books, held, traces=traces, memory=memory, progress=progress)
+        if slot is None:
+            return ""
         model.save_to(slot)
+        Checkpoints(traces.checkpoints or folder).clear()
     return f"{slot.name}: {describe(model)}"
 
 
 @contextmanager
 def opened(
-    path: PathLike, codebook_rows: PathLike | None, keys: Mapping[str, Any]
-) -> Iterator[tuple[Source, Source | None]]:
-    """The training rows, and the rows for the codebooks where they are others; of those labels stay unread."""
+    path: PathLike, codebook_rows: PathLike | None, validation: PathLike | None, keys: Mapping[str, Any]
+) -> Iterator[tuple[Source, Source | None, Source | None]]:
+    """The training rows, and rows for codebooks and validation where there are any; of those for codebooks labels stay
+    unread.
+    """
     with ExitStack() as stack:
         source = stack.enter_context(open_rows(path, **keys))
-        books = None
+        books = held = None
         if codebook_rows is not None:
             books = stack.enter_context(open_rows(codebook_rows, **{**keys, "labels_key": None}))
-        yield source, books
+        if validation is not None:
+            held = stack.enter_context(open_rows(validation, **keys))
+        yield source, books, held
 
 
 def _files(values: Mapping[str, Any]) -> list[str]:
@@ -554,6 +629,7 @@ def dry_run(
     request: Request,
     *,
     codebook_rows: PathLike | None = None,
+    validation: PathLike | None = None,
     keys: Mapping[str, Any],
 ) -> str:
     """What a training would do: rows, steps, bytes, and which targets take its codes where.
@@ -562,11 +638,11 @@ def dry_run(
     """
     from .targets import REGISTRY as TARGETS
 
-    inputs = [p for p in (path, codebook_rows, *_files(request.settings)) if p is not None]
+    inputs = [p for p in (path, codebook_rows, validation, *_files(request.settings)) if p is not None]
     check_target(out, inputs=inputs, suffix=SUFFIX)
-    with opened(path, codebook_rows, keys) as (source, books):
-        what = plan(request, source)
-        method = build(what, source, books, dry=True)
+    with opened(path, codebook_rows, validation, keys) as (source, books, held):
+        what = plan(request, source, held)
+        method = build(what, source, books, held, dry=True)
         stages = method.stages()
         n, chain = len(source), Chain(source.d).then(*method.layers())
     shape = Shape(what.method.kind(what.config), what.M, what.nbits, chain.d_out)

@@ -24,6 +24,8 @@ ORDER = [
     ["data", "encoders", "methods", "targets", "baselines"],
     ["model"],
     ["reading"],
+    ["checkpoints", "metrics"],
+    ["engine"],
     ["training", "gallery"],
     ["exporting"],
     ["editing", "evaluation", "inspection"],
@@ -36,7 +38,7 @@ ENTRANCES = {"scqfaiss", "scqfaiss.__init__", "scqfaiss.__main__"}  # they open 
 
 # Who may load what. Types alone (under TYPE_CHECKING) are free: they load nothing.
 ALLOWED = {
-    "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training$|parallel$)",
+    "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training$|parallel$|engine$|checkpoints$|metrics$)",
     "faiss": r"scqfaiss\.(targets\.(?!__init__)|baselines$|reading$|exporting$|gallery$|evaluation$|demo$)",
     "h5py": r"scqfaiss\.data\.",
     "click": r"scqfaiss\.(cli|progress)$",

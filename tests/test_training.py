@@ -12,6 +12,7 @@ from scqfaiss.codebooks import Codebooks
 from scqfaiss.contract import Stage, Turn, batch_count
 from scqfaiss.data import ArraySource
 from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.engine import Engine
 from scqfaiss.errors import CheckpointError, ConfigError, DataError, ScqWarning, WriteError
 from scqfaiss.model import Model
 from scqfaiss.training import (
@@ -24,7 +25,6 @@ from scqfaiss.training import (
     method_class,
     pick_device,
     plan,
-    run_stage,
     split_bits,
     statistics,
     train_file,
@@ -254,11 +254,10 @@ def test_the_annealing_moves_both_temperatures(one):
     source = ArraySource(*one)
     settings = {"hard": 10, "hard_max": 40, "soft": 1, "anneal_every": 2, "similarity": "identity"}
     method = build(plan(Request(bits=8, nbits=4, epochs=0, settings=settings), source), source)
-    for number, stage in enumerate(method.stages()):
-        run_stage(stage, number, method, 0, lambda *a: None)
+    Engine(method).run()
     seen = []
     for epoch in (0, 1, 2, 3, 4, 8, 40):
-        stage.on_epoch(epoch)
+        method.stages()[-1].on_epoch(epoch)
         seen.append((method.books.hard, method.books.soft))
     np.testing.assert_allclose(seen, [(10, 1), (10, 1), (15, 0.5), (15, 0.5), (22.5, 0.25), (40, 1 / 16), (40, 0.01)])
 
@@ -294,6 +293,16 @@ def test_the_callers_random_state_does_not_matter(one):
     assert scqfaiss.train(*one, **SCQ).to_bytes() == first.to_bytes()
 
 
+class Toy:
+    """A method of the given stages."""
+
+    def __init__(self, *stages):
+        self.stages = lambda: stages
+
+    def state_dict(self):
+        return {}
+
+
 def test_a_diverging_training_names_stage_and_term(one):
     with pytest.raises(
         ConfigError, match=r"^loss is NaN at step \d+ \(stage features, term ce, lr .*\); lower the rate$"
@@ -319,7 +328,7 @@ def test_the_term_that_is_not_finite_is_named(value, what):
     with pytest.raises(
         ConfigError, match=rf"^loss is {what} at step 2 \(stage s, term bad, lr 0.25\); lower the rate$"
     ):
-        run_stage(stage, 0, None, 0, lambda *a: None)
+        Engine(Toy(stage)).run()
 
 
 def test_what_an_epoch_draws_does_not_depend_on_what_ran_before():
@@ -338,7 +347,7 @@ def test_what_an_epoch_draws_does_not_depend_on_what_ran_before():
                 )
             ],
         )
-        run_stage(stage, number, None, seed, lambda *a: None)
+        Engine(Toy(*[Stage(name="before")] * number, stage), seed).run()
         return out
 
     assert drawn(1) == drawn(2)
@@ -350,8 +359,7 @@ def test_codebooks_are_trained_at_the_scale_their_constants_are_made_for(rescale
     source = ArraySource(*one)
     request = Request(bits=8, nbits=4, encoder="identity", epochs=0, settings={"rescale": rescale})
     method = build(plan(request, source), source)
-    for number, stage in enumerate(method.stages()):
-        run_stage(stage, number, method, 0, lambda *a: None)
+    Engine(method).run()
     found = float(method.z.square().sum(1).mean())
     np.testing.assert_allclose(found, 16 if rescale else np.square(one[0]).sum(1).mean(), rtol=1e-4)
     np.testing.assert_allclose(method.z / method.scale, one[0], rtol=1e-5, atol=1e-6)
@@ -361,8 +369,7 @@ def test_books_learn_from_no_more_rows_than_asked(one):
     source = ArraySource(*one)
     request = Request(bits=8, nbits=4, encoder="identity", epochs=0, settings={"arsq_rows": 90, "rescale": False})
     method = build(plan(request, source), source)
-    for number, stage in enumerate(method.stages()):
-        run_stage(stage, number, method, 0, lambda *a: None)
+    Engine(method).run()
     x, y = one
     rows = [np.flatnonzero((x == z).all(1))[0] for z in method.z.numpy()]
     assert (len(rows), len(set(rows)), (np.diff(rows) > 0).all()) == (90, 90, True)
@@ -386,7 +393,7 @@ def test_a_stage_reports_every_step_and_the_mean_of_its_last_epoch():
         on_epoch=began.append,
         end=lambda: began.append("end"),
     )
-    assert run_stage(stage, 0, None, 0, lambda *a: said.append(a)) == {"a": 2.0, "b": 1.0}
+    assert Engine(Toy(stage), progress=lambda *a: said.append(a)).run() == {"s": {"a": 2.0, "b": 1.0}}
     assert began == ["begin", 4, 0, 1, "end"]
     assert said == [("s", k, 4, f"loss {v:.4f}") for k, v in ((1, 2), (2, 4), (3, 2), (4, 4))]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -34,11 +35,20 @@ class Encoder(nn.Module):
     Config: ClassVar[type[Any]]
     d_in: int
     width: int
+    precision: torch.dtype | None = None  # of the products in training steps, where not float32; what comes out is float32
 
     def __init__(self, config: Any, stats: Stats, members: int = 1) -> None:
         super().__init__()
         self.config, self.members = config, members
         self.d_in = len(stats.mean)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # Without gradients nothing is trained: rows are encoded, by the same arithmetic as after the training.
+        if self.precision is None or not torch.is_grad_enabled():
+            return super().__call__(x)  # type: ignore[no-any-return]
+        with torch.autocast(x.device.type, self.precision):
+            out: Tensor = super().__call__(x)
+        return out.float()
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError

@@ -64,6 +64,7 @@ class LabelCode(nn.Module):
     def __init__(self, config: Settings, task: Task) -> None:
         super().__init__()
         assert task.labels is not None
+        self.task = task
         self.many, C = task.labels.many, task.labels.C
         if self.many:
             config = type(config)(**{**vars(config), "multi": "sigmoid", "d": max(config.d, C)})

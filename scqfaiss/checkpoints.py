@@ -1,0 +1,170 @@
+"""Checkpoints: the whole state of a training after some step, from which it goes on as if it had never stopped.
+
+One .safetensors file a step, `MODEL.checkpoints/step-1240.safetensors`, written by the rules of files.py: whole or not at all,
+and read back before an older one goes. No pickle: tensors as they are, everything else as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import bundle
+from .errors import CheckpointError, ConfigError, ScqError, shown, warn
+from .files import PathLike, make_folder, reserve
+
+KEPT = 2  # a damaged newest one leaves the one before it
+SECONDS = 60.0  # between two checkpoints, unless steps are asked for: a short training writes none
+_NAME = re.compile(r"step-(\d+)\.safetensors")
+
+
+def flatten(value: Any, path: str, tensors: dict[str, NDArray[Any]]) -> Any:
+    """A tree of dicts, lists, tuples, numbers, text and tensors as JSON; the tensors go into `tensors`, by path."""
+    if isinstance(value, Tensor):
+        # A file of tensors has no place for one without dimensions.
+        tensors[path] = value.detach().cpu().reshape(-1 if value.ndim == 0 else value.shape).numpy().copy()
+        return {"tensor": path, "scalar": value.ndim == 0}
+    if isinstance(value, Mapping):
+        return {"dict": [[k, flatten(v, f"{path}.{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [flatten(v, f"{path}.{i}", tensors) for i, v in enumerate(value)]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{path} is a {type(value).__name__}, which no checkpoint holds")
+
+
+def rebuild(value: Any, tensors: Mapping[str, NDArray[Any]]) -> Any:
+    """The inverse of flatten. Raises KeyError, TypeError or ValueError where the JSON is not its work."""
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        t = torch.from_numpy(np.array(tensors[value["tensor"]]))
+        return t.reshape(()) if value["scalar"] else t
+    kind, items = next(iter(value.items()))
+    if kind == "dict":
+        return {k: rebuild(v, tensors) for k, v in items}
+    return {"list": list, "tuple": tuple}[kind](rebuild(v, tensors) for v in items)
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """'bits is 64 there and 32 here' for every field in which two trainings differ."""
+    return [
+        f"{key} is {_short(theirs.get(key))} there and {_short(ours.get(key))} here"
+        for key in sorted({*theirs, *ours})
+        if theirs.get(key) != ours.get(key)
+    ]
+
+
+def _short(value: Any) -> str:
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+class Checkpoints:
+    """The checkpoints of one training in a folder of their own.
+
+    identity: gives everything that decides the result (method, settings, seed, hashes of the rows), as JSON values, asked for
+    when it is first needed; a checkpoint of any other training is refused. every: steps between two; 0: one after each
+    minute. writes=False: reads only, as all processes but the first do.
+    """
+
+    def __init__(
+        self, folder: PathLike, identity: Callable[[], Mapping[str, Any]] = dict, every: int = 0, writes: bool = True
+    ) -> None:
+        self.folder, self.name, self.every, self.writes = Path(folder), shown(Path(folder).name), every, writes
+        self._identity = identity
+        self._last = (0, time.monotonic())
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """As given, in the form it has after a file."""
+        return dict(json.loads(json.dumps(dict(self._identity()))))
+
+    def check_start(self, resume: bool) -> None:
+        """Raise ConfigError where checkpoints of an unfinished training would be lost, or say that there are none."""
+        steps = self.steps()
+        if steps and not resume:
+            raise ConfigError(
+                f"{self.name} holds step {steps[0]:,} of an unfinished training; continue with --resume, or delete it"
+            )
+        if resume and not steps:
+            warn(f"{self.name} holds no checkpoint: training starts at the beginning")
+
+    def steps(self) -> list[int]:
+        """The steps there are checkpoints of, newest first. By name: clocks change."""
+        try:
+            names = [path.name for path in self.folder.iterdir()]
+        except OSError:
+            return []
+        return sorted((int(m[1]) for name in names if (m := _NAME.fullmatch(name))), reverse=True)
+
+    def path(self, step: int) -> Path:
+        """The file of a step."""
+        return self.folder / f"step-{step}.safetensors"
+
+    def due(self, step: int) -> bool:
+        """Whether it is time for the next one."""
+        last, when = self._last
+        return step - last >= self.every if self.every else time.monotonic() - when >= SECONDS
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Write the checkpoint of a step, then let go of all but the newest. Raises WriteError."""
+        if self.writes:
+            tensors: dict[str, NDArray[Any]] = {}
+            tree = flatten(state, "state", tensors)
+            data = bundle.Bundle(tensors, {"identity": self.identity, "step": step, "state": tree}).to_bytes()
+
+            def check(temporary: Path) -> None:
+                bundle.read(temporary)
+
+            make_folder(self.folder)
+            with reserve(self.path(step), suffix=".safetensors", what="written") as slot:
+                slot.write(lambda f: f.write(data), check, len(data))
+            for old in self.steps()[KEPT:]:
+                with suppress(OSError):
+                    self.path(old).unlink()
+        self._last = step, time.monotonic()
+
+    def newest(self) -> tuple[int, dict[str, Any]] | None:
+        """(step, state) of the newest sound checkpoint, None where there is none; damaged ones are named and passed over.
+
+        Raises CheckpointError where all are damaged, ConfigError naming every field in which the training differs.
+        """
+        damaged: list[str] = []
+        for step in self.steps():
+            try:
+                found, _ = bundle.read(self.path(step))
+                identity, tree = found.config["identity"], found.config["state"]
+                wrong = differences(identity, self.identity)
+                state = None if wrong else rebuild(tree, found.tensors)
+            except (ScqError, KeyError, TypeError, ValueError, StopIteration):
+                damaged.append(f"step-{step}")
+                continue
+            if state is None:
+                raise ConfigError(f"{self.name} holds step {step:,} of another training: {', '.join(wrong)}")
+            if damaged:
+                warn(f"{self.name}: {' and '.join(damaged)} is damaged, resumed from step-{step}")
+            self._last = step, time.monotonic()
+            return step, state
+        if damaged:
+            raise CheckpointError(f"{self.name}: {', '.join(damaged)} damaged, no sound checkpoint is left; train anew")
+        return None
+
+    def clear(self) -> None:
+        """Remove all checkpoints, once their training is whole; a folder with anything else in it stays."""
+        if self.writes:
+            for step in self.steps():
+                with suppress(OSError):
+                    self.path(step).unlink()
+            with suppress(OSError):
+                self.folder.rmdir()

@@ -1,0 +1,298 @@
+"""The one loop over a method's stages: steps, checkpoints, early stopping, metrics, on one process or several."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import reduce
+from itertools import islice
+from operator import add
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from . import parallel
+from .checkpoints import Checkpoints
+from .contract import Progress, Stage, silent
+from .errors import ConfigError, Stopped
+from .metrics import Log
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Place:
+    """Where a training stands: everything that a checkpoint holds beside the method's own parameters and buffers."""
+
+    stage: int = 0
+    epoch: int = 0
+    batch: int = 0  # of the epoch, the next one to train on
+    step: int = 0  # of all stages, steps taken
+    stage_step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)  # of each loss term over the epoch
+    means: dict[str, float] = field(default_factory=dict)  # of each loss term in the last whole epoch
+    losses: dict[str, dict[str, float]] = field(default_factory=dict)  # means of the finished stages
+    finished: list[Any] = field(
+        default_factory=list
+    )  # parameters and buffers as each finished stage left them, or None
+    best: float | None = None  # smallest validation value of the stage
+    best_epoch: int = 0
+    best_state: dict[str, Tensor] | None = None
+    over: bool = False  # the stage was stopped early
+
+
+@dataclass
+class Engine:
+    """Runs the stages of a method.
+
+    seed: of the order and the noise of every epoch. precision: a key of PRECISIONS; what runs in it is the encoder's own
+    business, here it scales the gradients of float16. clip_norm: largest norm of the gradients of a turn, 0: any. patience:
+    epochs without a better validation value after which a stage ends, 0: never.
+    """
+
+    method: Any
+    seed: int = 0
+    precision: str = "float32"
+    clip_norm: float = 0.0
+    patience: int = 0
+    progress: Progress = silent
+    checkpoints: Checkpoints | None = None
+    log: Log = field(default_factory=Log)
+
+    def run(self, resume: bool = False) -> dict[str, dict[str, float]]:
+        """Train -> mean of each loss term over the last epoch, by stage. Same seed, same machine: the same bits (on CPU).
+
+        resume: go on from the newest checkpoint, if there is one. Raises ConfigError when a loss is not finite, Stopped
+        (with a checkpoint written) on the first SIGINT or SIGTERM where checkpoints are kept.
+        """
+        place, state = Place(), None
+        found = self.checkpoints.newest() if resume and self.checkpoints is not None else None
+        if found is not None:
+            state = found[1]
+            place = Place(**state["place"])
+        self.log.start(place.step)
+        for number, stage in enumerate(self.method.stages()):
+            if number < place.stage:
+                self._replay(stage, place.finished[number])
+            else:
+                self._stage(stage, number, place, state)
+                state = None
+        return place.losses
+
+    # ---------------------------------------------------------------------------------------------------------- stages
+    def _replay(self, stage: Stage, left: Mapping[str, Tensor] | None) -> None:
+        """A finished stage once more, its epochs replaced by what they came to."""
+        with _arithmetic(stage):
+            stage.begin()
+            if left is not None:
+                self.method.load_state_dict(left)
+        stage.end()
+
+    def _stage(self, stage: Stage, number: int, place: Place, state: Mapping[str, Any] | None) -> None:
+        if state is None:
+            place.stage, place.epoch, place.batch, place.stage_step = number, 0, 0, 0
+            place.sums, place.means, place.over = {}, {}, False
+            place.best, place.best_epoch, place.best_state = None, 0, None
+        with _arithmetic(stage):
+            stage.begin()
+            if stage.epochs:
+                if stage.fast_products:
+                    torch.set_float32_matmul_precision("medium")
+                with self._signals() as asked:
+                    self._epochs(stage, place, state, asked)
+                if place.best_state is not None:
+                    self.method.load_state_dict(place.best_state)
+        keep = stage.epochs and self.checkpoints is not None
+        place.finished.append(self._state_dict() if keep else None)  # before end(), which a replay runs again
+        stage.end()
+        place.losses[stage.name] = place.means
+
+    def _epochs(self, stage: Stage, place: Place, state: Mapping[str, Any] | None, asked: Callable[[], bool]) -> None:
+        assert stage.batches and stage.turns
+        total = stage.epochs * stage.steps_per_epoch
+        turns = [(turn.loss, *turn.make_optimizer(total)) for turn in stage.turns]
+        scaler = torch.amp.GradScaler(self._device(), enabled=self.precision == "float16")
+        if state is not None:
+            self._restore(state, turns, scaler)
+        while place.epoch < stage.epochs and not place.over:
+            epoch = place.epoch
+            # Every epoch starts from its own seed: what is drawn does not depend on what ran before.
+            epoch_seed = int(
+                np.random.SeedSequence([self.seed, place.stage, epoch]).generate_state(1, np.uint64)[0] >> 1
+            )
+            # Processes draw different noise, and the same order of rows.
+            torch.manual_seed(epoch_seed + parallel.rank())
+            stage.on_epoch(epoch)
+            self._train_mode()
+            batches = stage.batches(Generator().manual_seed(epoch_seed))
+            if state is not None and place.batch:
+                batches = self._mid_epoch(state, islice(batches, place.batch, None))
+            state = None
+            begun = time.monotonic()
+            for batch in batches:
+                value = self._step(stage, turns, scaler, parallel.share(batch), place)
+                place.batch, place.step, place.stage_step = place.batch + 1, place.step + 1, place.stage_step + 1
+                self.progress(stage.name, min(place.stage_step, total), total, f"loss {value:.4f}")
+                self._pause(place, turns, scaler, asked)
+            self._end_of_epoch(stage, place, turns, time.monotonic() - begun)
+            self._pause(place, turns, scaler, asked)
+
+    def _step(self, stage: Stage, turns: Any, scaler: Any, batch: tuple[Any, ...], place: Place) -> float:
+        """The turns of one batch -> the last one's loss."""
+        value = 0.0
+        for loss_of, optimizer, scheduler in turns:
+            terms: dict[str, Tensor] = loss_of(*batch)
+            loss = reduce(add, terms.values())
+            values = parallel.average(torch.stack([t.detach() for t in terms.values()])).tolist()
+            value = sum(values)
+            if not np.isfinite(value):
+                raise _diverged(stage, place, dict(zip(terms, values)), optimizer, self.checkpoints)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            parallel.average_gradients(parameters)
+            if self.clip_norm:
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            if scheduler is not None:
+                scheduler.step()
+            for name, term in zip(terms, values):
+                place.sums[name] = place.sums.get(name, 0.0) + term
+        with torch.no_grad():
+            stage.after_step()
+        return value
+
+    def _end_of_epoch(self, stage: Stage, place: Place, turns: Any, seconds: float) -> None:
+        steps = max(place.batch, 1)
+        place.means = {name: s / steps for name, s in place.sums.items()}
+        epoch = place.epoch
+        facts: dict[str, Any] = {"stage": stage.name, "epoch": epoch + 1, "step": place.step, "loss": place.means}
+        facts["lr"] = [optimizer.param_groups[0]["lr"] for _, optimizer, _ in turns]
+        with torch.no_grad():
+            facts |= stage.after_epoch(epoch)
+            if isinstance(self.method, torch.nn.Module):
+                parallel.same_everywhere(self.method.state_dict().values())
+            if stage.validate is not None:
+                facts["validation"] = value = self._validate(stage)
+                if place.best is None or value < place.best:
+                    place.best, place.best_epoch, place.best_state = value, epoch, self._state_dict()
+                place.over = 0 < self.patience <= epoch - place.best_epoch
+        self.log(facts | {"seconds": seconds})
+        place.epoch, place.batch, place.sums = epoch + 1, 0, {}
+
+    def _validate(self, stage: Stage) -> float:
+        assert stage.validate is not None
+        self.method.eval()
+        value = parallel.agreed(float(stage.validate()))
+        self._train_mode()
+        return value
+
+    # ----------------------------------------------------------------------------------------------------------- state
+    def _state_dict(self) -> dict[str, Tensor]:
+        return {k: v.detach().clone() for k, v in self.method.state_dict().items()}
+
+    def _train_mode(self) -> None:
+        if isinstance(self.method, torch.nn.Module):
+            self.method.train()
+
+    def _device(self) -> str:
+        found = next(self.method.parameters(), None) if isinstance(self.method, torch.nn.Module) else None
+        return "cpu" if found is None else found.device.type
+
+    def _pause(self, place: Place, turns: Any, scaler: Any, asked: Callable[[], bool]) -> None:
+        """Between two steps: write a checkpoint where it is time, and stop where that was asked."""
+        if self.checkpoints is None:
+            return
+        wish = parallel.agreed(2.0 if asked() else 1.0 if self.checkpoints.due(place.step) else 0.0)
+        if wish:
+            random = {"cpu": torch.stack(parallel.from_all(torch.get_rng_state()))}
+            if self._device() == "cuda":
+                random["cuda"] = torch.stack(parallel.from_all(torch.cuda.get_rng_state()))
+            state = {
+                "place": vars(place),
+                "method": self._state_dict(),
+                "turns": [(o.state_dict(), None if s is None else s.state_dict()) for _, o, s in turns],
+                "scaler": scaler.state_dict(),
+                "random": random,
+            }
+            self.checkpoints.save(place.step, state)
+        if wish == 2:
+            raise Stopped(f"stopped at step {place.step:,}; continue with --resume")
+
+    def _restore(self, state: Mapping[str, Any], turns: Any, scaler: Any) -> None:
+        """Method, optimisers and schedules as they were at a checkpoint."""
+        self.method.load_state_dict(state["method"])
+        for (_, optimizer, scheduler), (of_optimizer, of_scheduler) in zip(turns, state["turns"], strict=True):
+            optimizer.load_state_dict(of_optimizer)
+            if scheduler is not None:
+                scheduler.load_state_dict(of_scheduler)
+        scaler.load_state_dict(state["scaler"])
+
+    def _mid_epoch(self, state: Mapping[str, Any], batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches of an epoch that are still to come, after the start of the epoch was run once more."""
+        first = next(batches, None)  # passes over those that were trained on
+        self.method.load_state_dict(state["method"])  # whatever on_epoch did to it was done before
+        for kind, setter in (("cpu", torch.set_rng_state), ("cuda", torch.cuda.set_rng_state)):
+            if kind in state["random"]:
+                setter(state["random"][kind][parallel.rank()])
+        if first is not None:
+            yield first
+            yield from batches
+
+    @contextmanager
+    def _signals(self) -> Iterator[Callable[[], bool]]:
+        """The first SIGINT or SIGTERM asks to stop after the step; a second one stops at once."""
+        got: list[int] = []
+        if self.checkpoints is None or threading.current_thread() is not threading.main_thread():
+            yield lambda: False
+            return
+        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+        def note(number: int, frame: Any) -> None:
+            got.append(number)
+            for s, handler in before.items():
+                signal.signal(s, handler)
+
+        for s, handler in before.items():
+            if handler not in (signal.SIG_IGN, None):
+                signal.signal(s, note)
+        try:
+            yield lambda: bool(got)
+        finally:
+            for s, handler in before.items():
+                if handler is not None:
+                    signal.signal(s, handler)
+
+
+@contextmanager
+def _arithmetic(stage: Stage) -> Iterator[None]:
+    """Threads and products as the stage wants them. k-means, in begin(), is float32 whatever the steps are."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    try:
+        if stage.one_thread:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.set_num_threads(threads)
+
+
+def _diverged(
+    stage: Stage, place: Place, terms: Mapping[str, float], optimizer: Any, checkpoints: Checkpoints | None
+) -> ConfigError:
+    name, term = next(((n, t) for n, t in terms.items() if not np.isfinite(t)), next(iter(terms.items())))
+    what = "NaN" if np.isnan(term) else "infinite"
+    rate = optimizer.param_groups[0]["lr"]
+    kept = checkpoints.steps()[:1] if checkpoints is not None else []
+    good = f"; step {kept[0]:,} is the last kept" if kept else ""
+    return ConfigError(
+        f"loss is {what} at step {place.stage_step:,} (stage {stage.name}, term {name}, lr {rate:g}); lower the rate{good}"
+    )

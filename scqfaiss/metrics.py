@@ -1,0 +1,63 @@
+"""What a training tells of itself, epoch by epoch: JSON lines, and TensorBoard where it is wanted and installed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+from .files import PathLike, Slot, parse_json, reserve
+
+
+class Log:
+    """Takes the facts of an epoch: stage, epoch (from 1), step, loss by term, lr, and what the method adds."""
+
+    def __init__(self, slot: Slot | None = None, board: Any = None) -> None:
+        self.slot, self.board = slot, board
+
+    def start(self, step: int) -> None:
+        """Begin at `step`: lines of later steps are those of a training that was cut off, and are written anew."""
+        if self.slot is not None:
+            lines = []
+            if step and self.slot.path.is_file():
+                for line in self.slot.path.read_bytes().splitlines(keepends=True):
+                    facts = parse_json(line)
+                    if facts is not None and line.endswith(b"\n") and facts.get("step", step + 1) <= step:
+                        lines.append(line)
+            self.slot.write(lambda f: f.write(b"".join(lines)))
+
+    def __call__(self, facts: Mapping[str, Any]) -> None:
+        if self.slot is not None:
+            self.slot.append((json.dumps(facts) + "\n").encode())
+        if self.board is not None:
+            for name, value in _scalars(facts):
+                self.board.add_scalar(f"{facts['stage']}/{name}", value, facts["step"])
+
+
+def _scalars(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, list):
+            yield from _scalars({str(i): v for i, v in enumerate(value)}, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and name not in ("epoch", "step"):
+            yield f"{prefix}{name}", float(value)
+
+
+@contextmanager
+def log_to(path: PathLike | None, tensorboard: PathLike | None) -> Iterator[Log]:
+    """A Log that writes to these; None leaves one out. Raises ConfigError where TensorBoard is not installed."""
+    with ExitStack() as stack:
+        slot = stack.enter_context(reserve(path, what="written")) if path is not None else None
+        board = None
+        if tensorboard is not None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter  # type: ignore[attr-defined,unused-ignore]
+            except ImportError:
+                raise ConfigError("tensorboard is not installed: pip install tensorboard") from None
+            board = SummaryWriter(str(Path(tensorboard)))
+            stack.callback(board.close)
+        yield Log(slot, board)
