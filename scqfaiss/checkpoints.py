@@ -27,6 +27,7 @@ from .files import PathLike, make_folder, reserve
 KEPT = 2  # a damaged newest one leaves the one before it
 SECONDS = 60.0  # between two checkpoints, unless steps are asked for: a short training writes none
 _NAME = re.compile(r"step-(\d+)\.safetensors")
+_LITTER = re.compile(r"(step-\d+\.safetensors\.tmp-\d+|\.step-\d+\.safetensors\.lock)")
 
 
 def flatten(value: Any, path: str, tensors: dict[str, NDArray[Any]]) -> Any:
@@ -163,8 +164,9 @@ class Checkpoints:
     def clear(self) -> None:
         """Remove all checkpoints, once their training is whole; a folder with anything else in it stays."""
         if self.writes:
-            for step in self.steps():
-                with suppress(OSError):
-                    self.path(step).unlink()
             with suppress(OSError):
+                for path in list(self.folder.iterdir()):
+                    # What a kill left of writing one goes too: whoever trains holds the lock of the model.
+                    if _NAME.fullmatch(path.name) or _LITTER.fullmatch(path.name):
+                        path.unlink()
                 self.folder.rmdir()

@@ -54,8 +54,10 @@ class ResourceError(ScqError):
     exit_code = 5
 
 
-class Stopped(KeyboardInterrupt):
+class Stopped(ScqError):
     """A training that was asked to stop by a signal, and did so after saving where it stands."""
+
+    exit_code = 130
 
 
 class ScqWarning(UserWarning):

@@ -1,0 +1,290 @@
+"""Faults F1 to F5 and F9: a training that is killed, stopped, resumed, misled or deserted."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+import scqfaiss
+from scqfaiss import checkpoints, cli
+from scqfaiss.checkpoints import Checkpoints
+from scqfaiss.errors import CheckpointError, ScqWarning
+
+from .conftest import blobs, command, write_h5
+
+# Seven steps an epoch, sixty in all, over two stages with epochs.
+SMALL = ("train", "train.h5", "-o", "m.safetensors", "--bits", "8", "--nbits", "4", "--encoder", "linear")
+SMALL += ("--batch-size", "43", "--epochs", "8", "--set", "book_copies=1")
+KEPT = (*SMALL, "--checkpoint-every", "5")
+pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
+
+
+class Cut(Exception):
+    """Stands for a kill between two steps."""
+
+
+def train(folder, cut=None, resume=True, every=7, **settings):
+    """A training of 64 steps that is cut off after step `cut`, if that is given."""
+    steps = [0]
+
+    def progress(what, done, total, detail):
+        steps[0] += what in ("features", "codebooks") and detail != ""
+        if steps[0] == cut:
+            raise Cut
+
+    x, y = blobs(300)
+    asked = {"bits": 8, "nbits": 4, "epochs": 8, "batch_size": 75, "encoder": "linear"} | settings
+    return scqfaiss.train(x, y, checkpoints=folder, checkpoint_every=every, resume=resume, progress=progress, **asked)
+
+
+@pytest.fixture(scope="module")
+def whole(made, tmp_path_factory):
+    """The model file of SMALL, trained without a break."""
+    folder = tmp_path_factory.mktemp("whole")
+    arguments = [str(made / "train.h5"), "-o", str(folder / "m.safetensors")]
+    assert cli.run(["train", *arguments, *SMALL[4:]]) == 0
+    return (folder / "m.safetensors").read_bytes()
+
+
+def cut_off(folder, *cuts, **settings):
+    for cut in cuts:
+        with pytest.raises(Cut):
+            train(folder, cut, **settings)
+
+
+# ------------------------------------------------------------------------------------------------------------------- F1
+@pytest.mark.parametrize("settings", [{}, {"recipe": "released", "clip_norm": 1.0, "precision": "bfloat16"}])
+def test_f1_cut_off_anywhere_and_resumed(tmp_path, settings):
+    whole = train(None, **settings).to_bytes()
+    rng = np.random.default_rng(0)
+    for name, cuts in enumerate([*rng.integers(8, 64, (3, 1)).tolist(), [8, 9, 30, 10]]):
+        folder = tmp_path / str(name)
+        cut_off(folder, *cuts, **settings)
+        assert Checkpoints(folder).steps()
+        assert train(folder, **settings).to_bytes() == whole, cuts
+
+
+def test_f1_killed_and_resumed(here, start, whole):
+    before = (here / "m.safetensors").read_bytes()
+    for _ in range(2):
+        process = subprocess.Popen(command(*KEPT, "--resume"), stderr=subprocess.DEVNULL, cwd=here)
+        folder, seen = here / "m.checkpoints", Checkpoints(here / "m.checkpoints").steps()
+        while process.poll() is None and Checkpoints(folder).steps() in ([], seen):
+            time.sleep(0.001)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, "it ended before the kill"
+        assert (here / "m.safetensors").read_bytes() == before
+    assert start(*KEPT, "--resume").code == 0
+    assert not folder.exists()
+    assert (here / "m.safetensors").read_bytes() == whole
+    assert not [p.name for p in here.iterdir() if ".tmp-" in p.name or p.name.endswith(".lock")]
+
+
+def test_f1_a_finished_training_leaves_no_checkpoint(run, here):
+    assert run(*KEPT).code == 0
+    assert not (here / "m.checkpoints").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------------- F2
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_f2_stopped_and_resumed(here, run, whole, sign):
+    slow = (*SMALL, "--metrics", "m.jsonl")
+    process = subprocess.Popen(command(*slow), stderr=subprocess.PIPE, text=True, cwd=here)
+    while process.poll() is None and not ((here / "m.jsonl").exists() and (here / "m.jsonl").read_bytes()):
+        time.sleep(0.001)
+    process.send_signal(sign)
+    _, err = process.communicate(timeout=50)
+    assert process.returncode == 130, err
+    (step,) = Checkpoints(here / "m.checkpoints").steps()
+    assert err.splitlines()[-1] == f"Error: stopped at step {step:,}; continue with --resume"
+    assert run(*slow, "--resume").code == 0
+    assert (here / "m.safetensors").read_bytes() == whole
+    lines = [json.loads(line) for line in (here / "m.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(7, 113, 7))  # each epoch once, those before the stop too
+
+
+# ------------------------------------------------------------------------------------------------------------------- F3
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (("--bits", "16"), "bits is 8 there and 16 here"),
+        (("--seed", "3"), "seed is 0 there and 3 here"),
+        (("--set", "omega=0.2"), "omega is 0.1 there and 0.2 here"),
+        (("--clip-norm", "1"), "clip_norm is 0.0 there and 1.0 here"),
+    ],
+)
+def test_f3_another_configuration(run, here, untouched, change, said):
+    interrupted(here)
+    found = run(*KEPT, *change, "--resume")
+    assert found.code == 2
+    assert found.error == f"Error: m.checkpoints holds step 60 of another training: {said}"
+    untouched(here / "m.checkpoints")
+
+
+def test_f3_other_rows(run, here):
+    interrupted(here)
+    (here / "train.h5").unlink()
+    write_h5(here / "train.h5", *blobs(300, seed=5), np.arange(300))
+    found = run(*KEPT, "--resume")
+    assert found.code == 2
+    assert "of another training: training rows is " in found.error
+
+
+def test_f3_what_cannot_change_the_result_may_differ(run, here):
+    interrupted(here)
+    assert run(*SMALL, "--checkpoint-every", "9", "--metrics", "m.jsonl", "--resume").code == 0
+
+
+def test_an_unfinished_training_is_not_overwritten(run, here):
+    interrupted(here)
+    found = run(*KEPT)
+    assert (found.code, found.error) == (
+        2,
+        "Error: m.checkpoints holds step 60 of an unfinished training; continue with --resume, or delete it",
+    )
+
+
+def test_resume_without_a_checkpoint_starts_at_the_beginning(run, here):
+    found = run(*KEPT, "--resume")
+    assert found.code == 0
+    assert "m.checkpoints holds no checkpoint: training starts at the beginning" in found.warnings
+
+
+# ------------------------------------------------------------------------------------------------------------------- F4
+def test_f4_newest_damaged(run, here):
+    interrupted(here)
+    newest, before = Checkpoints(here / "m.checkpoints").steps()
+    flip(here / f"m.checkpoints/step-{newest}.safetensors")
+    found = run(*KEPT, "--resume")
+    assert found.code == 0
+    assert f"m.checkpoints: step-{newest} is damaged, resumed from step-{before}" in found.warnings
+
+
+def test_f4_all_damaged(run, here, untouched):
+    interrupted(here)
+    for path in (here / "m.checkpoints").iterdir():
+        flip(path)
+    found = run(*KEPT, "--resume")
+    assert found.code == 3
+    assert "no sound checkpoint is left" in found.error
+
+
+def interrupted(here):
+    """Checkpoints of steps 55 and 60 of KEPT in m.checkpoints."""
+    from scqfaiss import training
+
+    def progress(what, done, total, detail):
+        if what == "codebooks" and done == 5:
+            raise Cut
+
+    settings = {"book_copies": "1"}
+    request = training.Request(bits=8, nbits=4, encoder="linear", batch_size=43, epochs=8, settings=settings)
+    with pytest.raises(Cut):
+        traces = training.Traces(checkpoint_every=5)
+        training.train_file("train.h5", "m.safetensors", request, traces=traces, keys={}, progress=progress)
+    assert Checkpoints(here / "m.checkpoints").steps() == [60, 55]
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+# ------------------------------------------------------------------------------------------------------------------- F5
+def test_f5_divergence_names_the_last_step_kept(tmp_path):
+    with pytest.raises(
+        scqfaiss.ConfigError, match=r"^loss is NaN at step \d+ \(stage features.*; step \d+ is the last kept$"
+    ):
+        train(tmp_path / "c", every=1, cfa_lr=2e9)
+
+
+# ------------------------------------------------------------------------------------------------------------------- F9
+def processes(here, n, *arguments):
+    """n processes of one training, as torchrun starts them."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    shared = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": here}
+    return [
+        subprocess.Popen(command(*arguments), env=os.environ | shared | {"RANK": str(r), "LOCAL_RANK": str(r)}, **pipes)
+        for r in range(n)
+    ]
+
+
+def losses(path):
+    return [(line["stage"], *line["loss"].values()) for line in map(json.loads, path.read_text().splitlines())]
+
+
+def test_two_processes_train_as_one(here, run):
+    whole = ("--batch-size", "300", "--epochs", "20", "--set", "input_dropout=0", "--set", "book_copies=1")
+    asked = (*SMALL[:2], *SMALL[4:-6], *whole)
+    assert run(*asked, "-o", "one.safetensors", "--metrics", "one.jsonl").code == 0
+    both = processes(here, 2, *asked, "-o", "two.safetensors", "--metrics", "two.jsonl")
+    answers = [p.communicate(timeout=50) for p in both]
+    assert [p.returncode for p in both] == [0, 0], answers
+    assert answers[0][0].startswith("two.safetensors: scq") and answers[1][0] == ""
+    one, two = losses(here / "one.jsonl"), losses(here / "two.jsonl")
+    assert len(one) == len(two) == 40  # a step an epoch
+    for a, b in zip(one, two):
+        assert a[0] == b[0]
+        np.testing.assert_allclose(a[1:], b[1:], atol=1e-4)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_f9_a_process_is_lost(here, lost):
+    both = processes(here, 2, *KEPT[:-4], "--epochs", "100000", "--metrics", "m.jsonl", "--checkpoint-every", "50")
+    while not Checkpoints(here / "m.checkpoints").steps():
+        assert [p.poll() for p in both] == [None, None], both[0].communicate()[1] + both[1].communicate()[1]
+        time.sleep(0.01)
+    both[lost].kill()
+    out, err = both[1 - lost].communicate(timeout=50)
+    both[lost].communicate()
+    assert (both[1 - lost].returncode, out) == (5, "")
+    assert f"process {1 - lost} of 2 lost process {lost}; the last checkpoint is whole" in err
+    assert Checkpoints(here / "m.checkpoints").steps()
+    for left in here.glob(".*.lock"):  # of the one that was killed
+        left.unlink()
+
+
+def test_tree_of_a_checkpoint_and_back():
+    import torch
+
+    tree = {
+        "a": [torch.arange(6).view(2, 3), (torch.tensor(2.5), None, True)],
+        0: {"x": 1.5, 3: "text"},
+        "b": torch.zeros(0, 4, dtype=torch.float64),
+        "c": torch.tensor([True, False]),
+    }
+    tensors = {}
+    back = checkpoints.rebuild(json.loads(json.dumps(checkpoints.flatten(tree, "t", tensors))), tensors)
+    assert list(back) == list(tree) and back[0] == tree[0] and back["a"][1][1:] == (None, True)
+    for new, old in ((back["a"][0], tree["a"][0]), (back["a"][1][0], tree["a"][1][0]), (back["b"], tree["b"])):
+        assert new.shape == old.shape and new.dtype == old.dtype and torch.equal(new, old)
+    with pytest.raises(TypeError, match=r"^t is a set, which no checkpoint holds$"):
+        checkpoints.flatten({1}, "t", {})
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    kept = Checkpoints(tmp_path / "c", lambda: {"seed": 0}, every=2)
+    for step in (2, 4, 6):
+        kept.save(step, {"n": step})
+    assert kept.steps() == [6, 4]
+    assert kept.newest() == (6, {"n": 6})
+    os.utime(kept.path(4), (2**32, 2**32))  # clocks decide nothing
+    assert kept.newest() == (6, {"n": 6})
+    (tmp_path / "c/step-8.safetensors").write_bytes(b"")
+    with pytest.warns(ScqWarning, match=r"^c: step-8 is damaged, resumed from step-6$"):
+        kept.newest()
+    for step in (4, 6):
+        kept.path(step).write_bytes(b"junk")
+    with pytest.raises(CheckpointError, match=r"^c: step-8, step-6, step-4 damaged, no sound checkpoint is left"):
+        kept.newest()
+    kept.clear()
+    assert not (tmp_path / "c").exists()
