@@ -26,7 +26,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .codebooks import Codebooks
     from .editing import append, merge, remove
-    from .evaluation import evaluate
+    from .evaluation import evaluate, evaluate_pairs
     from .exporting import export
     from .gallery import Gallery
     from .gallery import open_gallery as open
@@ -49,6 +49,7 @@ __all__ = [
     "WriteError",
     "append",
     "evaluate",
+    "evaluate_pairs",
     "export",
     "merge",
     "open",
@@ -62,6 +63,7 @@ _LAZY = {
     "Model": ("model", "Model"),
     "append": ("editing", "append"),
     "evaluate": ("evaluation", "evaluate"),
+    "evaluate_pairs": ("evaluation", "evaluate_pairs"),
     "export": ("exporting", "export"),
     "merge": ("editing", "merge"),
     "open": ("gallery", "open_gallery"),

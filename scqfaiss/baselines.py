@@ -1,7 +1,8 @@
-"""PQ and OPQ as FAISS trains them, without labels: what label-aware codes are measured against.
+"""PQ, OPQ and RQ as FAISS trains them, without labels: what label-aware codes are measured against.
 
 Jegou, Douze, Schmid, "Product quantization for nearest neighbor search", TPAMI 33(1), 2011; Ge, He, Ke, Sun, "Optimized
-product quantization", CVPR 2013. Factory equivalents: PQ{M}x{nbits}np and OPQ{M},PQ{M}x{nbits}np.
+product quantization", CVPR 2013; Chen, Guan, Wang, "Approximate nearest neighbor search by residual vector quantization",
+Sensors 10(12), 2010. Factory equivalents: PQ{M}x{nbits}np, OPQ{M},PQ{M}x{nbits}np and RQ{M}x{nbits}.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class PQ:
     needs: frozenset[str] = frozenset()
     needs_encoder = False
     rule = "l2"
+    nested = False
     beam = 1
 
     @staticmethod
@@ -55,6 +57,10 @@ class PQ:
     @staticmethod
     def kind(config: Settings) -> str:
         return "product"
+
+    @staticmethod
+    def default_encoder(config: Settings) -> str:
+        return "identity"
 
     @staticmethod
     def members(config: Settings, encoder: str) -> int:
@@ -140,3 +146,29 @@ class OPQ(PQ):
 
     def layers(self) -> Layers:
         return [*super().layers(), ("linear", {"A": self.A})]
+
+
+class RQ(PQ):
+    """Additive books of the rows themselves, each on what the ones before leave over."""
+
+    long_name = "residual quantization (FAISS)"
+    beam = 5  # FAISS's own, with which its books are trained
+
+    @staticmethod
+    def kind(config: Settings) -> str:
+        return "additive"
+
+    @classmethod
+    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+        pass  # any number of books of any width
+
+    def train_books(self, x: NDArray[np.float32]) -> None:
+        rq = faiss.ResidualQuantizer(x.shape[1], self.task.M, self.task.nbits)
+        rq.max_beam_size = self.beam
+        rq.cp.seed, rq.cp.niter = self.task.seed + 1, self.config.iterations
+        rq.cp.min_points_per_centroid = 1
+        rq.train(x)
+        self.centroids = faiss.vector_to_array(rq.codebooks).reshape(rq.M, self.task.K, rq.d)
+
+    def codebooks(self) -> Codebooks:
+        return Codebooks("additive", self.centroids)

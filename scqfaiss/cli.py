@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from . import __version__
-from .errors import ConfigError, ScqError, ScqWarning, Stopped, shown
+from .errors import ConfigError, ScqError, ScqWarning, shown
 from .files import open_regular
 from .progress import Meter, to_stderr
 
@@ -45,7 +45,11 @@ _PIP = {
 def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of every command that reads rows; they arrive as one dictionary, `keys`."""
     options = [
-        click.option("--features-key", default="features", show_default=True, help="Dataset of the features in HDF5."),
+        click.option(
+            "--features-key",
+            show_default="features; in a file of pairs queries or keys",
+            help="Dataset of the features in HDF5; of pairs to train on, two: queries,keys.",
+        ),
         click.option("--labels-key", default="labels", show_default=True, help="Dataset of the labels in HDF5."),
         click.option("--ids-key", default="ids", show_default=True, help="Dataset of the ids in HDF5."),
         click.option("--skip-bad-rows", is_flag=True, help="Leave out rows that hold NaN or infinity."),
@@ -117,10 +121,10 @@ def cli() -> None:
 @click.option(
     "--config", type=FILE, callback=read_config, is_eager=True, help="TOML file with defaults for these options."
 )
-@click.option("--method", default="scq", show_default=True, help="scq, label, pq or opq.")
+@click.option("--method", default="scq", show_default=True, help="scq, dpq, mecoq, mopq, label, pq, opq or rq.")
 @click.option("--bits", default=32, show_default=True, help="Bits of a code.")
 @click.option("--nbits", default=8, show_default=True, help="Bits of one codebook; bits / nbits codebooks.")
-@click.option("--encoder", default="mlp", show_default=True, help="mlp, linear or identity.")
+@click.option("--encoder", default="auto", show_default=True, help="mlp, linear or identity; auto: as the method goes.")
 @click.option("--codebook-rows", type=FILE, help="Rows without labels that the codebooks learn from.")
 @click.option("--validation", type=FILE, help="Rows that train nothing and say which epoch was best, and when to stop.")
 @click.option("--patience", default=5, show_default=True, help="Epochs without a better one that end a stage; 0: none.")
@@ -169,6 +173,7 @@ def train(
 @click.argument("rows", type=FILE)
 @click.option("-o", "--out", type=FILE, required=True, help="Gallery to write (.faissindex).")
 @click.option("--target", help="FAISS container: ivfpq, pq, fastscan, buckets, lift, residual; default: ivfpq or lift.")
+@click.option("--bits", type=int, help="Only so many bits of every code; for methods with nested codes (dpq).")
 @click.option("--nlist", default=0, help="Inverted lists of ivfpq (default 1: exact) or buckets.")
 @click.option("--nprobe", default=0, help="Lists that a search visits unless it says otherwise.")
 @click.option("--refine", default=0, help="Candidates per hit that fastscan scores again exactly; -1: none.")
@@ -239,13 +244,16 @@ def search(gallery: Path, queries: Path, **options: Any) -> None:
 @cli.command()
 @click.argument("gallery", type=FILE)
 @click.argument("queries", type=FILE)
-@click.argument("database", type=FILE)
+@click.argument("database", type=FILE, required=False)
 @click.option("--model", type=FILE, help="Model of the gallery, where its encoder is not inside the file.")
 @click.option("--at", type=int, help="Count ranks 1 to R only; default: the whole gallery.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @row_options
-def evaluate(gallery: Path, queries: Path, database: Path, as_json: bool, **options: Any) -> None:
-    """Hold the ranking of GALLERY against the labels of QUERIES and DATABASE: tie-aware mAP, precision, recall."""
+def evaluate(gallery: Path, queries: Path, database: Path | None, as_json: bool, **options: Any) -> None:
+    """Hold the ranking of GALLERY against the labels of QUERIES and DATABASE: tie-aware mAP, precision, recall.
+
+    Without DATABASE, or without labels, a query belongs to the vector of its own id: recall and mean reciprocal rank.
+    """
     from .evaluation import evaluate_file, report_text
 
     click.echo(report_text(evaluate_file(gallery, queries, database, progress=meter, **options), as_json))
@@ -310,8 +318,6 @@ def run(arguments: list[str] | None = None) -> int:
         return 2
     except click.ClickException as error:
         return fail(error.format_message(), 2, error)
-    except Stopped as error:
-        return fail(str(error), 130)
     except (KeyboardInterrupt, click.exceptions.Abort):
         return fail("stopped; nothing was left half-written", 130)
     except ImportError as error:

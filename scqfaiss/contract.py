@@ -149,6 +149,7 @@ class Method(Protocol):
     rule: str  # how Codebooks.assign encodes: 'l2' or 'ip'
     task: Task
     beam: int  # and how many partial sums it carries along; 1 for all but additive books
+    nested: ClassVar[bool]  # whether the first books of a code are a code
 
     def __init__(self, config: Any, task: Task) -> None: ...
 
@@ -159,6 +160,10 @@ class Method(Protocol):
     @staticmethod
     def kind(config: Any) -> str:
         """The kind of the codebooks, 'product' or 'additive'."""
+
+    @staticmethod
+    def default_encoder(config: Any) -> str:
+        """The encoder where none was asked for."""
 
     @staticmethod
     def members(config: Any, encoder: str) -> int:
@@ -177,6 +182,13 @@ class Method(Protocol):
 
     def summary(self) -> dict[str, Any]:
         """Plain facts for the model's config: fitted temperature, centre errors and the like."""
+
+
+def needs_of(method: type[Method], config: Any) -> frozenset[str]:
+    """What a method needs of the rows under its settings: a method with a setting `guidance` does without labels where that
+    is none.
+    """
+    return method.needs - ({"labels"} if getattr(config, "guidance", "") == "none" else frozenset())
 
 
 def batch_count(n: int, size: int) -> int:

@@ -72,7 +72,7 @@ def append_file(
 ) -> str:
     """Append a file of rows; returns what to tell the user."""
     with reserve(gallery, inputs=[p for p in (rows, model) if p is not None], suffix=SUFFIX, what="changed") as slot:
-        with open_rows(rows, **{**keys, "labels_key": None}) as source:
+        with open_rows(rows, **{**keys, "labels_key": None}, role="keys") as source:
             held, books, codes, ids, new = _joined(slot, gallery, source, model, progress)
         # Closing says whether the rows were changed while they were read: only then is anything written.
         n = _rewrite(slot, held, books, codes, ids)
@@ -112,10 +112,15 @@ def _encoder(held: _Content, model: Model | PathLike | None) -> Model:
     """The model given, if it is the gallery's own, or the one that stands in the file."""
     if model is not None:
         loaded = model if isinstance(model, Model) else Model.load(model)
-        if loaded.sha256 != held.card["model_sha256"]:
+        if loaded.origin != held.card["model_sha256"]:
             made_by = str(held.card["model_sha256"])[:12]
-            raise ConfigError(f"the model is {loaded.sha256[:12]}, {held.name} was made by {made_by}; give that model")
-        return loaded
+            raise ConfigError(f"the model is {loaded.origin[:12]}, {held.name} was made by {made_by}; give that model")
+        bits = held.card["M"] * held.card["nbits"]
+        if bits > loaded.codebooks.bits:
+            raise ConfigError(
+                f"{held.name} holds codes of {bits} bits, the model is cut to {loaded.codebooks.bits}; give the whole one"
+            )
+        return loaded.prefix(bits)
     if held.card["encoder"] == "model" or "rule" not in held.card or held.books.kind != "product":
         # A merged additive book does not tell which part of a sum was whose, and encoding would ask.
         made_by = str(held.card["model_sha256"])[:12]
@@ -166,10 +171,11 @@ def merge(galleries: Sequence[PathLike], path: PathLike) -> int:
         parts = [_Content(gallery) for gallery in galleries]
         first = parts[0]
         for part in parts[1:]:
-            for key in ("model_sha256", "target", "encoder", "d_in"):
-                if part.card[key] != first.card[key]:
+            for key in ("model_sha256", "bits", "target", "encoder", "d_in"):
+                if part.card.get(key) != first.card.get(key):
                     raise ConfigError(
-                        f"{part.name} has {key} {str(part.card[key])[:12]}, {first.name} has {str(first.card[key])[:12]}"
+                        f"{part.name} has {key} {str(part.card.get(key))[:12]}, "
+                        f"{first.name} has {str(first.card.get(key))[:12]}"
                     )
         ids = np.concatenate([part.ids for part in parts])
         each = np.sort(np.concatenate([_distinct(part.ids) for part in parts]))

@@ -1,4 +1,5 @@
-"""Label-aware evaluation: tie-aware mAP@R, precision and recall, from the distinct codes of a gallery.
+"""Evaluation from the distinct codes of a gallery: by labels tie-aware mAP@R, precision and recall, by pairs recall of a
+query's own key and its mean reciprocal rank.
 
 Short codes tie massively (8 bits give at most 256 distinct scores) and file order must not decide, so every measure is the
 expectation over a random order within ties: McSherry and Najork, "Computing information retrieval performance measures
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import Floats, Ints, Labels, as_features, as_ids, as_labels
-from .codebooks import Codes
+from .codebooks import Codebooks, Codes
 from .contract import Progress, silent
 from .data import Source, open_rows
 from .errors import ConfigError, DataError, IndexFileError, warn
@@ -217,7 +219,133 @@ def measure_vectors(
     return measure(scores_in_blocks(zq, zb), queries, Relevance(database, inverse, len(zb)), at, progress)
 
 
+def first_hit(before: int, rows: int, relevant: int, at: int) -> NDArray[np.float64]:
+    """Where the first relevant row stands, over every order within the tie that the best of them is part of.
+
+    before: rows of better scores; rows: rows of its score, itself included; relevant: how many of these are relevant, 1 or
+    more; at: ranks that count. -> (1 + len(AT_K),): the expected reciprocal rank, 0 beyond `at`, and for each k of AT_K the
+    probability that a relevant row is among the first k.
+
+    >>> first_hit(1, 2, 1, 100).tolist()        # second or third, equally likely
+    [0.41666666666666663, 0.0, 1.0, 1.0]
+    """
+    reach = max(0, min(at - before, rows))
+    if relevant == 1:  # every place is as likely
+        H = _harmonic(before + rows)
+        reciprocal = float(H[before + reach] - H[before]) / rows
+        found = [min(max(k - before, 0), rows) / rows for k in AT_K]
+    else:
+        j = np.arange(min(rows - relevant + 1, max(reach, AT_K[-1])))
+        # The probability that the first hit stands behind the j-th place.
+        late = np.concatenate([[1.0], np.cumprod((rows - relevant - j) / (rows - j))])
+        place = slice(0, min(reach, len(j)))
+        reciprocal = float((-np.diff(late)[place] / (before + 1 + j[place])).sum())
+        found = [1 - late[min(max(k - before, 0), len(j))] for k in AT_K]
+    return np.array([reciprocal, *found])
+
+
 # -------------------------------------------------------------------------------------------------------------- gallery
+def evaluate_pairs(
+    gallery: Gallery,
+    xq: Any,
+    ids: Any,
+    *,
+    at: int | None = None,
+    name: str = "queries",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Rank the whole gallery for each query by its codes, and look for the vector that belongs to the query.
+
+    xq (nq, d) query rows; ids (nq,): the id that each query's own vector has in the gallery; queries may share one. Where a
+    gallery holds an id more than once, the best of its vectors counts.
+    Returns {"recall_at_k", "mrr", "at", "bits", "distinct_codes", ...}: the share of queries whose vector is among the first
+    k, and the mean of 1 / its rank (0 beyond rank `at`), both expected over a random order within ties.
+    Raises ConfigError where the gallery lacks ids (a query that cannot be answered says nothing of the codes), DataError on
+    arrays that are bad by themselves, IndexFileError where FAISS's own scores are not those of the codes.
+    """
+    codebooks, codes, held = gallery.unpack()
+    n = len(held)
+    xq = as_features(xq, name)
+    ids = as_ids(ids, len(xq), f"{name}: ids", allow_duplicates=True)
+    _check_work(gallery, xq, n, at, name)
+    check_held(ids, held, name, gallery.name)
+    ranked = _Ranked.of(gallery, codebooks, codes, xq, name)
+    order = np.argsort(held, kind="stable")
+    low, high = (np.searchsorted(held[order], ids, side) for side in ("left", "right"))
+    rows, sums = np.bincount(ranked.words.inverse, minlength=len(ranked.words.codes)), np.zeros(1 + len(AT_K))
+    at = n if at is None else min(at, n)
+    for q, scores in enumerate(ranked.scores()):
+        own = ranked.words.inverse[order[low[q] : high[q]]]
+        best = scores[own].max()
+        ties = int(rows[scores == best].sum())
+        sums += first_hit(int(rows[scores > best].sum()), ties, int((scores[own] == best).sum()), at)
+        if q % 64 == 63 or q + 1 == len(xq):
+            progress("evaluate", q + 1, len(xq), "")
+    means = (sums / len(xq)).tolist()
+    recall = {str(k): found for k, found in zip(AT_K, means[1:]) if k <= n}
+    return {"mrr": means[0], "recall_at_k": recall, "at": at, "database": n, **ranked.facts()}
+
+
+def check_held(ids: Ints, held: Ints, name: str, gallery: str) -> None:
+    """Raise ConfigError unless a gallery that holds `held` has every one of `ids`."""
+    missing = ~np.isin(ids, held)
+    if missing.any():
+        first = ", ".join(map(str, np.unique(ids[missing])[:5]))
+        raise ConfigError(
+            f"{gallery} lacks the ids of {int(missing.sum()):,} of {len(ids):,} rows of {name} (first {first}); "
+            "append their keys, or evaluate other queries"
+        )
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """The distinct codes of a gallery, and queries ready to be scored against them."""
+
+    z: Floats  # queries as the codes meet them
+    words: Words
+    decoded: Floats
+    metric: str
+    bits: int
+    agreement: float
+
+    @staticmethod
+    def of(gallery: Gallery, codebooks: Codebooks, codes: Codes, xq: Floats, name: str) -> _Ranked:
+        """Raises IndexFileError where FAISS's own scores are not those of the codes."""
+        words = Words.of(codes)
+        z = gallery.embed(xq, name)
+        decoded = codebooks.decode(words.codes)
+        from .targets.head import encoded
+
+        zs = encoded(gallery.index, z)
+        agreement = _agreement(gallery, z, zs, decoded, words, codebooks.metric)
+        if agreement < 1 and gallery.exact:
+            raise IndexFileError(
+                f"{gallery.name}: {1 - agreement:.0%} of FAISS's scores are not those of its own codes"
+            )
+        return _Ranked(zs, words, decoded, codebooks.metric, codebooks.bits, agreement)
+
+    def scores(self) -> Iterable[NDArray[np.float32]]:
+        return scores_in_blocks(self.z, self.decoded, self.metric)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "bits": self.bits,
+            "distinct_codes": len(self.words.codes),
+            "queries": len(self.z),
+            "search_agreement": self.agreement,
+        }
+
+
+def _check_work(gallery: Gallery, xq: Floats, n: int, at: int | None, name: str) -> None:
+    """Raise DataError or ConfigError where there is nothing to evaluate."""
+    if len(xq) == 0:
+        raise DataError(f"{name} holds 0 rows, an evaluation needs at least 1")
+    if at is not None and at < 1:
+        raise ConfigError(f"R is {at}, needs 1 or more")
+    if n == 0:
+        raise ConfigError(f"{gallery.name} holds no vectors")
+
+
 def evaluate(
     gallery: Gallery,
     xq: Any,
@@ -241,34 +369,14 @@ def evaluate(
     codebooks, codes, held = gallery.unpack()
     n = len(held)
     xq = as_features(xq, name)
-    if len(xq) == 0:
-        raise DataError(f"{name} holds 0 rows, an evaluation needs at least 1")
+    _check_work(gallery, xq, n, at, name)
     ids = as_ids(ids, len(ids), "ids", allow_duplicates=True)
     queries, database = same_classes(_labels(queries, len(xq), name), _labels(database, len(ids), "database"), name)
-    if at is not None and at < 1:
-        raise ConfigError(f"R is {at}, needs 1 or more")
-    if n == 0:
-        raise ConfigError(f"{gallery.name} holds no vectors")
     labels = database.take(_places(held, ids, gallery.name, database_name))
-    words = Words.of(codes)
-    z = gallery.embed(xq, name)
-    decoded = codebooks.decode(words.codes)
-    from .targets.head import encoded
-
-    zs = encoded(gallery.index, z)
-    relevance = Relevance(labels, words.inverse, len(words.codes))
-    agreement = _agreement(gallery, z, zs, decoded, words, codebooks.metric)
-    if agreement < 1 and gallery.exact:
-        raise IndexFileError(f"{gallery.name}: {1 - agreement:.0%} of FAISS's scores are not those of its own codes")
-    found = measure(scores_in_blocks(zs, decoded, codebooks.metric), queries, relevance, at, progress)
-    return found | {
-        "at": n if at is None else min(at, n),
-        "bits": codebooks.bits,
-        "distinct_codes": len(words.codes),
-        "queries": len(xq),
-        "database": n,
-        "search_agreement": agreement,
-    }
+    ranked = _Ranked.of(gallery, codebooks, codes, xq, name)
+    relevance = Relevance(labels, ranked.words.inverse, len(ranked.words.codes))
+    found = measure(ranked.scores(), queries, relevance, at, progress)
+    return found | {"at": n if at is None else min(at, n), "database": n, **ranked.facts()}
 
 
 def _labels(y: Any, n: int, name: str) -> Labels:
@@ -334,25 +442,42 @@ def check_classes(a: Source, b: Source) -> None:
 def evaluate_file(
     path: PathLike,
     queries_path: PathLike,
-    database_path: PathLike,
+    database_path: PathLike | None = None,
     *,
     model: PathLike | None = None,
     at: int | None = None,
     keys: Mapping[str, Any],
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Evaluate a gallery with labelled files of queries and of its database."""
+    """Evaluate a gallery with labelled files of queries and of its database; or by the ids of the queries, each of which
+    is that of the query's own vector, where there is no database or neither file has labels. Of a database without labels
+    only the ids are looked at, and all must be held.
+    """
     if at is not None and at < 1:
         raise ConfigError(f"R is {at}, needs 1 or more")
-    with open_rows(queries_path, **keys) as queries, open_rows(database_path, **keys) as database:
+    with ExitStack() as stack:
+        queries = stack.enter_context(open_rows(queries_path, **keys, role="queries"))
+        database = None
+        if database_path is not None:
+            database = stack.enter_context(open_rows(database_path, **keys, role="keys"))
         gallery = open_gallery(path, model=model)
         require_model(gallery)
+        if queries.d != gallery.d:
+            raise ConfigError(f"{queries.name}: queries have d={queries.d}, {gallery.name} needs d={gallery.d}")
+        if database is None or all(s.labels is None and s.has_ids for s in (queries, database)):
+            if not queries.has_ids:
+                raise DataError(
+                    f"{queries.name} has no ids, which say what vector of {gallery.name} belongs to a query; name them with "
+                    "--ids-key, or give DATABASE with labels"
+                )
+            if database is not None:
+                check_held(database.ids, gallery.unpack()[2], database.name, gallery.name)
+            xq = queries.read(0, len(queries))
+            return evaluate_pairs(gallery, xq, queries.ids, at=at, name=queries.name, progress=progress)
         for source in (queries, database):
             if source.labels is None:
                 raise DataError(f"{source.name} has no labels, which an evaluation needs; name them with --labels-key")
         check_classes(queries, database)
-        if queries.d != gallery.d:
-            raise ConfigError(f"{queries.name}: queries have d={queries.d}, {gallery.name} needs d={gallery.d}")
         assert queries.labels is not None and database.labels is not None
         overlap = int(np.isin(queries.ids, database.ids).sum()) if queries.has_ids and database.has_ids else 0
         if overlap:
@@ -376,9 +501,12 @@ def report_text(found: Mapping[str, Any], as_json: bool) -> str:
     """Measures for a person, or one JSON object."""
     if as_json:
         return json.dumps(found, sort_keys=True)
+    by_label = "map" in found
+    measure, value = ("mAP", found["map"]) if by_label else ("MRR", found["mrr"])
+    precision = "  ".join(f"@{k} {v:.4f}" for k, v in found.get("precision_at_k", {}).items())
     lines = [
-        f"mAP@{found['at']:,}  {found['map']:.4f}   ({found['queries']:,} queries, {found['database']:,} vectors)",
-        "precision  " + "  ".join(f"@{k} {v:.4f}" for k, v in found["precision_at_k"].items()),
+        f"{measure}@{found['at']:,}  {value:.4f}   ({found['queries']:,} queries, {found['database']:,} vectors)",
+        *([f"precision  {precision}"] if by_label else []),
         "recall     " + "  ".join(f"@{k} {v:.4f}" for k, v in found["recall_at_k"].items()),
         f"{found['bits']} bits, {found['distinct_codes']:,} distinct codes",
     ]
@@ -387,6 +515,6 @@ def report_text(found: Mapping[str, Any], as_json: bool) -> str:
             f"the figures rank every row by its code; a search with the file's own settings finds "
             f"{found['search_agreement']:.1%} of the first 10"
         )
-    if found["queries_without_relevant"]:
+    if found.get("queries_without_relevant"):
         lines.append(f"{found['queries_without_relevant']:,} queries share no label with any row and count as 0")
     return "\n".join(lines)

@@ -52,9 +52,11 @@ def build(
         "metric": books.metric,
         "n": len(codes),
         "encoder": "none" if not model.chain.layers else "folded" if model.chain.foldable else "model",
-        "model_sha256": model.sha256,
+        "model_sha256": model.origin,
         "class_names": model.config.get("class_names"),
     }
+    if "prefix" in model.config:
+        card["model_bits"] = model.config["prefix"]["bits"]  # of which the codes hold the first
     return index, card | facts(container, index)
 
 
@@ -120,6 +122,7 @@ def export(
     path: PathLike,
     ids: Any = None,
     target: str | None = None,
+    bits: int | None = None,
     nlist: int = 0,
     nprobe: int = 0,
     refine: int = 0,
@@ -127,17 +130,29 @@ def export(
 ) -> None:
     """Encode xb (n, d_in) and write a gallery. ids (n,) int64, default 0..n-1.
 
-    target: a name of targets.REGISTRY, default ivfpq, or lift for additive codebooks. nlist, nprobe, refine: see
-    targets.base.Options.
+    target: a name of targets.REGISTRY, default ivfpq, or lift for additive codebooks. bits: only so many of every code, for
+    models whose codes are nested (see Model.prefix); the gallery goes with the whole model all the same. nlist, nprobe,
+    refine: see targets.base.Options.
 
     Raises DataError on bad rows or ids, ConfigError on parts that do not fit, WriteError when nothing could be written;
     a file that stood at `path` is then as it was.
     """
     if not isinstance(model, Model):
         model = Model.load(model)
+    model = _cut(model, bits)
     with reserve(path, suffix=SUFFIX, what="exported") as slot:
         options = Options(*(_plain(value) for value in (nlist, nprobe, refine)))
         write(slot, *encode_for(model, ArraySource(xb, ids=ids, name="xb"), slot, target, options, progress))
+
+
+def _length(model: Model) -> str:
+    """'16 bits', or '16 bits (of 32)' of a prefix."""
+    whole = model.config.get("prefix")
+    return f"{model.codebooks.bits} bits" + (f" (of {whole['bits']})" if whole else "")
+
+
+def _cut(model: Model, bits: int | None) -> Model:
+    return model if bits is None else model.prefix(_plain(bits))
 
 
 def _plain(value: Any) -> Any:
@@ -151,6 +166,7 @@ def export_file(
     out: PathLike,
     *,
     target: str | None = None,
+    bits: int | None = None,
     nlist: int = 0,
     nprobe: int = 0,
     refine: int = 0,
@@ -159,15 +175,15 @@ def export_file(
 ) -> str:
     """Export a file of rows; returns what to tell the user. keys: arguments of open_rows."""
     with reserve(out, inputs=[model_path, rows_path], suffix=SUFFIX, what="exported") as slot:
-        model = Model.load(model_path)
-        with open_rows(rows_path, **{**keys, "labels_key": None}) as source:
+        model = _cut(Model.load(model_path), bits)
+        with open_rows(rows_path, **{**keys, "labels_key": None}, role="keys") as source:
             options = Options(nlist, nprobe, refine)
             index, card, nbytes = encode_for(model, source, slot, target, options, progress)
         # Closing says whether the rows were changed while they were read: only then is anything written.
         write(slot, index, card, nbytes)
         encoder = {"none": "no encoder needed", "folded": "encoder inside", "model": "queries need the model"}
         return (
-            f"{slot.name}: {card['n']:,} vectors, {card['bits']} bits each, target {card['target']}, "
+            f"{slot.name}: {card['n']:,} vectors, {_length(model)} each, target {card['target']}, "
             f"{size(slot.path.stat().st_size)}, {encoder[card['encoder']]}"
         )
 
@@ -178,6 +194,7 @@ def export_plan(
     out: PathLike,
     *,
     target: str | None,
+    bits: int | None = None,
     nlist: int = 0,
     nprobe: int = 0,
     refine: int = 0,
@@ -185,8 +202,8 @@ def export_plan(
 ) -> str:
     """What an export would write; reads no features."""
     files.check_target(out, inputs=[model_path, rows_path], suffix=SUFFIX)
-    model = Model.load(model_path)
-    with open_rows(rows_path, **{**keys, "labels_key": None}) as source:
+    model = _cut(Model.load(model_path), bits)
+    with open_rows(rows_path, **{**keys, "labels_key": None}, role="keys") as source:
         if source.d != model.d_in:
             raise ConfigError(f"{source.name}: rows have d={source.d}, {shown(model_path)} needs d={model.d_in}")
         n = len(source)
@@ -195,6 +212,7 @@ def export_plan(
     return "\n".join(
         [
             f"rows: {n:,} of d={model.d_in}",
+            *([] if bits is None else [f"codes: {_length(model)}"]),
             f"file: about {size(container.nbytes(model.codebooks.shape, n))}",
             f"target {container.INFO.name}: CPU yes, GPU {'yes' if on_gpu is None else f'no ({on_gpu})'}",
         ]

@@ -310,9 +310,9 @@ def _place(stored: Stored, device: str) -> _Held:
 
 
 def _check_model(model: Model | None, stored: Stored, name: str, model_name: str = "the model") -> None:
-    if model is not None and stored.card is not None and model.sha256 != stored.card.get("model_sha256"):
+    if model is not None and stored.card is not None and model.origin != stored.card.get("model_sha256"):
         made_by = str(stored.card.get("model_sha256"))[:12]
-        raise ConfigError(f"{model_name} is {model.sha256[:12]}, {name} was made by {made_by}; give that model")
+        raise ConfigError(f"{model_name} is {model.origin[:12]}, {name} was made by {made_by}; give that model")
 
 
 def open_gallery(
@@ -416,7 +416,7 @@ def search_file(
 
     def run() -> tuple[Any, Any]:
         options: dict[str, Any] = {what: read_ids(ids) for what, ids in lists.items() if ids is not None}
-        with open_rows(queries, **{**keys, "labels_key": None}) as source:
+        with open_rows(queries, **{**keys, "labels_key": None}, role="queries") as source:
             gallery = open_gallery(path, model=model, device=device, mmap=mmap)
             if threshold is not None:
                 return range_search_source(gallery, source, threshold, progress, **options), source.ids

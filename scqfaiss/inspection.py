@@ -22,7 +22,15 @@ def facts(path: PathLike, keys: Mapping[str, Any]) -> dict[str, Any]:
         return gallery_facts(path)
     if suffix == ".safetensors":
         return model_facts(path)
-    with open_rows(path, **keys) as source:
+    with open_rows(path, **keys, role="any") as source:
+        if source.pairs:
+            return {
+                "kind": "pairs",
+                "pairs": len(source),
+                "d": source.d // 2,
+                "ids": "given" if source.has_ids else "row numbers",
+                "distinct_keys": len(np.unique(source.ids)),
+            }
         return {
             "kind": "rows",
             "rows": len(source),

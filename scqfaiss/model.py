@@ -29,7 +29,8 @@ class Model:
     """Encoder chain, codebooks and the facts of the training.
 
     config: plain JSON values; 'method', 'rule' ('l2' or 'ip') and 'encoder' are always there, and 'beam' where it is
-    not 1: how many partial sums the encoding of additive books carries along.
+    not 1: how many partial sums the encoding of additive books carries along. 'nested' is true where every prefix of a
+    code was trained to be a code; 'prefix' stands in a model that was cut from another: its SHA-256 and its bits.
     """
 
     def __init__(self, chain: Chain, codebooks: Codebooks, config: Mapping[str, Any]) -> None:
@@ -40,6 +41,11 @@ class Model:
         beam = config.get("beam", 1)
         if type(beam) is not int or not 1 <= beam <= MAX_BEAM:
             raise CheckpointError(f"the beam is {beam!r}, needs a whole number from 1 to {MAX_BEAM}")
+        whole = config.get("prefix")
+        if whole is not None and not _tells_of_a_whole(whole):
+            raise CheckpointError(
+                f"the model is a prefix of {whole!r}, needs the SHA-256 and the bits of the whole one"
+            )
         self.chain, self.codebooks = chain, codebooks
         self.config = dict(config)
         self._sha256 = ("", "")  # config as JSON, and the hash of the file with it
@@ -71,6 +77,39 @@ class Model:
             codes[i : i + step] = self.codebooks.assign(z[i : i + step], self.config["rule"], beam)
         return codes
 
+    def prefix(self, bits: int) -> Model:
+        """The model of the first `bits` of every code: its codes are the first columns of this model's, bit for bit.
+
+        Galleries of either are searched and changed with either, see `origin`. Raises ConfigError where `bits` are not those
+        of the first few books, or where codes are not nested: product books each hold a part of z, a beam chooses the first
+        books with the later ones in view, and books trained for their whole sum alone make poor prefixes.
+        """
+        books = self.codebooks
+        M, rest = divmod(bits, books.nbits) if type(bits) is int else (0, 0)
+        if rest or not 1 <= M <= books.M:
+            raise ConfigError(f"bits is {bits}, needs a multiple of nbits={books.nbits} up to the model's {books.bits}")
+        if M == books.M:
+            return self
+        method = self.config["method"]
+        why = None
+        if books.kind != "additive":
+            why = f"product books of method {method} each hold a part of the features"
+        elif self.config.get("beam", 1) != 1:
+            why = f"the model encodes with a beam of {self.config['beam']}, which chooses all books together"
+        elif self.config.get("nested") is not True:
+            why = f"method {method} trains its books for the whole code alone"
+        if why is not None:
+            raise ConfigError(f"{why}: codes of {bits} bits need a model of their own, or one of method dpq")
+        whole = self.config.get("prefix", {"sha256": self.origin, "bits": books.bits})
+        config = self.config | {"bits": bits, "prefix": whole}
+        return Model(self.chain, Codebooks(books.kind, books.centroids[:M], books.metric), config)
+
+    @property
+    def origin(self) -> str:
+        """SHA-256 (hex) by which index cards name their model: of the whole model, where this one is a prefix."""
+        whole: str = self.config.get("prefix", {}).get("sha256") or self.sha256
+        return whole
+
     # ------------------------------------------------------------------------------------------------------------ file
     def to_bytes(self) -> bytes:
         """The model file, the same bytes for the same model."""
@@ -81,7 +120,7 @@ class Model:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 (hex) of the model file, by which index cards name their model."""
+        """SHA-256 (hex) of the model file."""
         config = json.dumps(self.config, sort_keys=True)
         if self._sha256[0] != config:  # new, or changed since
             self._sha256 = config, hashlib.sha256(self.to_bytes()).hexdigest()
@@ -116,6 +155,11 @@ class Model:
             raise CheckpointError(f"{shown(path)}: {error}") from error
         model._sha256 = json.dumps(model.config, sort_keys=True), sha256
         return model
+
+
+def _tells_of_a_whole(found: Any) -> bool:
+    """Whether the 'prefix' of a config is what Model.prefix writes."""
+    return isinstance(found, dict) and isinstance(found.get("sha256"), str) and type(found.get("bits")) is int
 
 
 def check_saved(path: Path, data: bytes) -> None:

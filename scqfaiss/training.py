@@ -19,15 +19,16 @@ from . import parallel
 from .arrays import Floats, Ints, Labels
 from .checkpoints import Checkpoints
 from .codebooks import Codebooks, Shape
-from .contract import Method, Part, Progress, Task, batch_count, configure, settings, silent
+from .contract import Method, Part, Progress, Task, batch_count, configure, needs_of, settings, silent
 from .data import ArraySource, Source, open_rows
+from .data.pairs import PairSource
 from .encoders import encoder_class
 from .encoders.base import Stats
 from .encoders.chain import Chain
 from .engine import PRECISIONS, Engine
 from .errors import ConfigError, DataError, ResourceError, size, suggestion, warn
 from .files import PathLike, check_target, reserve
-from .methods import REGISTRY
+from .methods import ALIASES, MISTAKEN, REGISTRY
 from .metrics import log_to
 from .model import SUFFIX, Model, read_ahead
 
@@ -44,7 +45,7 @@ class Request:
     method: str = "scq"
     bits: int = 32
     nbits: int = 8
-    encoder: str = "mlp"
+    encoder: str = "auto"  # the method's own choice: mlp, or linear where rows are embeddings already
     seed: int = 0
     epochs: int | None = None
     batch_size: int | None = None
@@ -88,10 +89,22 @@ class Plan:
     M: int
     nbits: int
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the method needs of the rows under its settings."""
+        return needs_of(self.method, self.config)
+
+    def d_in(self, source: Source) -> int:
+        """Dimension of what is encoded: of the rows, or of either half of pairs."""
+        return source.d // 2 if source.pairs else source.d
+
 
 # ------------------------------------------------------------------------------------------------------------- planning
 def method_class(name: str) -> type[Method]:
     """The method registered under `name`. Raises ConfigError with the known names."""
+    name = ALIASES.get(name, name)
+    if name in MISTAKEN:
+        raise ConfigError(f"there is no method '{name}': {MISTAKEN[name]}")
     if name not in REGISTRY:
         raise ConfigError(f"unknown method '{name}'{suggestion(name, REGISTRY)}; there are {', '.join(REGISTRY)}")
     module, _, cls = REGISTRY[name].partition(":")
@@ -106,22 +119,21 @@ def method_class(name: str) -> type[Method]:
 
 def plan(request: Request, source: Source, validation: Source | None = None) -> Plan:
     """Check everything that can be known before the first row is read. Raises ConfigError or DataError."""
+    request = replace(request, method=ALIASES.get(request.method, request.method))
     method = method_class(request.method)
-    encoder = encoder_class(request.encoder) if method.needs_encoder else None
-    of_method, of_encoder = settings(method.Config), settings(encoder.Config) if encoder else {}
-    values: dict[str, Any] = {}
-    encoder_values: dict[str, Any] = {}
-    for key, value in request.settings.items():
-        if key in of_method:
-            values[key] = value
-        elif key in of_encoder:
-            encoder_values[key] = value
-        else:
-            near = suggestion(key, [*of_method, *of_encoder])
-            raise ConfigError(f"unknown key '{key}' for method {request.method}{near}")
+    of_method = settings(method.Config)
+    values = {key: value for key, value in request.settings.items() if key in of_method}
     for key, choices in method.PRESETS.items():
         values = choices.get(str(values.get(key)), {}) | values
     config = configure(method.Config, values)
+    chosen = request.encoder if request.encoder != Request.encoder else method.default_encoder(config)
+    encoder = encoder_class(chosen) if method.needs_encoder else None
+    of_encoder = settings(encoder.Config) if encoder else {}
+    encoder_values = {key: value for key, value in request.settings.items() if key not in of_method}
+    for key in encoder_values:
+        if key not in of_encoder:
+            near = suggestion(key, [*of_method, *of_encoder])
+            raise ConfigError(f"unknown key '{key}' for method {request.method}{near}")
     encoder_config = configure(encoder.Config, encoder_values) if encoder else None
     for what, value, low in (("epochs", request.epochs, 0), ("batch size", request.batch_size, 1)):
         if value is not None and value < low:
@@ -135,13 +147,17 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
         raise ConfigError(f"the largest norm of gradients is {request.clip_norm}, needs 0 or more")
     if not 0 <= request.patience <= MAX_COUNT:
         raise ConfigError(f"patience is {request.patience}, needs 0 to {MAX_COUNT}")
-    if "labels" in method.needs and source.labels is None:
+    needs = needs_of(method, config)
+    if "labels" in needs and source.labels is None:
         raise DataError(
             f"{source.name} has no labels, which method {request.method} needs; name them with --labels-key"
         )
-    if "labels" not in method.needs and source.labels is not None:
+    if "labels" not in needs and source.labels is not None:
         warn(f"method {request.method} does not use labels: they are ignored")
-    labels = source.labels if "labels" in method.needs else None
+    labels = source.labels if "labels" in needs else None
+    for rows in (source, validation):
+        if rows is not None:
+            check_pairs(rows, request.method, "pairs" in needs)
     if validation is not None:
         check_validation(validation, source, labels)
     if not method.needs_encoder:
@@ -162,8 +178,20 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
             "are the labels class numbers?"
         )
     M, nbits = method.shape(C, many, *split_bits(request.bits, request.nbits))
-    method.check(config, source.d, C, M, nbits, request.encoder)
-    return Plan(request, method, config, encoder, encoder_config, pick_device(request.device), M, nbits)
+    request = replace(request, encoder=chosen)
+    found = Plan(request, method, config, encoder, encoder_config, pick_device(request.device), M, nbits)
+    method.check(config, found.d_in(source), C, M, nbits, chosen)
+    return found
+
+
+def check_pairs(source: Source, method: str, needed: bool) -> None:
+    """Raise DataError unless `source` holds pairs where they are needed, and rows where they are not."""
+    if needed and not source.pairs:
+        raise DataError(
+            f"{source.name} holds no pairs, which method {method} needs: an HDF5 file of queries and keys, or keys=... in Python"
+        )
+    if source.pairs and not needed:
+        raise DataError(f"{source.name} holds pairs, method {method} takes rows; choose them with --features-key keys")
 
 
 def check_validation(validation: Source, source: Source, labels: Labels | None) -> None:
@@ -322,11 +350,16 @@ class SourceRows:
             rest_x, rest_index = x[order[at:]], index[order[at:]]
 
 
-def statistics(rows: SourceRows) -> Stats:
-    """Mean and standard deviation of x and of its signed square root, in one pass, summed in float64."""
-    sums = np.zeros((4, rows.d))
+def statistics(rows: SourceRows, d: int | None = None) -> Stats:
+    """Mean and standard deviation of x and of its signed square root, in one pass, summed in float64.
+
+    d: dimension of what is encoded, default that of the rows; of pairs half of it, and queries and keys count alike.
+    """
+    d = d or rows.d
+    sums, n = np.zeros((4, d)), len(rows) * rows.d // d
     minimum = np.inf
     for _, x in rows.blocks():
+        x = x.reshape(-1, d)
         root = np.copysign(np.sqrt(np.abs(x)), x)
         sums += [
             x.sum(0, dtype=np.float64),
@@ -335,9 +368,9 @@ def statistics(rows: SourceRows) -> Stats:
             np.einsum("nd,nd->d", root, root, dtype=np.float64),  # not |x|: a constant column must come out as one
         ]
         minimum = min(minimum, float(x.min(initial=np.inf)))
-    mean, square, root_mean, root_square = sums / max(len(rows), 1)
+    mean, square, root_mean, root_square = sums / max(n, 1)
     sd, root_sd = (np.sqrt(np.maximum(a - b * b, 0)) for a, b in ((square, mean), (root_square, root_mean)))
-    return Stats(len(rows), mean, sd, root_mean, root_sd, minimum)
+    return Stats(n, mean, sd, root_mean, root_sd, minimum)
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -355,31 +388,29 @@ def build(
     request, labels, kept = what.request, None, None
     if len(source) == 0:
         raise DataError(f"{source.name} holds 0 rows, training needs at least 1")
-    if "labels" in what.method.needs:
+    if "labels" in what.needs:
         from .methods.cfa import labelled_rows
 
         assert source.labels is not None
         kept = labelled_rows(source.labels, request.method, getattr(what.config, "unlabeled", "error"))
         labels = source.labels if kept is None else source.labels.take(kept)
+    d = what.d_in(source)
     if codebook_source is not None:
-        if codebook_source.d != source.d:
-            raise ConfigError(
-                f"{codebook_source.name}: rows have d={codebook_source.d}, {source.name} has d={source.d}"
-            )
+        if codebook_source.d != d:
+            raise ConfigError(f"{codebook_source.name}: rows have d={codebook_source.d}, {source.name} has d={d}")
         if len(codebook_source) == 0:
             raise DataError(f"{codebook_source.name} holds 0 rows, codebooks need at least 1")
     rows = SourceRows(source, what.device, 0 if dry else memory, kept)
     codebook_rows = SourceRows(codebook_source, what.device, 0 if dry else memory) if codebook_source else None
     encoder = None
     if what.encoder is not None:
-        d = source.d
-        stats = Stats(1, np.zeros(d), np.ones(d), np.zeros(d), np.ones(d), 0.0) if dry else statistics(rows)
+        stats = Stats(1, np.zeros(d), np.ones(d), np.zeros(d), np.ones(d), 0.0) if dry else statistics(rows, d)
         members = what.method.members(what.config, request.encoder)
         encoder = what.encoder(what.encoder_config, stats, members).to(what.device)
         encoder.precision = PRECISIONS[request.precision]
     held = None
     if validation is not None and what.method.needs_encoder:
-        of = validation.labels if "labels" in what.method.needs else None
+        of = validation.labels if "labels" in what.needs else None
         of = (
             of and labels and Labels(of.y, labels.C, labels.class_names)
         )  # a part of the rows may lack the last classes
@@ -439,9 +470,9 @@ def fit(
             if "allocate memory" not in str(error):  # torch has no class of its own for the memory of the CPU
                 raise
             raise ResourceError("out of memory; lower --batch-size, or train on fewer rows or shorter codes") from error
-    chain = Chain(source.d).then(*method.layers())
+    chain = Chain(what.d_in(source)).then(*method.layers())
     books: Codebooks = method.codebooks()
-    labels: Labels | None = source.labels if "labels" in what.method.needs else None
+    labels: Labels | None = source.labels if "labels" in what.needs else None
     unlabeled = int((labels.y.sum(1) == 0).sum()) if labels and labels.many else 0  # present only with unlabeled=drop
     config = {
         "method": request.method,
@@ -459,6 +490,8 @@ def fit(
     }
     if method.beam != 1:
         config["beam"] = method.beam
+    if method.nested:
+        config["nested"] = True
     model = Model(chain, books, config)
     model.config["training"]["codewords_used"] = use = codeword_use(model, source)
     for m, used in enumerate(use):
@@ -501,7 +534,8 @@ def codeword_use(model: Model, source: Source) -> list[int]:
     n = min(len(source), CHECK_ROWS)
     seen = np.zeros((model.codebooks.M, model.codebooks.K), bool)
     for i in range(0, n, source.block_rows):
-        codes = model.encode(source.read(i, min(i + source.block_rows, n)))
+        x = source.read(i, min(i + source.block_rows, n))
+        codes = model.encode(x[:, -model.d_in :])  # of pairs the keys, which stand behind their queries
         for m in range(model.codebooks.M):
             seen[m, codes[:, m]] = True
     return [int(s) for s in seen.sum(1)]
@@ -512,10 +546,12 @@ def train(
     x: Any,
     y: Any = None,
     *,
+    keys: Any = None,
+    ids: Any = None,
     method: str = "scq",
     bits: int = 32,
     nbits: int = 8,
-    encoder: str = "mlp",
+    encoder: str = "auto",
     codebook_rows: Any = None,
     seed: int = 0,
     epochs: int | None = None,
@@ -537,17 +573,29 @@ def train(
     """Train a quantizer on arrays.
 
     x (n, d_in) float16, float32 or float64; y (n,) class numbers, or (n, C) 0/1 for many labels a row; codebook_rows
-    (n2, d_in) rows without labels that the codebooks learn from. validation: (x, y) that train nothing: after each epoch the
+    (n2, d_in) rows without labels that the codebooks learn from. For methods that learn from pairs x are the queries, keys
+    (n, d_in) what answers each, and ids (n,) the keys' ids, which repeat where queries share a key (default: none does).
+    validation: (x, y), or (queries, keys, ids) of pairs, ids optional, that train nothing: after each epoch the
     loss on them is taken, each stage ends with what was best on them, and earlier after `patience` epochs without a better
     one. precision, clip_norm: see Request; checkpoints to tensorboard: see Traces, but that the folder of checkpoints stays:
     remove it once the model is saved. `settings` are the method's or the
     encoder's own (`--set` on the command line).
     Raises DataError on bad arrays, ConfigError on settings that cannot work, ResourceError when memory runs out.
     """
-    source = ArraySource(x, y, class_names=class_names, name="x")
+    source: Source
+    held: Source | None = None
+    if keys is None:
+        source = ArraySource(x, y, ids, class_names, name="x", allow_duplicate_ids=True)
+    elif y is not None:
+        raise ConfigError("y and keys were given: labels are of rows, and pairs have none")
+    else:
+        source = PairSource.of_arrays(x, keys, ids)
     books = None if codebook_rows is None else ArraySource(codebook_rows, name="codebook_rows")
-    held = None
-    if validation is not None:
+    if validation is not None and keys is not None:
+        if not isinstance(validation, tuple) or len(validation) not in (2, 3):
+            raise ConfigError("validation of pairs needs (queries, keys) or (queries, keys, ids)")
+        held = PairSource.of_arrays(*validation, names=("validation queries", "validation keys"))
+    elif validation is not None:
         xv, yv = validation if isinstance(validation, tuple) else (validation, None)
         held = ArraySource(xv, yv, name="validation")
     request = Request(
@@ -583,7 +631,7 @@ def train_file(
         else:
             traces, progress = replace(traces, metrics=None, tensorboard=None), silent
         traces = replace(traces, checkpoints=traces.checkpoints or folder)
-        with opened(path, codebook_rows, validation, keys) as (source, books, held):
+        with opened(path, codebook_rows, validation, keys, role_of(request)) as (source, books, held):
             what = plan(request, source, held)
             model = fit(what, source, books, held, traces=traces, memory=memory, progress=progress)
         if slot is None:
@@ -593,20 +641,30 @@ def train_file(
     return f"{slot.name}: {describe(model)}"
 
 
+def role_of(request: Request) -> str | None:
+    """The role in which open_rows opens training rows for the method that was asked for."""
+    return "pairs" if "pairs" in method_class(request.method).needs else None
+
+
 @contextmanager
 def opened(
-    path: PathLike, codebook_rows: PathLike | None, validation: PathLike | None, keys: Mapping[str, Any]
+    path: PathLike,
+    codebook_rows: PathLike | None,
+    validation: PathLike | None,
+    keys: Mapping[str, Any],
+    role: str | None = None,
 ) -> Iterator[tuple[Source, Source | None, Source | None]]:
     """The training rows, and rows for codebooks and validation where there are any; of those for codebooks labels stay
-    unread.
+    unread, and of pairs the queries.
     """
     with ExitStack() as stack:
-        source = stack.enter_context(open_rows(path, **keys))
+        source = stack.enter_context(open_rows(path, **keys, role=role))
         books = held = None
         if codebook_rows is not None:
-            books = stack.enter_context(open_rows(codebook_rows, **{**keys, "labels_key": None}))
+            of_books = {**keys, "labels_key": None} | ({"features_key": None} if role == "pairs" else {})
+            books = stack.enter_context(open_rows(codebook_rows, **of_books, role="keys"))
         if validation is not None:
-            held = stack.enter_context(open_rows(validation, **keys))
+            held = stack.enter_context(open_rows(validation, **keys, role=role))
         yield source, books, held
 
 
@@ -619,7 +677,7 @@ def describe(model: Model) -> str:
     b, use = model.codebooks, model.config["training"]["codewords_used"]
     return (
         f"{model.config['method']}, {b.bits} bits ({b.M} x {b.nbits}), rows of d={model.d_in} to z of d={b.d}, "
-        f"codewords used {min(use)} to {max(use)} of {b.K}, SHA-256 {model.sha256[:12]}"
+        f"codewords used {min(use)} to {max(use)} of {b.K}, {model.config['long_name']}, SHA-256 {model.sha256[:12]}"
     )
 
 
@@ -640,16 +698,16 @@ def dry_run(
 
     inputs = [p for p in (path, codebook_rows, validation, *_files(request.settings)) if p is not None]
     check_target(out, inputs=inputs, suffix=SUFFIX)
-    with opened(path, codebook_rows, validation, keys) as (source, books, held):
+    with opened(path, codebook_rows, validation, keys, role_of(request)) as (source, books, held):
         what = plan(request, source, held)
         method = build(what, source, books, held, dry=True)
         stages = method.stages()
-        n, chain = len(source), Chain(source.d).then(*method.layers())
+        n, chain = len(source), Chain(what.d_in(source)).then(*method.layers())
     shape = Shape(what.method.kind(what.config), what.M, what.nbits, chain.d_out)
     of_books = shape.K * shape.d * (shape.M if shape.kind == "additive" else 1)
     weights = sum(a.size for _, arrays in chain.layers for a in arrays.values()) + of_books
     lines = [
-        f"rows: {n:,} of d={source.d} ({size(4 * n * source.d)} as float32)",
+        f"{'pairs' if source.pairs else 'rows'}: {n:,} of d={what.d_in(source)} ({size(4 * n * source.d)} as float32)",
         f"classes: {source.labels.C if source.labels else 0}",
         f"codes: {shape.M} x {shape.nbits} bits, {shape.code_size} bytes a vector, z of d={shape.d}",
         f"model: about {size(4 * weights)}",

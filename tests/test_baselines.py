@@ -1,4 +1,4 @@
-"""PQ and OPQ as FAISS trains them."""
+"""PQ, OPQ and RQ as FAISS trains them."""
 
 import faiss
 import numpy as np
@@ -82,3 +82,17 @@ def test_equal_seeds_give_equal_books_on_any_number_of_threads(method):
     finally:
         faiss.omp_set_num_threads(before)
     assert not np.array_equal(scqfaiss.train(X, method=method, bits=8, nbits=4, seed=1).codebooks.centroids, first)
+
+
+def test_residual_books_and_codes_are_those_of_faiss():
+    model = scqfaiss.train(X, method="rq", bits=12, nbits=4)
+    rq = faiss.ResidualQuantizer(8, 3, 4)
+    rq.max_beam_size, rq.cp.seed, rq.cp.niter = 5, 1, 25
+    with one_thread():
+        rq.train(prepared())
+    table = faiss.vector_to_array(rq.codebooks).reshape(3, 16, 8)
+    assert (model.codebooks.kind, model.config["beam"]) == ("additive", 5)
+    np.testing.assert_allclose(model.codebooks.centroids, table, atol=1e-5)
+    theirs = faiss.unpack_bitstrings(rq.compute_codes(prepared()), 3, 4)
+    assert (model.encode(X) != theirs).any(1).mean() < 0.02
+    assert error(model) < error(scqfaiss.train(X, method="rq", bits=8, nbits=4))

@@ -22,6 +22,7 @@ def test_every_error_has_a_code_of_the_contract_and_none_is_1():
         "CheckpointError": 3,
         "WriteError": 4,
         "ResourceError": 5,
+        "Stopped": 130,
     }
 
 

@@ -14,6 +14,7 @@ from scqfaiss.data import ArraySource
 from scqfaiss.data.hdf5 import write_rows
 from scqfaiss.engine import Engine
 from scqfaiss.errors import CheckpointError, ConfigError, DataError, ScqWarning, WriteError
+from scqfaiss.methods import REGISTRY
 from scqfaiss.model import Model
 from scqfaiss.training import (
     Request,
@@ -174,7 +175,7 @@ def test_free_memory_is_a_plausible_number():
             {"bits": 8, "nbits": 2, "d": 8},
             "^d=8 in M=4 books leaves 2 dimensions a book, which needs --nbits 3 or more$",
         ),
-        ({"method": "scp"}, "^unknown method 'scp'; did you mean 'scq'.; there are scq, label, pq, opq$"),
+        ({"method": "scp"}, f"^unknown method 'scp'; did you mean 'scq'.; there are {', '.join(REGISTRY)}$"),
         ({"encoder": "mpl"}, "^unknown encoder 'mpl'; did you mean 'mlp'.; there are identity, linear, mlp$"),
         ({"device": "tpu"}, "^device is 'tpu', needs auto, cpu, cuda or cuda:N$"),
         ({"method": "opq", "bits": 136}, "^rows of d=16 cannot fill M=17 books$"),

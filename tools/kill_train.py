@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-
 from kill_export import start
+
 from scqfaiss.data.hdf5 import write_rows
 
 

@@ -17,20 +17,30 @@ VECS_ENDINGS = (".npy", ".fvecs", ".bvecs")
 def open_rows(
     path: str | os.PathLike[str],
     *,
-    features_key: str = "features",
+    features_key: str | None = None,
     labels_key: str | None = "labels",
     ids_key: str = "ids",
     skip_bad_rows: bool = False,
     allow_duplicate_ids: bool = False,
+    role: str | None = None,
 ) -> Source:
     """Open a file of rows; the caller closes the Source (it is a context manager).
 
     The keys name datasets inside an HDF5 file; the other formats hold features alone. labels_key=None leaves labels unread,
-    for work that needs none.
-    Raises ConfigError where the file is missing or of an unknown kind, DataError where it is bad by itself.
+    for work that needs none. features_key=None: `features`; in a file of pairs, which has `queries` and `keys` instead, what
+    `role` says: 'queries' or 'keys' for one half, as rows; 'pairs' for a PairSource, whose names features_key may give as
+    'queries,keys'; 'any' for a PairSource where the file holds one, and rows elsewhere.
+    Raises ConfigError where the file is missing or of an unknown kind, DataError where it is bad by itself or not what
+    `role` asks for.
     """
     path = Path(path)
     ending = path.suffix.lower()
+    if role == "any" and features_key is None and ending in HDF5_ENDINGS:
+        from .hdf5 import holds_pairs
+
+        role = "pairs" if holds_pairs(path) else None
+    if role == "pairs":
+        return _open_pairs(path, features_key, ids_key, skip_bad_rows)
     if ending in HDF5_ENDINGS:
         from .hdf5 import Hdf5Source
 
@@ -39,6 +49,7 @@ def open_rows(
             features_key=features_key,
             labels_key=labels_key,
             ids_key=ids_key,
+            role=role,
             skip_bad_rows=skip_bad_rows,
             allow_duplicate_ids=allow_duplicate_ids,
         )
@@ -48,3 +59,16 @@ def open_rows(
         return VecsSource(path, skip_bad_rows=skip_bad_rows)
     known = " ".join(HDF5_ENDINGS + VECS_ENDINGS)
     raise ConfigError(f"{shown(path)}: ending '{shown(ending)}' is unknown, needs one of {known}")
+
+
+def _open_pairs(path: Path, features_key: str | None, ids_key: str, skip_bad_rows: bool) -> Source:
+    if path.suffix.lower() not in HDF5_ENDINGS:
+        raise ConfigError(f"{shown(path)} holds no pairs; needs an HDF5 file of queries and keys ({HDF5_ENDINGS[0]})")
+    queries_key, comma, keys_key = (features_key or "queries,keys").partition(",")
+    if not (queries_key and comma and keys_key):
+        raise ConfigError(f"--features-key is '{shown(queries_key)}', pairs need two datasets: queries,keys")
+    from .pairs import PairSource
+
+    return PairSource.of_file(
+        path, queries_key=queries_key, keys_key=keys_key, ids_key=ids_key, skip_bad_rows=skip_bad_rows
+    )

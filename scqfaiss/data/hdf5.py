@@ -34,8 +34,10 @@ H5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowErr
 class Hdf5Source(Source):
     """Rows of an HDF5 file; the keys name its datasets and may lead into groups ('g/x').
 
-    `features` (n, d) float16, float32 or float64, read in pieces; `labels` (n,) integers or (n, C) of 0 and 1, and `ids`
-    (n,) integers, read whole, each optional under its default key; file attribute `class_names` (C,), optional.
+    `features` (n, d) float16, float32 or float64, read in pieces; where there are none, the half of a file of pairs that
+    `role` names, `queries` or `keys`. `labels` (n,) integers or (n, C) of 0 and 1, and `ids` (n,) integers,
+    read whole, each optional under its default key; file attribute `class_names` (C,), optional. repeated_ids: an id may
+    stand more than once, as those of pairs do. quiet: no warning of missing checksums.
     Raises ConfigError where the file is missing, ResourceError where it declares more than it holds or more than may be
     read at once, DataError where it is damaged, incomplete, in use, spread over several files or of another form.
     Warns once where a dataset has no checksum.
@@ -45,35 +47,45 @@ class Hdf5Source(Source):
         self,
         path: str | os.PathLike[str],
         *,
-        features_key: str = "features",
+        features_key: str | None = None,
         labels_key: str | None = "labels",
-        ids_key: str = "ids",
+        ids_key: str | None = "ids",
+        role: str | None = None,
         skip_bad_rows: bool = False,
         allow_duplicate_ids: bool = False,
+        repeated_ids: bool = False,
+        quiet: bool = False,
     ) -> None:
         self._open_file = OpenFile(path)
         self._hdf5: Any = None
-        self.path, self.name, self.features_name = os.fspath(path), self._open_file.name, shown(features_key)
+        self.path, self.name = os.fspath(path), self._open_file.name
         try:
             self._hdf5 = _open(path, self._open_file)
             self._unsealed: list[str] = []
             with self._damage("the file"):
+                if features_key is None:
+                    features_key = self._usual_features(role)
+                    repeated_ids = repeated_ids or features_key == "queries"  # of one key, as many as there are
+                self.features_name = shown(features_key)
                 self._features = self._find_features(features_key)
                 labels = None
                 if labels_key is not None:
                     labels = self._find_whole(labels_key, "--labels-key", optional=labels_key == "labels")
-                ids = self._find_whole(ids_key, "--ids-key", optional=ids_key == "ids")
+                ids = None
+                if ids_key is not None:
+                    ids = self._find_whole(ids_key, "--ids-key", optional=ids_key == "ids")
                 class_names = None if labels is None else self._class_names()
-            if self._unsealed:
+            if self._unsealed and not quiet:
                 warn(f"{self.name}: {self._unsealed[0]} has no checksum, bit errors cannot be seen")
             self.settle(
                 labels,
                 ids,
                 class_names,
                 labels_name=shown(labels_key or ""),
-                ids_name=shown(ids_key),
+                ids_name=shown(ids_key or ""),
                 skip_bad_rows=skip_bad_rows,
                 allow_duplicate_ids=allow_duplicate_ids,
+                repeated_ids=repeated_ids,
             )
         except BaseException:
             self._release()
@@ -87,11 +99,13 @@ class Hdf5Source(Source):
         self._open_file.close()
 
     @property
-    def block_rows(self) -> int:
-        """Whole chunks wherever one fits into a block, so that none is decoded twice."""
-        rows = super().block_rows
-        chunk = self._features.chunks[0] if self._features.chunks else 1
-        return int(rows - rows % chunk) or rows
+    def chunk_rows(self) -> int:
+        return int(self._features.chunks[0]) if self._features.chunks else 1
+
+    @property
+    def sealed(self) -> bool:
+        """Whether all that is read has checksums."""
+        return not self._unsealed
 
     def _release(self) -> None:
         self._close_hdf5()
@@ -164,6 +178,16 @@ class Hdf5Source(Source):
         if not found:
             return "it holds no dataset"
         return f"it holds {', '.join(found[:LISTED])}{' and more' if len(found) > LISTED else ''}"
+
+    def _usual_features(self, role: str | None) -> str:
+        """The dataset of features where none was named."""
+        if not _pairs_in(self._hdf5):
+            return "features"
+        if role in ("queries", "keys"):
+            return role
+        raise DataError(
+            f"{self.name} holds pairs, queries and keys, where rows are needed; choose one with --features-key keys"
+        )
 
     def _find_features(self, key: str) -> Any:
         """The features, checked in all that can be told without reading a row."""
@@ -263,6 +287,23 @@ class Hdf5Source(Source):
         if not isinstance(names, np.ndarray) or names.ndim != 1 or names.dtype.kind not in "OSUiu":
             raise DataError(f"{self.name}: attribute class_names needs to be a list of names, one for each class")
         return tuple(names)
+
+
+def holds_pairs(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has `queries` and `keys`, and no `features`. Raises as Hdf5Source where it cannot be read."""
+    file = OpenFile(path)
+    try:
+        with _open(path, file) as hdf5:
+            return _pairs_in(hdf5)
+    except H5_ERRORS as error:
+        raise DataError(f"{file.name}: the file is damaged; restore a copy") from error
+    finally:
+        file.release()
+
+
+def _pairs_in(hdf5: Any) -> bool:
+    found = [hdf5.get(name, getlink=True) is not None for name in ("features", "queries", "keys")]
+    return found == [False, True, True]
 
 
 def _parts(path: str) -> list[str]:

@@ -113,6 +113,7 @@ class Source(ABC):
     physical_rows: int
     d: int
     labels: Labels | None = None
+    pairs = False  # a row is a query and its key side by side
     dropped = 0  # bad rows left out by skip_bad_rows
     has_ids = False
     _ids: Ints | None = None
@@ -140,8 +141,17 @@ class Source(ABC):
 
     @property
     def block_rows(self) -> int:
-        """Rows a block holds, so that it takes about BLOCK_BYTES as float32."""
-        return max(1, BLOCK_BYTES // (4 * self.d))
+        """Rows a block holds, so that it takes about BLOCK_BYTES as float32.
+
+        Whole chunks wherever one fits in, so that none is decoded twice.
+        """
+        rows = max(1, BLOCK_BYTES // (4 * self.d))
+        return rows - rows % self.chunk_rows or rows
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows that are stored as one."""
+        return 1
 
     @property
     def ids(self) -> Ints:
@@ -160,15 +170,19 @@ class Source(ABC):
         ids_name: str = "ids",
         skip_bad_rows: bool = False,
         allow_duplicate_ids: bool = False,
+        repeated_ids: bool = False,
     ) -> None:
-        """Check labels and ids of all physical rows; with skip_bad_rows scan the features once and drop bad rows."""
+        """Check labels and ids of all physical rows; with skip_bad_rows scan the features once and drop bad rows.
+
+        repeated_ids: that an id stands twice is in the nature of these rows, and no warning is due.
+        """
         if labels is not None:
             self.labels = as_labels(labels, self.physical_rows, f"{self.name}: {labels_name}", class_names)
         if ids is not None:
             self.has_ids = True
             name = f"{self.name}: {ids_name}"
-            self._ids = as_ids(ids, self.physical_rows, name, allow_duplicates=allow_duplicate_ids)
-            if allow_duplicate_ids and len(np.unique(self._ids)) < len(self._ids):
+            self._ids = as_ids(ids, self.physical_rows, name, allow_duplicates=allow_duplicate_ids or repeated_ids)
+            if allow_duplicate_ids and not repeated_ids and len(np.unique(self._ids)) < len(self._ids):
                 warn(f"{name}: {len(self._ids) - len(np.unique(self._ids)):,} rows repeat an id")
         if skip_bad_rows:
             bad = np.concatenate([bad_rows(x) for _, x in self._physical_blocks()] or [np.zeros(0, bool)])

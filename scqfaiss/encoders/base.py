@@ -35,7 +35,9 @@ class Encoder(nn.Module):
     Config: ClassVar[type[Any]]
     d_in: int
     width: int
-    precision: torch.dtype | None = None  # of the products in training steps, where not float32; what comes out is float32
+    precision: torch.dtype | None = (
+        None  # of the products in training steps, where not float32; what comes out is float32
+    )
 
     def __init__(self, config: Any, stats: Stats, members: int = 1) -> None:
         super().__init__()

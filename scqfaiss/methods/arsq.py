@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+CHUNK_ELEMENTS = 1 << 22  # distances held at a time, 16 MB
+
 
 def deal(K: int, counts: Tensor) -> Tensor:
     """The K codewords dealt to the classes present, sizes differing by at most 1 -> owner (K,) int64.
@@ -51,6 +53,18 @@ def blocks_of(
     place = torch.arange(R, device=pattern.device)
     slot = order[start[:, None] + torch.minimum(place, counts[:, None] - 1)]
     return slot.flatten(), own[patterns], valid[patterns][:, None], place < counts[:, None]
+
+
+def nearest(z: Tensor, w: Tensor) -> Tensor:
+    """z (n, d), w (M, K, dsub) -> codes (n, M) int64 by the rule of encoding: the nearest of all codewords."""
+    M, K, _ = w.shape
+    norms = w.square().sum(2)[:, None]
+    codes = torch.empty(len(z), M, dtype=torch.int64, device=z.device)
+    step = max(1, CHUNK_ELEMENTS // (M * K))
+    for i in range(0, len(z), step):
+        x = z[i : i + step].unflatten(1, (M, -1)).transpose(0, 1)  # m b e
+        codes[i : i + step] = torch.baddbmm(norms, x, w.transpose(1, 2), alpha=-2).argmin(2).T
+    return codes
 
 
 class ARSQ(nn.Module):

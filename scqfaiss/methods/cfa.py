@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..arrays import Ints, Labels
-from ..contract import Layers, Stage, Task, Turn, batch_count, setting
+from ..contract import Layers, Rows, Stage, Task, Turn, batch_count, setting
 from ..errors import ConfigError, DataError, warn
 from . import centers as sca
 
@@ -278,6 +278,9 @@ class Features(nn.Module):
             epochs = c.cfa_epochs if released or c.cfa_epochs == 0 else max(c.cfa_epochs, -(-MIN_STEPS // steps))
         if self.kind == "none":
             epochs = 0
+        validation = task.validation.labels if task.validation is not None and epochs else None
+        if validation is not None and not validation.counts().any():
+            raise DataError(f"none of {len(validation):,} validation rows has a label, at least 1 must")
 
         def make_optimizer(total: int) -> tuple[Any, Any]:
             if released:
@@ -299,9 +302,60 @@ class Features(nn.Module):
             steps_per_epoch=steps,
             batches=lambda generator: task.rows.batches(batch, generator, rows),
             turns=[Turn(self.loss, make_optimizer)],
+            validate=self.validate if validation is not None else None,
             end=self.calibrate,
             fast_products=c.fast_products and not released,
         )
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """How badly the validation rows that have a label are understood: the mean cross-entropy of the posterior, that of
+        all members together, at the temperature of training; of heads without a posterior, their own loss.
+        """
+        part, y = self.task.validation, self.y
+        assert part is not None and part.labels is not None
+        sums: dict[str, float] = {}
+        rows: dict[str, int] = {}
+        self.eval()
+        self.y = torch.from_numpy(part.labels.y).to(y)  # where losses look up the labels of their rows
+        try:
+            for x, index in self._labelled(part.rows):
+                if self.kind == "calibrated":
+                    terms = {"ce": self.cross_entropy(x, index).mean()}
+                else:
+                    terms = self.loss(x, index)
+                for name, term in terms.items():
+                    # Each weighs as many rows as it is the mean of, so that blocks of any size come to the same.
+                    directed = name in ("align", "pull")
+                    n = int(self.targets(index)[1].sum()) if directed else len(index)
+                    sums[name], rows[name] = sums.get(name, 0.0) + n * float(term), rows.get(name, 0) + n
+        finally:
+            self.y = y
+        return sum(total / max(rows[name], 1) for name, total in sums.items())
+
+    def _labelled(self, rows: Rows) -> Iterator[tuple[Tensor, Tensor]]:
+        """x (b, d_in) and row numbers (b,) on the device, of the rows to which self.y gives a label."""
+        for i, block in rows.blocks():
+            for at in range(i, i + len(block), 4096):
+                x = torch.from_numpy(block[at - i : at - i + 4096]).to(self.y.device)
+                index = torch.arange(at, at + len(x), device=self.y.device)
+                if self.labels.many:
+                    some = self.y[index].bool().any(1)
+                    x, index = x[some], index[some]
+                if len(x):
+                    yield x, index
+
+    def cross_entropy(self, x: Tensor, index: Tensor) -> Tensor:
+        """Cross-entropy of the posterior and the labels of each row `index`, (b,); of each class where they are judged one
+        by one, summed.
+        """
+        logits = self.logits(x).double()
+        if self.sigmoid:
+            hot = self.hot(index)
+            log_p, log_not = (F.logsigmoid(t).logsumexp(0) - math.log(len(t)) for t in (logits, -logits))
+            return -(hot * log_p + (1 - hot) * log_not).sum(1)
+        log_p = logits.log_softmax(2).logsumexp(0) - math.log(len(logits))
+        return -(self.shares(index) * log_p).sum(1)
 
     @torch.no_grad()
     def calibrate(self) -> None:

@@ -36,6 +36,7 @@ class LabelCode(nn.Module):
     needs_encoder = True
     rule = "ip"  # argmax_k <p, e_k>; with many labels 'l2', which is pi_k > 0.5
     beam = 1
+    nested = False
 
     @staticmethod
     def shape(C: int, many: bool, M: int = 1, nbits: int = 1) -> tuple[int, int]:
@@ -45,6 +46,10 @@ class LabelCode(nn.Module):
     @staticmethod
     def kind(config: Settings) -> str:
         return "product"
+
+    @staticmethod
+    def default_encoder(config: Settings) -> str:
+        return "mlp"
 
     @staticmethod
     def members(config: Settings, encoder: str) -> int:

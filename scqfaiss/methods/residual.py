@@ -15,6 +15,7 @@ from torch import Tensor
 from ..codebooks import Codebooks
 from ..contract import Progress, silent
 from .kmeans import lloyd
+from .revival import gumbel_keys
 
 SEED_ROWS = 256  # rows per codeword that k-means looks at; the rounds after it look at all
 ROUNDS = 10  # of encoding and least squares: 8 books of 4 bits lose a third of their error in them, half in 30
@@ -80,8 +81,7 @@ def revive(w: Tensor, codes: Tensor, left: Tensor, generator: torch.Generator) -
     energy = left.square().sum(1)
     for m, book in enumerate(w):
         dead = (torch.bincount(codes[:, m], minlength=len(book)) == 0).nonzero()[:, 0]
-        gumbel = -torch.log(-torch.log(torch.rand(len(left), generator=generator).clamp(1e-30, 1 - 1e-7)))
-        rows = (energy.clamp_min(1e-30).log() + gumbel).topk(min(len(dead), len(left))).indices
+        rows = gumbel_keys(energy, generator).topk(min(len(dead), len(left))).indices
         book[dead[: len(rows)]] = book[codes[rows, m]] + left[rows]
     return w
 

@@ -17,8 +17,10 @@ from ..codebooks import MAX_BEAM, Codebooks
 from ..contract import Layers, Stage, Task, Turn, batch_count, check_product_shape, setting
 from ..errors import ConfigError, warn
 from . import cfa, residual
-from .arsq import ARSQ, deal
+from .arsq import ARSQ, deal, nearest
 from .kmeans import lloyd
+from .revival import Seeds, renew
+from .rows import BookRows, warn_of_few
 
 SEED_ROWS = 256  # rows per codeword that k-means looks at; more do not change the start
 
@@ -46,6 +48,7 @@ class Settings(cfa.Settings):
     omega: float = setting(0.1, low=0)  # weight of the soft rebuild beside the hard one
     rho: float = setting(0.01, low=0)  # weight of the regulation, which keeps own codewords apart
     refit: int = setting(1, low=0, high=100)  # closing steps that set codewords to the mean of the rows encoded by them
+    revive: bool = True  # after each epoch, codewords that code no row move to rows that are coded badly
     rescale: bool = True  # ARSQ on g z, g = sqrt(d / mean ||z||^2): its constants are made for that scale
     detach_divisor: bool = False
 
@@ -66,6 +69,7 @@ RELEASED: dict[str, Any] = {
     "anneal_every": 5,
     "rho": 0.1,
     "refit": 0,
+    "revive": False,
     "rescale": False,
 }
 
@@ -73,6 +77,14 @@ RELEASED: dict[str, Any] = {
 def feature_books(config: Settings, M: int) -> int:
     """How many parts z is cut into: one for each product book, none for additive books, which span all of it."""
     return 1 if config.codebooks == "additive" else M
+
+
+def classes_of(y: Tensor) -> Seeds:
+    """y (n,) classes or (n, C) bool -> rows (q,) and classes (q,), a pair for every label of every row."""
+    if y.ndim == 1:
+        return torch.arange(len(y)), y
+    row, carried = y.nonzero().T
+    return row, carried
 
 
 class SCQ(nn.Module):
@@ -86,6 +98,7 @@ class SCQ(nn.Module):
     needs = frozenset({"labels"})
     needs_encoder = True
     rule = "l2"
+    nested = False
 
     @staticmethod
     def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
@@ -94,6 +107,10 @@ class SCQ(nn.Module):
     @staticmethod
     def kind(config: Settings) -> str:
         return config.codebooks
+
+    @staticmethod
+    def default_encoder(config: Settings) -> str:
+        return "mlp"
 
     @staticmethod
     def members(config: Settings, encoder: str) -> int:
@@ -122,11 +139,15 @@ class SCQ(nn.Module):
         self.beam = config.beam if self.additive else 1
         d = cfa.smallest_d(config, task.rows.d, task.labels.C, feature_books(config, task.M), task.encoder_name)
         self.features = cfa.Features(config, task, d, task.labels)
+        self.rows = BookRows(self.features, task, config.arsq_rows, config.book_copies)
         self.z: Tensor
         self.y: Tensor
         self.pattern: Tensor
         self.scale = 1.0
         self.books: ARSQ
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.private_to: tuple[Tensor, Seeds] | None = None  # owner (K,) of the codewords, and the classes of the rows
+        self.z_validation: Tensor
         self.sums: Tensor  # additive books, (M, K, d)
         self.counts = torch.from_numpy(task.labels.counts())
         present = int((self.counts > 0).sum())
@@ -142,7 +163,6 @@ class SCQ(nn.Module):
         c, task = self.config, self.task
         epochs = 0 if c.quantizer == "kmeans" else task.epochs if task.epochs is not None else c.arsq_epochs
         batch = task.batch_size or c.arsq_batch
-        rows = min(len(task.codebook_rows or task.rows), c.arsq_rows) * self.copies()
 
         def anneal(epoch: int) -> None:
             """The hard rebuild gets harder and the soft one softer."""
@@ -158,16 +178,19 @@ class SCQ(nn.Module):
                 schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.99 ** (step // per_epoch))
             else:
                 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)  # type: ignore[assignment]
+            self.optimizer = optimizer
             return optimizer, schedule
 
         return Stage(
             name="codebooks",
             begin=self.start_books,
             epochs=epochs,
-            steps_per_epoch=batch_count(rows, batch),
+            steps_per_epoch=batch_count(len(self.rows), batch),
             batches=lambda generator: self.batches(batch, generator),
             turns=[Turn(lambda z, pattern: self.books.loss(z, pattern), make_optimizer)],
             on_epoch=anneal,
+            after_epoch=self.renew,
+            validate=self.validate if task.validation is not None else None,
             end=self.refit,
             one_thread=batch * task.K * self.features.d < 1 << 24,
         )
@@ -183,16 +206,11 @@ class SCQ(nn.Module):
         """Encode the rows once: from here the encoder is frozen."""
         self.z, self.y = self.rows_for_books()
 
-    def warn_of_few(self, n: int) -> None:
-        """Say so where a book cannot use all of its codewords."""
-        if n < self.task.K:
-            warn(f"{n:,} rows can use at most {n:,} of {self.task.K} codewords")
-
     @torch.no_grad()
     def add_books(self) -> None:
         """Additive books, from start to end; on the CPU, where they are encoded with too."""
         task = self.task
-        self.warn_of_few(len(self.z))
+        warn_of_few(len(self.z), task.K)
         generator = torch.Generator().manual_seed(task.seed)
         self.sums = residual.train(self.z, task.M, task.K, self.beam, generator, progress=task.progress)
 
@@ -202,7 +220,7 @@ class SCQ(nn.Module):
         c, task, z, y = self.config, self.task, self.z, self.y
         generator = torch.Generator().manual_seed(task.seed)
         n = len(z)
-        self.warn_of_few(n)
+        warn_of_few(n, task.K)
         energy = float(z.double().square().sum(1).mean())
         self.scale = float(np.sqrt(z.shape[1] / energy)) if c.rescale and energy > 0 else 1.0
         z = z * self.scale
@@ -218,15 +236,32 @@ class SCQ(nn.Module):
                 few = torch.cat(
                     [few, *carried]
                 ).unique()  # a class that the sample left out must still seed its codewords
-                if y.ndim == 1:
-                    seeds = torch.arange(len(few)), y[few]
-                else:
-                    row, carries = y[few].nonzero().T
-                    seeds = row, carries
+                seeds = classes_of(y[few])
             parts = z[few].unflatten(1, (task.M, -1)).transpose(0, 1).contiguous()  # m n e
             start = lloyd(parts, pattern[few], owned, owner, seeds, generator)
         self.books = ARSQ(start, owned, groups, c.omega, c.rho, c.detach_divisor).to(task.device)
         self.z, self.pattern = z.to(task.device), pattern.to(task.device)
+        if not self.public:
+            row, carries = classes_of(y)
+            self.private_to = owner.to(task.device), (row.to(task.device), carries.to(task.device))
+        if task.validation is not None:
+            parts = [part for _, part, _ in self.features.embed(task.validation.rows)]
+            self.z_validation = torch.cat(parts) * self.scale
+
+    def renew(self, epoch: int) -> dict[str, Any]:
+        """Codewords in use by the rule of encoding; dead ones move to rows, private ones to rows of their class."""
+        w, c = self.books.centroids, self.config
+        # Of its own seed: the rows drawn do not depend on what ran before, in a training that was resumed either.
+        seed = int(np.random.SeedSequence([self.task.seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+        generator = torch.Generator().manual_seed(seed)
+        owner, seeds = self.private_to or (None, None)
+        return renew(w, nearest(self.z, w), self.z, generator, owner, seeds, self.optimizer, only_count=not c.revive)
+
+    def validate(self) -> float:
+        """Mean of ||z - x^||^2 over the validation rows, coded by the rule of encoding."""
+        w, z = self.books.centroids.detach(), self.z_validation
+        x = torch.cat([book[code] for book, code in zip(w, nearest(z, w).T)], 1)
+        return float((z - x).square().sum(dtype=torch.float64)) / (len(z) * self.scale**2)
 
     def deal(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """y (n,) classes or (n, C) bool -> owner (K,) class of each codeword, pattern (n,), owned (P, K), groups (G, K)."""
@@ -244,50 +279,16 @@ class SCQ(nn.Module):
         sets, pattern = torch.unique(y, dim=0, return_inverse=True)  # p c
         return owner, pattern, sets[:, owner], owner == present.nonzero()
 
-    @property
-    def noisy(self) -> bool:
-        """Whether the rows are encoded for the books with the dropout of training on.
-
-        On the rows it was trained on a classifier is surer than on any others, and books fitted to that would waste their
-        codewords on the corners; with dropout on it is as unsure as it will be. Unlabelled rows need no such help.
-        """
-        return self.features.kind == "calibrated" and self.task.codebook_rows is None
-
-    def copies(self) -> int:
-        """How often the rows are encoded for the books: more than once only where each time differs."""
-        fit = self.config.arsq_rows // max(len(self.task.rows), 1)
-        return max(1, min(self.config.book_copies, fit)) if self.noisy else 1
-
     def rows_for_books(self) -> tuple[Tensor, Tensor]:
         """z (n, d) of the rows the books learn from, and their labels: (n,) int64, predicted ones for unlabelled rows, or
         (n, C) bool.
         """
-        task, limit = self.task, self.config.arsq_rows
-        rows: Any = task.codebook_rows or task.rows
-        keep = None
-        if len(rows) > limit:
-            keep = np.sort(np.random.default_rng(task.seed).choice(len(rows), limit, replace=False))
-        z, predicted = [], []
-        copies = self.copies()
-        torch.manual_seed(task.seed)
-        for copy in range(copies):
-            for i, block, classes in self.features.embed(rows, dropout=self.noisy):
-                if keep is not None:
-                    inside = torch.from_numpy(keep[slice(*np.searchsorted(keep, [i, i + len(block)]))] - i)
-                    block, classes = block[inside], classes[inside] if classes is not None else None
-                z.append(block.cpu())
-                if classes is not None:
-                    predicted.append(classes.cpu())
-                task.progress("encode rows", copy * len(rows) + i + len(block), copies * len(rows), "")
-        assert task.labels is not None
-        if task.codebook_rows is None:
-            y = torch.from_numpy(task.labels.y if keep is None else task.labels.y[keep])
-            return torch.cat(z), y.bool().repeat(copies, 1) if task.labels.many else y.repeat(copies)
-        if not predicted:
+        z, y = self.rows.encoded()
+        if y is None:
             if not self.public:
                 raise ConfigError("codebook rows have no labels and cfa=none predicts none; use --set private=public")
-            return torch.cat(z), torch.zeros(sum(map(len, z)), dtype=torch.int64)
-        return torch.cat(z), torch.cat(predicted)
+            y = torch.zeros(len(z), dtype=torch.int64)
+        return z, y
 
     @torch.no_grad()
     def refit(self) -> None:
@@ -300,8 +301,7 @@ class SCQ(nn.Module):
         for _ in range(self.config.refit if self.config.quantizer == "arsq" else 0):
             sums, counts = torch.zeros_like(w), w.new_zeros(M, K)
             for part in self.z.split(1 << 16):
-                x = part.unflatten(1, (M, -1)).transpose(0, 1)  # m b e
-                code = torch.baddbmm(w.square().sum(2)[:, None], x, w.transpose(1, 2), alpha=-2).argmin(2)  # m b
+                x, code = part.unflatten(1, (M, -1)).unbind(1), nearest(part, w).T  # m b e, m b
                 for m in range(M):
                     sums[m].index_add_(0, code[m], x[m])
                     counts[m] += torch.bincount(code[m], minlength=K)

@@ -33,10 +33,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
 
 METHODS, TARGETS = list(scqfaiss.methods.REGISTRY), list(scqfaiss.targets.REGISTRY)
 # A method whose settings change what it hands over stands here once more.
-VARIANTS = {"scq additive": ("scq", {"codebooks": "additive", "beam": 4})}
+VARIANTS = {
+    "scq additive": ("scq", {"codebooks": "additive", "beam": 4}),
+    "dpq released": ("dpq", {"recipe": "released", "d": 8}),
+}
 N_BASE, K = 150, 12
 # Settings that keep a run short, given to the methods that know them.
-QUICK = {"cfa_epochs": 2, "hidden": 16, "arsq_epochs": 2, "similarity": "identity", "iterations": 5}
+QUICK = {"cfa_epochs": 2, "hidden": 16, "arsq_epochs": 2, "book_epochs": 2, "similarity": "identity", "iterations": 5}
 
 
 def base(method):
@@ -59,6 +62,9 @@ def train(method, x, y, nbits=8, encoder="mlp", bits=16, epochs=2, **more):
     cls = method_class(method)
     known = set(cls.Config.__dataclass_fields__) | ({"hidden"} if cls.needs_encoder and encoder == "mlp" else set())
     settings = {k: v for k, v in QUICK.items() if k in known} | variant | more
+    if "pairs" in cls.needs:
+        settings["keys"] = x  # and the same rows ask, each with a little of the one before
+        x = x + 0.1 * np.roll(x, 1, axis=0)
     return scqfaiss.train(x, y, method=method, bits=bits, nbits=nbits, encoder=encoder, epochs=epochs, **settings)
 
 
@@ -377,6 +383,8 @@ FOLDED = [
     ("pq", "mlp", {}),
     ("pq", "mlp", {"raw": True}),
     ("opq", "mlp", {}),
+    ("mopq", "identity", {}),
+    ("mopq", "linear", {}),
     ("scq additive", "identity", {}),
     ("scq additive", "linear", {"cfa": "cosine"}),
 ]
@@ -451,7 +459,9 @@ def test_rows_that_cannot_train_are_refused(method, one):
         two = train(method, x[:2], y[:2], nbits=4)  # a row each: little to learn, and no error
         assert two.encode(x).shape[0] == 400
     else:
-        with pytest.raises(ConfigError, match=r"^1 rows cannot train K=16 codewords; need --nbits 0 or less$|^1 rows"):
+        with pytest.raises(
+            ConfigError, match=r"^1 rows cannot train K=16 codewords; need --nbits 0 or less$|^1 (rows|pairs)"
+        ):
             train(method, x[:1], None, nbits=4)
 
 
@@ -481,7 +491,7 @@ class ToyMethod:
     """Codewords are the first rows, cut in M pieces."""
 
     Config, PRESETS, long_name, needs, needs_encoder = ToySettings, {}, "toy", frozenset(), False
-    rule, beam = "l2", 1
+    rule, beam, nested = "l2", 1, False
 
     def __init__(self, config, task):
         self.config, self.task = config, task
@@ -493,6 +503,10 @@ class ToyMethod:
     @staticmethod
     def kind(config):
         return "product"
+
+    @staticmethod
+    def default_encoder(config):
+        return "identity"
 
     @staticmethod
     def members(config, encoder):

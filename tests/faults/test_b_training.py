@@ -10,6 +10,7 @@ from scqfaiss.arrays import MAX_CLASSES, as_features, as_ids, as_labels
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.data import ArraySource
 from scqfaiss.errors import DataError
+from scqfaiss.methods import REGISTRY
 
 from .conftest import TINY, blobs, write_h5
 
@@ -135,7 +136,7 @@ def test_b9_pairs_the_gpu_cannot_run_are_named_before_training(run, here, untouc
         (["--set", "novalue"], "--set is 'novalue', needs key=value"),
         (["--set", "=3"], "--set is '=3', needs key=value"),
         (["--set", "a\nb"], "--set is 'a\\nb', needs key=value"),
-        (["--method", "sqc"], "unknown method 'sqc'; did you mean 'scq'?; there are scq, label, pq, opq"),
+        (["--method", "sqc"], f"unknown method 'sqc'; did you mean 'scq'?; there are {', '.join(REGISTRY)}"),
         (["--encoder", "mpl"], "unknown encoder 'mpl'; did you mean 'mlp'?; there are identity, linear, mlp"),
         (["--device", "tpu"], "device is 'tpu', needs auto, cpu, cuda or cuda:N"),
         (["--epochs", "-1"], "epochs is -1, needs 0 or more"),

@@ -1,6 +1,7 @@
 """Features (CFA): every loss against loops, the posterior identities, calibration."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scqfaiss.arrays import Labels
-from scqfaiss.contract import Task
+from scqfaiss.contract import Part, Task
 from scqfaiss.data import ArraySource
 from scqfaiss.encoders.linear import Linear
 from scqfaiss.encoders.linear import Settings as LinearSettings
@@ -326,3 +327,96 @@ def test_members_train_side_by_side_where_they_can():
     auto, five = cfa.Settings(), cfa.Settings(members=5)
     assert [cfa.members(auto, e) for e in ("mlp", "linear", "identity")] == [3, 1, 1]
     assert (cfa.members(five, "mlp"), cfa.members(cfa.Settings(cfa="cosine"), "mlp")) == (5, 1)
+
+
+# ------------------------------------------------------------------------------------------------------------ validation
+XV = np.random.default_rng(7).standard_normal((13, 6)).astype(np.float32)
+ONE_V = Labels(np.arange(13) * 7 % 4, 4)
+MANY_V = Labels(np.r_[MANY.y[:10], np.ones((1, 4), np.uint8), np.zeros((2, 4), np.uint8)], 4)  # two without any label
+
+
+class Blocks:
+    """The rows set aside, 5 at a time, in the arithmetic of the test."""
+
+    def __init__(self, dtype):
+        self.x = torch.from_numpy(XV).to(dtype).numpy()
+
+    def blocks(self):
+        return ((i, self.x[i : i + 5]) for i in range(0, 13, 5))
+
+
+def validated(labels, encoder="mlp", dtype=torch.float64, **config):
+    """Features with rows set aside, in training mode: dropout on."""
+    f = features(MANY if labels.many else ONE, encoder, dtype=dtype, **config)
+    f.task = replace(f.task, validation=Part(Blocks(dtype), labels))
+    return f.train()
+
+
+@pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-6), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("labels", [ONE_V, MANY_V], ids=["one", "many"])
+@pytest.mark.parametrize("encoder, config", SINGLE)
+def test_validation_is_the_cross_entropy_of_the_mean_posterior(encoder, config, labels, dtype, rtol):
+    f = validated(labels, encoder, dtype, **config)
+    found, hot = f.stage().validate(), labels.hot()
+    logits = slow_posteriors(f, torch.from_numpy(XV).to(dtype))  # in evaluation mode, which validate() leaves behind
+    p = (np.exp(logits) / np.exp(logits).sum(2, keepdims=True)).mean(0)
+    rows = [i for i in range(13) if hot[i].any()]
+    want = -sum(hot[i, k] / hot[i].sum() * np.log(p[i, k]) for i in rows for k in range(4)) / len(rows)
+    assert len(rows) == (11 if labels is MANY_V else 13)
+    np.testing.assert_allclose(found, want, rtol=rtol)
+
+
+@pytest.mark.parametrize("encoder, config", SINGLE)
+def test_validation_of_sigmoids_is_the_cross_entropy_of_every_class(encoder, config):
+    f = validated(MANY_V, encoder, multi="sigmoid", **config)
+    found, hot = f.stage().validate(), MANY_V.hot()
+    p = (1 / (1 + np.exp(-slow_posteriors(f, torch.from_numpy(XV).double())))).mean(0)
+    want = 0.0
+    for i in range(11):
+        want -= sum(np.log(p[i, k] if hot[i, k] else 1 - p[i, k]) for k in range(4)) / 11
+    np.testing.assert_allclose(found, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("labels", [ONE_V, MANY_V], ids=["one", "many"])
+@pytest.mark.parametrize("kind", ["released", "cosine"])
+def test_validation_of_other_heads_is_their_own_loss(kind, labels):
+    """Of all rows at once, however they are cut into blocks: rows without a direction weigh nothing in its terms."""
+    f = validated(labels, "mlp", cfa=kind)
+    found = f.stage().validate()
+    some = labels.hot().any(1)
+    x = torch.from_numpy(XV[some]).double()
+    f.eval()
+    f.y = torch.from_numpy(labels.y[some])
+    want = sum(term.item() for term in f.loss(x, torch.arange(len(x))).values())
+    np.testing.assert_allclose(found, want, rtol=1e-6)
+
+
+def test_validation_leaves_training_as_it_was():
+    f = validated(ONE_V)
+    state, y, random = f.state_dict(), f.y, torch.get_rng_state()
+    first, second = f.stage().validate(), f.stage().validate()
+    assert first == second
+    assert f.y is y
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, state[name]) for name, value in f.state_dict().items())
+    f.loss = lambda x, index: 1 / 0
+    g = validated(ONE_V, cfa="cosine")
+    g.loss = f.loss
+    with pytest.raises(ZeroDivisionError):
+        g.stage().validate()
+    assert len(g.y) == 24  # the labels of the training rows are back
+
+
+def test_nothing_validates_without_rows_labels_or_epochs():
+    assert features().stage().validate is None
+    f = validated(ONE_V)
+    f.task = replace(f.task, validation=Part(f.task.validation.rows))
+    assert f.stage().validate is None
+    f = validated(ONE_V, cfa_epochs=0)
+    assert f.stage().validate is None
+
+
+def test_validation_rows_without_any_label_are_refused():
+    f = validated(Labels(np.zeros((13, 4), np.uint8), 4), members=1)
+    with pytest.raises(DataError, match=r"^none of 13 validation rows has a label, at least 1 must$"):
+        f.stage()

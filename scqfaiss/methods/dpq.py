@@ -1,0 +1,416 @@
+"""Deep Progressive Quantization: additive books learned level by level, so that every prefix of a code is a code.
+
+Gao, Zhu, Song, Zhao, Shen, "Beyond product quantization: deep progressive quantization for image retrieval", IJCAI 2019,
+pp. 723-729, DOI 10.24963/ijcai.2019/102, arXiv 1906.06698. (Not "Deep Product Quantization", Klein and Wolf, CVPR 2019, which
+shares the letters.)
+
+n, b row   l level (M)   k codeword (K)   d dimension of z   c class (C)   p positive: a row and one of its classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import parallel
+from ..arrays import Labels
+from ..codebooks import Codebooks
+from ..contract import Layers, Stage, Task, Turn, batch_count, setting
+from ..errors import ConfigError
+from . import centers as sca
+from . import cfa, residual, revival
+from .rows import BookRows, warn_of_few
+
+USE_ROWS = 256  # rows per codeword on which the use of codewords is counted after an epoch
+CHUNK_ELEMENTS = 1 << 22  # distances to a book held at a time: 16 MB
+MULTIPLE = 4  # d, where it is free, is one of this: additive books need not divide it, vector units like it
+FLOOR = 1e-12  # of the mean squared residual that distances are divided by
+
+
+@dataclass(frozen=True)
+class Settings(cfa.Settings):
+    recipe: str = setting("calibrated", choices=("calibrated", "released"))  # released: the paper's own, as published
+    guidance: str = setting("labels", choices=("labels", "none"))  # none: rows are z as they are, labels are not needed
+    # Inverse temperature of the soft choice; without bound it is k-means. 20 blurs the books and costs 0.001 mAP, measured.
+    gamma: float = setting(1000.0, low=0)
+    choice: str = setting("l2", choices=("l2", "cosine"))  # what training compares; encoding is by l2 whatever it is
+    tau: float = setting(1.0, low=0)  # weight of all three terms; matters where the encoder learns by them too
+    mu: float = setting(1.0, low=0)  # weight of the hard rebuilds beside the soft ones
+    nu: float = setting(0.1, low=0)  # weight of hard and soft rebuild being one
+    book_copies: int = setting(4, low=1, high=100)  # passes over the training rows, dropout on, for the books
+    book_rows: int = setting(1_000_000, low=1)  # at most so many rows teach the books
+    book_epochs: int = setting(10, low=0)  # 0: residual k-means alone
+    book_batch: int = setting(256, low=1)
+    book_lr: float = setting(1e-3, low=0)
+    start: str = setting("kmeans", choices=("kmeans", "normal"))  # normal: N(0, 0.01^2), as released
+    rescale: bool = True  # books learn on g z, g = sqrt(d / mean ||z||^2): rates and start are made for that scale
+    end_to_end: bool = False  # the books' loss trains the encoder too, beside its own loss
+    joint_lr: float = setting(4e-4, low=0)  # of the encoder, there
+
+
+# What `recipe=released` puts in place of the defaults above: 64 epochs, half of them encoder alone.
+RELEASED: dict[str, Any] = {
+    "cfa": "released",
+    "d": 300,
+    "cfa_epochs": 32,
+    "cfa_batch": 256,
+    "cfa_lr": 1e-3,
+    "gamma": 1.0,
+    "choice": "cosine",
+    "book_copies": 1,
+    "book_epochs": 32,
+    "book_lr": 1e-4,
+    "start": "normal",
+    "rescale": False,
+}
+
+
+# -------------------------------------------------------------------------------------------------------------- formulas
+def levels(z: Tensor, w: Tensor, gamma: float, choice: str = "l2") -> tuple[Tensor, Tensor, Tensor]:
+    """Rebuilds of z (b, d) by the books w (M, K, d), level by level -> T, H (M, b, d), codes (M, b) int64.
+
+    T_l sums soft choices, H_l hard ones; what a level chooses for is what the hard choices before leave, r = z - H:
+
+        pi_lk = softmax_k( -gamma ||r_{l-1} - w_lk||^2 / v_l ),  v_l = mean ||r_{l-1}||^2 over the batch, no gradient
+        b_l = argmax_k pi_lk,  H_l = H_{l-1} + w_l[b_l],  T_l = T_{l-1} + sum_k pi_lk w_lk
+
+    choice 'cosine': softmax_k( gamma cos(r_{l-1}, w_lk) ); a residual of 0 has the cosine 0 with everything.
+    """
+    left, soft, hard, T, H, codes = z, torch.zeros_like(z), torch.zeros_like(z), [], [], []
+    for book in w:
+        if choice == "l2":
+            v = parallel.average(left.detach().square().sum(1).mean()).clamp_min(FLOOR)
+            logits = (2 * (left @ book.T) - book.square().sum(1)) * (gamma / v)  # ||r||^2 is the same for all k
+        else:
+            logits = gamma * (_unit(left) @ _unit(book).T)
+        code = logits.argmax(1)
+        chosen = book[code]
+        soft, hard, left = soft + logits.softmax(1) @ book, hard + chosen, left - chosen
+        T.append(soft)
+        H.append(hard)
+        codes.append(code)
+    return torch.stack(T), torch.stack(H), torch.stack(codes)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Rows at length 1; a row of zeros stays one and passes a finite gradient."""
+    square = x.square().sum(1, keepdim=True)
+    return x * torch.where(square > 0, square, 1).rsqrt()
+
+
+def quantization_loss(
+    z: Tensor, w: Tensor, gamma: float, mu: float, nu: float, choice: str = "l2", tau: float = 1.0
+) -> dict[str, Tensor]:
+    """L_q = tau (sum_l mse(z, T_l) + mu sum_l mse(z, H_l) + nu mse(T_M, H_M)), by terms; mse(a, b) = ||a - b||^2 / d, mean.
+
+    Summing over the prefixes is what makes each of them good.
+    """
+    T, H, _ = levels(z, w, gamma, choice)
+    return {
+        "soft": (z - T).square().mean(dim=(1, 2)).sum() * tau,
+        "hard": (z - H).square().mean(dim=(1, 2)).sum() * (tau * mu),
+        "agree": (T[-1] - H[-1]).square().mean() * (tau * nu),
+    }
+
+
+def margin_loss(z: Tensor, hot: Tensor, vectors: Tensor) -> Tensor:
+    """1/(C |pos|) sum over rows x, i in Y, j not in Y of [delta_ij - cos(z, v_i) + cos(z, v_j)]_+, delta = 1 - cos(v_i, v_j).
+
+    z (b, d), hot (b, C) 0/1 labels Y, vectors (C, d); |pos| counts the labels of the batch. The authors' code lets j run
+    over all classes, the row's own among them; the paper's formula, which we follow, does not. A row with all classes has
+    no negatives and adds 0.
+    """
+    rows, i = hot.nonzero(as_tuple=True)  # p
+    v = F.normalize(vectors, dim=1)
+    cos = F.normalize(z, dim=1) @ v.T  # b c
+    hinge = (1 - v[i] @ v.T - cos[rows, i, None] + cos[rows]).relu()  # p c
+    positives = parallel.average(torch.as_tensor(float(len(rows)), device=z.device)).clamp_min(1)
+    return hinge.masked_fill(hot[rows] > 0, 0).sum() / (positives * hot.shape[1])
+
+
+def greedy(z: Tensor, w: Tensor) -> Tensor:
+    """z (n, d), w (M, K, d) -> codes (n, M) int64 by the rule of encoding: the nearest codeword to what is left, in turn."""
+    codes = torch.empty(len(z), len(w), dtype=torch.int64, device=z.device)
+    step = max(1, CHUNK_ELEMENTS // w.shape[1])
+    for i in range(0, len(z), step):
+        left = z[i : i + step]
+        for m, book in enumerate(w):
+            code = (2 * (left @ book.T) - book.square().sum(1)).argmax(1)
+            codes[i : i + step, m], left = code, left - book[code]
+    return codes
+
+
+def prefix_errors(z: Tensor, w: Tensor) -> Tensor:
+    """Sum over the rows of ||z - H_l||^2 for every prefix l, encoded greedily: (M,) float64."""
+    codes, left, out = greedy(z, w), z, []
+    for m, book in enumerate(w):
+        left = left - book[codes[:, m]]
+        out.append(left.double().square().sum())
+    return torch.stack(out)
+
+
+# ----------------------------------------------------------------------------------------------------------------- guide
+class Guide(cfa.Features):
+    """Encoder and head of the features stage. cfa='released' is DPQ's own here: a tanh layer under a margin loss."""
+
+    def __init__(self, config: Settings, task: Task, d: int, labels: Labels) -> None:
+        given = self.class_vectors(config, task, d, labels)
+        super().__init__(config if given is None else replace(config, class_vectors=""), task, d, labels)
+        if given is not None:
+            self.config, self.sca = config, given
+            self.centers = torch.from_numpy(given.centers)
+
+    @staticmethod
+    def class_vectors(config: Settings, task: Task, d: int, labels: Labels) -> sca.Centers | None:
+        """Class vectors that are as wide as z stand as they are; of others only their cosines can be kept."""
+        if not config.class_vectors or cfa.kind_of_cfa(config, task.encoder_name) != "released":
+            return None
+        vectors, sha = sca.read_matrix(config.class_vectors, labels.C, square=False)
+        if vectors.shape[1] != d:
+            return None
+        sca.from_vectors(vectors, labels)  # refuses those of length zero
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return sca.Centers(unit.astype(np.float32), f"class vectors {sha[:12]}", 0.0, 0.0)
+
+    def loss(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """Released: L_enc, the margin loss with the centers as class vectors, and 0.1 times the loss of a linear
+        classifier on the layer below z, cross-entropy or, with many labels a row, the mean binary one.
+        """
+        if self.kind != "released":
+            return super().loss(x, index)
+        g, hot = self.encoder(x)[0], self.hot(index)
+        z, logits = torch.tanh(g @ self.project[0] + self.shift[0]), self.classify(g)
+        if self.labels.many:
+            classified = F.binary_cross_entropy_with_logits(logits, hot)
+        else:
+            classified = F.cross_entropy(logits, self.y[index])
+        return {"margin": margin_loss(z, hot, self.centers), "cls": 0.1 * classified}
+
+    def released_optimizer(self, before: int = 0) -> tuple[Any, Any]:
+        """SGD of the authors' code: momentum 0.9, new layers x 10, biases x 20, x 0.9 per 10,000 steps, of which `before` are
+        done.
+        """
+        lr = self.config.cfa_lr
+        groups = [
+            {"params": [p], "lr": lr * (20 if p.shape[-2:-1] in ((), (1,)) else 10)}  # biases are (d,) or (1, 1, d)
+            for p in self.parameters()
+            if p.requires_grad
+        ]
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9 ** ((step + before) // 10_000))
+
+    def stage(self) -> Stage:
+        stage = super().stage()
+        if self.kind != "released":
+            return stage
+        return replace(stage, turns=[Turn(self.loss, lambda steps: self.released_optimizer())])
+
+
+# ---------------------------------------------------------------------------------------------------------------- method
+class DPQ(nn.Module):
+    """Additive codebooks whose prefixes are codebooks: one training serves every length."""
+
+    Config = Settings
+    PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"released": RELEASED}}
+    long_name = "Deep Progressive Quantization"
+    needs = frozenset({"labels"})
+    needs_encoder = True
+    rule = "l2"
+    beam = 1  # a wider one finds codes whose prefixes are not those of the shorter codes
+    nested = True
+
+    @staticmethod
+    def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
+        return M, nbits
+
+    @staticmethod
+    def kind(config: Settings) -> str:
+        return "additive"
+
+    @staticmethod
+    def default_encoder(config: Settings) -> str:
+        return "identity" if config.guidance == "none" else "mlp"
+
+    @staticmethod
+    def members(config: Settings, encoder: str) -> int:
+        return cfa.members(config, encoder)
+
+    @classmethod
+    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+        cfa.check(config, d_in, C, MULTIPLE, encoder)
+        cfa.smallest_d(config, d_in, C, MULTIPLE, encoder)
+        if config.guidance == "none" and encoder != "identity":
+            raise ConfigError(f"guidance=none trains no encoder; choose --encoder identity, not {encoder}")
+        if config.guidance == "labels" and encoder == "identity":
+            raise ConfigError("labels guide an encoder, and identity has nothing to train; add --set guidance=none")
+        if config.guidance == "none" and (config.recipe == "released" or config.end_to_end):
+            what = "end_to_end=true" if config.end_to_end else "recipe=released"
+            raise ConfigError(f"{what} trains an encoder, which guidance=none leaves out")
+
+    def __init__(self, config: Settings, task: Task) -> None:
+        super().__init__()
+        self.config, self.task = config, task
+        self.features: Guide | None = None
+        d = task.rows.d
+        if config.guidance == "labels":
+            assert task.labels is not None
+            d = cfa.smallest_d(config, d, task.labels.C, MULTIPLE, task.encoder_name)
+            self.features = Guide(config, task, d, task.labels)
+        self.moving = config.end_to_end or config.recipe == "released"  # the encoder goes on learning beside the books
+        if self.moving and task.codebook_rows is not None:
+            what = "end_to_end=true" if config.end_to_end else "recipe=released"
+            raise ConfigError(f"{what} trains encoder and books on the same rows; leave --codebook-rows out")
+        self.rows = BookRows(self.features, task, config.book_rows, config.book_copies)
+        self.codewords = nn.Parameter(torch.zeros(task.M, task.K, d))
+        self.scale = 1.0  # the codewords rebuild scale * z
+        self.z: Tensor  # (n, d) rows for the books, scaled, on the device
+        self.held: Tensor | None = None  # validation rows, of an encoder that rests
+        self.optimizer: Any = None
+
+    # --------------------------------------------------------------------------------------------------------- stages
+    def stages(self) -> list[Stage]:
+        first = [self.features.stage()] if self.features is not None else []
+        return [*first, Stage(name="encode rows", begin=self.encode_rows), self.book_stage(first)]
+
+    def book_stage(self, before: list[Stage]) -> Stage:
+        """Books alone on encoded rows; or encoder and books, in turn (released) or by one loss (end_to_end)."""
+        c, task = self.config, self.task
+        epochs = task.epochs if task.epochs is not None else c.book_epochs
+        batch = task.batch_size or (c.cfa_batch or c.book_batch if self.moving else c.book_batch)
+        turns = [Turn(self.quantization, self.book_optimizer)]
+        if c.end_to_end:
+            turns = [Turn(self.joint, self.joint_optimizer)]
+        elif self.features is not None and self.moving:
+            features, done = self.features, sum(stage.epochs * stage.steps_per_epoch for stage in before)
+            turns = [
+                Turn(features.loss, lambda steps: features.released_optimizer(done)),
+                Turn(lambda x, index: self.quantization(features(x).detach() * self.scale), self.book_optimizer),
+            ]
+        return Stage(
+            name="codebooks",
+            begin=self.start_books,
+            epochs=epochs,
+            steps_per_epoch=batch_count(len(task.rows) if self.moving else len(self.rows), batch),
+            batches=lambda generator: self.batches(batch, generator),
+            turns=turns,
+            after_epoch=self.renew,
+            validate=None if task.validation is None else self.validate,
+            one_thread=not self.moving and batch * task.K * self.codewords.shape[2] < 1 << 24,
+        )
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
+        """Shuffled (z (b, d),) from the encoded rows; (x, row numbers) where the encoder still learns."""
+        if self.moving:
+            yield from self.task.rows.batches(size, generator)
+            return
+        order = torch.randperm(len(self.z), generator=generator).to(self.z.device)
+        for part in order.tensor_split(batch_count(len(order), size)):
+            yield (self.z[part],)
+
+    def encode_rows(self) -> None:
+        self.z = self.rows.encoded()[0]
+
+    @torch.no_grad()
+    def start_books(self) -> None:
+        """Set the scale, start the codewords: residual k-means, or small noise."""
+        c, task, z = self.config, self.task, self.z
+        warn_of_few(len(z), task.K)
+        generator = torch.Generator().manual_seed(task.seed)
+        energy = float(z.double().square().sum(1).mean())
+        self.scale = float(np.sqrt(z.shape[1] / energy)) if c.rescale and energy > 0 else 1.0
+        z = z * self.scale
+        if c.start == "normal":
+            start = 0.01 * torch.randn(self.codewords.shape, generator=generator)
+        else:
+            start = residual.start(z, task.M, task.K, 1, generator, task.progress)
+        self.codewords.copy_(start)
+        self.z = z.to(task.device)
+
+    # --------------------------------------------------------------------------------------------------------- losses
+    def quantization(self, z: Tensor) -> dict[str, Tensor]:
+        """L_q of z (b, d), scaled."""
+        c = self.config
+        return quantization_loss(z, self.codewords, c.gamma, c.mu, c.nu, c.choice, c.tau)
+
+    def joint(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """The encoder's own loss and L_q, whose gradient reaches the encoder."""
+        assert self.features is not None
+        return self.features.loss(x, index) | self.quantization(self.features(x) * self.scale)
+
+    def book_optimizer(self, steps: int) -> tuple[Any, Any]:
+        """Adam, the rate falling to 0 by a cosine; released: constant."""
+        self.optimizer = torch.optim.Adam([self.codewords], self.config.book_lr, fused=True)
+        if self.config.recipe == "released":
+            return self.optimizer, None
+        return self.optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+
+    def joint_optimizer(self, steps: int) -> tuple[Any, Any]:
+        """AdamW on encoder and head, Adam on the books, in one; both rates fall to 0 by a cosine."""
+        c = self.config
+        assert self.features is not None
+        encoder = [p for p in self.features.parameters() if p.requires_grad]
+        groups = [
+            {"params": encoder, "lr": c.joint_lr, "weight_decay": c.cfa_decay},
+            {"params": [self.codewords], "lr": c.book_lr, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        return self.optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+
+    # --------------------------------------------------------------------------------------------------- after epochs
+    @torch.no_grad()
+    def renew(self, epoch: int) -> dict[str, Any]:
+        """Count the codewords in use, and move each dead one to what the levels before leave of a row, drawn by the squared
+        error of its prefix.
+        """
+        task, w = self.task, self.codewords
+        # Of its own seed: what is drawn does not depend on what ran before, in a training that was resumed either.
+        seed = int(np.random.SeedSequence([task.seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+        generator = torch.Generator().manual_seed(seed)
+        z = self.rows.encoded()[0].to(task.device) * self.scale if self.moving else self.z
+        if len(z) > USE_ROWS * task.K:
+            few = torch.randperm(len(z), generator=generator)[: USE_ROWS * task.K]
+            z = z[few.to(z.device)]
+        codes = greedy(z, w)
+        counts, moved, left = revival.use(codes, task.K), 0, z
+        found = w.detach().clone()
+        for m in range(task.M):
+            book, some = revival.revive(w[m : m + 1], codes[:, m : m + 1], left, generator)
+            found[m], moved = book[0], moved + some
+            left = left - w[m, codes[:, m]]
+        if moved and self.optimizer is not None:
+            revival.forget(self.optimizer, w, (found != w).any(2), counts > 0)
+        w.copy_(found)
+        return {"codewords_used": (counts > 0).sum(1).tolist(), "revived": moved}
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Squared error of rebuilding the validation rows, summed over the prefixes, as a share of their energy."""
+        assert self.task.validation is not None
+        z = self.held
+        if z is None:
+            rows = replace(self.task, codebook_rows=self.task.validation.rows)  # encoded without the noise of training
+            z = BookRows(self.features, rows, len(self.task.validation.rows)).encoded()[0].to(self.task.device)
+            self.held = None if self.moving else z
+        z = z * self.scale
+        energy = z.double().square().sum().clamp_min(FLOOR)
+        return float(prefix_errors(z, self.codewords).sum() / energy)
+
+    # --------------------------------------------------------------------------------------------------------- result
+    def layers(self) -> Layers:
+        if self.features is not None:
+            return self.features.layers()
+        assert self.task.encoder is not None
+        found: Layers = self.task.encoder.layers()
+        return found
+
+    def codebooks(self) -> Codebooks:
+        return Codebooks("additive", (self.codewords.detach().double() / self.scale).float().cpu().numpy())
+
+    def summary(self) -> dict[str, Any]:
+        return self.features.summary() if self.features is not None else {"cfa": "none"}

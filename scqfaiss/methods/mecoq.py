@@ -1,0 +1,539 @@
+"""MeCoQ: codes without labels, from views of a row that should decode alike, and a memory of codes that should not.
+
+Wang, Zeng, Chen, Dai, Xia, "Contrastive quantization with code memory for unsupervised image retrieval", AAAI 2022,
+DOI 10.1609/aaai.v36i3.20147, arXiv 2109.05205. The paper's views are augmented images. Here rows are stored features, and a
+view is a row drawn towards one of its nearest rows, as positives are in Dwibedi, Aytar, Tompson, Sermanet, Zisserman, "With a
+little help from my friends: nearest-neighbor contrastive learning of visual representations", ICCV 2021, and mixed as in
+Verma, Luong, Kawaguchi, Pham, Le, "Towards domain-agnostic contrastive learning", ICML 2021; plus noise and dropout.
+Debiasing: Chuang, Robinson, Lin, Torralba, Jegelka, "Debiased contrastive learning", NeurIPS 2020, arXiv 2007.00224.
+
+b row of this process   n row of all processes   q memory row   m codebook (M)   k codeword (K)   e place in a sub-vector
+d dimension of f   w width of the encoder's output   i input   c column: whatever a row is compared with
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import parallel
+from ..codebooks import Codebooks
+from ..contract import Layers, Stage, Task, Turn, batch_count, check_product_shape, setting
+from ..errors import ConfigError, warn
+from .kmeans import lloyd
+from .revival import renew, use
+
+DSUB = 16  # dimensions of a book, unless d is set
+NEAR_D = 64  # principal components in which near rows are sought
+BLOCK_ELEMENTS = 1 << 22  # similarities held at a time while near rows are sought: 16 MB
+EPSILON = 1e-6  # below it a vector counts as zero: it has no direction
+
+
+@dataclass(frozen=True)
+class Settings:
+    d: int = setting(0, low=0, high=1 << 16)  # dimension of f; 0: 16 for each book
+    query_norm: str = setting("none", choices=("none", "intra"))  # intra: every sub-vector of a query weighs the same
+    # Views. Two are drawn of every row in every step.
+    neighbours: int = setting(5, low=0, high=1000)  # nearest rows, one of which a view is drawn towards
+    near_mix: float = setting(1.0, low=0, high=1)  # by at most this share of the way
+    mixup: float = setting(0.3, low=0, high=1)  # and then towards any row, by at most this share
+    noise: float = setting(0.1, low=0, high=10)  # Gaussian, in standard deviations of each feature
+    feature_dropout: float = setting(0.0, low=0, high=0.95)  # share of features that take their mean instead
+    encoder_dropout: bool = False  # the encoder's own dropout in training; beside these views it costs mAP
+    bank: int = setting(20_000, low=2)  # at most so many rows are neighbours, and start and count the codewords
+    # The loss.
+    temperature: float = setting(1.0, low=0.02, high=100)  # T
+    alpha: float = setting(10.0, low=1e-3, high=1e6)  # inverse temperature of soft codes
+    prior: float = setting(0.1, low=0, high=0.99)  # chance that two rows belong together
+    entropy: float = setting(0.05, low=0, high=1e6)  # lambda: weight of the entropy of soft codes
+    gamma: float = setting(0.5, low=0, high=1e6)  # weight of Omega, which keeps the codewords of a book apart
+    queue: int = setting(384, low=0, high=1 << 20)  # soft codes remembered
+    queue_from: int = setting(3, low=0)  # first epoch, counted from 0, whose loss uses them
+    # The start and the training.
+    start: str = setting("kmeans", choices=("kmeans", "random"))  # codewords
+    projection: str = setting("pca", choices=("pca", "random"))  # A and a
+    train_codewords: bool = True  # False: they stay as they start, as in the authors' code
+    # After an epoch that left less than this share of a book's codewords in use, the dead ones move to rows that are coded
+    # badly. Rows of their own make codewords of outliers: always done (1), it costs mAP.
+    revive_below: float = setting(0.25, low=0, high=1)
+    mecoq_epochs: int = setting(30, low=0)
+    mecoq_batch: int = setting(256, low=2)
+    mecoq_lr: float = setting(3e-3, low=0)
+    mecoq_decay: float = setting(1e-3, low=0)
+    codeword_lr: float = setting(1.0, low=0, high=100)  # learning rate of codewords, as a multiple
+    warmup: float = setting(0.1, low=0.01, high=0.9)  # share of the steps in which the learning rate rises
+
+
+# ------------------------------------------------------------------------------------------------------------- formulas
+def unit(x: Tensor) -> Tensor:
+    """x / ||x|| along the last axis; shorter than EPSILON: x / EPSILON, so that zero stays zero."""
+    return F.normalize(x, dim=-1, eps=EPSILON)
+
+
+def soft_codes(x: Tensor, w: Tensor, alpha: float) -> Tensor:
+    """log p (b, M, K) of soft codes, p_mk = softmax_k(alpha <x_m, w_mk>) (AAAI 2022, eq. 3); x (b, M, dsub), w (M, K, dsub)."""
+    return (alpha * torch.einsum("bme,mke->bmk", x, w)).log_softmax(2)
+
+
+def decoded(p: Tensor, w: Tensor) -> Tensor:
+    """p (b, M, K), w (M, K, dsub) -> u (b, M dsub): the soft rebuild sum_k p_mk w_mk of all books, at unit length."""
+    return unit(torch.einsum("bmk,mke->bme", p, w).flatten(1))
+
+
+def contrast(cosines: Tensor, partner: Tensor, counted: Tensor, temperature: float, prior: float) -> Tensor:
+    """The debiased contrastive loss of every row, (b,): -log P / (P + G).
+
+    cosines (b, c) of rows and columns; partner (b,) int64 the column that shows the row's other view; counted (b, c) bool
+    the columns that are negatives, neither the row itself nor its partner. With e = exp(cosine / T), N negatives, S the sum
+    of their e and P that of the partner,
+        G = max((S - prior N P) / (1 - prior), N exp(-1/T)),
+    prior being the chance that a negative belongs with the row after all (arXiv 2007.00224, eq. 8). prior 0 is NT-Xent. A
+    row without negatives has loss 0.
+    """
+    t = cosines / temperature
+    own = t.gather(1, partner[:, None])[:, 0]
+    # In units of the row's largest term nothing overflows at small T, and what vanishes does not matter.
+    top = torch.maximum(t.detach().masked_fill(~counted, -torch.inf).amax(1), own.detach())
+    P = (own - top).exp()
+    S = ((t - top[:, None]).exp() * counted).sum(1)
+    N = counted.sum(1).to(t.dtype)
+    least = (N * (-1 / temperature - top).exp()).clamp_min(torch.finfo(t.dtype).tiny)
+    G = torch.maximum((S - prior * N * P) / (1 - prior), least)
+    ratio = G.log() - (own - top)
+    return torch.logaddexp(ratio, torch.zeros_like(ratio))
+
+
+def entropy(log_p: Tensor) -> Tensor:
+    """Mean entropy of soft codes log p (b, M, K), in nats: it falls as codes become hard."""
+    return -(log_p.exp() * log_p).sum(2).mean()
+
+
+def omega(w: Tensor) -> Tensor:
+    """Omega of w (M, K, dsub): mean over books and pairs of <w_mk, w_mk'>, which is mean_m ||mean_k w_mk||^2."""
+    return w.mean(1).square().sum(1).mean()
+
+
+# ------------------------------------------------------------------------------------------------------------ near rows
+def principal(x: Tensor, d: int) -> tuple[Tensor, Tensor]:
+    """x (n, i) -> its mean (i,), and the at most d directions of largest variance as rows (r, i); float32.
+
+    Each direction points to where its largest entry is positive: which way would otherwise be up to the machine.
+    """
+    double = x.double()
+    mean = double.mean(0)
+    double = double - mean
+    values, vectors = torch.linalg.eigh(double.T @ double)
+    r = min(d, int((values > 1e-9 * values[-1]).sum())) if values[-1] > 0 else 0
+    axes = vectors[:, len(values) - r :].flip(1).T
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    return mean.float(), axes.float().contiguous()
+
+
+class NearRows:
+    """Searches the nearest rows of a bank by cosine, in its first principal components.
+
+    Rows that are nowhere negative (pooled activations, histograms) are compared by their square roots: Perronnin, Sanchez,
+    Mensink, "Improving the Fisher kernel", ECCV 2010.
+    """
+
+    def __init__(self, bank: Tensor) -> None:
+        self.root = bool((bank >= 0).all())
+        self.mean, self.axes = principal(self.prepared(bank), NEAR_D)
+        self.bank = self.placed(bank)
+
+    def prepared(self, x: Tensor) -> Tensor:
+        return x.abs().sqrt().copysign(x) if self.root else x
+
+    def placed(self, x: Tensor) -> Tensor:
+        """x (n, i) -> (n, r) at unit length."""
+        return unit((self.prepared(x) - self.mean) @ self.axes.T)
+
+    def search(self, x: Tensor, k: int, own: Tensor | None = None) -> Tensor:
+        """x (n, i) -> the k most similar rows of the bank, (n, k) int32; own (n,) int64: a row left out for each, or -1."""
+        found, z = [], self.placed(x)
+        step = max(1, BLOCK_ELEMENTS // len(self.bank))
+        for i in range(0, len(z), step):
+            like = z[i : i + step] @ self.bank.T
+            if own is not None:
+                inside = (own[i : i + step] >= 0).nonzero()[:, 0]
+                like[inside, own[i : i + step][inside]] = -torch.inf
+            found.append(like.topk(k, dim=1).indices.int())
+        return torch.cat(found) if found else torch.zeros(0, k, dtype=torch.int32)
+
+
+def places_in(numbers: Tensor, among: Tensor) -> Tensor:
+    """Where each of `numbers` stands in `among`, which is sorted; -1 where it does not."""
+    place = torch.searchsorted(among, numbers).clamp_max(len(among) - 1)
+    return torch.where(among[place] == numbers, place, -1)
+
+
+# --------------------------------------------------------------------------------------------------------------- memory
+class CodeMemory(nn.Module):
+    """The soft codes of the last `size` views in a ring, and the row that each is a view of.
+
+    Codes, not features: decoded by the codewords of the moment, they stay fresh while the codewords move.
+    """
+
+    codes: Tensor
+    rows: Tensor
+    filled: Tensor
+    pointer: Tensor
+
+    def __init__(self, size: int, M: int, K: int) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("codes", torch.zeros(size, M, K))
+        self.register_buffer("rows", torch.full((size,), -1))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))  # where the next code goes
+
+    @torch.no_grad()
+    def push(self, codes: Tensor, rows: Tensor) -> None:
+        """codes (b, M, K), rows (b,) take the places of the oldest; of more than `size` the last stay."""
+        if not self.size:
+            return
+        # Those that do not fit count as if they had been here and gone.
+        place = (self.pointer + torch.arange(len(codes), device=codes.device))[-self.size :] % self.size
+        self.codes[place], self.rows[place] = codes[-self.size :].to(self.codes.dtype), rows[-self.size :]
+        self.pointer.copy_((self.pointer + len(codes)) % self.size)
+        self.filled.copy_((self.filled + len(codes)).clamp_max(self.size))
+
+    def held(self) -> tuple[Tensor, Tensor]:
+        """(codes (q, M, K), rows (q,)) of what is filled, in no particular order."""
+        filled = int(self.filled)
+        return self.codes[:filled], self.rows[:filled]
+
+
+# --------------------------------------------------------------------------------------------------------------- method
+class MeCoQ(nn.Module):
+    """Unit codewords on f = A g + a, g the encoder's output, trained so that two views of a row decode alike.
+
+    codewords (M, K, dsub), A (d, w), a (d,) are parameters beside the encoder's. Encoding takes the codeword of the largest
+    inner product, which for unit codewords is the nearest one, whatever the length of f_m.
+    """
+
+    Config = Settings
+    PRESETS: ClassVar[dict[str, Any]] = {}
+    long_name = "contrastive quantization with code memory"
+    needs: frozenset[str] = frozenset()
+    needs_encoder = True
+    nested = False
+    rule = "ip"
+    beam = 1
+
+    @staticmethod
+    def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
+        return M, nbits
+
+    @staticmethod
+    def kind(config: Settings) -> str:
+        return "product"
+
+    @staticmethod
+    def default_encoder(config: Settings) -> str:
+        return "linear"
+
+    @staticmethod
+    def members(config: Settings, encoder: str) -> int:
+        return 1
+
+    @classmethod
+    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+        d = config.d or DSUB * M
+        check_product_shape(d, M, nbits)
+        if d == M:
+            raise ConfigError(
+                f"d={d} in M={M} books leaves 1 dimension a book, where the only unit codewords are +1 and -1; "
+                f"need d of {2 * M} or more"
+            )
+        near = config.near_mix if config.neighbours else 0
+        if near == config.mixup == config.noise == config.feature_dropout == 0:
+            warn("no noise in the views: both of a row are the row itself, but for encoder_dropout")
+
+    def __init__(self, config: Settings, task: Task) -> None:
+        """Raises ConfigError where rows or batch hold no two rows to tell apart."""
+        super().__init__()
+        assert task.encoder is not None
+        self.config, self.task = config, task
+        self.batch = task.batch_size or config.mecoq_batch
+        if len(task.rows) < 2:
+            raise ConfigError(f"{len(task.rows)} rows cannot train mecoq, which tells rows apart; need at least 2")
+        if self.batch < 2:
+            raise ConfigError(f"batch size is {self.batch}, mecoq tells the rows of a batch apart; need at least 2")
+        self.M, self.K, self.d = task.M, task.K, config.d or DSUB * task.M
+        self.encoder: Any = task.encoder
+        self.A = nn.Parameter(torch.zeros(self.d, task.encoder.width))
+        self.a = nn.Parameter(torch.zeros(self.d))
+        self.codewords = nn.Parameter(torch.zeros(self.M, self.K, self.d // self.M), config.train_codewords)
+        self.memory = CodeMemory(config.queue, self.M, self.K)
+        self.remembers = False  # whether the loss uses the memory; follows from the epoch
+        self.fresh: tuple[Tensor, Tensor] | None = None  # what the memory takes in after the step
+        self.optimizer: Any = None
+        # Made by begin(), and not changed by the epochs. Rows of the bank, their mean and standard deviation:
+        self.bank: Tensor
+        self.mean: Tensor
+        self.sd: Tensor
+        self.near: Tensor  # (rows, neighbours) int32, places in the bank
+        self.held: tuple[Tensor, Tensor] | None = None  # validation rows and theirs
+
+    # ------------------------------------------------------------------------------------------------------------ start
+    def stages(self) -> list[Stage]:
+        c, task = self.config, self.task
+        epochs = c.mecoq_epochs if task.epochs is None else task.epochs
+
+        def make_optimizer(total: int) -> tuple[Any, Any]:
+            books = {id(self.codewords)}
+            groups: list[dict[str, Any]] = [
+                {"params": [p for p in self.parameters() if p.requires_grad and id(p) not in books]},
+                # Their length is fixed, so decay could only pull against that.
+                {"params": [self.codewords], "lr": c.mecoq_lr * c.codeword_lr, "weight_decay": 0.0},
+            ]
+            groups = groups if c.train_codewords else groups[:1]
+            self.optimizer = torch.optim.AdamW(groups, c.mecoq_lr, weight_decay=c.mecoq_decay, fused=True)
+            warm = max(1, int(c.warmup * total))
+
+            def rate(step: int) -> float:
+                if step < warm:
+                    return (step + 1) / warm
+                return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
+
+            return self.optimizer, torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
+
+        return [
+            Stage(
+                name="contrast",
+                begin=self.begin,
+                epochs=epochs,
+                steps_per_epoch=batch_count(len(task.rows), self.batch),
+                batches=self.batches,
+                turns=[Turn(self.loss, make_optimizer)],
+                on_epoch=self.on_epoch,
+                after_step=self.after_step,
+                after_epoch=self.after_epoch,
+                validate=None if task.validation is None else self.validate,
+            )
+        ]
+
+    def batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.task.rows.batches(self.batch, generator)
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Near rows, the projection and the codewords, from the rows and the seed alone."""
+        c, task = self.config, self.task
+        if len(task.rows) < self.K:
+            warn(f"{len(task.rows):,} rows can use at most {len(task.rows):,} of {self.K} codewords")
+        self.eval()
+        x, numbers = task.rows.sample(c.bank, task.seed)
+        bank = torch.from_numpy(np.ascontiguousarray(x))
+        self.find_near(bank, torch.from_numpy(np.asarray(numbers)))
+        self.mean, self.sd = bank.mean(0).to(task.device), bank.std(0, unbiased=False).to(task.device)
+        self.bank = bank.to(task.device)
+        generator = torch.Generator().manual_seed(task.seed)
+        g = self.encoded(self.bank)
+        A, a = self.start_projection(g, generator)
+        self.A.copy_(A)
+        self.a.copy_(a)
+        if task.codebook_rows is not None:
+            g = self.encoded(torch.from_numpy(task.codebook_rows.sample(c.bank, task.seed)[0]))
+        self.codewords.copy_(self.start_codewords(g @ A.T + a, generator))
+
+    def encoded(self, x: Tensor) -> Tensor:
+        """x (n, i) -> g (n, w), both whole; on the CPU."""
+        return torch.cat([self.encoder(part.to(self.task.device))[0].cpu() for part in x.split(4096)])
+
+    def find_near(self, bank: Tensor, numbers: Tensor) -> None:
+        """The near rows of all rows and of those for validation; numbers (bank rows,): which rows the bank holds."""
+        c, task = self.config, self.task
+        self.held = None
+        k = min(c.neighbours, len(bank) - 1) if c.near_mix else 0
+        near = NearRows(bank) if k else None
+
+        def search(x: Any, own: Tensor | None = None) -> Tensor:
+            none = torch.zeros(len(x), 0, dtype=torch.int32)
+            return none if near is None else near.search(torch.from_numpy(np.ascontiguousarray(x)), k, own)
+
+        parts = []
+        for i, x in task.rows.blocks() if k else ():
+            parts.append(search(x, places_in(torch.arange(i, i + len(x)), numbers)))
+            task.progress("near rows", i + len(x), len(task.rows), "")
+        self.near = torch.cat(parts) if k else torch.zeros(len(task.rows), 0, dtype=torch.int32)
+        if task.validation is not None:
+            held, _ = task.validation.rows.sample(c.bank, task.seed)
+            self.held = torch.from_numpy(np.ascontiguousarray(held)), search(held)
+
+    def start_projection(self, g: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """g (n, w) -> A (d, w), a (d,): principal components under a random rotation, which gives every book its share.
+
+        Where the rows have fewer directions than d, the rotation's first columns spread these over all of f.
+        """
+        d, width = self.d, g.shape[1]
+        if self.config.projection == "random":
+            bound = width**-0.5
+            A, a = (torch.empty(s).uniform_(-bound, bound, generator=generator) for s in ((d, width), (d,)))
+            return A, a
+        mean, axes = principal(g, d)
+        rotation = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))[0].float()
+        A = rotation[:, : len(axes)] @ axes
+        f = (g - mean) @ A.T
+        A = A / f.square().mean().sqrt().clamp_min(1e-12)  # f of mean square 1, on which a learning rate can rely
+        return A, -A @ mean
+
+    def start_codewords(self, f: Tensor, generator: torch.Generator) -> Tensor:
+        """f (n, d) -> (M, K, dsub) at unit length: k-means of the directions of the sub-vectors, or random directions."""
+        shape = self.codewords.shape
+        if self.config.start == "random":
+            return unit(torch.randn(shape, generator=generator))
+        self.task.progress("k-means", 0, 1, "")
+        x = unit(f.unflatten(1, (self.M, -1))).transpose(0, 1).contiguous()  # m n e
+        none = torch.zeros(len(f), dtype=torch.int64)
+        everything = torch.ones(1, self.K, dtype=torch.bool)
+        owner = torch.zeros(self.K, dtype=torch.int64)
+        w = lloyd(x, none, everything, owner, (torch.arange(len(f)), none), generator)
+        # A mean of directions that cancel out has none itself.
+        return unit(torch.where(w.norm(dim=2, keepdim=True) > EPSILON, w, torch.randn(shape, generator=generator)))
+
+    # --------------------------------------------------------------------------------------------------------- training
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, i) -> f (b, d)."""
+        return F.linear(self.encoder(x)[0], self.A, self.a)
+
+    def parts(self, x: Tensor) -> Tensor:
+        """x (b, i) -> the directions of f's sub-vectors, (b, M, dsub)."""
+        return unit(self(x).unflatten(1, (self.M, -1)))
+
+    def view(self, x: Tensor, near: Tensor) -> Tensor:
+        """A noisy copy of x (b, i), drawn from the global random state; near (b, neighbours) places in the bank."""
+        c = self.config
+        if near.shape[1]:
+            place = near.gather(1, torch.randint(near.shape[1], (len(x), 1)))[:, 0].long().to(x.device)
+            x = torch.lerp(x, self.bank[place], c.near_mix * torch.rand(len(x), 1, device=x.device))
+        if c.mixup:
+            place = torch.randint(len(self.bank), (len(x),), device=x.device)
+            x = torch.lerp(x, self.bank[place], c.mixup * torch.rand(len(x), 1, device=x.device))
+        if c.noise:
+            x = torch.addcmul(x, torch.randn_like(x), self.sd, value=c.noise)
+        if c.feature_dropout:
+            x = torch.where(torch.rand_like(x) < c.feature_dropout, self.mean, x)
+        return x
+
+    def loss(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """The terms for the rows x (b, i) as numbered; see loss_of_views."""
+        near = self.near[index.cpu()]
+        return self.loss_of_views(self.view(x, near), self.view(x, near), index)
+
+    def loss_of_views(self, x1: Tensor, x2: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """contrast + lambda entropy + gamma Omega, as named, weighted terms, for two views (b, i) each of rows `index`.
+
+        Negatives are the other rows of all processes, in both views, and, once it is used, what the memory holds of other
+        rows. Means are over this process's 2 b views.
+        """
+        c, w, b = self.config, self.codewords, len(x1)
+        if not c.encoder_dropout:
+            self.encoder.eval()
+        log_p = soft_codes(self.parts(torch.cat([x1, x2])), w, c.alpha)  # 2b m k
+        p = log_p.exp()
+        u = decoded(p, w)  # 2b d
+        columns = [parallel.gathered(u[:b]), parallel.gathered(u[b:])]
+        n, first = len(columns[0]), parallel.rank() * b
+        with torch.no_grad():
+            rows = torch.cat(parallel.from_all(index))
+            codes = [torch.cat(parallel.from_all(part.detach().contiguous())) for part in (p[:b], p[b:])]
+            self.fresh = torch.cat(codes), rows.repeat(2)
+            remembered, items = self.memory.held() if self.remembers else (p[:0], rows[:0])
+            columns.append(decoded(remembered.to(w.dtype), w))
+        negatives = self.negatives(first, b, n, torch.cat([index, index]), items)
+        own = torch.arange(first, first + b, device=u.device)
+        partner = torch.cat([own + n, own])
+        terms = contrast(u @ torch.cat(columns).T, partner, negatives, c.temperature, c.prior)
+        return {"contrast": terms.mean(), "entropy": c.entropy * entropy(log_p), "omega": c.gamma * omega(w)}
+
+    @staticmethod
+    def negatives(first: int, b: int, n: int, index: Tensor, items: Tensor) -> Tensor:
+        """(2b, 2n + q) bool: not the view itself, not its partner, and no memory of its own row."""
+        own = torch.arange(b, device=index.device)
+        counted = torch.ones(2 * b, 2 * n, dtype=torch.bool, device=index.device)
+        for row in (own, own + b):
+            for view in (0, n):
+                counted[row, view + first + own] = False
+        return torch.cat([counted, index[:, None] != items], 1)
+
+    def on_epoch(self, epoch: int) -> None:
+        self.remembers = epoch >= self.config.queue_from
+
+    def after_step(self) -> None:
+        """Codewords back to unit length; the step's soft codes into the memory."""
+        if self.config.train_codewords:
+            self.codewords.copy_(unit(self.codewords))
+        if self.fresh is not None:
+            self.memory.push(*self.fresh)
+            self.fresh = None
+
+    @torch.no_grad()
+    def after_epoch(self, epoch: int) -> dict[str, Any]:
+        """Count the codewords that the bank uses; where they are too few, move the dead ones onto its sub-vectors."""
+        self.eval()
+        parts = torch.cat([self.parts(x) for x in self.bank.split(4096)])  # n m e
+        codes = torch.cat([torch.einsum("bme,mke->bmk", x, self.codewords).argmax(2) for x in parts.split(1024)])
+        generator = torch.Generator().manual_seed(self.task.seed * 1_000_003 + epoch)
+        fewest = int((use(codes, self.K) > 0).sum(1).min())
+        enough = fewest >= self.config.revive_below * min(self.K, len(codes)) or not self.config.train_codewords
+        return renew(self.codewords, codes, parts.flatten(1), generator, optimizer=self.optimizer, only_count=enough)
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean contrastive loss of the validation rows among themselves, in views that are the same every time."""
+        assert self.held is not None
+        c, device = self.config, self.task.device
+        total, n = 0.0, len(self.held[0])
+        with torch.random.fork_rng(devices=[torch.device(device)] if device != "cpu" else []):
+            torch.manual_seed(self.task.seed)
+            for part in torch.arange(n).tensor_split(batch_count(n, self.batch)):
+                x, near = self.held[0][part].to(device), self.held[1][part]
+                views = torch.cat([self.view(x, near), self.view(x, near)])
+                u = decoded(soft_codes(self.parts(views), self.codewords, c.alpha).exp(), self.codewords)
+                b, index = len(part), torch.cat([part, part]).to(device)
+                terms = contrast(
+                    u @ u.T,
+                    torch.arange(2 * b, device=device).roll(b),
+                    self.negatives(0, b, b, index, index[:0]),
+                    c.temperature,
+                    c.prior,
+                )
+                total += float(terms.double().mean()) * b
+        return total / n
+
+    # ----------------------------------------------------------------------------------------------------------- result
+    def layers(self) -> Layers:
+        """x -> f; with query_norm=intra every sub-vector at unit length."""
+        layers: list[Any] = [*self.encoder.layers(), ("linear", {"A": _array(self.A), "b": _array(self.a)})]
+        if self.config.query_norm == "none":
+            return layers
+        M, dsub = self.M, self.d // self.M
+        # A head for each book puts its sub-vector in its place among zeros; normalised, they add up.
+        heads = np.zeros((M, self.d, dsub), np.float32)
+        for m in range(M):
+            heads[m, m * dsub : (m + 1) * dsub] = np.eye(dsub)
+        return [
+            *layers,
+            ("heads", {"A": heads, "b": np.zeros((M, self.d), np.float32)}),
+            ("normalize", {}),
+            ("average", {"weights": np.ones(M, np.float32)}),
+        ]
+
+    def codebooks(self) -> Codebooks:
+        return Codebooks("product", _array(self.codewords))
+
+    def summary(self) -> dict[str, Any]:
+        return {"d": self.d, "bank_rows": len(self.bank), "neighbours": int(self.near.shape[1])}
+
+
+def _array(t: Tensor) -> Any:
+    return t.detach().cpu().contiguous().numpy().copy()
