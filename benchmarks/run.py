@@ -74,8 +74,17 @@ def run_once(row: dict[str, Any], seed: int, data: Path) -> dict[str, float]:
                 raise RuntimeError(f"{line}\nexit code {done.returncode}: {done.stderr.strip()}")
             for text in done.stdout.splitlines():
                 if text.startswith("{"):
-                    values |= {k: v for k, v in json.loads(text).items() if isinstance(v, int | float)}
+                    values |= numbers(json.loads(text))
     return values
+
+
+def numbers(found: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a JSON object; those of {"recall_at_k": {"10": 0.5}} as recall_at_10."""
+    out = {k: v for k, v in found.items() if isinstance(v, int | float)}
+    for key, table in found.items():
+        if key.endswith("_k") and isinstance(table, dict):
+            out |= {f"{key[:-1]}{k}": v for k, v in table.items()}
+    return out
 
 
 def check(row: dict[str, Any], means: dict[str, float]) -> list[str]:

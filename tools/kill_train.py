@@ -4,10 +4,12 @@
 
 Starts a real `python -m scqfaiss train ROWS ... --checkpoint-every E`, kills it (SIGKILL) after a random part of the time an
 undisturbed run takes, and starts it again with --resume, until it was killed as often as asked; then lets it end. Without rows
-of your own it trains scq on 2,000 random ones. Exit code 1 unless the two model files are equal and nothing else is left.
+of your own it trains scq on 2,000 random ones. Prints JSON. Exit code 1 unless the two model files are equal and nothing else
+is left.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -19,8 +21,8 @@ from kill_export import start
 from scqfaiss.data.hdf5 import write_rows
 
 
-def kill_training(folder: Path, kills: int, every: int, seed: int, arguments: list[str]) -> dict[str, object]:
-    """What came of it: 'kills' that hit, 'resumed' of them from a checkpoint, 'equal' models, 'litter' left behind."""
+def kill_training(folder: Path, kills: int, every: int, seed: int, arguments: list[str]) -> dict[str, int]:
+    """What came of it: kills that hit, how many of them left a checkpoint, whether the models are equal, files left behind."""
     rng = np.random.default_rng(seed)
     if not arguments:
         y = rng.integers(0, 10, 2000)
@@ -53,7 +55,7 @@ def kill_training(folder: Path, kills: int, every: int, seed: int, arguments: li
     whole, killed = (folder / f"{name}.safetensors" for name in ("whole", "killed"))
     litter = {p.name for p in folder.iterdir()} - {"rows.h5", whole.name, killed.name}
     equal = whole.read_bytes() == killed.read_bytes()
-    return {"kills": hit, "from a checkpoint": resumed, "equal": equal, "litter": sorted(litter)}
+    return {"kills": hit, "from_a_checkpoint": resumed, "equal": int(equal), "litter": len(litter)}
 
 
 def main() -> int:
@@ -65,8 +67,8 @@ def main() -> int:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = kill_training(Path(folder), asked.kills, asked.every, asked.seed, asked.arguments)
-    print(", ".join(f"{what} {value}" for what, value in found.items()))
-    return int(not found["equal"] or bool(found["litter"]) or found["kills"] != asked.kills)
+    print(json.dumps(found))
+    return int(not found["equal"] or found["litter"] > 0 or found["kills"] != asked.kills)
 
 
 if __name__ == "__main__":

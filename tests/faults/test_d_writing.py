@@ -246,8 +246,10 @@ def test_d4_folder_without_rights(tmp_path):
     if pid == 0:
         code = 1
         try:
-            for parent in (tmp_path.parents[1], tmp_path.parent, tmp_path):
+            for parent in (tmp_path, *tmp_path.parents):
                 parent.chmod(0o755)
+                if parent.name.startswith("pytest-of-"):
+                    break
             as_user_nobody()
             try:
                 with files.reserve(folder / "g.faissindex", suffix=".faissindex"):
