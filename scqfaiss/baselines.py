@@ -102,7 +102,7 @@ class PQ:
 
     def train_books(self, x: NDArray[np.float32]) -> None:
         pq = faiss.ProductQuantizer(x.shape[1], self.task.M, self.task.nbits)
-        pq.cp.seed = self.task.seed + 1
+        pq.cp.seed = (self.task.seed + 1) % 2**31
         pq.cp.niter = self.config.iterations
         pq.cp.min_points_per_centroid = 1  # said above, in our words
         pq.train(x)
@@ -137,7 +137,7 @@ class OPQ(PQ):
         d = x.shape[1]
         # The rotation starts from a fixed seed inside FAISS; the books inside it take the product quantizer's.
         pq = faiss.ProductQuantizer(d // self.task.M * self.task.M, self.task.M, self.task.nbits)
-        pq.cp.seed, pq.cp.min_points_per_centroid = self.task.seed + 1, 1
+        pq.cp.seed, pq.cp.min_points_per_centroid = (self.task.seed + 1) % 2**31, 1
         opq = faiss.OPQMatrix(d, self.task.M, pq.d)
         opq.pq = pq
         opq.train(x)
@@ -165,7 +165,7 @@ class RQ(PQ):
     def train_books(self, x: NDArray[np.float32]) -> None:
         rq = faiss.ResidualQuantizer(x.shape[1], self.task.M, self.task.nbits)
         rq.max_beam_size = self.beam
-        rq.cp.seed, rq.cp.niter = self.task.seed + 1, self.config.iterations
+        rq.cp.seed, rq.cp.niter = (self.task.seed + 1) % 2**31, self.config.iterations
         rq.cp.min_points_per_centroid = 1
         rq.train(x)
         self.centroids = faiss.vector_to_array(rq.codebooks).reshape(rq.M, self.task.K, rq.d)

@@ -96,3 +96,11 @@ def test_residual_books_and_codes_are_those_of_faiss():
     theirs = faiss.unpack_bitstrings(rq.compute_codes(prepared()), 3, 4)
     assert (model.encode(X) != theirs).any(1).mean() < 0.02
     assert error(model) < error(scqfaiss.train(X, method="rq", bits=8, nbits=4))
+
+
+@pytest.mark.parametrize("method", ["pq", "opq", "rq"])
+def test_the_largest_seed_works_and_larger_ones_are_refused(method):
+    assert scqfaiss.train(X, method=method, bits=8, nbits=4, seed=2**31 - 1).config["seed"] == 2**31 - 1
+    for seed in (2**31, -1):
+        with pytest.raises(ConfigError, match=f"^seed is {seed}, needs 0 to 2147483647$"):
+            scqfaiss.train(X, method=method, bits=8, nbits=4, seed=seed)

@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import ConfigError, DataError
 
 Array = NDArray[np.float64]
+LARGEST = 1e150  # magnitude of a sample
 # levels g (K,), increasing -> (G(g) (K,), distortion of g: the mean squared error of x coded by its nearest level)
 Step = Callable[[Array], tuple[Array, float]]
 
@@ -149,6 +150,8 @@ def scalar_levels(
     if not finite.all():
         bad = int(np.argmin(finite))
         raise DataError(f"sample {bad:,} is {values[bad]} ({int((~finite).sum()):,} of {len(values):,} are not finite)")
+    if np.abs(values).max() > LARGEST:
+        raise DataError(f"samples run up to {np.abs(values).max():g}, whose square is not finite; needs {LARGEST:g} or less")
     distinct, counts = np.unique(values, return_counts=True)
     if len(distinct) <= K:
         return Grid(np.append(distinct, np.full(K - len(distinct), distinct[-1])), 0, 0.0, True)

@@ -380,8 +380,8 @@ class MeCoQ(nn.Module):
             A, a = (torch.empty(s).uniform_(-bound, bound, generator=generator) for s in ((d, width), (d,)))
             return A, a
         mean, axes = principal(g, d)
-        rotation = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))[0].float()
-        A = rotation[:, : len(axes)] @ axes
+        rotation = torch.linalg.qr(torch.randn(d, len(axes), generator=generator, dtype=torch.float64))[0].float()
+        A = rotation @ axes
         f = (g - mean) @ A.T
         A = A / f.square().mean().sqrt().clamp_min(1e-12)  # f of mean square 1, on which a learning rate can rely
         return A, -A @ mean

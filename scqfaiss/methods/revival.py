@@ -84,10 +84,18 @@ def revive(
         wanted = owner[candidates]
         some = rank_within(wanted) < left[wanted]
         if some.any():
-            place = draw_rows(row_class[off], gumbel_keys(error[off], generator), wanted[some])
-            w[m, candidates[some]] = x[row[off][place]]
-            moved += int(some.sum())
+            place = row[off][draw_rows(row_class[off], gumbel_keys(error[off], generator), wanted[some])]
+            once = _first_of_each(place)  # a row of several classes may have been drawn for each of them
+            w[m, candidates[some][once]] = x[place[once]]
+            moved += len(once)
     return w, moved
+
+
+def _first_of_each(x: Tensor) -> Tensor:
+    """Where each value of x (n,) stands first, in the order of the values."""
+    values, which = torch.unique(x, return_inverse=True)
+    places = torch.arange(len(x), device=x.device)
+    return torch.full_like(values, len(x)).scatter_reduce(0, which, places, "amin")
 
 
 @torch.no_grad()
