@@ -176,10 +176,11 @@ def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def as_ids(ids: Any, n: int, name: str = "ids", *, allow_duplicates: bool = False) -> Ints:
+def as_ids(ids: Any, n: int, name: str = "ids", *, allow_duplicates: bool = False, advice: str = "") -> Ints:
     """(n,) whole numbers in 0..2^63-1, each once -> (n,) int64.
 
-    FAISS itself takes -1 (its mark for "nothing found") and duplicates without a word. Raises DataError.
+    FAISS itself takes -1 (its mark for "nothing found") and duplicates without a word. Raises DataError; advice: what else
+    there is to do about duplicates.
     """
     a = as_array(ids, name, f"({n},) int64")
     if a.ndim != 1 or len(a) != n:
@@ -195,6 +196,6 @@ def as_ids(ids: Any, n: int, name: str = "ids", *, allow_duplicates: bool = Fals
             first = ", ".join(str(i) for i in twice[:5])
             raise DataError(
                 f"{name}: {first} {'stands' if len(twice) == 1 else 'stand'} more than once ({len(twice):,} such ids); "
-                "give every row its own id or pass --allow-duplicate-ids"
+                f"give every row its own id{advice}"
             )
     return a

@@ -7,6 +7,7 @@ and read back before an older one goes. No pickle: tensors as they are, everythi
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import bundle
-from .errors import CheckpointError, ConfigError, ScqError, shown, warn
+from .errors import CheckpointError, ConfigError, ScqError, WriteError, shown, warn
 from .files import PathLike, make_folder, reserve
 
 KEPT = 2  # a damaged newest one leaves the one before it
@@ -76,7 +77,7 @@ class Checkpoints:
 
     identity: gives everything that decides the result (method, settings, seed, hashes of the rows), as JSON values, asked for
     when it is first needed; a checkpoint of any other training is refused. every: steps between two; 0: one after each
-    minute. writes=False: reads only, as all processes but the first do.
+    minute. writes=False: reads only, as all processes but the first do. hints: plain values kept beside, never compared.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Checkpoints:
     ) -> None:
         self.folder, self.name, self.every, self.writes = Path(folder), shown(Path(folder).name), every, writes
         self._identity = identity
+        self.hints: dict[str, Any] = {}
         self._last = (0, time.monotonic())
 
     @cached_property
@@ -92,7 +94,13 @@ class Checkpoints:
         return dict(json.loads(json.dumps(dict(self._identity()))))
 
     def check_start(self, resume: bool) -> None:
-        """Raise ConfigError where checkpoints of an unfinished training would be lost, or say that there are none."""
+        """Raise ConfigError where checkpoints of an unfinished training would be lost, or say that there are none.
+
+        Raises WriteError where none could be written.
+        """
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise WriteError(f"{self.name}: checkpoints cannot be written in {shown(there)}")
         steps = self.steps()
         if steps and not resume:
             raise ConfigError(
@@ -123,7 +131,9 @@ class Checkpoints:
         if self.writes:
             tensors: dict[str, NDArray[Any]] = {}
             tree = flatten(state, "state", tensors)
-            data = bundle.Bundle(tensors, {"identity": self.identity, "step": step, "state": tree}).to_bytes()
+            data = bundle.Bundle(
+                tensors, {"identity": self.identity, "hints": self.hints, "step": step, "state": tree}
+            ).to_bytes()
 
             def check(temporary: Path) -> None:
                 bundle.read(temporary)
@@ -135,6 +145,15 @@ class Checkpoints:
                 with suppress(OSError):
                     self.path(old).unlink()
         self._last = step, time.monotonic()
+
+    def last_hints(self) -> dict[str, Any]:
+        """The hints of the newest sound checkpoint of whatever training."""
+        for step in self.steps():
+            try:
+                return dict(bundle.read(self.path(step))[0].config["hints"])
+            except (ScqError, KeyError, TypeError, ValueError):
+                continue
+        return {}
 
     def newest(self) -> tuple[int, dict[str, Any]] | None:
         """(step, state) of the newest sound checkpoint, None where there is none; damaged ones are named and passed over.

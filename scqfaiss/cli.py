@@ -86,6 +86,8 @@ def read_config(context: click.Context, _: click.Parameter, path: Path | None) -
             raise ConfigError(f"{shown(path)}: unknown key '{key}'; method settings go into a table [set]")
         if isinstance(option.type, click.types.IntParamType) and type(value) not in (int, str):
             raise ConfigError(f"{shown(path)}: {key} is {value!r}, needs a whole number")  # click would round it
+        if isinstance(option.type, click.types.FloatParamType) and type(value) not in (int, float, str):
+            raise ConfigError(f"{shown(path)}: {key} is {value!r}, needs a number")
     if not isinstance(table, dict):
         raise ConfigError(f"{shown(path)}: set is {table!r}, needs a table [set]")
     context.default_map = {key.replace("-", "_"): value for key, value in values.items()}

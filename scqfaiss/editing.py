@@ -102,6 +102,8 @@ def _joined(
     if len(taken):
         first = ", ".join(map(str, taken[:FIRST_IDS]))
         raise DataError(f"ids {first} are already in {held.name} ({len(taken):,} of {len(ids):,}); remove them first")
+    source.merge_copies()
+    ids = source.ids if source.has_ids else ids
     books = encoder.codebooks
     slot.check_space(held.target.nbytes(books.shape, len(held.ids) + len(ids)))
     codes = np.concatenate([held.codes, encode_source(encoder, source, progress)])

@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 from . import parallel
 from .checkpoints import Checkpoints
 from .contract import Progress, Stage, silent
-from .errors import ConfigError, Stopped
+from .errors import CheckpointError, ConfigError, Stopped, WriteError, warn
 from .metrics import Log
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -76,7 +76,7 @@ class Engine:
         if found is not None:
             state = found[1]
             place = Place(**state["place"])
-        self.log.start(place.step)
+        self.log.start(place.step - place.batch)  # the end of the last whole epoch
         for number, stage in enumerate(self.method.stages()):
             if number < place.stage:
                 self._replay(stage, place.finished[number])
@@ -192,6 +192,8 @@ class Engine:
         assert stage.validate is not None
         self.method.eval()
         value = parallel.agreed(float(stage.validate()))
+        if not np.isfinite(value):
+            raise ConfigError(f"the validation rows give a loss of {value} (stage {stage.name}), needs a finite one")
         self._train_mode()
         return value
 
@@ -223,13 +225,21 @@ class Engine:
                 "scaler": scaler.state_dict(),
                 "random": random,
             }
-            self.checkpoints.save(place.step, state)
+            try:
+                self.checkpoints.save(place.step, state)
+            except WriteError as error:
+                if wish == 2:
+                    raise
+                warn(f"{error}; training goes on, and will try again")  # what was trained is worth more than its copy
         if wish == 2:
             raise Stopped(f"stopped at step {place.step:,}; continue with --resume")
 
     def _restore(self, state: Mapping[str, Any], turns: Any, scaler: Any) -> None:
         """Method, optimisers and schedules as they were at a checkpoint."""
-        self.method.load_state_dict(state["method"])
+        try:
+            self.method.load_state_dict(state["method"])
+        except RuntimeError as error:
+            raise CheckpointError("the checkpoint is of a model of another form; train anew") from error
         for (_, optimizer, scheduler), (of_optimizer, of_scheduler) in zip(turns, state["turns"], strict=True):
             optimizer.load_state_dict(of_optimizer)
             if scheduler is not None:
@@ -242,7 +252,7 @@ class Engine:
         self.method.load_state_dict(state["method"])  # whatever on_epoch did to it was done before
         for kind, setter in (("cpu", torch.set_rng_state), ("cuda", torch.cuda.set_rng_state)):
             if kind in state["random"]:
-                setter(state["random"][kind][parallel.rank()])
+                setter(state["random"][kind][parallel.rank()].clone())  # a row of it is no state of its own
         if first is not None:
             yield first
             yield from batches

@@ -9,6 +9,7 @@ efficiently in the presence of tied scores", ECIR 2008. The cost follows the dis
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -267,13 +268,12 @@ def evaluate_pairs(
     n = len(held)
     xq = as_features(xq, name)
     ids = as_ids(ids, len(xq), f"{name}: ids", allow_duplicates=True)
-    _check_work(gallery, xq, n, at, name)
+    at = _check_work(gallery, xq, n, at, name)
     check_held(ids, held, name, gallery.name)
     ranked = _Ranked.of(gallery, codebooks, codes, xq, name)
     order = np.argsort(held, kind="stable")
     low, high = (np.searchsorted(held[order], ids, side) for side in ("left", "right"))
     rows, sums = np.bincount(ranked.words.inverse, minlength=len(ranked.words.codes)), np.zeros(1 + len(AT_K))
-    at = n if at is None else min(at, n)
     for q, scores in enumerate(ranked.scores()):
         own = ranked.words.inverse[order[low[q] : high[q]]]
         best = scores[own].max()
@@ -286,14 +286,14 @@ def evaluate_pairs(
     return {"mrr": means[0], "recall_at_k": recall, "at": at, "database": n, **ranked.facts()}
 
 
-def check_held(ids: Ints, held: Ints, name: str, gallery: str) -> None:
+def check_held(ids: Ints, held: Ints, name: str, gallery: str, advice: str = "or evaluate other queries") -> None:
     """Raise ConfigError unless a gallery that holds `held` has every one of `ids`."""
     missing = ~np.isin(ids, held)
     if missing.any():
         first = ", ".join(map(str, np.unique(ids[missing])[:5]))
         raise ConfigError(
             f"{gallery} lacks the ids of {int(missing.sum()):,} of {len(ids):,} rows of {name} (first {first}); "
-            "append their keys, or evaluate other queries"
+            f"append their keys, {advice}"
         )
 
 
@@ -336,14 +336,19 @@ class _Ranked:
         }
 
 
-def _check_work(gallery: Gallery, xq: Floats, n: int, at: int | None, name: str) -> None:
-    """Raise DataError or ConfigError where there is nothing to evaluate."""
+def _check_work(gallery: Gallery, xq: Floats, n: int, at: int | None, name: str) -> int:
+    """How many ranks count, of n. Raises DataError or ConfigError where there is nothing to evaluate."""
     if len(xq) == 0:
         raise DataError(f"{name} holds 0 rows, an evaluation needs at least 1")
-    if at is not None and at < 1:
-        raise ConfigError(f"R is {at}, needs 1 or more")
+    try:
+        ranks = n if at is None else operator.index(at)
+    except TypeError:
+        raise ConfigError(f"R is {at!r}, needs a whole number") from None
+    if at is not None and ranks < 1:
+        raise ConfigError(f"R is {ranks}, needs 1 or more")
     if n == 0:
         raise ConfigError(f"{gallery.name} holds no vectors")
+    return min(ranks, n)
 
 
 def evaluate(
@@ -369,14 +374,14 @@ def evaluate(
     codebooks, codes, held = gallery.unpack()
     n = len(held)
     xq = as_features(xq, name)
-    _check_work(gallery, xq, n, at, name)
+    at = _check_work(gallery, xq, n, at, name)
     ids = as_ids(ids, len(ids), "ids", allow_duplicates=True)
     queries, database = same_classes(_labels(queries, len(xq), name), _labels(database, len(ids), "database"), name)
     labels = database.take(_places(held, ids, gallery.name, database_name))
     ranked = _Ranked.of(gallery, codebooks, codes, xq, name)
     relevance = Relevance(labels, ranked.words.inverse, len(ranked.words.codes))
     found = measure(ranked.scores(), queries, relevance, at, progress)
-    return found | {"at": n if at is None else min(at, n), "database": n, **ranked.facts()}
+    return found | {"at": at, "database": n, **ranked.facts()}
 
 
 def _labels(y: Any, n: int, name: str) -> Labels:
@@ -464,16 +469,13 @@ def evaluate_file(
         require_model(gallery)
         if queries.d != gallery.d:
             raise ConfigError(f"{queries.name}: queries have d={queries.d}, {gallery.name} needs d={gallery.d}")
-        if database is None or all(s.labels is None and s.has_ids for s in (queries, database)):
-            if not queries.has_ids:
+        if database is None or all(s.labels is None and _identified(s) for s in (queries, database)):
+            return _evaluate_by_ids(gallery, queries, database, at, bool(keys.get("skip_bad_rows")), progress)
+        for source in (queries, database):
+            if source.labels is None and not _identified(source):
                 raise DataError(
-                    f"{queries.name} has no ids, which say what vector of {gallery.name} belongs to a query; name them with "
-                    "--ids-key, or give DATABASE with labels"
+                    f"{source.name} has no ids or labels, which an evaluation needs; name them with --ids-key or --labels-key"
                 )
-            if database is not None:
-                check_held(database.ids, gallery.unpack()[2], database.name, gallery.name)
-            xq = queries.read(0, len(queries))
-            return evaluate_pairs(gallery, xq, queries.ids, at=at, name=queries.name, progress=progress)
         for source in (queries, database):
             if source.labels is None:
                 raise DataError(f"{source.name} has no labels, which an evaluation needs; name them with --labels-key")
@@ -495,6 +497,41 @@ def evaluate_file(
             progress=progress,
         )
         return found | {"overlap": overlap}
+
+
+def _identified(source: Source) -> bool:
+    """Whether ids say which row belongs to which: in a file of pairs row numbers do, where there are no others."""
+    return source.has_ids or source.half
+
+
+def _evaluate_by_ids(
+    gallery: Gallery, queries: Source, database: Source | None, at: int | None, skip: bool, progress: Progress
+) -> dict[str, Any]:
+    """Evaluate by the ids of the queries. skip: of files whose bad rows were left out, so that keys may be lacking."""
+    if not _identified(queries):
+        raise DataError(
+            f"{queries.name} has no ids, which say what vector of {gallery.name} belongs to a query; name them with "
+            "--ids-key, or give DATABASE, both with labels"
+        )
+    if not queries.has_ids:
+        warn(f"{queries.name} has no ids: a query belongs to the vector whose id is its row number")
+    held = gallery.unpack()[2]
+    if database is not None:
+        check_held(database.ids, held, database.name, gallery.name)
+    rows = np.arange(len(queries))
+    if skip:
+        rows = np.flatnonzero(np.isin(queries.ids, held))
+        if 0 < len(rows) < len(queries):
+            lacking = len(queries) - len(rows)
+            warn(f"{queries.name}: left out {lacking:,} of {len(queries):,} queries, whose keys {gallery.name} lacks")
+        rows = rows if len(rows) else np.arange(len(queries))
+    ids = queries.ids[rows]
+    advice = "or evaluate other queries" if queries.labels is None else "or give DATABASE to evaluate by labels"
+    check_held(ids, held, queries.name, gallery.name, advice)
+    if queries.labels is not None:
+        warn(f"{queries.name}: without DATABASE only ids are looked at, not labels")
+    xq = queries.read(0, len(queries))[rows]
+    return evaluate_pairs(gallery, xq, ids, at=at, name=queries.name, progress=progress)
 
 
 def report_text(found: Mapping[str, Any], as_json: bool) -> str:

@@ -109,6 +109,7 @@ def encode_for(
     container = check_target(model, target, options, len(source))
     if source.d != model.d_in:
         raise ConfigError(f"{source.name}: rows have d={source.d}, the model needs d={model.d_in}")
+    source.merge_copies()
     nbytes = container.nbytes(model.codebooks.shape, len(source))
     slot.check_space(nbytes)
     index, card = build(model, encode_source(model, source, progress), source.ids, target, options)
@@ -206,7 +207,7 @@ def export_plan(
     with open_rows(rows_path, **{**keys, "labels_key": None}, role="keys") as source:
         if source.d != model.d_in:
             raise ConfigError(f"{source.name}: rows have d={source.d}, {shown(model_path)} needs d={model.d_in}")
-        n = len(source)
+        n = len(np.unique(source.ids)) if source.copies else len(source)
     container = check_target(model, target, Options(nlist, nprobe, refine), n)
     on_gpu = gpu.reason(model.codebooks.shape)
     return "\n".join(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
-from .files import PathLike, Slot, parse_json, reserve
+from .files import PathLike, Slot, open_regular, parse_json, reserve
 
 
 class Log:
@@ -25,8 +25,9 @@ class Log:
             if step and self.slot.path.is_file():
                 for line in self.slot.path.read_bytes().splitlines(keepends=True):
                     facts = parse_json(line)
-                    if facts is not None and line.endswith(b"\n") and facts.get("step", step + 1) <= step:
-                        lines.append(line)
+                    if facts is not None and line.endswith(b"\n") and type(facts.get("step")) is int:
+                        if facts["step"] <= step:
+                            lines.append(line)
             self.slot.write(lambda f: f.write(b"".join(lines)))
 
     def __call__(self, facts: Mapping[str, Any]) -> None:
@@ -47,11 +48,24 @@ def _scalars(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", float(value)
 
 
+def check_ours(slot: Slot) -> None:
+    """Raise ConfigError where a file that is no log stands in the place of one: it is not ours to replace."""
+    if slot.path.is_file() and slot.path.stat().st_size:
+        with open_regular(slot.path) as f:
+            first = parse_json(f.readline(1 << 20))
+        if first is None or "stage" not in first:
+            raise ConfigError(f"{slot.name} is there and holds no metrics; choose another name")
+
+
 @contextmanager
 def log_to(path: PathLike | None, tensorboard: PathLike | None) -> Iterator[Log]:
-    """A Log that writes to these; None leaves one out. Raises ConfigError where TensorBoard is not installed."""
+    """A Log that writes to these; None leaves one out. Raises ConfigError where TensorBoard is not installed, or where `path`
+    is something else than metrics.
+    """
     with ExitStack() as stack:
         slot = stack.enter_context(reserve(path, what="written")) if path is not None else None
+        if slot is not None:
+            check_ours(slot)
         board = None
         if tensorboard is not None:
             try:

@@ -102,6 +102,9 @@ class Model:
             raise ConfigError(f"{why}: codes of {bits} bits need a model of their own, or one of method dpq")
         whole = self.config.get("prefix", {"sha256": self.origin, "bits": books.bits})
         config = self.config | {"bits": bits, "prefix": whole}
+        training = config.get("training")
+        if isinstance(training, dict) and isinstance(training.get("codewords_used"), list):
+            config["training"] = training | {"codewords_used": training["codewords_used"][:M]}
         return Model(self.chain, Codebooks(books.kind, books.centroids[:M], books.metric), config)
 
     @property

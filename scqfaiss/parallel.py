@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .errors import ConfigError, ResourceError
+from .errors import ConfigError, ResourceError, ScqError, ScqWarning
 
 TIMEOUT = 1800.0  # seconds that a process waits for the others: the slowest k-means and checkpoint must fit in
 ROLL_CALL = 3.0  # seconds in which those who are alive say so, after one was lost
@@ -152,12 +153,19 @@ def joined(device: str) -> Iterator[None]:
         raise ResourceError(f"the {launched()} processes found no way to each other ({_first_line(error)})") from error
     me, everyone = rank(), world()
     try:
-        yield
+        with warnings.catch_warnings():
+            if me:  # what all of them have to say, the first one says
+                warnings.simplefilter("ignore", ScqWarning)
+            yield
+    except ScqError:
+        with suppress(RuntimeError, ValueError):
+            dist.distributed_c10d._get_default_store().set(f"ended-{me}", "yes")
+        raise
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or not _is_loss(error):
             raise
         raise ResourceError(
-            f"process {me} of {everyone} lost {_missing(me, everyone)}; the last checkpoint is whole, continue with --resume"
+            f"process {me} of {everyone} {_missing(me, everyone)}; --resume goes on from the last checkpoint, if there is one"
         ) from error
     finally:
         with suppress(RuntimeError):
@@ -171,15 +179,18 @@ def _is_loss(error: RuntimeError) -> bool:
 
 
 def _missing(me: int, everyone: int) -> str:
-    """'process 1', as far as it can be told: everyone who is alive signs in a shared list."""
+    """'lost process 1', as far as it can be told: everyone who is alive signs in a shared list."""
     try:
         store = dist.distributed_c10d._get_default_store()
         store.set(f"alive-{me}", "yes")
         time.sleep(ROLL_CALL)
+        ended = [r for r in range(everyone) if store.check([f"ended-{r}"])]
+        if ended:
+            return f"ends, as process {ended[0]} met an error"
         missing = [r for r in range(everyone) if r != me and not store.check([f"alive-{r}"])]
     except (RuntimeError, ValueError):  # the list went down with the process that kept it, which is the first
         missing = [0]
-    return f"process {' and '.join(map(str, missing))}" if missing else "the connection to the others"
+    return f"lost process {' and '.join(map(str, missing))}" if missing else "lost the connection to the others"
 
 
 def _first_line(error: BaseException) -> str:

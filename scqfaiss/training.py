@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from . import parallel
+from . import __version__, parallel
 from .arrays import Floats, Ints, Labels
 from .checkpoints import Checkpoints
 from .codebooks import Codebooks, Shape
@@ -26,15 +26,15 @@ from .encoders import encoder_class
 from .encoders.base import Stats
 from .encoders.chain import Chain
 from .engine import PRECISIONS, Engine
-from .errors import ConfigError, DataError, ResourceError, size, suggestion, warn
-from .files import PathLike, check_target, reserve
+from .errors import ConfigError, DataError, ResourceError, shown, size, suggestion, warn
+from .files import PathLike, check_target, open_regular, reserve
 from .methods import ALIASES, MISTAKEN, REGISTRY
 from .metrics import log_to
 from .model import SUFFIX, Model, read_ahead
 
 MEMORY_SHARE = 0.4  # of the free memory, for rows held at a time; more than that is streamed
 CHECK_ROWS = 100_000  # rows on which the use of codewords is counted after training
-MAX_COUNT = 2**31 - 1  # of epochs, and of rows in a batch
+MAX_COUNT = 2**31 - 1  # of epochs, of rows in a batch, and the largest seed
 MAX_BITS = 4096  # of a code: longer ones are no short codes, and a slip of the keyboard must not fill the memory
 
 
@@ -71,8 +71,6 @@ def asked(options: Mapping[str, Any]) -> tuple[Request, Traces]:
     """Options of the command line, by name -> what to train, and what to leave behind on the way."""
     of_traces = {f.name for f in fields(Traces)}
     traces = Traces(**{name: value for name, value in options.items() if name in of_traces})
-    if traces.checkpoint_every < 0:
-        raise ConfigError(f"checkpoint-every is {traces.checkpoint_every}, needs 0 or more")
     return Request(**{name: value for name, value in options.items() if name not in of_traces}), traces
 
 
@@ -135,18 +133,7 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
             near = suggestion(key, [*of_method, *of_encoder])
             raise ConfigError(f"unknown key '{key}' for method {request.method}{near}")
     encoder_config = configure(encoder.Config, encoder_values) if encoder else None
-    for what, value, low in (("epochs", request.epochs, 0), ("batch size", request.batch_size, 1)):
-        if value is not None and value < low:
-            raise ConfigError(f"{what} is {value}, needs {low} or more")
-        if value is not None and value > MAX_COUNT:
-            raise ConfigError(f"{what} is {value}, needs {low} to {MAX_COUNT}")
-    if request.precision not in PRECISIONS:
-        near = suggestion(request.precision, PRECISIONS)
-        raise ConfigError(f"precision is '{request.precision}', needs one of {', '.join(PRECISIONS)}{near}")
-    if not 0 <= request.clip_norm < float("inf"):
-        raise ConfigError(f"the largest norm of gradients is {request.clip_norm}, needs 0 or more")
-    if not 0 <= request.patience <= MAX_COUNT:
-        raise ConfigError(f"patience is {request.patience}, needs 0 to {MAX_COUNT}")
+    check_request(request)
     needs = needs_of(method, config)
     if "labels" in needs and source.labels is None:
         raise DataError(
@@ -192,6 +179,36 @@ def check_pairs(source: Source, method: str, needed: bool) -> None:
         )
     if source.pairs and not needed:
         raise DataError(f"{source.name} holds pairs, method {method} takes rows; choose them with --features-key keys")
+
+
+def check_request(request: Request) -> None:
+    """Raise ConfigError for numbers out of range or of another type, and for an unknown precision."""
+    for what, value, low in (
+        ("bits", request.bits, -MAX_COUNT),  # its range follows from nbits, see split_bits
+        ("nbits", request.nbits, -MAX_COUNT),
+        ("seed", request.seed, 0),
+        ("epochs", request.epochs, 0),
+        ("batch size", request.batch_size, 1),
+        ("patience", request.patience, 0),
+    ):
+        if value is not None or what in ("bits", "nbits", "seed", "patience"):
+            check_whole(what, value, low)
+    if request.precision not in PRECISIONS:
+        near = suggestion(str(request.precision), PRECISIONS)
+        raise ConfigError(f"precision is '{request.precision}', needs one of {', '.join(PRECISIONS)}{near}")
+    clip = request.clip_norm
+    if isinstance(clip, bool) or not isinstance(clip, int | float | np.number) or not 0 <= clip < float("inf"):
+        raise ConfigError(f"the largest norm of gradients is {clip!r}, needs a number from 0")
+
+
+def check_whole(what: str, value: Any, low: int) -> None:
+    """Raise ConfigError unless `value` is a whole number from `low` to MAX_COUNT."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ConfigError(f"{what} is {value!r}, needs a whole number")
+    if value < low:
+        raise ConfigError(f"{what} is {value}, needs {low} or more")
+    if value > MAX_COUNT:
+        raise ConfigError(f"{what} is {value}, needs {low} to {MAX_COUNT}")
 
 
 def check_validation(validation: Source, source: Source, labels: Labels | None) -> None:
@@ -450,16 +467,23 @@ def fit(
     """Train what a Plan asks for. Same rows, same settings, same machine: the same bytes (on CPU)."""
     request = what.request
     devices = [torch.device(what.device)] if what.device != "cpu" else []
+    check_whole("checkpoint-every", traces.checkpoint_every, 0)
     with log_to(traces.metrics, traces.tensorboard) as log, torch.random.fork_rng(devices=devices):
         torch.manual_seed(request.seed)  # forked: the caller's random state stays as it was
+        kept = None
+        if traces.checkpoints is not None:
+            writes, every = parallel.rank() == 0, traces.checkpoint_every
+            kept = Checkpoints(traces.checkpoints, lambda: identity(what, method.task), every, writes)
+            kept.check_start(traces.resume)
+            if traces.resume and memory is None:
+                # Held or streamed, and how much at a time, decides the order of the rows: as it was, whatever is free now.
+                memory = kept.last_hints().get("memory")
+        if memory is None and parallel.world() > 1:  # on one machine, as a rule, and all must see one order of the rows
+            memory = int(-parallel.agreed(-MEMORY_SHARE * free_memory() / parallel.world()))
         try:
             method = build(what, source, codebook_source, validation, memory=memory, progress=progress)
-            kept = None
-            if traces.checkpoints is not None:
-                task = method.task
-                writes, every = parallel.rank() == 0, traces.checkpoint_every
-                kept = Checkpoints(traces.checkpoints, lambda: identity(what, task), every, writes)
-                kept.check_start(traces.resume)
+            if kept is not None and isinstance(method.task.rows, SourceRows):
+                kept.hints["memory"] = method.task.rows.memory
             engine = Engine(
                 method, request.seed, request.precision, request.clip_norm, request.patience, progress, kept, log
             )
@@ -506,12 +530,20 @@ def identity(what: Plan, task: Task) -> dict[str, Any]:
     named = ("method", "encoder", "seed", "epochs", "batch_size", "precision", "clip_norm")
     out: dict[str, Any] = {name: getattr(request, name) for name in named}
     out |= {"bits": what.M * what.nbits, "nbits": what.nbits, "device": torch.device(what.device).type}
-    out |= {"processes": parallel.world(), "training rows": fingerprint(Part(task.rows, task.labels, task.ids))}
+    out |= {"scqfaiss": __version__, "torch": torch.__version__, "processes": parallel.world()}
+    if task.labels is not None:
+        out |= {"classes": task.labels.C, "class names": list(task.labels.class_names or ())}
+    out |= {"training rows": fingerprint(Part(task.rows, task.labels, task.ids))}
     if task.codebook_rows is not None:
         out["codebook rows"] = fingerprint(Part(task.codebook_rows))
     if task.validation is not None:
         out |= {"patience": request.patience, "validation rows": fingerprint(task.validation)}
-    return {**out, **vars(what.config), **(vars(what.encoder_config) if what.encoder else {})}
+    values = vars(what.config) | (vars(what.encoder_config) if what.encoder else {})
+    out |= {f"setting {name}": value for name, value in values.items()}
+    for name in _files(values):
+        with open_regular(name) as f:
+            out[f"contents of {shown(name)}"] = hashlib.sha256(f.read()).hexdigest()
+    return out
 
 
 def fingerprint(part: Part) -> str:
@@ -596,12 +628,16 @@ def train(
             raise ConfigError("validation of pairs needs (queries, keys) or (queries, keys, ids)")
         held = PairSource.of_arrays(*validation, names=("validation queries", "validation keys"))
     elif validation is not None:
-        xv, yv = validation if isinstance(validation, tuple) else (validation, None)
-        held = ArraySource(xv, yv, name="validation")
+        parts = validation if isinstance(validation, tuple) else (validation, None)
+        if len(parts) != 2:
+            raise ConfigError(f"validation is a tuple of {len(parts)}, needs (x, y), or x alone without labels")
+        held = ArraySource(*parts, name="validation")
     request = Request(
         method, bits, nbits, encoder, seed, epochs, batch_size, device, precision, clip_norm, patience, settings
     )
     traces = Traces(checkpoints, checkpoint_every, resume, metrics, tensorboard)
+    if resume and checkpoints is None:
+        raise ConfigError("resume needs the folder of the checkpoints: checkpoints=...")
     return fit(plan(request, source, held), source, books, held, traces=traces, progress=progress)
 
 
@@ -631,6 +667,8 @@ def train_file(
         else:
             traces, progress = replace(traces, metrics=None, tensorboard=None), silent
         traces = replace(traces, checkpoints=traces.checkpoints or folder)
+        if os.path.realpath(traces.checkpoints or "") == os.path.realpath(out):
+            raise ConfigError(f"{shown(out)} is the model; choose another folder for checkpoints")
         with opened(path, codebook_rows, validation, keys, role_of(request)) as (source, books, held):
             what = plan(request, source, held)
             model = fit(what, source, books, held, traces=traces, memory=memory, progress=progress)

@@ -102,5 +102,5 @@ def test_residual_books_and_codes_are_those_of_faiss():
 def test_the_largest_seed_works_and_larger_ones_are_refused(method):
     assert scqfaiss.train(X, method=method, bits=8, nbits=4, seed=2**31 - 1).config["seed"] == 2**31 - 1
     for seed in (2**31, -1):
-        with pytest.raises(ConfigError, match=f"^seed is {seed}, needs 0 to 2147483647$"):
+        with pytest.raises(ConfigError, match=f"^seed is {seed}, needs 0 "):
             scqfaiss.train(X, method=method, bits=8, nbits=4, seed=seed)

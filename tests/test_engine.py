@@ -110,6 +110,14 @@ def test_a_stage_ends_with_what_was_best_on_validation(patience, stopped):
     assert torch.equal(method.w.detach(), states[best])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_validation_value_that_says_nothing_ends_the_training(value):
+    with pytest.raises(
+        ConfigError, match=rf"^the validation rows give a loss of {value} \(stage s\), needs a finite one"
+    ):
+        Engine(Method(validate=lambda: value)).run()
+
+
 def test_an_epoch_is_a_line(tmp_path):
     method = Method(epochs=2, validate=lambda: 1.5, after_epoch=lambda e: {"codewords_used": [3, 4], "revived": e})
     with log_to(tmp_path / "m.jsonl", None) as log:
@@ -132,7 +140,7 @@ def test_an_epoch_is_a_line(tmp_path):
 def test_lines_after_the_step_that_is_gone_back_to_are_written_anew(tmp_path):
     path = tmp_path / "m.jsonl"
     whole = "".join(json.dumps({"step": step}) + "\n" for step in (2, 4, 6))
-    path.write_text(whole + '{"step": 3')  # cut off in the middle of a line
+    path.write_text('{"step": "x"}\n' + whole + '{"step": 3')  # a strange one, and one cut off in the middle
     with reserve(path) as slot:
         Log(slot).start(4)
         assert path.read_text() == '{"step": 2}\n{"step": 4}\n'
@@ -234,14 +242,22 @@ def test_validation_is_checked_before_anything_is_read(one):
     "wrong, said",
     [
         ({"precision": "float61"}, "precision is 'float61', needs one of float32, bfloat16, float16; did you mean"),
-        ({"clip_norm": -1.0}, "the largest norm of gradients is -1.0, needs 0 or more"),
-        ({"clip_norm": float("nan")}, "the largest norm of gradients is nan, needs 0 or more"),
-        ({"patience": -1}, "patience is -1, needs 0 to "),
+        ({"clip_norm": -1.0}, "the largest norm of gradients is -1.0, needs a number from 0"),
+        ({"clip_norm": float("nan")}, "the largest norm of gradients is nan, needs a number from 0"),
+        ({"clip_norm": None}, "the largest norm of gradients is None, needs a number from 0"),
+        ({"clip_norm": True}, "the largest norm of gradients is True, needs a number from 0"),
+        ({"patience": -1}, "patience is -1, needs 0 or more"),
+        ({"patience": 1.5}, "patience is 1.5, needs a whole number"),
+        ({"checkpoint_every": -1}, "checkpoint-every is -1, needs 0 or more"),
+        ({"checkpoint_every": "3"}, "checkpoint-every is '3', needs a whole number"),
+        ({"resume": True}, "resume needs the folder of the checkpoints"),
+        ({"seed": 0.5}, "seed is 0.5, needs a whole number"),
+        ({"validation": (1, 2, 3)}, "validation is a tuple of 3, needs "),
     ],
 )
 def test_settings_of_the_engine_are_checked(one, wrong, said):
     with pytest.raises(ConfigError, match=f"^{said}"):
-        scqfaiss.train(*one, bits=8, nbits=4, **wrong)
+        scqfaiss.train(*one, **({"bits": 8, "nbits": 4} | wrong))
 
 
 # ------------------------------------------------------------------------------------------------------------- parallel

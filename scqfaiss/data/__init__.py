@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import ConfigError, shown
+from ..errors import ConfigError, shown, warn
 from .source import ArraySource, Source
 
 __all__ = ["ArraySource", "Source", "open_rows"]
@@ -22,14 +22,17 @@ def open_rows(
     ids_key: str = "ids",
     skip_bad_rows: bool = False,
     allow_duplicate_ids: bool = False,
+    repeated_ids: bool = False,
     role: str | None = None,
+    needed_by: str = "",
 ) -> Source:
     """Open a file of rows; the caller closes the Source (it is a context manager).
 
     The keys name datasets inside an HDF5 file; the other formats hold features alone. labels_key=None leaves labels unread,
     for work that needs none. features_key=None: `features`; in a file of pairs, which has `queries` and `keys` instead, what
     `role` says: 'queries' or 'keys' for one half, as rows; 'pairs' for a PairSource, whose names features_key may give as
-    'queries,keys'; 'any' for a PairSource where the file holds one, and rows elsewhere.
+    'queries,keys'; 'any' for a PairSource where the file holds one, and rows elsewhere. repeated_ids: ids may stand more
+    than once, as those of queries and pairs always may; for work in which they play no part. needed_by: what needs pairs.
     Raises ConfigError where the file is missing or of an unknown kind, DataError where it is bad by itself or not what
     `role` asks for.
     """
@@ -40,7 +43,9 @@ def open_rows(
 
         role = "pairs" if holds_pairs(path) else None
     if role == "pairs":
-        return _open_pairs(path, features_key, ids_key, skip_bad_rows)
+        if labels_key not in (None, "labels"):
+            warn(f"{shown(path)}: pairs have no labels, --labels-key is ignored")
+        return _open_pairs(path, features_key, ids_key, skip_bad_rows, needed_by)
     if ending in HDF5_ENDINGS:
         from .hdf5 import Hdf5Source
 
@@ -52,6 +57,7 @@ def open_rows(
             role=role,
             skip_bad_rows=skip_bad_rows,
             allow_duplicate_ids=allow_duplicate_ids,
+            repeated_ids=repeated_ids,
         )
     if ending in VECS_ENDINGS:
         from .vecs import VecsSource
@@ -61,14 +67,22 @@ def open_rows(
     raise ConfigError(f"{shown(path)}: ending '{shown(ending)}' is unknown, needs one of {known}")
 
 
-def _open_pairs(path: Path, features_key: str | None, ids_key: str, skip_bad_rows: bool) -> Source:
+def _open_pairs(path: Path, features_key: str | None, ids_key: str, skip_bad_rows: bool, needed_by: str) -> Source:
     if path.suffix.lower() not in HDF5_ENDINGS:
-        raise ConfigError(f"{shown(path)} holds no pairs; needs an HDF5 file of queries and keys ({HDF5_ENDINGS[0]})")
+        which = f", which {needed_by} needs" if needed_by else ""
+        raise ConfigError(
+            f"{shown(path)} holds no pairs{which}; needs an HDF5 file of queries and keys ({HDF5_ENDINGS[0]})"
+        )
     queries_key, comma, keys_key = (features_key or "queries,keys").partition(",")
     if not (queries_key and comma and keys_key):
         raise ConfigError(f"--features-key is '{shown(queries_key)}', pairs need two datasets: queries,keys")
     from .pairs import PairSource
 
     return PairSource.of_file(
-        path, queries_key=queries_key, keys_key=keys_key, ids_key=ids_key, skip_bad_rows=skip_bad_rows
+        path,
+        queries_key=queries_key,
+        keys_key=keys_key,
+        ids_key=ids_key,
+        skip_bad_rows=skip_bad_rows,
+        purpose=f"and {needed_by} needs pairs, queries and keys" if needed_by else "",
     )

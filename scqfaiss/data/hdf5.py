@@ -26,6 +26,7 @@ CHUNK_BYTES = 256 << 20  # largest chunk, and largest row: HDF5 decodes chunks w
 WHOLE_BYTES = 8 << 30  # largest labels or ids, which are read whole
 BOMB_BYTES = 1 << 30  # from here on a declared size without data behind it is taken as an attack, not an accident
 LISTED = 8  # datasets that a message names
+QUERIES, KEYS = "queries", "keys"  # datasets of a file of pairs, and what rows of it are used as
 
 # All that h5py raises for a file it cannot read; which one depends on the place of the damage.
 H5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError)
@@ -37,7 +38,8 @@ class Hdf5Source(Source):
     `features` (n, d) float16, float32 or float64, read in pieces; where there are none, the half of a file of pairs that
     `role` names, `queries` or `keys`. `labels` (n,) integers or (n, C) of 0 and 1, and `ids` (n,) integers,
     read whole, each optional under its default key; file attribute `class_names` (C,), optional. repeated_ids: an id may
-    stand more than once, as those of pairs do. quiet: no warning of missing checksums.
+    stand more than once, as that of a query always may, and in either half of a file of pairs: see Source.copies.
+    purpose: what the features are for, where that has to be said. quiet: no warning of missing checksums.
     Raises ConfigError where the file is missing, ResourceError where it declares more than it holds or more than may be
     read at once, DataError where it is damaged, incomplete, in use, spread over several files or of another form.
     Warns once where a dataset has no checksum.
@@ -54,6 +56,7 @@ class Hdf5Source(Source):
         skip_bad_rows: bool = False,
         allow_duplicate_ids: bool = False,
         repeated_ids: bool = False,
+        purpose: str = "",
         quiet: bool = False,
     ) -> None:
         self._open_file = OpenFile(path)
@@ -65,9 +68,10 @@ class Hdf5Source(Source):
             with self._damage("the file"):
                 if features_key is None:
                     features_key = self._usual_features(role)
-                    repeated_ids = repeated_ids or features_key == "queries"  # of one key, as many as there are
                 self.features_name = shown(features_key)
-                self._features = self._find_features(features_key)
+                self._features = self._find_features(features_key, purpose)
+                self.half = _parts(features_key) in ([QUERIES], [KEYS]) and all(_has(self._hdf5, QUERIES, KEYS))
+                self.copies = self.half and not allow_duplicate_ids
                 labels = None
                 if labels_key is not None:
                     labels = self._find_whole(labels_key, "--labels-key", optional=labels_key == "labels")
@@ -85,7 +89,7 @@ class Hdf5Source(Source):
                 ids_name=shown(ids_key or ""),
                 skip_bad_rows=skip_bad_rows,
                 allow_duplicate_ids=allow_duplicate_ids,
-                repeated_ids=repeated_ids,
+                repeated_ids=repeated_ids or role == QUERIES or self.copies,
             )
         except BaseException:
             self._release()
@@ -123,7 +127,7 @@ class Hdf5Source(Source):
         except H5_ERRORS as error:
             raise DataError(f"{self.name}: {what} is damaged; restore a copy") from error
 
-    def _find(self, key: str, option: str, *, optional: bool = False) -> Any:
+    def _find(self, key: str, option: str, *, optional: bool = False, purpose: str = "") -> Any:
         """The dataset `key`, which lies in this file and nowhere else; None where it is optional and absent.
 
         Goes link by link: opening the whole path at once would follow a link into another file.
@@ -145,7 +149,10 @@ class Hdf5Source(Source):
             elif optional and not followed:
                 return None
             else:
-                raise DataError(f"{self.name} has no dataset '{shown(key)}'; {self._listing()}; choose with {option}")
+                why = f", {purpose}" if purpose else ""
+                raise DataError(
+                    f"{self.name} has no dataset '{shown(key)}'{why}; {self._listing()}; choose with {option}"
+                )
         if not isinstance(node, h5py.Dataset):
             kind = type(node).__name__.lower().replace("file", "group")
             raise DataError(
@@ -183,15 +190,15 @@ class Hdf5Source(Source):
         """The dataset of features where none was named."""
         if not _pairs_in(self._hdf5):
             return "features"
-        if role in ("queries", "keys"):
+        if role in (QUERIES, KEYS):
             return role
         raise DataError(
             f"{self.name} holds pairs, queries and keys, where rows are needed; choose one with --features-key keys"
         )
 
-    def _find_features(self, key: str) -> Any:
+    def _find_features(self, key: str, purpose: str) -> Any:
         """The features, checked in all that can be told without reading a row."""
-        features = self._find(key, "--features-key")
+        features = self._find(key, "--features-key", purpose=purpose)
         check_feature_form(features, f"{self.name}: {shown(key)}")
         self.physical_rows, self.d = features.shape
         row = self.d * features.dtype.itemsize
@@ -302,8 +309,11 @@ def holds_pairs(path: str | os.PathLike[str]) -> bool:
 
 
 def _pairs_in(hdf5: Any) -> bool:
-    found = [hdf5.get(name, getlink=True) is not None for name in ("features", "queries", "keys")]
-    return found == [False, True, True]
+    return _has(hdf5, "features", QUERIES, KEYS) == [False, True, True]
+
+
+def _has(hdf5: Any, *names: str) -> list[bool]:
+    return [hdf5.get(name, getlink=True) is not None for name in names]
 
 
 def _parts(path: str) -> list[str]:

@@ -66,12 +66,14 @@ class PairSource(Source):
         keys_key: str = "keys",
         ids_key: str = "ids",
         skip_bad_rows: bool = False,
+        purpose: str = "",
     ) -> PairSource:
         """Pairs in an HDF5 file: two datasets of features, and the keys' ids where there are any. Raises as Hdf5Source."""
-        keys = Hdf5Source(path, features_key=keys_key, labels_key=None, ids_key=ids_key, repeated_ids=True)
+        how: dict[str, Any] = {"labels_key": None, "purpose": purpose}
+        keys = Hdf5Source(path, features_key=keys_key, ids_key=ids_key, repeated_ids=True, **how)
         try:
             # One warning is enough where neither has a checksum.
-            queries = Hdf5Source(path, features_key=queries_key, labels_key=None, ids_key=None, quiet=not keys.sealed)
+            queries = Hdf5Source(path, features_key=queries_key, ids_key=None, quiet=not keys.sealed, **how)
         except BaseException:
             with suppress(DataError):
                 keys.close()

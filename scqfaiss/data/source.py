@@ -5,6 +5,7 @@ A Source reads lazily, so a file larger than memory trains and exports; labels a
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
@@ -30,6 +31,7 @@ from ..arrays import (
 )
 from ..errors import ConfigError, DataError, shown, warn
 
+ALLOW = " or pass --allow-duplicate-ids"
 BLOCK_BYTES = 16 << 20  # what one block of rows takes as float32: large enough to read fast, small beside any memory
 
 
@@ -114,6 +116,8 @@ class Source(ABC):
     d: int
     labels: Labels | None = None
     pairs = False  # a row is a query and its key side by side
+    half = False  # rows are the queries of a file of pairs, or its keys
+    copies = False  # rows of one id are copies of one row, for merge_copies() to prove
     dropped = 0  # bad rows left out by skip_bad_rows
     has_ids = False
     _ids: Ints | None = None
@@ -181,17 +185,49 @@ class Source(ABC):
         if ids is not None:
             self.has_ids = True
             name = f"{self.name}: {ids_name}"
-            self._ids = as_ids(ids, self.physical_rows, name, allow_duplicates=allow_duplicate_ids or repeated_ids)
+            allowed, advice = allow_duplicate_ids or repeated_ids, ALLOW if self.path is not None else ""
+            self._ids = as_ids(ids, self.physical_rows, name, allow_duplicates=allowed, advice=advice)
             if allow_duplicate_ids and not repeated_ids and len(np.unique(self._ids)) < len(self._ids):
                 warn(f"{name}: {len(self._ids) - len(np.unique(self._ids)):,} rows repeat an id")
         if skip_bad_rows:
             bad = np.concatenate([bad_rows(x) for _, x in self._physical_blocks()] or [np.zeros(0, bool)])
             if bad.any():
                 self.dropped = int(bad.sum())
-                self._kept = np.flatnonzero(~bad)
-                self.labels = self.labels.take(self._kept) if self.labels is not None else None
-                self._ids = self._ids[self._kept] if self._ids is not None else None
+                self._keep(np.flatnonzero(~bad))
                 warn(f"{self.name}: left out {self.dropped:,} of {len(bad):,} rows that are not finite")
+
+    def _keep(self, rows: Ints) -> None:
+        """Go on with these rows alone, rising."""
+        self._kept = rows if self._kept is None else self._kept[rows]
+        self.labels = self.labels.take(rows) if self.labels is not None else None
+        self._ids = self._ids[rows] if self._ids is not None else None
+
+    def merge_copies(self) -> None:
+        """For a gallery: where rows of one id are copies of one row, keep the first of each id, and say so.
+
+        Reads the rows once, if an id repeats at all. Raises DataError naming the first row that is no copy.
+        """
+        ids = self.ids
+        _, first, which, count = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
+        if not self.copies or len(first) == len(ids):
+            return
+        shared = np.flatnonzero(count[which] > 1)
+        digests = np.zeros((len(ids), 2), np.uint64)  # rows of one id may lie anywhere, and are too many to hold
+        for i, x in self.blocks():
+            here = shared[slice(*np.searchsorted(shared, [i, i + len(x)]))]
+            zeros_alike = x[here - i] + np.float32(0)  # -0.0 equals 0.0
+            found = b"".join(hashlib.blake2b(row.data, digest_size=16).digest() for row in zeros_alike)
+            digests[here] = np.frombuffer(found, np.uint64).reshape(-1, 2)
+        own = first[which]
+        differ = np.flatnonzero((digests != digests[own]).any(1))
+        if len(differ):
+            a, b = (int(r if self._kept is None else self._kept[r]) for r in (own[differ[0]], differ[0]))
+            raise DataError(
+                f"{self.name}: {self.features_name} of id {ids[differ[0]]} differ (rows {a:,} and {b:,}; "
+                f"{len(np.unique(ids[differ])):,} such ids); give each its own id{ALLOW}"
+            )
+        self._keep(np.sort(first))
+        warn(f"{self.name}: merged {len(ids):,} {self.features_name} into {len(first):,}, one for each id")
 
     def read(self, i: int, j: int) -> Floats:
         """Rows i..j-1 (after dropping) as (j - i, d) float32. Raises DataError on a row that is not finite."""

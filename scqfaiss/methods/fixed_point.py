@@ -151,7 +151,9 @@ def scalar_levels(
         bad = int(np.argmin(finite))
         raise DataError(f"sample {bad:,} is {values[bad]} ({int((~finite).sum()):,} of {len(values):,} are not finite)")
     if np.abs(values).max() > LARGEST:
-        raise DataError(f"samples run up to {np.abs(values).max():g}, whose square is not finite; needs {LARGEST:g} or less")
+        raise DataError(
+            f"samples run up to {np.abs(values).max():g}, whose square is not finite; needs {LARGEST:g} or less"
+        )
     distinct, counts = np.unique(values, return_counts=True)
     if len(distinct) <= K:
         return Grid(np.append(distinct, np.full(K - len(distinct), distinct[-1])), 0, 0.0, True)

@@ -265,6 +265,10 @@ class MeCoQ(nn.Module):
         self.batch = task.batch_size or config.mecoq_batch
         if len(task.rows) < 2:
             raise ConfigError(f"{len(task.rows)} rows cannot train mecoq, which tells rows apart; need at least 2")
+        if task.validation is not None and len(task.validation.rows) < 2:
+            raise ConfigError(
+                f"{len(task.validation.rows)} rows cannot validate mecoq, which tells rows apart; need at least 2"
+            )
         if self.batch < 2:
             raise ConfigError(f"batch size is {self.batch}, mecoq tells the rows of a batch apart; need at least 2")
         self.M, self.K, self.d = task.M, task.K, config.d or DSUB * task.M

@@ -152,8 +152,8 @@ class MoPQ(nn.Module):
         self.batch = task.batch_size or config.batch
         n = len(task.rows)
         if min(self.batch, n) < 2:
-            what = f"{n:,} pairs" if n < 2 else f"batches of {self.batch} pair"
-            raise ConfigError(f"{what} hold no wrong key to tell the right one from; need 2 or more")
+            what = f"{n:,} pair holds" if n < 2 else f"batches of {self.batch} pair hold"
+            raise ConfigError(f"{what} no wrong key to tell the right one from; need 2 or more")
         if n < task.K:
             warn(f"{n:,} pairs can use at most {n:,} of {task.K} codewords")
         self.ids = torch.from_numpy(np.ascontiguousarray(task.ids)).to(task.device)
@@ -161,6 +161,14 @@ class MoPQ(nn.Module):
             raise DataError(
                 f"all {n:,} pairs have the key id {int(self.ids[0])}: there is no other key to tell it from"
             )
+        if task.validation is not None:
+            theirs = task.validation.ids
+            assert theirs is not None
+            if bool((theirs == theirs[0]).all()):
+                raise DataError(
+                    f"all {len(theirs):,} validation pairs have the key id {int(theirs[0])}: there is no other key to tell it "
+                    "from, and every epoch would do as well"
+                )
         d = z_dimension(config, self.encoder.d_in, task.M, task.encoder_name)
         self.d = d
         self.centroids = nn.Parameter(torch.zeros(task.M, task.K, d // task.M))  # m k e

@@ -39,7 +39,15 @@ def train(folder, cut=None, resume=True, every=7, **settings):
 
     x, y = blobs(300)
     asked = {"bits": 8, "nbits": 4, "epochs": 8, "batch_size": 75, "encoder": "linear"} | settings
-    return scqfaiss.train(x, y, checkpoints=folder, checkpoint_every=every, resume=resume, progress=progress, **asked)
+    return scqfaiss.train(
+        x,
+        y,
+        checkpoints=folder,
+        checkpoint_every=every,
+        resume=resume and folder is not None,
+        progress=progress,
+        **asked,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +122,7 @@ def test_f2_stopped_and_resumed(here, run, whole, sign):
     [
         (("--bits", "16"), "bits is 8 there and 16 here"),
         (("--seed", "3"), "seed is 0 there and 3 here"),
-        (("--set", "omega=0.2"), "omega is 0.1 there and 0.2 here"),
+        (("--set", "omega=0.2"), "setting omega is 0.1 there and 0.2 here"),
         (("--clip-norm", "1"), "clip_norm is 0.0 there and 1.0 here"),
     ],
 )
@@ -153,6 +161,62 @@ def test_resume_without_a_checkpoint_starts_at_the_beginning(run, here):
     found = run(*KEPT, "--resume")
     assert found.code == 0
     assert "m.checkpoints holds no checkpoint: training starts at the beginning" in found.warnings
+
+
+def test_f3_other_contents_of_a_file_that_a_setting_names(run, here):
+    rng = np.random.default_rng(0)
+    np.save("v.npy", rng.standard_normal((4, 5)))
+    asked = (*KEPT, "--set", "class_vectors=v.npy")
+    process = subprocess.Popen(command(*asked, "--epochs", "100000"), stderr=subprocess.DEVNULL, cwd=here)
+    while not Checkpoints(here / "m.checkpoints").steps():
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 130
+    np.save("v.npy", rng.standard_normal((4, 5)))
+    found = run(*asked, "--epochs", "100000", "--resume")
+    assert found.code == 2 and "another training: contents of v.npy is " in found.error
+
+
+def test_f3_other_names_of_the_classes(run, here):
+    interrupted(here)
+    write_h5("named.h5", *blobs(300), np.arange(300), names=["a", "b", "c", "d"])
+    os.replace("named.h5", "train.h5")
+    found = run(*KEPT, "--resume")
+    assert found.code == 2
+    assert "class names is [] there and ['a', 'b', 'c', 'd'] here" in found.error
+
+
+def test_f3_rows_are_held_or_streamed_as_they_were(tmp_path):
+    """What memory is free decides the order of rows: a resumed training keeps that of the first."""
+    from scqfaiss import training
+    from scqfaiss.data import ArraySource
+
+    class Blocks(ArraySource):
+        block_rows = 16
+
+    x, y = blobs(300)
+    request = training.Request(bits=8, nbits=4, encoder="linear", batch_size=75, epochs=3)
+
+    def fit(memory, cut=None, resume=False):
+        def progress(what, done, total, detail):
+            if what == "features" and done == cut:
+                raise Cut
+
+        source = Blocks(x, y)
+        traces = training.Traces(checkpoints=tmp_path / "c", checkpoint_every=2, resume=resume)
+        return training.fit(
+            training.plan(request, source), source, traces=traces, memory=memory, progress=progress
+        ).to_bytes()
+
+    held = fit(None)
+    Checkpoints(tmp_path / "c").clear()
+    streamed = fit(16 * 4 * 16 * 9)
+    Checkpoints(tmp_path / "c").clear()
+    assert held != streamed
+    with pytest.raises(Cut):
+        fit(16 * 4 * 16 * 9, cut=5)
+    assert fit(None, resume=True) == streamed
 
 
 # ------------------------------------------------------------------------------------------------------------------- F4
@@ -204,6 +268,51 @@ def test_f5_divergence_names_the_last_step_kept(tmp_path):
         train(tmp_path / "c", every=1, cfa_lr=2e9)
 
 
+# -------------------------------------------------------------------------------------------------- what must not be lost
+@pytest.mark.parametrize("name", ["train.h5", "query.h5", "g.faissindex"])
+def test_metrics_replace_no_file_that_holds_anything_else(run, here, untouched, name):
+    untouched()
+    found = run(*SMALL[:3], "x.safetensors", *SMALL[4:], "--metrics", name)
+    assert (found.code, found.error) == (2, f"Error: {name} is there and holds no metrics; choose another name")
+    untouched()
+
+
+def test_metrics_of_an_older_training_are_replaced(run, here):
+    for _ in range(2):
+        assert run(*SMALL, "--metrics", "m.jsonl").code == 0
+    assert len((here / "m.jsonl").read_text().splitlines()) == 16
+
+
+def test_checkpoints_have_a_folder_of_their_own_from_the_start(run, here, untouched):
+    untouched()
+    out = (*SMALL[:3], "x.safetensors", *SMALL[4:])
+    found = run(*out, "--checkpoints", "g.faissindex")
+    assert (found.code, found.error) == (4, "Error: g.faissindex: checkpoints cannot be written in g.faissindex")
+    found = run(*out, "--checkpoints", "x.safetensors")
+    assert (found.code, found.error) == (
+        2,
+        "Error: x.safetensors is the model; choose another folder for checkpoints",
+    )
+    untouched()
+
+
+def test_a_full_disk_loses_checkpoints_not_the_training(run, here, whole, monkeypatch):
+    from scqfaiss.errors import WriteError
+    from scqfaiss.files import Slot
+
+    write = Slot.write
+
+    def refuse(self, fill, check=None, nbytes=0):
+        if self.path.name.startswith("step-"):
+            raise WriteError(f"{self.name}: no space left, 0 bytes free")
+        write(self, fill, check, nbytes)
+
+    monkeypatch.setattr(Slot, "write", refuse)
+    found = run(*KEPT)
+    assert found.code == 0 and "no space left, 0 bytes free; training goes on, and will try again" in found.warnings[0]
+    assert (here / "m.safetensors").read_bytes() == whole
+
+
 # ------------------------------------------------------------------------------------------------------------------- F9
 def processes(here, n, *arguments):
     """n processes of one training, as torchrun starts them."""
@@ -237,6 +346,28 @@ def test_two_processes_train_as_one(here, run):
         np.testing.assert_allclose(a[1:], b[1:], atol=1e-4)
 
 
+def test_two_processes_stopped_within_an_epoch_and_resumed(here):
+    asked = (*SMALL[:2], *SMALL[4:], "--metrics", "m.jsonl")
+    both = processes(here, 2, *asked, "-o", "whole.safetensors")
+    assert [p.communicate(timeout=50)[0] != "" for p in both] == [True, False]
+    both = processes(here, 2, *asked, "-o", "two.safetensors", "--checkpoint-every", "3")
+    while not Checkpoints(here / "two.checkpoints").steps():
+        assert [p.poll() for p in both] == [None, None]
+        time.sleep(0.001)
+    both[1].send_signal(signal.SIGTERM)
+    answers = [p.communicate(timeout=50)[1] for p in both]
+    assert [p.returncode for p in both] == [130, 130], answers
+    steps = Checkpoints(here / "two.checkpoints").steps()
+    assert all("stopped at step" in a for a in answers)
+    while steps[0] % 7 == 0:  # at the end of an epoch: the one before it, then
+        (here / f"two.checkpoints/step-{steps.pop(0)}.safetensors").unlink()
+    both = processes(here, 2, *asked, "-o", "two.safetensors", "--resume")
+    assert [p.communicate(timeout=50)[0] != "" for p in both] == [True, False]
+    assert (here / "two.safetensors").read_bytes() == (here / "whole.safetensors").read_bytes()
+    lines = [json.loads(line)["step"] for line in (here / "m.jsonl").read_text().splitlines()]
+    assert lines == list(range(7, 113, 7))
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_f9_a_process_is_lost(here, lost):
     both = processes(here, 2, *KEPT[:-4], "--epochs", "100000", "--metrics", "m.jsonl", "--checkpoint-every", "50")
@@ -247,7 +378,7 @@ def test_f9_a_process_is_lost(here, lost):
     out, err = both[1 - lost].communicate(timeout=50)
     both[lost].communicate()
     assert (both[1 - lost].returncode, out) == (5, "")
-    assert f"process {1 - lost} of 2 lost process {lost}; the last checkpoint is whole" in err
+    assert f"process {1 - lost} of 2 lost process {lost}; --resume goes on from the last checkpoint" in err
     assert Checkpoints(here / "m.checkpoints").steps()
     for left in here.glob(".*.lock"):  # of the one that was killed
         left.unlink()
