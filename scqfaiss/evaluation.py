@@ -518,13 +518,11 @@ def _evaluate_by_ids(
     held = gallery.unpack()[2]
     if database is not None:
         check_held(database.ids, held, database.name, gallery.name)
-    rows = np.arange(len(queries))
-    if skip:
-        rows = np.flatnonzero(np.isin(queries.ids, held))
-        if 0 < len(rows) < len(queries):
-            lacking = len(queries) - len(rows)
-            warn(f"{queries.name}: left out {lacking:,} of {len(queries):,} queries, whose keys {gallery.name} lacks")
-        rows = rows if len(rows) else np.arange(len(queries))
+    rows: Any = slice(None)
+    there = np.isin(queries.ids, held)
+    if skip and there.any() and not there.all():
+        rows = there
+        warn(f"{queries.name}: left out {(~there).sum():,} of {len(there):,} queries: {gallery.name} lacks their ids")
     ids = queries.ids[rows]
     advice = "or evaluate other queries" if queries.labels is None else "or give DATABASE to evaluate by labels"
     check_held(ids, held, queries.name, gallery.name, advice)

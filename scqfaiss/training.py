@@ -135,6 +135,9 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
     encoder_config = configure(encoder.Config, encoder_values) if encoder else None
     check_request(request)
     needs = needs_of(method, config)
+    for rows in (source, validation):
+        if rows is not None:
+            check_pairs(rows, request.method, "pairs" in needs)
     if "labels" in needs and source.labels is None:
         raise DataError(
             f"{source.name} has no labels, which method {request.method} needs; name them with --labels-key"
@@ -142,9 +145,6 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
     if "labels" not in needs and source.labels is not None:
         warn(f"method {request.method} does not use labels: they are ignored")
     labels = source.labels if "labels" in needs else None
-    for rows in (source, validation):
-        if rows is not None:
-            check_pairs(rows, request.method, "pairs" in needs)
     if validation is not None:
         check_validation(validation, source, labels)
     if not method.needs_encoder:
@@ -173,12 +173,16 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
 
 def check_pairs(source: Source, method: str, needed: bool) -> None:
     """Raise DataError unless `source` holds pairs where they are needed, and rows where they are not."""
+    array = source.path is None
     if needed and not source.pairs:
-        raise DataError(
-            f"{source.name} holds no pairs, which method {method} needs: an HDF5 file of queries and keys, or keys=... in Python"
-        )
+        how = "give queries as x, and what answers each as keys" if array else "an HDF5 file of queries and keys"
+        raise DataError(f"{source.name} holds no pairs, which method {method} needs: {how}")
     if source.pairs and not needed:
-        raise DataError(f"{source.name} holds pairs, method {method} takes rows; choose them with --features-key keys")
+        raise DataError(
+            f"x and keys are pairs, method {method} takes rows; give the rows to code as x, without keys"
+            if array
+            else f"{source.name} holds pairs, method {method} takes rows; choose them with --features-key keys"
+        )
 
 
 def check_request(request: Request) -> None:
@@ -669,7 +673,7 @@ def train_file(
         traces = replace(traces, checkpoints=traces.checkpoints or folder)
         if os.path.realpath(traces.checkpoints or "") == os.path.realpath(out):
             raise ConfigError(f"{shown(out)} is the model; choose another folder for checkpoints")
-        with opened(path, codebook_rows, validation, keys, role_of(request)) as (source, books, held):
+        with opened(path, codebook_rows, validation, keys, request.method) as (source, books, held):
             what = plan(request, source, held)
             model = fit(what, source, books, held, traces=traces, memory=memory, progress=progress)
         if slot is None:
@@ -679,30 +683,27 @@ def train_file(
     return f"{slot.name}: {describe(model)}"
 
 
-def role_of(request: Request) -> str | None:
-    """The role in which open_rows opens training rows for the method that was asked for."""
-    return "pairs" if "pairs" in method_class(request.method).needs else None
-
-
 @contextmanager
 def opened(
     path: PathLike,
     codebook_rows: PathLike | None,
     validation: PathLike | None,
     keys: Mapping[str, Any],
-    role: str | None = None,
+    method: str,
 ) -> Iterator[tuple[Source, Source | None, Source | None]]:
-    """The training rows, and rows for codebooks and validation where there are any; of those for codebooks labels stay
-    unread, and of pairs the queries.
+    """The training rows of a method, and rows for codebooks and validation where there are any; of those for codebooks
+    labels stay unread, and of pairs the queries. Ids may repeat: they play no part, but for pairs.
     """
+    role = "pairs" if "pairs" in method_class(method).needs else None
+    of_rows: dict[str, Any] = {"role": role, "needed_by": f"method {method}", "repeated_ids": True}
     with ExitStack() as stack:
-        source = stack.enter_context(open_rows(path, **keys, role=role))
+        source = stack.enter_context(open_rows(path, **keys, **of_rows))
         books = held = None
         if codebook_rows is not None:
             of_books = {**keys, "labels_key": None} | ({"features_key": None} if role == "pairs" else {})
-            books = stack.enter_context(open_rows(codebook_rows, **of_books, role="keys"))
+            books = stack.enter_context(open_rows(codebook_rows, **of_books, role="keys", repeated_ids=True))
         if validation is not None:
-            held = stack.enter_context(open_rows(validation, **keys, role=role))
+            held = stack.enter_context(open_rows(validation, **keys, **of_rows))
         yield source, books, held
 
 
@@ -736,7 +737,7 @@ def dry_run(
 
     inputs = [p for p in (path, codebook_rows, validation, *_files(request.settings)) if p is not None]
     check_target(out, inputs=inputs, suffix=SUFFIX)
-    with opened(path, codebook_rows, validation, keys, role_of(request)) as (source, books, held):
+    with opened(path, codebook_rows, validation, keys, request.method) as (source, books, held):
         what = plan(request, source, held)
         method = build(what, source, books, held, dry=True)
         stages = method.stages()

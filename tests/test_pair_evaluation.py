@@ -112,12 +112,23 @@ def test_every_vector_its_own_query():
         (0, [], {}, DataError, "^queries holds 0 rows, an evaluation needs at least 1$"),
         (2, [0], {}, DataError, r"^queries: ids is \(1,\) int64, needs \(2,\) int64"),
         (1, [0], {"at": 0}, ConfigError, "^R is 0, needs 1 or more$"),
+        (1, [0], {"at": 2.5}, ConfigError, "^R is 2.5, needs a whole number$"),
+        (1, [0], {"at": "3"}, ConfigError, "^R is '3', needs a whole number$"),
     ],
 )
 def test_what_does_not_fit_is_refused(n, ids, more, error, words):
     gallery, _ = gallery_of(np.zeros((4, 2), np.uint8), np.arange(4) * 2)
     with pytest.raises(error, match=words):
         evaluate_pairs(gallery, np.zeros((n, 6), np.float32), np.array(ids, int), **more)
+    if "at" in more:
+        with pytest.raises(error, match=words):
+            scqfaiss.evaluate(gallery, np.zeros((n, 6), np.float32), [0], np.arange(4) * 2, np.zeros(4, int), **more)
+
+
+def test_ranks_may_be_numbers_of_numpy():
+    gallery, _ = gallery_of(np.zeros((4, 2), np.uint8), np.arange(4) * 2)
+    found = evaluate_pairs(gallery, np.ones((1, 6), np.float32), [0], at=np.int64(3))
+    assert json.loads(report_text(found, True))["at"] == 3
 
 
 # -------------------------------------------------------------------------------------------------------- command line
@@ -178,7 +189,7 @@ def test_pairs_from_training_to_evaluation(run, files):
     assert abs(hits - want) < 0.05  # but for ties that were cut off
     # A database without labels changes nothing; neither do queries as plain rows, of which each stands twice.
     assert json.loads(run("evaluate", "g.faissindex", "test.h5", "train.h5", "--json").out) == found
-    twice = json.loads(run("evaluate", "g.faissindex", "twice.h5", "--allow-duplicate-ids", "--json").out)
+    twice = json.loads(run("evaluate", "g.faissindex", "twice.h5", "--json").out)
     assert twice["recall_at_k"] == pytest.approx(found["recall_at_k"]) and twice["queries"] == 160
     text = run("evaluate", "g.faissindex", "test.h5", "--at", "10").out.splitlines()
     assert text[0].startswith("MRR@10  0.") and text[1].startswith("recall     @1 ")
@@ -202,7 +213,10 @@ def test_what_the_command_line_refuses(run, files):
     write("rows.h5", features=files[0])
     message = "train.h5 holds pairs, queries and keys, where rows are needed; choose one with --features-key keys"
     refused(run("train", "train.h5", "-o", "x.safetensors", "--method", "pq"), 3, message)
-    message = "rows.h5 has no dataset 'keys'; it holds features (380, 8) float32; choose with --features-key"
+    message = (
+        "rows.h5 has no dataset 'keys', and method mopq needs pairs, queries and keys; it holds features (380, 8) float32; "
+        "choose with --features-key"
+    )
     refused(run("train", "rows.h5", "-o", "x.safetensors", *TRAIN), 3, message)
     message = "--features-key is 'keys', pairs need two datasets: queries,keys"
     refused(run("train", "train.h5", "-o", "x.safetensors", "--features-key", "keys", *TRAIN), 2, message)
@@ -216,13 +230,132 @@ def test_what_the_command_line_refuses(run, files):
     refused(run("evaluate", "g.faissindex", "train.h5", "test.h5"), 2, message)
     message = (
         "rows.h5 has no ids, which say what vector of g.faissindex belongs to a query; name them with --ids-key, "
-        "or give DATABASE with labels"
+        "or give DATABASE, both with labels"
     )
     refused(run("evaluate", "g.faissindex", "rows.h5"), 3, message)
-    message = "rows.h5 has no labels, which an evaluation needs; name them with --labels-key"
-    refused(run("evaluate", "g.faissindex", "rows.h5", "rows.h5"), 3, message)
+    message = "rows.h5 has no ids or labels, which an evaluation needs; name them with --ids-key or --labels-key"
+    for queries in ("rows.h5", "train.h5"):
+        refused(run("evaluate", "g.faissindex", queries, "rows.h5"), 3, message)
     for key in ("keys", "queries"):  # plain methods on one half
         plain = ("--method", "pq", "--bits", "8", "--nbits", "4", "--features-key", key, "--set", "raw=true")
         assert run("train", "train.h5", "-o", f"{key}.safetensors", *plain).code == 0
         assert run("export", f"{key}.safetensors", "train.h5", "-o", f"{key}.faissindex").code == 0
         assert json.loads(run("evaluate", f"{key}.faissindex", "train.h5", "--json").out)["recall_at_k"]["100"] > 0.5
+
+
+@pytest.fixture
+def shared(run, files):
+    """shared.h5: two queries of each of 80 keys, whose ids and rows repeat; and m.safetensors, trained on them."""
+    keys, queries = files[0][300:], files[1][300:]
+    more = queries + 0.1 * np.random.default_rng(1).standard_normal(queries.shape).astype(np.float32)
+    write(
+        "shared.h5",
+        queries=np.concatenate([queries, more]),
+        keys=np.tile(keys, (2, 1)),
+        ids=np.tile(np.arange(80), 2) + 9,
+    )
+    assert run("train", "shared.h5", "-o", "m.safetensors", *TRAIN).code == 0
+    return keys, queries
+
+
+def test_ids_that_play_no_part_in_a_training_may_repeat(run, shared):
+    plain = ("--method", "pq", "--bits", "8", "--nbits", "4", "--set", "raw=true")
+    write("one_id.h5", features=shared[0], ids=np.zeros(80, int), labels=np.arange(80) % 4)
+    for command in (
+        ("shared.h5", *plain, "--features-key", "keys"),
+        ("shared.h5", *plain, "--features-key", "queries"),
+        ("one_id.h5", *plain, "--validation", "one_id.h5"),
+        ("shared.h5", *TRAIN, "--codebook-rows", "shared.h5", "--validation", "shared.h5"),
+        ("shared.h5", *TRAIN, "--codebook-rows", "twice.h5"),
+        ("twice.h5", "--method", "mecoq", "--bits", "8", "--nbits", "4", "--epochs", "1", "--validation", "twice.h5"),
+        ("shared.h5", *TRAIN, "--validation", "shared.h5", "--dry-run"),
+    ):
+        result = run("train", *command, "-o", "x.safetensors")
+        assert result.code == 0
+        assert "ids" not in " ".join(result.warnings)
+
+
+def test_a_gallery_holds_each_key_once(run, shared):
+    said = "shared.h5: merged 160 keys into 80, one for each id"
+    result = run("export", "m.safetensors", "shared.h5", "-o", "g.faissindex")
+    assert (result.code, result.warnings) == (0, [said])
+    assert result.out.startswith("g.faissindex: 80 vectors")
+    dry = run("export", "m.safetensors", "shared.h5", "-o", "x.faissindex", "--dry-run")
+    assert (dry.out.splitlines()[0], dry.warnings) == ("rows: 80 of d=8", [])  # which says so without reading them
+    # What the option leaves out may be said.
+    found = [
+        run("evaluate", "g.faissindex", "shared.h5", *more, "--json") for more in ((), ("--features-key", "queries"))
+    ]
+    assert found[0].out == found[1].out and json.loads(found[0].out)["queries"] == 160
+    assert json.loads(run("evaluate", "g.faissindex", "shared.h5", "shared.h5", "--json").out) == json.loads(
+        found[0].out
+    )
+    search = run("search", "g.faissindex", "shared.h5", "--features-key", "queries")
+    assert search.out == run("search", "g.faissindex", "shared.h5").out and search.warnings == []
+    everything = run("export", "m.safetensors", "shared.h5", "-o", "all.faissindex", "--allow-duplicate-ids")
+    assert everything.out.startswith("all.faissindex: 160 vectors")
+    assert everything.warnings == ["shared.h5: ids: 80 rows repeat an id"]
+    # Appended as exported.
+    with h5py.File("shared.h5") as f:
+        write("more.h5", queries=f["queries"][:], keys=f["keys"][:], ids=f["ids"][:] + 1000)
+    result = run("append", "g.faissindex", "more.h5")
+    assert result.out.startswith("g.faissindex: 80 vectors added (ids 1009 to 1088), 160 in all")
+    assert result.warnings == [said.replace("shared", "more")]
+    # Queries of one key are no copies, and of two keys under one id neither may be lost.
+    for command in (
+        ("export", "m.safetensors", "more.h5", "--features-key", "queries", "-o", "x.faissindex"),
+        ("append", "g.faissindex", "other.h5"),
+    ):
+        with h5py.File("more.h5") as f:
+            keys = f["keys"][:]
+            keys[100] = 0
+            if command[0] == "append":
+                write("other.h5", queries=f["queries"][:], keys=keys, ids=f["ids"][:] + 1000)
+        result = run(*command)
+        assert result.code == 3 and "give each its own id or pass --allow-duplicate-ids" in result.error
+    assert "other.h5: keys of id 2029 differ (rows 20 and 100; 1 such ids)" in result.error
+    assert json.loads(run("info", "g.faissindex", "--json").out)["vectors"] == 160
+
+
+def test_queries_whose_keys_were_bad_are_left_out(run, files):
+    keys, queries = files[0][300:].copy(), files[1][300:].copy()
+    keys[7, 2] = queries[30, 0] = np.nan
+    write("bad.h5", queries=queries, keys=keys, ids=np.arange(80))
+    assert run("train", "bad.h5", "-o", "m.safetensors", "--skip-bad-rows", *TRAIN).code == 0
+    result = run("export", "m.safetensors", "bad.h5", "-o", "g.faissindex", "--skip-bad-rows")
+    assert result.out.startswith("g.faissindex: 79 vectors")  # a key is good whatever is asked
+    result = run("evaluate", "g.faissindex", "bad.h5", "--skip-bad-rows", "--json")
+    assert json.loads(result.out)["queries"] == 78
+    assert result.warnings == [
+        "bad.h5: left out 1 of 80 rows that are not finite",
+        "bad.h5: left out 1 of 79 queries: g.faissindex lacks their ids",
+    ]
+    result = run("evaluate", "g.faissindex", "test.h5", "--skip-bad-rows")
+    assert result.code == 2 and "lacks the ids of 80 of 80 rows of test.h5" in result.error
+
+
+def test_pairs_without_ids_go_by_their_row_numbers(run, files):
+    keys, queries = (a[300:] for a in files)
+    write("bare.h5", queries=queries, keys=keys)
+    write("named.h5", queries=queries, keys=keys, ids=np.arange(80))
+    assert run("train", "bare.h5", "-o", "m.safetensors", *TRAIN).code == 0
+    assert run("export", "m.safetensors", "bare.h5", "-o", "g.faissindex").code == 0
+    want = run("evaluate", "g.faissindex", "named.h5", "--json")
+    assert want.warnings == []
+    for more in ((), ("--features-key", "queries"), ("bare.h5",)):
+        found = run("evaluate", "g.faissindex", "bare.h5", *more, "--json")
+        assert found.out == want.out
+        assert found.warnings == ["bare.h5 has no ids: a query belongs to the vector whose id is its row number"]
+
+
+def test_labels_without_a_database_are_not_passed_over_in_silence(run, shared):
+    queries = shared[1]
+    assert run("export", "m.safetensors", "shared.h5", "-o", "g.faissindex").code == 0
+    write("held.h5", features=queries, ids=np.arange(80) + 9, labels=np.arange(80) % 4)
+    result = run("evaluate", "g.faissindex", "held.h5")
+    assert result.out.startswith("MRR@80")
+    assert result.warnings == ["held.h5: without DATABASE only ids are looked at, not labels"]
+    write("absent.h5", features=queries, ids=np.arange(80), labels=np.arange(80) % 4)
+    result = run("evaluate", "g.faissindex", "absent.h5")
+    assert (result.code, result.warnings) == (2, [])
+    assert result.error.endswith("append their keys, or give DATABASE to evaluate by labels")

@@ -460,7 +460,7 @@ def test_rows_that_cannot_train_are_refused(method, one):
         assert two.encode(x).shape[0] == 400
     else:
         with pytest.raises(
-            ConfigError, match=r"^1 rows cannot train K=16 codewords; need --nbits 0 or less$|^1 (rows|pairs)"
+            ConfigError, match=r"^1 rows cannot train K=16 codewords; need --nbits 0 or less$|^1 (rows|pair)"
         ):
             train(method, x[:1], None, nbits=4)
 

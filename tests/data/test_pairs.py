@@ -58,16 +58,91 @@ def test_a_role_takes_one_half_unless_a_dataset_is_named(tmp_path, role, rows):
         assert (source.pairs, source.d) == (False, 5)
 
 
-@pytest.mark.filterwarnings("ignore:.*rows repeat an id")
-def test_queries_may_share_a_key_and_rows_of_a_gallery_no_id(file):
-    with open_rows(file, role="queries") as source:
+@pytest.mark.parametrize("role", ["queries", "keys", "any", None])
+@pytest.mark.parametrize("features_key", ["queries", "keys", "/keys"])
+def test_in_either_half_ids_repeat(file, role, features_key):
+    with open_rows(file, role=role, features_key=features_key) as source:
         np.testing.assert_array_equal(source.ids, IDS)
+        assert (source.half, source.copies) == (True, True)
+
+
+def test_ids_of_rows_repeat_where_they_are_queries_or_play_no_part(tmp_path):
+    path = write(tmp_path / "x.h5", {"features": K, "ids": IDS})
+    for how in ({"role": "queries"}, {"repeated_ids": True}, {"role": "keys", "repeated_ids": True}):
+        for allow in (False, True):  # and nobody is warned
+            with open_rows(path, **how, allow_duplicate_ids=allow) as source:
+                np.testing.assert_array_equal(source.ids, IDS)
+                assert (source.half, source.copies) == (False, False)
     with pytest.raises(
-        DataError, match=r"^.*p\.h5: ids: 0, 3, 6, 9, 12 stand more than once \(45 such ids\); give every"
+        DataError,
+        match=r"x\.h5: ids: 0, 3, 6, 9, 12 stand more than once \(45 such ids\); give every row its own id or",
     ):
-        open_rows(file, role="keys")
-    with open_rows(file, features_key="keys", ids_key="ids", allow_duplicate_ids=True, role="queries") as source:
+        open_rows(path, role="keys")
+
+
+def test_copies_of_a_key_are_merged(tmp_path, monkeypatch):
+    rng = np.random.default_rng(2)
+    which = rng.integers(0, 30, 90)
+    rows = K[which].copy()
+    rows[0, 0] = 0.0
+    rows[which == which[0], 0] = 0.0
+    rows[np.flatnonzero(which == which[0])[-1], 0] = -0.0
+    path = write(tmp_path / "x.h5", {"queries": Q, "keys": rows, "ids": which * 7, "labels": which % 4})
+    found, first = np.unique(which, return_index=True)
+    for step in (1000, 7):
+        with open_rows(path, role="keys") as source:
+            monkeypatch.setattr(type(source), "block_rows", step)
+            with pytest.warns(ScqWarning, match=rf"x\.h5: merged 90 keys into {len(found)}, one for each id$") as said:
+                source.merge_copies()
+            kept = np.sort(first)
+            np.testing.assert_array_equal(source.ids, which[kept] * 7)
+            np.testing.assert_array_equal(source.labels.y, which[kept] % 4)
+            np.testing.assert_array_equal(source.read(0, len(source)), rows[kept].astype(np.float32))
+            source.merge_copies()
+            assert (len(said), source.dropped) == (1, 0)
+    with pytest.warns(ScqWarning, match="rows repeat an id"):
+        source = open_rows(path, role="keys", allow_duplicate_ids=True)
+    with source:
+        source.merge_copies()  # as asked for: all stay
         assert len(source) == 90
+
+
+def test_keys_of_one_id_that_differ_are_refused(tmp_path):
+    ids, rows = np.arange(90), K.copy()
+    ids[[20, 50, 60]], ids[70] = 4, 5
+    rows[[20, 50, 60]] = rows[4]
+    rows[60, 1] += 1
+    path = write(tmp_path / "x.h5", {"queries": Q, "keys": rows, "ids": ids})
+    words = (
+        r"x\.h5: keys of id 4 differ \(rows 4 and 60; 2 such ids\); give each its own id or pass --allow-duplicate-ids$"
+    )
+    with open_rows(path, role="keys") as source, pytest.raises(DataError, match=words):
+        source.merge_copies()
+    rows[60], rows[0] = rows[4], np.nan  # the file's own row numbers, also behind rows that were left out
+    path = write(tmp_path / "y.h5", {"queries": Q, "keys": rows, "ids": ids})
+    with pytest.warns(ScqWarning, match="left out 1 of 90"):
+        source = open_rows(path, role="keys", skip_bad_rows=True)
+    with source, pytest.raises(DataError, match=r"y\.h5: keys of id 5 differ \(rows 5 and 70; 1 such ids\); "):
+        source.merge_copies()
+    source = open_rows(write(tmp_path / "z.h5", {"queries": Q, "keys": K}), role="keys")
+    with source:
+        source.merge_copies()  # row numbers never repeat
+        assert len(source) == 90
+
+
+def test_labels_asked_for_with_pairs_are_ignored_aloud(file):
+    with pytest.warns(ScqWarning, match=r"p\.h5: pairs have no labels, --labels-key is ignored$"):
+        open_rows(file, role="pairs", labels_key="mine").close()
+
+
+def test_what_needs_pairs_is_named(tmp_path):
+    path = write(tmp_path / "x.h5", {"features": K})
+    words = r"x\.h5 has no dataset 'keys', and method mopq needs pairs, queries and keys; it holds features \(90, 5\) float16;"
+    with pytest.raises(DataError, match=words):
+        open_rows(path, role="pairs", needed_by="method mopq")
+    np.save(tmp_path / "x.npy", K)
+    with pytest.raises(ConfigError, match=r"x\.npy holds no pairs, which method mopq needs; needs an HDF5 file of"):
+        open_rows(tmp_path / "x.npy", role="pairs", needed_by="method mopq")
 
 
 def test_without_a_role_pairs_are_refused_and_features_come_first(file, tmp_path):

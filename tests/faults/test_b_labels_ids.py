@@ -22,6 +22,7 @@ def rows(request, tmp_path, monkeypatch):
             write_rows(f, X, labels, ids, class_names)
         return open_rows("x.h5", **options)
 
+    build.option = "" if request.param == "arrays" else " or pass --allow-duplicate-ids"
     return build
 
 
@@ -115,7 +116,7 @@ def test_b11_bad_ids(rows, ids, message):
 
 
 def test_b11_duplicates_name_the_first_five(rows):
-    give = "give every row its own id or pass --allow-duplicate-ids"
+    give = f"give every row its own id{rows.option}"
     refuse(rows, f"x.h5: ids: 7 stands more than once (1 such ids); {give}", None, changed(range(20), [1, 2], 7))
     ids = np.arange(20) // 2 * 10
     refuse(rows, f"x.h5: ids: 0, 10, 20, 30, 40 stand more than once (10 such ids); {give}", None, ids)

@@ -111,7 +111,7 @@ def test_e6_evaluation_does_not_fit(run, here, untouched):
     refused(result, 2, "g.faissindex holds 200 ids, short.h5 has 199 of them")
     for at in ("0", "-3"):
         refused(run(*EVALUATE, "--at", at), 2, f"R is {at}, needs 1 or more")
-    message = "bare.h5 has no labels, which an evaluation needs; name them with --labels-key"
+    message = "bare.h5 has no ids or labels, which an evaluation needs; name them with --ids-key or --labels-key"
     refused(run(*EVALUATE[:2], "bare.h5", *EVALUATE[3:]), 3, message)
     message = "many.h5 has many labels a row and 4 classes, the database has one label a row and 4"
     refused(run(*EVALUATE[:2], "many.h5", *EVALUATE[3:]), 2, message)

@@ -538,6 +538,9 @@ def test_what_cannot_work_is_refused(settings, words):
 def test_one_row_is_refused_and_equal_views_are_warned_of():
     with pytest.raises(ConfigError, match=r"^1 rows cannot train mecoq, which tells rows apart; need at least 2$"):
         scqfaiss.train(rows(1), method="mecoq", bits=4, nbits=4)
+    with pytest.raises(ConfigError, match=r"^1 rows cannot validate mecoq, which tells rows apart; need at least 2$"):
+        scqfaiss.train(rows(), method="mecoq", bits=4, nbits=4, validation=rows(1))
+    assert math.isfinite(build(validation=rows(2)).validate())
     with pytest.warns(match=r"^no noise in the views: both of a row are the row itself, but for encoder_dropout$"):
         scqfaiss.train(rows(), method="mecoq", bits=4, nbits=2, encoder="linear", epochs=1, **STILL)
 

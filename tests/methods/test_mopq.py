@@ -332,7 +332,7 @@ def test_resumed_training_comes_to_the_same_bytes(tmp_path):
 @pytest.mark.parametrize(
     "error, words, n, ids, settings",
     [
-        (ConfigError, r"^1 pairs hold no wrong key to tell the right one from; need 2 or more$", 1, None, {}),
+        (ConfigError, r"^1 pair holds no wrong key to tell the right one from; need 2 or more$", 1, None, {}),
         (ConfigError, r"^batches of 1 pair hold no wrong key to tell the right one", 9, None, {"batch_size": 1}),
         (DataError, r"^all 9 pairs have the key id 5: there is no other key to tell it from$", 9, np.full(9, 5), {}),
         (ConfigError, r"^d=5 is not divisible by M=2 books; need M of 1 or 5$", 9, None, {"d": 5}),
@@ -353,15 +353,31 @@ def test_what_cannot_be_trained_is_refused(error, words, n, ids, settings):
 def test_pairs_and_rows_are_not_taken_for_one_another():
     q, k = pairs()
     with pytest.raises(
-        DataError, match=r"^x holds no pairs, which method mopq needs: an HDF5 file of queries and keys"
+        DataError, match=r"^x holds no pairs, which method mopq needs: give queries as x, and what .* keys$"
     ):
         scqfaiss.train(q, method="mopq", bits=8, nbits=4)
-    with pytest.raises(DataError, match=r"holds pairs, method pq takes rows; choose them with --features-key keys$"):
-        scqfaiss.train(q, keys=k, method="pq", bits=8, nbits=4)
+    for method in ("pq", "scq"):  # one that needs labels, too, is first of all a method on rows
+        words = rf"^x and keys are pairs, method {method} takes rows; give the rows to code as x, without keys$"
+        with pytest.raises(DataError, match=words):
+            scqfaiss.train(q, keys=k, method=method, bits=8, nbits=4)
     with pytest.raises(ConfigError, match=r"^y and keys were given"):
         scqfaiss.train(q, np.zeros(60, int), keys=k, method="mopq", bits=8, nbits=4)
     with pytest.raises(ConfigError, match=r"^validation of pairs needs \(queries, keys\)"):
         scqfaiss.train(q, keys=k, validation=q, method="mopq", bits=8, nbits=4)
+
+
+@pytest.mark.parametrize("n, ids", [(1, None), (5, np.full(5, 7))])
+def test_validation_pairs_of_one_key_are_refused_before_training(n, ids):
+    words = (
+        rf"^all {n} validation pairs have the key id {7 if n > 1 else 0}: there is no other key to tell it from, and"
+    )
+    held = (*pairs(n, seed=1), *([] if ids is None else [ids]))
+    q, k = pairs()
+    with pytest.raises(DataError, match=words):
+        scqfaiss.train(q, keys=k, validation=held, method="mopq", bits=8, nbits=4, epochs=1)
+    with pytest.raises(DataError, match=words):
+        build(begin=False, validation=PairSource.of_arrays(*held))
+    assert np.isfinite(build(validation=PairSource.of_arrays(*pairs(2, seed=1))).validate())
 
 
 def test_few_pairs_train_and_say_so():
