@@ -176,35 +176,51 @@ def _locked(real: Path, name: str, what: str) -> Iterator[None]:
             raise WriteError(
                 f"{name}: cannot write in folder {shown(real.parent)} ({os.strerror(error.errno or 0)})"
             ) from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            for _ in range(50):  # the holder writes its pid a moment after it has the lock
-                text = os.pread(fd, 200, 0)
-                if text:
-                    break
-                time.sleep(0.002)
-            os.close(fd)
-            holder, _, doing = text.decode("utf-8", "replace").partition(" ")
-            state = f"is being {doing} by pid {holder}" if doing else f"locked by pid {holder or 'unknown'}"
-            raise WriteError(f"{name} {state}" if doing else f"{name}: {state}") from None
-        except OSError:
-            warn(f"{name}: this file system has no locks; do not write the same file twice at a time")
-        try:
-            if os.path.samestat(os.fstat(fd), os.stat(lock)):
-                break
-        except FileNotFoundError:
-            pass
-        os.close(fd)  # the holder before us removed this lock file between our open and our lock: take the new one
+        try:  # a signal may come at any line from here on, and must not leave the lock file
+            _take(fd, name)
+            try:
+                same = os.path.samestat(os.fstat(fd), os.stat(lock))
+            except FileNotFoundError:
+                same = False
+            if same:
+                with suppress(OSError):  # the text serves a message only: a full disk is reported where it matters
+                    os.ftruncate(fd, 0)
+                    os.pwrite(fd, f"{os.getpid()} {what}".strip().encode(), 0)
+                yield
+                return
+            # else the holder before us removed this lock file between our open and our lock: take the new one
+        finally:
+            _let_go(fd, lock)
+
+
+def _take(fd: int, name: str) -> None:
+    """Lock an open lock file. Raises WriteError that tells who holds it."""
     try:
-        with suppress(OSError):  # the text serves a message only: a full disk is reported where it matters
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()} {what}".strip().encode(), 0)
-        yield
-    finally:
-        with suppress(OSError):  # the folder may be gone, or read-only by now
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        for _ in range(50):  # the holder writes its pid a moment after it has the lock
+            text = os.pread(fd, 200, 0)
+            if text:
+                break
+            time.sleep(0.002)
+        holder, _, doing = text.decode("utf-8", "replace").partition(" ")
+        state = f"is being {doing} by pid {holder}" if doing else f"locked by pid {holder or 'unknown'}"
+        raise WriteError(f"{name} {state}" if doing else f"{name}: {state}") from None
+    except OSError:
+        warn(f"{name}: this file system has no locks; do not write the same file twice at a time")
+
+
+def _let_go(fd: int, lock: Path) -> None:
+    """Remove the lock file, unless it is somebody else's by now, and close it."""
+    with suppress(OSError):  # the folder may be gone, or read-only by now
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held already, as a rule
+            ours = os.path.samestat(os.fstat(fd), os.stat(lock))
+        except OSError as error:
+            ours = not isinstance(error, BlockingIOError)  # a file system without locks
+        if ours:
             lock.unlink()
-        os.close(fd)
+    os.close(fd)
 
 
 def _sync_folder(folder: Path) -> None:
