@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from .codebooks import Codebooks
-from .contract import Layers, Stage, Task, check_product_shape, setting
+from .contract import Layers, Stage, Task, Usual, check_product_shape, setting
 from .errors import ConfigError, warn
 
 
@@ -38,33 +38,16 @@ def one_thread() -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-class PQ:
+class PQ(Usual):
     """Product quantization of the rows themselves."""
 
     Config = Settings
-    PRESETS: ClassVar[dict[str, Any]] = {}
     long_name = "product quantization (FAISS)"
-    needs: frozenset[str] = frozenset()
     needs_encoder = False
-    rule = "l2"
-    nested = False
-    beam = 1
-
-    @staticmethod
-    def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
-        return M, nbits
-
-    @staticmethod
-    def kind(config: Settings) -> str:
-        return "product"
 
     @staticmethod
     def default_encoder(config: Settings) -> str:
         return "identity"
-
-    @staticmethod
-    def members(config: Settings, encoder: str) -> int:
-        return 1
 
     @classmethod
     def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:

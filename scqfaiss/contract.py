@@ -184,6 +184,36 @@ class Method(Protocol):
         """Plain facts for the model's config: fitted temperature, centre errors and the like."""
 
 
+class Usual:
+    """What a method says of itself where it has no reason to say anything else: methods inherit it and override.
+
+    Product books of the shape that was asked for, encoded by L2, behind a linear encoder of one member; rows alone.
+    """
+
+    PRESETS: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}
+    needs: ClassVar[frozenset[str]] = frozenset()
+    needs_encoder: ClassVar[bool] = True
+    nested: ClassVar[bool] = False
+    rule: str = "l2"
+    beam: int = 1
+
+    @staticmethod
+    def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
+        return M, nbits
+
+    @staticmethod
+    def kind(config: Any) -> str:
+        return "product"
+
+    @staticmethod
+    def default_encoder(config: Any) -> str:
+        return "linear"
+
+    @staticmethod
+    def members(config: Any, encoder: str) -> int:
+        return 1
+
+
 def needs_of(method: type[Method], config: Any) -> frozenset[str]:
     """What a method needs of the rows under its settings: a method with a setting `guidance` does without labels where that
     is none.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .. import parallel
 from ..arrays import Labels
 from ..codebooks import Codebooks
-from ..contract import Layers, Stage, Task, Turn, batch_count, setting
+from ..contract import Layers, Stage, Task, Turn, Usual, batch_count, setting
 from ..errors import ConfigError
 from . import centers as sca
 from . import cfa, residual, revival
@@ -213,21 +213,15 @@ class Guide(cfa.Features):
 
 
 # ---------------------------------------------------------------------------------------------------------------- method
-class DPQ(nn.Module):
+class DPQ(Usual, nn.Module):
     """Additive codebooks whose prefixes are codebooks: one training serves every length."""
 
     Config = Settings
     PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"released": RELEASED}}
     long_name = "Deep Progressive Quantization"
     needs = frozenset({"labels"})
-    needs_encoder = True
-    rule = "l2"
     beam = 1  # a wider one finds codes whose prefixes are not those of the shorter codes
     nested = True
-
-    @staticmethod
-    def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
-        return M, nbits
 
     @staticmethod
     def kind(config: Settings) -> str:

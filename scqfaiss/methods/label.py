@@ -6,13 +6,13 @@ Sablayrolles, Douze, Usunier, Jegou, "How should we evaluate supervised hashing?
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from ..codebooks import Codebooks
-from ..contract import Layers, Stage, Task
+from ..contract import Layers, Stage, Task, Usual
 from ..errors import ConfigError
 from . import cfa
 
@@ -22,7 +22,7 @@ class Settings(cfa.Settings):
     pass
 
 
-class LabelCode(nn.Module):
+class LabelCode(Usual, nn.Module):
     """One label a row: M=1, codewords are unit vectors, ceil(log2 C) bits, score = posterior of the stored class.
 
     Many labels: one bit a class, set where its probability is above 0.5; score = expected number of shared labels.
@@ -30,22 +30,14 @@ class LabelCode(nn.Module):
     """
 
     Config = Settings
-    PRESETS: ClassVar[dict[str, Any]] = {}
     long_name = "label code"
     needs = frozenset({"labels"})
-    needs_encoder = True
     rule = "ip"  # argmax_k <p, e_k>; with many labels 'l2', which is pi_k > 0.5
-    beam = 1
-    nested = False
 
     @staticmethod
     def shape(C: int, many: bool, M: int = 1, nbits: int = 1) -> tuple[int, int]:
         """(M, nbits) that C classes need, whatever was asked for."""
         return (C, 1) if many else (1, max(1, (C - 1).bit_length()))
-
-    @staticmethod
-    def kind(config: Settings) -> str:
-        return "product"
 
     @staticmethod
     def default_encoder(config: Settings) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .. import parallel
 from ..codebooks import Codebooks
-from ..contract import Layers, Stage, Task, Turn, batch_count, check_product_shape, setting
+from ..contract import Layers, Stage, Task, Turn, Usual, batch_count, check_product_shape, setting
 from ..errors import ConfigError, warn
 from .kmeans import lloyd
 from .revival import renew, use
@@ -212,7 +212,7 @@ class CodeMemory(nn.Module):
 
 
 # --------------------------------------------------------------------------------------------------------------- method
-class MeCoQ(nn.Module):
+class MeCoQ(Usual, nn.Module):
     """Unit codewords on f = A g + a, g the encoder's output, trained so that two views of a row decode alike.
 
     codewords (M, K, dsub), A (d, w), a (d,) are parameters beside the encoder's. Encoding takes the codeword of the largest
@@ -220,29 +220,8 @@ class MeCoQ(nn.Module):
     """
 
     Config = Settings
-    PRESETS: ClassVar[dict[str, Any]] = {}
     long_name = "contrastive quantization with code memory"
-    needs: frozenset[str] = frozenset()
-    needs_encoder = True
-    nested = False
     rule = "ip"
-    beam = 1
-
-    @staticmethod
-    def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
-        return M, nbits
-
-    @staticmethod
-    def kind(config: Settings) -> str:
-        return "product"
-
-    @staticmethod
-    def default_encoder(config: Settings) -> str:
-        return "linear"
-
-    @staticmethod
-    def members(config: Settings, encoder: str) -> int:
-        return 1
 
     @classmethod
     def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:

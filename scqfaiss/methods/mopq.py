@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .. import parallel
 from ..codebooks import Codebooks
-from ..contract import Layers, Part, Stage, Task, Turn, batch_count, check_product_shape, setting
+from ..contract import Layers, Part, Stage, Task, Turn, Usual, batch_count, check_product_shape, setting
 from ..errors import ConfigError, DataError, warn
 from .kmeans import lloyd
 from .revival import renew
@@ -108,36 +108,16 @@ def known_answers(own: Tensor, ids: Tensor, first: int = 0) -> tuple[Tensor, Ten
     return target, masked
 
 
-class MoPQ(nn.Module):
+class MoPQ(Usual, nn.Module):
     """A linear map of queries and keys alike (none with --encoder identity), and product books for the keys."""
 
     Config = Settings
     PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"released": RELEASED}}
     long_name = "Matching-oriented Product Quantization"
     needs = frozenset({"pairs"})
-    needs_encoder = True
-    rule = "l2"
-    nested = False
-    beam = 1
     mean: Tensor
     gain: Tensor
     error: Tensor
-
-    @staticmethod
-    def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
-        return M, nbits
-
-    @staticmethod
-    def kind(config: Settings) -> str:
-        return "product"
-
-    @staticmethod
-    def default_encoder(config: Settings) -> str:
-        return "linear"
-
-    @staticmethod
-    def members(config: Settings, encoder: str) -> int:
-        return 1
 
     @classmethod
     def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..codebooks import MAX_BEAM, Codebooks
-from ..contract import Layers, Stage, Task, Turn, batch_count, check_product_shape, setting
+from ..contract import Layers, Stage, Task, Turn, Usual, batch_count, check_product_shape, setting
 from ..errors import ConfigError, warn
 from . import cfa, residual
 from .arsq import ARSQ, deal, nearest
@@ -87,7 +87,7 @@ def classes_of(y: Tensor) -> Seeds:
     return row, carried
 
 
-class SCQ(nn.Module):
+class SCQ(Usual, nn.Module):
     """Codebooks on features drawn to class centers: product books in which every class owns private codewords, or
     additive ones.
     """
@@ -96,13 +96,6 @@ class SCQ(nn.Module):
     PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"released": RELEASED}}
     long_name = "Spherical Centralized Quantization"
     needs = frozenset({"labels"})
-    needs_encoder = True
-    rule = "l2"
-    nested = False
-
-    @staticmethod
-    def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
-        return M, nbits
 
     @staticmethod
     def kind(config: Settings) -> str:
