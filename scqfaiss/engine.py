@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Generator, Tensor
+from torch.utils import deterministic
 
 from . import parallel
 from .checkpoints import Checkpoints
@@ -88,7 +89,7 @@ class Engine:
     # ---------------------------------------------------------------------------------------------------------- stages
     def _replay(self, stage: Stage, left: Mapping[str, Tensor] | None) -> None:
         """A finished stage once more, its epochs replaced by what they came to."""
-        with _arithmetic(stage):
+        with _arithmetic(stage, self._device() == "cpu"):
             stage.begin()
             if left is not None:
                 self.method.load_state_dict(left)
@@ -99,7 +100,7 @@ class Engine:
             place.stage, place.epoch, place.batch, place.stage_step = number, 0, 0, 0
             place.sums, place.means, place.over = {}, {}, False
             place.best, place.best_epoch, place.best_state = None, 0, None
-        with _arithmetic(stage):
+        with _arithmetic(stage, self._device() == "cpu"):
             stage.begin()
             if stage.epochs:
                 if stage.fast_products:
@@ -283,16 +284,27 @@ class Engine:
 
 
 @contextmanager
-def _arithmetic(stage: Stage) -> Iterator[None]:
-    """Threads and products as the stage wants them. k-means, in begin(), is float32 whatever the steps are."""
+def _arithmetic(stage: Stage, on_cpu: bool) -> Iterator[None]:
+    """Threads and products as the stage wants them. k-means, in begin(), is float32 whatever the steps are.
+
+    On the CPU sums are taken in one order, whatever the threads: else the gradient of x[index] alone would end the promise of
+    equal bytes.
+    """
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    fixed, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     try:
+        if on_cpu and not fixed:
+            torch.use_deterministic_algorithms(True)
+            deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs time
         if stage.one_thread:
             torch.set_num_threads(1)
         yield
     finally:
         torch.set_float32_matmul_precision(precision)
         torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(fixed, warn_only=warns)
+        deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
 
 
 def _diverged(

@@ -137,6 +137,27 @@ def test_an_epoch_is_a_line(tmp_path):
     assert (two["epoch"], two["step"], two["revived"]) == (2, 4, 1)
 
 
+def test_sums_are_taken_in_one_order_whatever_the_threads():
+    """The gradient of x[index] is not, on several threads: it is what such a promise breaks on."""
+
+    def trained():
+        generator = torch.Generator().manual_seed(0)
+        index, by = torch.randint(0, 7, (200_000,), generator=generator), torch.randn(200_000, generator=generator)
+        w = nn.Parameter(torch.ones(7))
+        turn = Turn(lambda x: {"a": (w[index] * by).sum()}, lambda steps: (torch.optim.SGD([w], 1.0), None))
+        Engine(Method(turns=[turn], epochs=1, batches=lambda g: iter([(1.0,)]))).run()
+        return w.detach()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        first = trained()
+        assert all(torch.equal(trained(), first) for _ in range(5))
+    finally:
+        torch.set_num_threads(threads)
+    assert not torch.are_deterministic_algorithms_enabled()  # as it was before
+
+
 def test_lines_after_the_step_that_is_gone_back_to_are_written_anew(tmp_path):
     path = tmp_path / "m.jsonl"
     whole = "".join(json.dumps({"step": step}) + "\n" for step in (2, 4, 6))

@@ -90,7 +90,7 @@ def levels(z: Tensor, w: Tensor, gamma: float, choice: str = "l2") -> tuple[Tens
         else:
             logits = gamma * (_unit(left) @ _unit(book).T)
         code = logits.argmax(1)
-        chosen = book[code]
+        chosen = F.embedding(code, book)  # not book[code], whose gradient threads sum up in an order of their own
         soft, hard, left = soft + logits.softmax(1) @ book, hard + chosen, left - chosen
         T.append(soft)
         H.append(hard)
@@ -129,7 +129,8 @@ def margin_loss(z: Tensor, hot: Tensor, vectors: Tensor) -> Tensor:
     rows, i = hot.nonzero(as_tuple=True)  # p
     v = F.normalize(vectors, dim=1)
     cos = F.normalize(z, dim=1) @ v.T  # b c
-    hinge = (1 - v[i] @ v.T - cos[rows, i, None] + cos[rows]).relu()  # p c
+    of_row = F.embedding(rows, cos)  # p c; not cos[rows], as above
+    hinge = (1 - v[i] @ v.T - of_row.gather(1, i[:, None]) + of_row).relu()
     positives = parallel.average(torch.as_tensor(float(len(rows)), device=z.device)).clamp_min(1)
     return hinge.masked_fill(hot[rows] > 0, 0).sum() / (positives * hot.shape[1])
 

@@ -82,7 +82,9 @@ def straight_through(z: Tensor, w: Tensor, sharpness: float | Tensor) -> tuple[T
     x = z.unflatten(1, (M, -1)).transpose(0, 1)  # m b e
     dist = torch.baddbmm(w.square().sum(2)[:, None], x, w.transpose(1, 2), alpha=-2)  # m b k, less ||z_m||^2
     codes = dist.argmin(2)  # m b
-    hard = w[torch.arange(M, device=w.device)[:, None], codes]  # m b e
+    # Not w[.., codes]: the gradient of indexing sums up in an order of its own on several threads.
+    offset = torch.arange(M, device=w.device)[:, None] * w.shape[1]
+    hard = F.embedding(codes + offset, w.flatten(0, 1))  # m b e
     p = (dist * -sharpness).softmax(2)
     # Products with exact zeros, so that the value stays the codeword's to the last bit.
     out = hard + torch.bmm(p - p.detach(), w)
