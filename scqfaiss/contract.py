@@ -221,6 +221,11 @@ def needs_of(method: type[Method], config: Any) -> frozenset[str]:
     return method.needs - ({"labels"} if getattr(config, "guidance", "") == "none" else frozenset())
 
 
+def seed_of(*parts: int) -> int:
+    """A seed of its own for every tuple of numbers, such as (seed of the training, stage, epoch)."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
 def batch_count(n: int, size: int) -> int:
     """Batches of an epoch over n rows, as even as can be: a last batch of a few rows would weigh as much as a whole one."""
     return max(1, round(n / size))

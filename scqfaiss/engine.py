@@ -20,7 +20,7 @@ from torch.utils import deterministic
 
 from . import parallel
 from .checkpoints import Checkpoints
-from .contract import Progress, Stage, silent
+from .contract import Progress, Stage, seed_of, silent
 from .errors import CheckpointError, ConfigError, Stopped, WriteError, warn
 from .metrics import Log
 
@@ -124,9 +124,7 @@ class Engine:
         while place.epoch < stage.epochs and not place.over:
             epoch = place.epoch
             # Every epoch starts from its own seed: what is drawn does not depend on what ran before.
-            epoch_seed = int(
-                np.random.SeedSequence([self.seed, place.stage, epoch]).generate_state(1, np.uint64)[0] >> 1
-            )
+            epoch_seed = seed_of(self.seed, place.stage, epoch)
             # Processes draw different noise, and the same order of rows.
             torch.manual_seed(epoch_seed + parallel.rank())
             stage.on_epoch(epoch)

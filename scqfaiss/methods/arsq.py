@@ -67,6 +67,11 @@ def nearest(z: Tensor, w: Tensor) -> Tensor:
     return codes
 
 
+def decode(w: Tensor, codes: Tensor) -> Tensor:
+    """w (M, K, dsub), codes (n, M) -> the codewords side by side, (n, M dsub)."""
+    return torch.cat([book[code] for book, code in zip(w, codes.T)], 1)
+
+
 class ARSQ(nn.Module):
     """Product codebooks in which every class owns private codewords.
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .. import parallel
 from ..arrays import Labels
 from ..codebooks import Codebooks
-from ..contract import Layers, Stage, Task, Turn, Usual, batch_count, setting
+from ..contract import Layers, Stage, Task, Turn, Usual, batch_count, seed_of, setting
 from ..errors import ConfigError
 from . import centers as sca
 from . import cfa, residual, revival
@@ -365,8 +365,7 @@ class DPQ(Usual, nn.Module):
         """
         task, w = self.task, self.codewords
         # Of its own seed: what is drawn does not depend on what ran before, in a training that was resumed either.
-        seed = int(np.random.SeedSequence([task.seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed_of(task.seed, epoch))
         z = self.rows.encoded()[0].to(task.device) * self.scale if self.moving else self.z
         if len(z) > USE_ROWS * task.K:
             few = torch.randperm(len(z), generator=generator)[: USE_ROWS * task.K]

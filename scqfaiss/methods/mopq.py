@@ -24,6 +24,7 @@ from .. import parallel
 from ..codebooks import Codebooks
 from ..contract import Layers, Part, Stage, Task, Turn, Usual, batch_count, check_product_shape, setting
 from ..errors import ConfigError, DataError, warn
+from .arsq import decode, nearest
 from .kmeans import lloyd
 from .revival import renew
 
@@ -300,7 +301,7 @@ class MoPQ(Usual, nn.Module):
         everyone = torch.ones(1, K, dtype=torch.bool)
         w = lloyd(parts, none, everyone, torch.zeros(K, dtype=torch.int64), (torch.arange(len(z)), none), generator)
         self.centroids.copy_(w)
-        found, _ = self.nearest(z.to(self.centroids.device))
+        found = decode(self.centroids, nearest(z.to(self.centroids.device), self.centroids))
         error = float((found.cpu() - z).double().square().sum(1).mean()) / M
         self.error.fill_(error if error > 0 else 1.0)
 
@@ -315,18 +316,13 @@ class MoPQ(Usual, nn.Module):
         return z
 
     @torch.no_grad()
-    def nearest(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z (n, d) -> quantized (n, d), codes (n, M), some rows at a time."""
-        step = max(1, (1 << 24) // (self.task.M * self.task.K))
-        parts = [straight_through(part, self.centroids, 1.0) for part in z.split(step)]
-        return torch.cat([found for found, _ in parts]), torch.cat([codes for _, codes in parts])
-
     def after_epoch(self, epoch: int) -> dict[str, Any]:
         z = self.encoded(self.sample)
-        _, codes = self.nearest(z)
+        codes = nearest(z, self.centroids)
         generator = torch.Generator().manual_seed((self.task.seed << 20) + epoch)
         return renew(self.centroids, codes, z, generator, optimizer=self.optimizer, only_count=not self.config.revive)
 
+    @torch.no_grad()
     def validate(self) -> float:
         """MCL of the validation pairs' quantized keys, each query among all of them."""
         part = self.task.validation
@@ -334,7 +330,8 @@ class MoPQ(Usual, nn.Module):
         pairs, rows = part.rows.sample(VALIDATION_ROWS, self.task.seed)
         queries, keys = self.halves(torch.from_numpy(pairs))
         ids = torch.from_numpy(part.ids[rows]).to(self.task.device)
-        q, (found, _) = self.encoded(queries), self.nearest(self.encoded(keys))
+        q, k = self.encoded(queries), self.encoded(keys)
+        found = decode(self.centroids, nearest(k, self.centroids))
         total, step = 0.0, 1024
         for i in range(0, len(q), step):
             target, masked = known_answers(ids[i : i + step], ids, i)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..codebooks import MAX_BEAM, Codebooks
-from ..contract import Layers, Stage, Task, Turn, Usual, batch_count, check_product_shape, setting
+from ..contract import Layers, Stage, Task, Turn, Usual, batch_count, check_product_shape, seed_of, setting
 from ..errors import ConfigError, warn
 from . import cfa, residual
-from .arsq import ARSQ, deal, nearest
+from .arsq import ARSQ, deal, decode, nearest
 from .kmeans import lloyd
 from .revival import Seeds, renew
 from .rows import BookRows, warn_of_few
@@ -245,15 +245,14 @@ class SCQ(Usual, nn.Module):
         """Codewords in use by the rule of encoding; dead ones move to rows, private ones to rows of their class."""
         w, c = self.books.centroids, self.config
         # Of its own seed: the rows drawn do not depend on what ran before, in a training that was resumed either.
-        seed = int(np.random.SeedSequence([self.task.seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed_of(self.task.seed, epoch))
         owner, seeds = self.private_to or (None, None)
         return renew(w, nearest(self.z, w), self.z, generator, owner, seeds, self.optimizer, only_count=not c.revive)
 
     def validate(self) -> float:
         """Mean of ||z - x^||^2 over the validation rows, coded by the rule of encoding."""
         w, z = self.books.centroids.detach(), self.z_validation
-        x = torch.cat([book[code] for book, code in zip(w, nearest(z, w).T)], 1)
+        x = decode(w, nearest(z, w))
         return float((z - x).square().sum(dtype=torch.float64)) / (len(z) * self.scale**2)
 
     def deal(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
