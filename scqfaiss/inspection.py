@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .data import open_rows
+from .data.images import ImageSource
 from .errors import shown, size
 from .files import PathLike
 
@@ -31,10 +32,11 @@ def facts(path: PathLike, keys: Mapping[str, Any]) -> dict[str, Any]:
                 "ids": "given" if source.has_ids else "row numbers",
                 "distinct_keys": len(np.unique(source.ids)),
             }
-        return {
-            "kind": "rows",
-            "rows": len(source),
-            "d": source.d,
+        what: dict[str, Any] = {"kind": "rows", "rows": len(source), "d": source.d}
+        if isinstance(source, ImageSource):
+            source.prove()  # a listing alone would not tell whether they can be used
+            what = {"kind": "pictures", "pictures": len(source)}
+        return what | {
             "labels": "none" if source.labels is None else "many" if source.labels.many else "one",
             "classes": source.labels.C if source.labels else 0,
             "class_names": source.labels.class_names if source.labels else None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -209,13 +209,19 @@ class Hdf5Source(Source):
         self._check_stored(features, shown(key))
         stripe = features.chunks[0] * row if features.chunks else 0
         if stripe <= CHUNK_BYTES:
-            # A cache of one row of chunks: a block that ends inside a chunk must not make the next decode it again.
-            # A larger cache is slower, and HDF5 takes it only where the dataset is not open already.
             where, features = h5py.h5i.get_name(features.id), None
-            access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
-            access.set_chunk_cache(521, max(stripe, 1 << 20), 1.0)
-            features = h5py.Dataset(h5py.h5d.open(self._hdf5.id, where, access))
+            features = self._cached(where, stripe)
         return features
+
+    def _cached(self, where: bytes, stripe: int) -> Any:
+        """The dataset at `where`, which nobody holds open, with a cache of one row of chunks, `stripe` bytes.
+
+        A block that ends inside a chunk must not make the next decode it again. A larger cache is slower, and HDF5 takes it
+        only where the dataset is not open already.
+        """
+        access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+        access.set_chunk_cache(521, max(stripe, 1 << 20), 1.0)
+        return h5py.Dataset(h5py.h5d.open(self._hdf5.id, where, access))
 
     def _find_whole(self, key: str, option: str, *, optional: bool) -> NDArray[Any] | None:
         """Labels or ids of all rows; where their form is wrong already, an array of that form, without memory."""
@@ -302,6 +308,29 @@ def holds_pairs(path: str | os.PathLike[str]) -> bool:
     try:
         with _open(path, file) as hdf5:
             return _pairs_in(hdf5)
+    except H5_ERRORS as error:
+        raise DataError(f"{file.name}: the file is damaged; restore a copy") from error
+    finally:
+        file.release()
+
+
+def holds_pictures(path: str | os.PathLike[str], key: str | None = None) -> bool:
+    """Whether a file has pictures as `images`, and they are meant: by that key, or, without one, as there are no rows.
+
+    Raises as Hdf5Source where it cannot be read.
+    """
+    if key is not None and _parts(key) != ["images"]:
+        return False
+    file = OpenFile(path)
+    try:
+        with _open(path, file) as hdf5:
+            features, images = _has(hdf5, "features", "images")
+            if not images or (key is None and (features or _pairs_in(hdf5))):
+                return False
+            if not isinstance(hdf5.get("images", getlink=True), h5py.HardLink):
+                return key is None  # following it is left to the reader, which looks where it leads
+            node = hdf5["images"]
+            return isinstance(node, h5py.Dataset) and node.dtype.kind in "OSVu"
     except H5_ERRORS as error:
         raise DataError(f"{file.name}: the file is damaged; restore a copy") from error
     finally:
@@ -408,6 +437,110 @@ def write_rows(
         given = dict(attrs or {}) if class_names is None else {"class_names": list(class_names), **(attrs or {})}
         for name, value in sorted(given.items()):
             hdf5.attrs[name] = _fixed_text(value)
+
+
+def write_features(
+    f: BinaryIO,
+    parts: Iterable[NDArray[Any]],
+    shape: tuple[int, int],
+    dtype: Any,
+    step: int,
+    small: Mapping[str, Any],
+    attrs: Mapping[str, Any],
+) -> None:
+    """Write rows that are too many to hold as HDF5 into f, a binary file open for reading and writing.
+
+    parts: the features, (step, d) each but for the last one, (n, d) = shape in all. small: further datasets by name, arrays
+    of numbers or lists of text, None for what there is none of. attrs: of the file. Same input, same bytes, every byte of
+    rows under a checksum.
+    """
+    n, d = shape
+    most = max(1, WRITTEN_CHUNK_BYTES // (d * np.dtype(dtype).itemsize))
+    # Whole chunks in every part: one that two parts share would have to be read back.
+    rows = min(n, max(r for r in range(1, min(step, most) + 1) if step % r == 0))
+    with _onto(f) as (hdf5, file):
+        kept = {"chunks": (rows, d), "fletcher32": True, "track_times": False}
+        features = hdf5.create_dataset("features", shape, dtype, **kept)
+        at = 0
+        for part in parts:
+            features[at : at + len(part)] = part
+            at += len(part)
+            file.check()
+        for name, value in small.items():
+            if value is not None:
+                _put(hdf5, name, _fixed_text(value), compression="gzip", shuffle=True)
+        for name, value in sorted(attrs.items()):
+            hdf5.attrs[name] = _fixed_text(value)
+
+
+class _Onto:
+    """A file as HDF5 writes to it. h5py crashes where a file object raises: what was refused is kept here, everything after
+    it goes nowhere, and check() raises it.
+    """
+
+    def __init__(self, f: BinaryIO) -> None:
+        self._f, self._at, self._end = f, 0, 0
+        self._refusal: BaseException | None = None
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._end}[whence]
+        self._try(lambda: self._f.seek(self._at))  # a buffered file writes here what it was given before
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def write(self, data: Any) -> int:
+        self._try(lambda: self._f.write(data))
+        self._at += len(data)
+        self._end = max(self._end, self._at)
+        return len(data)
+
+    def readinto(self, data: Any) -> int:
+        self._try(lambda: self._f.readinto(data))  # type: ignore[attr-defined]
+        self._at += len(data)
+        return len(data)
+
+    def truncate(self, length: int) -> int:
+        self._try(lambda: self._f.truncate(length))
+        self._end = length
+        return length
+
+    def flush(self) -> None:
+        self._try(self._f.flush)
+
+    def _try(self, do: Callable[[], Any]) -> None:
+        if self._refusal is None:
+            try:
+                do()
+            except BaseException as error:
+                self._refusal = error
+
+    def check(self) -> None:
+        """Raise what was refused, if anything was."""
+        if self._refusal is not None:
+            raise self._refusal
+
+
+@contextmanager
+def _onto(f: BinaryIO) -> Iterator[tuple[Any, _Onto]]:
+    """An HDF5 file to fill that is written straight into f, in the format of FORMAT."""
+    file = _Onto(f)
+    made = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    made.set_obj_track_times(False)
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, file)
+    try:
+        with h5py.File(h5py.h5f.create(b"features", h5py.h5f.ACC_TRUNC, fcpl=made, fapl=access)) as hdf5:
+            yield hdf5, file
+    except H5_ERRORS:
+        file.check()  # HDF5 stumbles over what was refused before
+        raise
+    finally:
+        access.close()  # it holds `file`, which must not outlive the interpreter
+    file.check()
 
 
 @contextmanager

@@ -116,6 +116,7 @@ class Source(ABC):
     d: int
     labels: Labels | None = None
     pairs = False  # a row is a query and its key side by side
+    pictures = False  # a row is a picture, which only a model that has a network for pictures can take
     half = False  # rows are the queries of a file of pairs, or its keys
     copies = False  # rows of one id are copies of one row, for merge_copies() to prove
     dropped = 0  # bad rows left out by skip_bad_rows
