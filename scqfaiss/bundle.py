@@ -76,3 +76,16 @@ def read(path: PathLike) -> tuple[Bundle, str]:
     with open_regular(path, CheckpointError) as f:
         data = f.read()
     return from_bytes(data, shown(path)), hashlib.sha256(data).hexdigest()
+
+
+def read_tensors(path: PathLike) -> tuple[dict[str, NDArray[Any]], str]:
+    """The tensors of any .safetensors file, whoever wrote it, and the file's SHA-256 (hex).
+
+    Raises ConfigError where it is missing, CheckpointError where it is damaged or holds types that NumPy lacks.
+    """
+    with open_regular(path, CheckpointError) as f:
+        data = f.read()
+    try:
+        return dict(_load(data)), hashlib.sha256(data).hexdigest()
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{shown(path)}: not a sound .safetensors file of plain numbers ({error})") from error

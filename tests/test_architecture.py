@@ -23,12 +23,13 @@ ORDER = [
     ["parallel"],
     ["data", "encoders", "methods", "targets", "baselines"],
     ["model"],
+    ["features"],
     ["reading"],
-    ["checkpoints", "metrics"],
+    ["checkpoints", "metrics", "rows"],
     ["engine"],
     ["training", "gallery"],
     ["exporting"],
-    ["editing", "evaluation", "inspection"],
+    ["editing", "evaluation", "inspection", "portable"],
     ["progress"],
     ["demo"],
     ["cli"],
@@ -38,9 +39,13 @@ ENTRANCES = {"scqfaiss", "scqfaiss.__init__", "scqfaiss.__main__"}  # they open 
 
 # Who may load what. Types alone (under TYPE_CHECKING) are free: they load nothing.
 ALLOWED = {
-    "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training$|parallel$|engine$|checkpoints$|metrics$)",
+    "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training$|rows$|parallel$|engine$|"
+    r"checkpoints$|metrics$|portable$)",
     "faiss": r"scqfaiss\.(targets\.(?!__init__)|baselines$|reading$|exporting$|gallery$|evaluation$|demo$)",
     "h5py": r"scqfaiss\.data\.",
+    "PIL": r"scqfaiss\.data\.images$",
+    "onnx": r"scqfaiss\.portable$",
+    "onnxruntime": r"scqfaiss\.portable$",
     "click": r"scqfaiss\.(cli|progress)$",
     "safetensors": r"scqfaiss\.bundle$",
     "hypothesis": r"$^",
@@ -187,7 +192,9 @@ def dangers(tree):
             yield call
         elif re.fullmatch(r"(np|numpy)\.(save|savez|savez_compressed|savetxt|memmap)", call):
             yield call
-        elif call in ("torch.save", "torch.load", "eval", "exec", "np.fromfile"):
+        elif call == "torch.load" and constant(node, 3, "weights_only", False) is not True:
+            yield "torch.load that unpickles"  # with weights_only it reads tensors and plain containers alone
+        elif call in ("torch.save", "eval", "exec", "np.fromfile"):
             yield call
         elif call == "np.load" and constant(node, 9, "allow_pickle", True) is not False:
             yield "np.load with pickle"
@@ -218,6 +225,8 @@ def test_only_files_py_writes_and_nothing_is_unpickled(name):
         "numpy.savez(p, a)",
         "torch.save(a, p)",
         "torch.load(p)",
+        "torch.load(p, weights_only=False)",
+        "torch.load(p, 'cpu', weights_only=w)",
         "np.load(p)",
         "np.load(p, allow_pickle=True)",
         "faiss.write_index(index, p)",
@@ -241,6 +250,7 @@ def test_the_guard_sees_every_way_to_write(code):
         "os.open(os.devnull, os.O_WRONLY)",
         "os.open(p, os.O_RDONLY)",
         "np.load(p, allow_pickle=False)",
+        "torch.load(p, weights_only=True)",
         "h5py.File(p, 'r')",
         "made = io.BytesIO()\nh5py.File(made, 'w')",
         "faiss.write_index(index, faiss.PyCallbackIOWriter(put))",

@@ -33,6 +33,7 @@ class Encoder(nn.Module):
     """
 
     Config: ClassVar[type[Any]]
+    takes_pictures: ClassVar[bool] = False  # rows are pictures, (b, 3, size, size) uint8
     d_in: int
     width: int
     precision: torch.dtype | None = (
@@ -54,6 +55,14 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def groups(self, lr: float, decay: float) -> list[dict[str, Any]]:
+        """Its parameters as groups for an optimiser whose rate for what is new is `lr`."""
+        found = [p for p in self.parameters() if p.requires_grad]
+        return [{"params": found, "lr": lr, "weight_decay": decay}] if found else []
+
+    def on_epoch(self, epoch: int) -> None:
+        """Called before each epoch of a stage that trains it."""
 
     def layers(self) -> list[tuple[str, Arrays]]:
         """The evaluation-mode forward pass as layers of a Chain, the same within float32 rounding."""
