@@ -71,7 +71,7 @@ class PQ(Usual):
             raise ConfigError(f"{len(rows):,} rows cannot train K={task.K} codewords; need --nbits {fits} or less")
         if len(rows) < 39 * task.K:
             warn(f"{len(rows):,} rows are few for {task.K} codewords a book; FAISS advises {39 * task.K:,}")
-        x, _ = rows.sample(256 * task.K, task.seed)
+        x: NDArray[np.float32] = rows.sample(256 * task.K, task.seed)[0]
         if self.config.raw:
             return x
         self.mean = x.mean(0, dtype=np.float64)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Floats, Ints, Labels
+from .arrays import Ints, Labels
 from .codebooks import Codebooks
 from .errors import ConfigError, suggestion
 
@@ -38,10 +38,10 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def blocks(self) -> Iterator[tuple[int, Floats]]:
-        """(first row, x (b, d) float32) in file order."""
+    def blocks(self) -> Iterator[tuple[int, Any]]:
+        """(first row, x (b, d) float32) in file order; of pictures x (b, 3, size, size) uint8, here and below."""
 
-    def sample(self, limit: int, seed: int) -> tuple[Floats, Ints]:
+    def sample(self, limit: int, seed: int) -> tuple[Any, Ints]:
         """At most `limit` rows drawn without replacement, in file order, and their row numbers."""
 
     def batches(self, size: int, generator: Generator, rows: Ints | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -53,8 +53,13 @@ class Encoder(Protocol):
 
     d_in: int
     width: int
+    takes_pictures: ClassVar[bool]
 
     def __call__(self, x: Tensor) -> Tensor: ...
+
+    def groups(self, lr: float, decay: float) -> list[dict[str, Any]]: ...
+
+    def on_epoch(self, epoch: int) -> None: ...
 
     def parameters(self) -> Any: ...
 
@@ -81,6 +86,7 @@ class Task:
     seed: int = 0
     encoder: Encoder | None = None  # None for methods that bring their own (needs_encoder False)
     encoder_name: str = ""
+    head: Layers | None = None  # layers of a trained model, whose classifier stays as it is
     codebook_rows: Rows | None = None  # rows, without labels, that the books learn from instead
     validation: Part | None = None  # rows that train nothing and say when to stop
     ids: Ints | None = None  # (n,) ids of the rows; of pairs, those of the keys, which may repeat
@@ -143,8 +149,12 @@ class Method(Protocol):
 
     Config: ClassVar[type[Any]]
     PRESETS: ClassVar[dict[str, dict[str, dict[str, Any]]]]  # setting -> value -> the defaults that it replaces
+    encoder_defaults: ClassVar[dict[str, Any]]  # settings of a network for pictures, where they are not set
+    starts: ClassVar[bool]  # whether it can go on from the encoder and the classifier of a trained model
+    separable: ClassVar[bool]  # whether its losses are means over rows that know nothing of one another
     long_name: ClassVar[str]
-    needs: ClassVar[frozenset[str]]  # of 'labels', 'pairs' (rows are then query and key side by side, (n, 2 d))
+    # Of 'labels', 'pairs' (rows are then query and key side by side, (n, 2 d)), 'feature maps' (of pictures).
+    needs: ClassVar[frozenset[str]]
     needs_encoder: ClassVar[bool]
     rule: str  # how Codebooks.assign encodes: 'l2' or 'ip'
     task: Task
@@ -191,6 +201,9 @@ class Usual:
     """
 
     PRESETS: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}
+    encoder_defaults: ClassVar[dict[str, Any]] = {}
+    separable: ClassVar[bool] = True
+    starts: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     needs_encoder: ClassVar[bool] = True
     nested: ClassVar[bool] = False

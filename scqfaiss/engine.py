@@ -54,7 +54,8 @@ class Engine:
 
     seed: of the order and the noise of every epoch. precision: a key of PRECISIONS; what runs in it is the encoder's own
     business, here it scales the gradients of float16. clip_norm: largest norm of the gradients of a turn, 0: any. patience:
-    epochs without a better validation value after which a stage ends, 0: never.
+    epochs without a better validation value after which a stage ends, 0: never. accumulate: parts in which a batch goes
+    through the losses, whose gradients add up to those of the whole batch; less memory, the same step.
     """
 
     method: Any
@@ -62,6 +63,7 @@ class Engine:
     precision: str = "float32"
     clip_norm: float = 0.0
     patience: int = 0
+    accumulate: int = 1
     progress: Progress = silent
     checkpoints: Checkpoints | None = None
     log: Log = field(default_factory=Log)
@@ -134,26 +136,31 @@ class Engine:
                 batches = self._mid_epoch(state, islice(batches, place.batch, None))
             state = None
             begun = time.monotonic()
-            for batch in batches:
+            waited = Waited()
+            for batch in waited.of(batches):
                 value = self._step(stage, turns, scaler, parallel.share(batch), place)
                 place.batch, place.step, place.stage_step = place.batch + 1, place.step + 1, place.stage_step + 1
                 self.progress(stage.name, min(place.stage_step, total), total, f"loss {value:.4f}")
                 self._pause(place, turns, scaler, asked)
-            self._end_of_epoch(stage, place, turns, time.monotonic() - begun)
+            self._end_of_epoch(stage, place, turns, time.monotonic() - begun, waited.seconds)
             self._pause(place, turns, scaler, asked)
 
     def _step(self, stage: Stage, turns: Any, scaler: Any, batch: tuple[Any, ...], place: Place) -> float:
         """The turns of one batch -> the last one's loss."""
         value = 0.0
         for loss_of, optimizer, scheduler in turns:
-            terms: dict[str, Tensor] = loss_of(*batch)
-            loss = reduce(add, terms.values())
-            values = parallel.average(torch.stack([t.detach() for t in terms.values()])).tolist()
-            value = sum(values)
-            if not np.isfinite(value):
-                raise _diverged(stage, place, dict(zip(terms, values)), optimizer, self.checkpoints)
+            found: dict[str, Tensor] = {}
             optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
+            for part, weight in _parts(batch, self.accumulate):
+                terms: dict[str, Tensor] = loss_of(*part)
+                loss = reduce(add, terms.values())
+                scaler.scale(loss if weight == 1 else weight * loss).backward()
+                for name, term in terms.items():
+                    found[name] = found[name] + weight * term.detach() if name in found else weight * term.detach()
+            values = parallel.average(torch.stack(list(found.values()))).tolist()
+            value = sum(values)
+            if not np.isfinite(value):  # before the optimiser takes its step: what is kept is finite
+                raise _diverged(stage, place, dict(zip(found, values)), optimizer, self.checkpoints)
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             parallel.average_gradients(parameters)
             if self.clip_norm:
@@ -163,13 +170,13 @@ class Engine:
             scaler.update()
             if scheduler is not None:
                 scheduler.step()
-            for name, term in zip(terms, values):
-                place.sums[name] = place.sums.get(name, 0.0) + term
+            for name, mean in zip(found, values):
+                place.sums[name] = place.sums.get(name, 0.0) + mean
         with torch.no_grad():
             stage.after_step()
         return value
 
-    def _end_of_epoch(self, stage: Stage, place: Place, turns: Any, seconds: float) -> None:
+    def _end_of_epoch(self, stage: Stage, place: Place, turns: Any, seconds: float, waited: float) -> None:
         steps = max(place.batch, 1)
         place.means = {name: s / steps for name, s in place.sums.items()}
         epoch = place.epoch
@@ -184,7 +191,7 @@ class Engine:
                 if place.best is None or value < place.best:
                     place.best, place.best_epoch, place.best_state = value, epoch, self._state_dict()
                 place.over = 0 < self.patience <= epoch - place.best_epoch
-        self.log(facts | {"seconds": seconds})
+        self.log(facts | {"seconds": seconds, "waited": waited})
         place.epoch, place.batch, place.sums = epoch + 1, 0, {}
 
     def _validate(self, stage: Stage) -> float:
@@ -241,6 +248,10 @@ class Engine:
             raise CheckpointError("the checkpoint is of a model of another form; train anew") from error
         for (_, optimizer, scheduler), (of_optimizer, of_scheduler) in zip(turns, state["turns"], strict=True):
             optimizer.load_state_dict(of_optimizer)
+            for p, kept in optimizer.state.items():  # in the parameter's layout of memory, along which fused steps run
+                for name, value in kept.items():
+                    if isinstance(value, Tensor) and value.shape == p.shape:
+                        kept[name] = torch.empty_like(p).copy_(value)
             if scheduler is not None:
                 scheduler.load_state_dict(of_scheduler)
         scaler.load_state_dict(state["scaler"])
@@ -279,6 +290,34 @@ class Engine:
             for s, handler in before.items():
                 if handler is not None:
                     signal.signal(s, handler)
+
+
+@dataclass
+class Waited:
+    """Hands on batches, and counts the seconds for which they were not ready."""
+
+    seconds: float = 0.0
+
+    def of(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            begun = time.monotonic()
+            batch = next(batches, None)
+            self.seconds += time.monotonic() - begun
+            if batch is None:
+                return
+            yield batch
+
+
+def _parts(batch: tuple[Any, ...], count: int) -> Iterator[tuple[tuple[Any, ...], float]]:
+    """A batch in at most `count` parts, each with its share of the rows."""
+    n = min((len(t) for t in batch if isinstance(t, Tensor)), default=0)
+    count = max(1, min(count, n))
+    if count == 1:
+        yield batch, 1.0
+        return
+    cuts = [t.tensor_split(count) if isinstance(t, Tensor) else [t] * count for t in batch]
+    for i, part in enumerate(zip(*cuts)):
+        yield part, (n // count + (i < n % count)) / n
 
 
 @contextmanager

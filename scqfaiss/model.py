@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import bundle
 from .arrays import Floats, as_features
@@ -22,18 +23,28 @@ from .errors import CheckpointError, ConfigError, ScqError, shown
 from .files import PathLike, reserve
 
 SUFFIX = ".safetensors"
+NETWORK = "backbone."  # what the names of the network's tensors begin with
 ASSIGN_ELEMENTS = 1 << 20  # distances to a book held at a time: 4 MB, which stays in the cache
 
 
 class Model:
-    """Encoder chain, codebooks and the facts of the training.
+    """Encoder chain, codebooks and the facts of the training; of a model for pictures also the network before the chain.
+
+    backbone: the tensors of that network by name. What it is stands in config['backbone']; encoders.backbone runs it, in
+    torch. Rows of its features go in wherever rows go.
 
     config: plain JSON values; 'method', 'rule' ('l2' or 'ip') and 'encoder' are always there, and 'beam' where it is
     not 1: how many partial sums the encoding of additive books carries along. 'nested' is true where every prefix of a
     code was trained to be a code; 'prefix' stands in a model that was cut from another: its SHA-256 and its bits.
     """
 
-    def __init__(self, chain: Chain, codebooks: Codebooks, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        codebooks: Codebooks,
+        config: Mapping[str, Any],
+        backbone: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
         if chain.d_out != codebooks.d:
             raise CheckpointError(f"the encoder gives d={chain.d_out}, the codebooks need d={codebooks.d}")
         if config.get("rule") not in RULES:
@@ -46,9 +57,16 @@ class Model:
             raise CheckpointError(
                 f"the model is a prefix of {whole!r}, needs the SHA-256 and the bits of the whole one"
             )
-        self.chain, self.codebooks = chain, codebooks
+        if (backbone is None) != ("backbone" not in config) or not isinstance(config.get("backbone", {}), dict):
+            raise CheckpointError("a network for pictures needs its tensors and its description")
+        self.chain, self.codebooks, self.backbone = chain, codebooks, backbone
         self.config = dict(config)
         self._sha256 = ("", "")  # config as JSON, and the hash of the file with it
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether there is a network for pictures in front."""
+        return self.backbone is not None
 
     @property
     def d_in(self) -> int:
@@ -105,7 +123,7 @@ class Model:
         training = config.get("training")
         if isinstance(training, dict) and isinstance(training.get("codewords_used"), list):
             config["training"] = training | {"codewords_used": training["codewords_used"][:M]}
-        return Model(self.chain, Codebooks(books.kind, books.centroids[:M], books.metric), config)
+        return Model(self.chain, Codebooks(books.kind, books.centroids[:M], books.metric), config, self.backbone)
 
     @property
     def origin(self) -> str:
@@ -119,6 +137,7 @@ class Model:
         tensors, encoder = self.chain.pack()
         b = self.codebooks
         config = self.config | {"chain": encoder, "codebooks": {"kind": b.kind, "metric": b.metric}}
+        tensors |= {f"{NETWORK}{name}": t for name, t in (self.backbone or {}).items()}
         return bundle.Bundle(tensors | {"codebooks.centroids": b.centroids}, config).to_bytes()
 
     @property
@@ -151,7 +170,8 @@ class Model:
             shape = config.pop("codebooks")
             chain = chains.unpack(found.tensors, config.pop("chain"))
             codebooks = Codebooks(shape["kind"], found.tensors["codebooks.centroids"], shape["metric"])
-            model = Model(chain, codebooks, config)
+            of_network = {n.removeprefix(NETWORK): t for n, t in found.tensors.items() if n.startswith(NETWORK)}
+            model = Model(chain, codebooks, config, of_network or None)
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{shown(path)}: a model without {error}") from error
         except ScqError as error:  # the parts do not fit together, whatever each of them raised

@@ -114,13 +114,17 @@ def from_all(t: Tensor) -> list[Tensor]:
     return [piece.to(t.device) for piece in pieces]
 
 
+class Own(tuple[Any, ...]):
+    """A batch that is this process's part already."""
+
+
 def share(batch: tuple[Any, ...]) -> tuple[Any, ...]:
-    """This process's part of a batch: as many rows for each process, the few left over dropped.
+    """This process's part of a batch: as many rows for each process, the few left over dropped; Own stays as it is.
 
     Raises ConfigError where there are fewer rows than processes.
     """
     W, r = world(), rank()
-    if W == 1:
+    if W == 1 or isinstance(batch, Own):
         return batch
     n = min((len(t) for t in batch if isinstance(t, Tensor)), default=0) // W
     if n == 0:

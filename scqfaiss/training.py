@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
 
 from . import __version__, parallel
 from .arrays import Floats, Ints, Labels
 from .checkpoints import Checkpoints
 from .codebooks import Codebooks, Shape
-from .contract import Method, Part, Progress, Task, batch_count, configure, needs_of, settings, silent
+from .contract import Method, Part, Progress, Task, configure, needs_of, settings, silent
 from .data import ArraySource, Source, open_rows
+from .data.images import ImageSource
 from .data.pairs import PairSource
-from .encoders import encoder_class
+from .encoders import BACKBONES, encoder_class
 from .encoders.base import Stats
 from .encoders.chain import Chain
 from .engine import PRECISIONS, Engine
@@ -30,11 +30,13 @@ from .errors import ConfigError, DataError, ResourceError, shown, size, suggesti
 from .files import PathLike, check_target, open_regular, reserve
 from .methods import ALIASES, MISTAKEN, REGISTRY
 from .metrics import log_to
-from .model import SUFFIX, Model, read_ahead
+from .model import SUFFIX, Model
+from .rows import MEMORY_SHARE, PictureRows, SourceRows, free_memory, statistics
 
-MEMORY_SHARE = 0.4  # of the free memory, for rows held at a time; more than that is streamed
 CHECK_ROWS = 100_000  # rows on which the use of codewords is counted after training
 MAX_COUNT = 2**31 - 1  # of epochs, of rows in a batch, and the largest seed
+CHECK_PICTURES = 1_000  # and pictures, each of which costs a pass through the network
+DEFAULT_BACKBONE = "squeezenet"
 MAX_BITS = 4096  # of a code: longer ones are no short codes, and a slip of the keyboard must not fill the memory
 
 
@@ -53,6 +55,10 @@ class Request:
     precision: str = "float32"  # of the encoder's products in training steps; a key of engine.PRECISIONS
     clip_norm: float = 0.0  # largest norm of the gradients of a step; 0: any
     patience: int = 5  # epochs without a better validation value that end a stage; 0: none does
+    accumulate: int = 1  # parts that a batch goes through the network in, one after the other, to save memory
+    encoder_args: Mapping[str, str] = field(default_factory=dict)  # of the factory of a network for pictures
+    weights: PathLike | None = None  # file that such a network starts from
+    start: PathLike | None = None  # model whose network and classifier stay as they are: codebooks alone are trained
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -86,14 +92,27 @@ class Plan:
     device: str
     M: int
     nbits: int
+    network: Any = None  # encoders.backbone.Backbone, where rows are pictures
+    start: Model | None = None
 
     @property
     def needs(self) -> frozenset[str]:
         """What the method needs of the rows under its settings."""
         return needs_of(self.method, self.config)
 
+    def shape(self, source: Source | None) -> None:
+        """Have pictures come in the size that the network takes."""
+        if source is not None and self.network is not None:
+            if not isinstance(source, ImageSource):
+                raise ConfigError(
+                    f"{source.name} holds rows of features, encoder {self.request.encoder} takes pictures"
+                )
+            source.shaped(self.network.size, self.network.fit)
+
     def d_in(self, source: Source) -> int:
-        """Dimension of what is encoded: of the rows, or of either half of pairs."""
+        """Dimension of what is encoded: of the rows, of either half of pairs, or of what the network makes of pictures."""
+        if self.network is not None:
+            return int(self.network.width)
         return source.d // 2 if source.pairs else source.d
 
 
@@ -124,16 +143,32 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
     for key, choices in method.PRESETS.items():
         values = choices.get(str(values.get(key)), {}) | values
     config = configure(method.Config, values)
-    chosen = request.encoder if request.encoder != Request.encoder else method.default_encoder(config)
+    start = model_to_start_from(request, method, source)
+    chosen = request.encoder
+    if start is not None:
+        chosen = start.config["backbone"]["factory"]
+    elif chosen == Request.encoder:
+        chosen = DEFAULT_BACKBONE if source.pictures else method.default_encoder(config)
     encoder = encoder_class(chosen) if method.needs_encoder else None
+    check_pictures(source, request, chosen, encoder)
     of_encoder = settings(encoder.Config) if encoder else {}
     encoder_values = {key: value for key, value in request.settings.items() if key not in of_method}
     for key in encoder_values:
         if key not in of_encoder:
             near = suggestion(key, [*of_method, *of_encoder])
             raise ConfigError(f"unknown key '{key}' for method {request.method}{near}")
+    if encoder is not None and encoder.takes_pictures:
+        of_start = of_network(start) if start is not None else {}
+        for key in of_start.keys() & encoder_values.keys():
+            raise ConfigError(f"{key} is that of the model to start from, {of_start[key]!r}; leave it out")
+        encoder_values = {**method.encoder_defaults, **encoder_values, **of_start}
     encoder_config = configure(encoder.Config, encoder_values) if encoder else None
     check_request(request)
+    if request.accumulate > 1 and not method.separable:
+        raise ConfigError(
+            f"method {request.method} compares the rows of a batch with one another: parts of it (--accumulate) would "
+            "compare fewer; use a smaller --batch-size"
+        )
     needs = needs_of(method, config)
     for rows in (source, validation):
         if rows is not None:
@@ -165,10 +200,88 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
             "are the labels class numbers?"
         )
     M, nbits = method.shape(C, many, *split_bits(request.bits, request.nbits))
+    device, network = pick_device(request.device), None
+    if encoder is not None and encoder.takes_pictures:
+        network = make_network(request, chosen, encoder, encoder_config, start)
+        chosen = network.factory
     request = replace(request, encoder=chosen)
-    found = Plan(request, method, config, encoder, encoder_config, pick_device(request.device), M, nbits)
+    found = Plan(request, method, config, encoder, encoder_config, device, M, nbits, network, start)
+    for rows in (source, validation):
+        found.shape(rows)
     method.check(config, found.d_in(source), C, M, nbits, chosen)
     return found
+
+
+def check_pictures(source: Source, request: Request, chosen: str, encoder: type[Any] | None) -> None:
+    """Raise ConfigError unless pictures meet an encoder for pictures, and rows one for rows."""
+    if source.pictures and encoder is None:
+        raise ConfigError(
+            f"{source.name} holds pictures, method {request.method} takes rows of features; "
+            "make them with `scqfaiss features`"
+        )
+    for_pictures = encoder is not None and encoder.takes_pictures
+    if source.pictures and not for_pictures:
+        raise ConfigError(
+            f"{source.name} holds pictures, encoder {chosen} takes rows of features; "
+            f"choose --encoder {DEFAULT_BACKBONE} or package.module:factory"
+        )
+    if for_pictures and not source.pictures:
+        raise ConfigError(f"{source.name} holds rows of features, encoder {chosen} takes pictures")
+    if not for_pictures:
+        for option, given in (("--weights", request.weights), ("--encoder-arg", request.encoder_args)):
+            if given:
+                raise ConfigError(f"{option} goes with a network for pictures, encoder {chosen} is none")
+
+
+def make_network(request: Request, name: str, encoder: type[Any], config: Any, start: Model | None) -> Any:
+    """The network for pictures of that name, with its weights, or with those of a model; reads no rows."""
+    from .encoders import backbone
+
+    if start is not None:
+        assert start.backbone is not None
+        trusted = None if request.encoder == Request.encoder else request.encoder
+        found = backbone.from_record(start.backbone, start.config["backbone"], trusted=trusted)
+        made = encoder(config, found.net, found.factory, found.arguments, request.seed)
+        made.load_state_dict(found.state_dict())
+        return made
+    net = backbone.network(name, request.encoder_args, request.seed)
+    if request.weights is not None:
+        backbone.load_weights(net, request.weights)
+    else:
+        warn(f"{name} starts from random weights; --weights FILE starts from trained ones")
+    return encoder(config, net, name, request.encoder_args, request.seed)
+
+
+def model_to_start_from(request: Request, method: type[Method], source: Source) -> Model | None:
+    """The model of --start. Raises ConfigError where the method, the rows or other options do not go with it."""
+    if request.start is None:
+        return None
+    name = shown(request.start)
+    if not method.starts:
+        raise ConfigError(
+            f"method {request.method} cannot start from a model: its codebooks and its network learn together"
+        )
+    for option, given in (
+        ("--weights", request.weights is not None),
+        ("--encoder-arg", bool(request.encoder_args)),
+    ):
+        if given:
+            raise ConfigError(f"{option} goes with a network that is trained, that of {name} stays as it is")
+    model = Model.load(request.start)
+    if not model.takes_pictures or not source.pictures:
+        what = f"{name} has no network for pictures" if not model.takes_pictures else f"{source.name} holds no pictures"
+        raise ConfigError(f"{what}; only trainings on pictures, which take long, start from one another")
+    factory = model.config["backbone"].get("factory")
+    if request.encoder != Request.encoder and BACKBONES.get(request.encoder, request.encoder) != factory:
+        raise ConfigError(f"encoder {request.encoder} is not that of {name}, {factory}")
+    return model
+
+
+def of_network(model: Model) -> dict[str, Any]:
+    """The settings of a model's network that decide what its features are."""
+    found = model.config["backbone"]
+    settings = {key: found.get(key) for key in ("size", "fit", "pool", "mirror", "channels_last")}
+    return settings | {"layers": ",".join(found.get("layers", ()))}
 
 
 def check_pairs(source: Source, method: str, needed: bool) -> None:
@@ -194,8 +307,9 @@ def check_request(request: Request) -> None:
         ("epochs", request.epochs, 0),
         ("batch size", request.batch_size, 1),
         ("patience", request.patience, 0),
+        ("accumulate", request.accumulate, 1),
     ):
-        if value is not None or what in ("bits", "nbits", "seed", "patience"):
+        if value is not None or what not in ("epochs", "batch size"):
             check_whole(what, value, low)
     if request.precision not in PRECISIONS:
         near = suggestion(str(request.precision), PRECISIONS)
@@ -217,6 +331,9 @@ def check_whole(what: str, value: Any, low: int) -> None:
 
 def check_validation(validation: Source, source: Source, labels: Labels | None) -> None:
     """Raise ConfigError or DataError unless `validation` holds rows of the kind of `source`, whose labels are used."""
+    if validation.pictures != source.pictures:
+        kinds = ["pictures" if of.pictures else "rows of features" for of in (validation, source)]
+        raise ConfigError(f"{validation.name} holds {kinds[0]}, {source.name} holds {kinds[1]}")
     if validation.d != source.d:
         raise ConfigError(f"{validation.name}: rows have d={validation.d}, {source.name} has d={source.d}")
     if len(validation) == 0:
@@ -262,138 +379,6 @@ def pick_device(name: str) -> str:
     return name
 
 
-# ----------------------------------------------------------------------------------------------------------------- rows
-def free_memory() -> int:
-    """Bytes this process may still take: the smaller of free memory and what its control group leaves."""
-    with open("/proc/meminfo") as f:
-        free = next(int(line.split()[1]) * 1024 for line in f if line.startswith("MemAvailable"))
-    try:
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
-            free = min(free, int(limit.read()) - int(used.read()))
-    except (OSError, ValueError):  # no control group, or one without a limit ("max")
-        pass
-    return free
-
-
-class SourceRows:
-    """The rows of a Source for training: held as one tensor if they fit into `memory` bytes, else streamed.
-
-    kept: row numbers to use (default all); every row number given out counts among these.
-    """
-
-    def __init__(self, source: Source, device: str, memory: int | None = None, kept: Ints | None = None) -> None:
-        self.source, self.device, self.kept, self.d = source, device, kept, source.d
-        self.memory = int(MEMORY_SHARE * free_memory()) if memory is None else memory
-        self.x: Tensor | None = None
-        if 4 * source.d * len(self) <= self.memory:
-            x = np.empty((len(self), source.d), np.float32)
-            for i, block in self._read():
-                x[i : i + len(block)] = block
-            self.x = torch.from_numpy(x)
-
-    def __len__(self) -> int:
-        return len(self.source) if self.kept is None else len(self.kept)
-
-    def _read(self) -> Iterator[tuple[int, Floats]]:
-        place = 0
-        for i, x in read_ahead(self.source.blocks()):
-            if self.kept is not None:
-                low, high = np.searchsorted(self.kept, [i, i + len(x)])
-                x = x[self.kept[low:high] - i]
-            if len(x):
-                yield place, x
-            place += len(x)
-
-    def blocks(self) -> Iterator[tuple[int, Floats]]:
-        if self.x is None:
-            yield from self._read()
-            return
-        for i in range(0, len(self.x), self.source.block_rows):
-            yield i, self.x[i : i + self.source.block_rows].numpy()
-
-    def sample(self, limit: int, seed: int) -> tuple[Floats, Ints]:
-        n = len(self)
-        rows = np.arange(n)
-        if n > limit:
-            rows = np.sort(np.random.default_rng(seed).choice(n, limit, replace=False))
-        parts = [x[rows[slice(*np.searchsorted(rows, [i, i + len(x)]))] - i] for i, x in self.blocks()]
-        return np.concatenate(parts or [np.zeros((0, self.d), np.float32)]), rows
-
-    def batches(self, size: int, generator: Generator, rows: Ints | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.x is not None:
-            index = torch.arange(len(self)) if rows is None else torch.from_numpy(rows)
-            index = index[torch.randperm(len(index), generator=generator)]
-            for part in index.tensor_split(batch_count(len(index), size)):
-                yield self.x[part].to(self.device), part.to(self.device)
-            return
-        yield from self._streamed(size, generator, rows)
-
-    def _streamed(self, size: int, generator: Generator, rows: Ints | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Blocks in random order, several at a time mixed row by row: as near to a full shuffle as memory lets."""
-        wanted = np.ones(len(self), bool)
-        if rows is not None:
-            wanted[:] = False
-            wanted[rows] = True
-        own = np.arange(len(self.source)) if self.kept is None else self.kept
-        step = self.source.block_rows
-        starts = torch.randperm(-(-len(self.source) // step), generator=generator).numpy() * step
-        at_a_time = max(1, self.memory // (3 * 4 * self.d * step))  # the pool, its shuffled copy, the block being read
-
-        def pools() -> Iterator[tuple[Floats, Ints]]:
-            for j in range(0, len(starts), at_a_time):
-                xs, indices = [], []
-                for i in starts[j : j + at_a_time]:
-                    end = min(int(i) + step, len(self.source))
-                    low, high = np.searchsorted(own, [i, end])
-                    index = np.arange(low, high)[wanted[low:high]]
-                    if len(index):
-                        xs.append(self.source.read(int(i), end)[own[index] - i])
-                        indices.append(index)
-                if xs:
-                    yield np.concatenate(xs), np.concatenate(indices)
-
-        count = batch_count(int(wanted.sum()), size)
-        least, more = divmod(int(wanted.sum()), count)
-        sizes = iter([least + 1] * more + [least] * (count - more))  # those of tensor_split
-        wants = next(sizes)
-        rest_x, rest_index = torch.zeros(0, self.d), torch.zeros(0, dtype=torch.int64)
-        for pool_x, pool_index in read_ahead(pools()):
-            x, index = (
-                torch.cat([rest_x, torch.from_numpy(pool_x)]),
-                torch.cat([rest_index, torch.from_numpy(pool_index)]),
-            )
-            order = torch.randperm(len(x), generator=generator)
-            at = 0
-            while wants and len(order) - at >= wants:
-                part = order[at : at + wants]
-                yield x[part].to(self.device), index[part].to(self.device)
-                at, wants = at + wants, next(sizes, 0)
-            rest_x, rest_index = x[order[at:]], index[order[at:]]
-
-
-def statistics(rows: SourceRows, d: int | None = None) -> Stats:
-    """Mean and standard deviation of x and of its signed square root, in one pass, summed in float64.
-
-    d: dimension of what is encoded, default that of the rows; of pairs half of it, and queries and keys count alike.
-    """
-    d = d or rows.d
-    sums, n = np.zeros((4, d)), len(rows) * rows.d // d
-    minimum = np.inf
-    for _, x in rows.blocks():
-        x = x.reshape(-1, d)
-        root = np.copysign(np.sqrt(np.abs(x)), x)
-        sums += [
-            x.sum(0, dtype=np.float64),
-            np.einsum("nd,nd->d", x, x, dtype=np.float64),
-            root.sum(0, dtype=np.float64),
-            np.einsum("nd,nd->d", root, root, dtype=np.float64),  # not |x|: a constant column must come out as one
-        ]
-        minimum = min(minimum, float(x.min(initial=np.inf)))
-    mean, square, root_mean, root_square = sums / max(n, 1)
-    sd, root_sd = (np.sqrt(np.maximum(a - b * b, 0)) for a, b in ((square, mean), (root_square, root_mean)))
-    return Stats(n, mean, sd, root_mean, root_sd, minimum)
-
-
 # ------------------------------------------------------------------------------------------------------------- training
 def build(
     what: Plan,
@@ -416,15 +401,26 @@ def build(
         kept = labelled_rows(source.labels, request.method, getattr(what.config, "unlabeled", "error"))
         labels = source.labels if kept is None else source.labels.take(kept)
     d = what.d_in(source)
+    what.shape(codebook_source)
+
+    def rows_of(source: Source, kept: Ints | None = None) -> SourceRows | PictureRows:
+        if isinstance(source, ImageSource):
+            return PictureRows(source, d, what.device, 0 if dry else memory, kept)
+        return SourceRows(source, what.device, 0 if dry else memory, kept)
+
     if codebook_source is not None:
-        if codebook_source.d != d:
+        if what.network is None and codebook_source.d != d:
             raise ConfigError(f"{codebook_source.name}: rows have d={codebook_source.d}, {source.name} has d={d}")
         if len(codebook_source) == 0:
             raise DataError(f"{codebook_source.name} holds 0 rows, codebooks need at least 1")
-    rows = SourceRows(source, what.device, 0 if dry else memory, kept)
-    codebook_rows = SourceRows(codebook_source, what.device, 0 if dry else memory) if codebook_source else None
+    rows = rows_of(source, kept)
+    codebook_rows = rows_of(codebook_source) if codebook_source else None
     encoder = None
-    if what.encoder is not None:
+    if what.network is not None:
+        encoder = what.network.to(what.device)
+        encoder.precision = PRECISIONS[request.precision]
+    elif what.encoder is not None:
+        assert isinstance(rows, SourceRows)
         stats = Stats(1, np.zeros(d), np.ones(d), np.zeros(d), np.ones(d), 0.0) if dry else statistics(rows, d)
         members = what.method.members(what.config, request.encoder)
         encoder = what.encoder(what.encoder_config, stats, members).to(what.device)
@@ -435,7 +431,7 @@ def build(
         of = (
             of and labels and Labels(of.y, labels.C, labels.class_names)
         )  # a part of the rows may lack the last classes
-        held = Part(SourceRows(validation, what.device, 0 if dry else memory), of, validation.ids)
+        held = Part(rows_of(validation), of, validation.ids)
     task = Task(
         rows=rows,
         labels=labels,
@@ -444,6 +440,7 @@ def build(
         seed=request.seed,
         encoder=encoder,
         encoder_name=request.encoder if encoder is not None else "",
+        head=None if what.start is None else what.start.chain.layers,
         codebook_rows=codebook_rows,
         validation=held,
         ids=source.ids if kept is None else source.ids[kept],
@@ -486,10 +483,18 @@ def fit(
             memory = int(-parallel.agreed(-MEMORY_SHARE * free_memory() / parallel.world()))
         try:
             method = build(what, source, codebook_source, validation, memory=memory, progress=progress)
-            if kept is not None and isinstance(method.task.rows, SourceRows):
+            if kept is not None and isinstance(method.task.rows, SourceRows | PictureRows):
                 kept.hints["memory"] = method.task.rows.memory
             engine = Engine(
-                method, request.seed, request.precision, request.clip_norm, request.patience, progress, kept, log
+                method,
+                request.seed,
+                request.precision,
+                request.clip_norm,
+                request.patience,
+                request.accumulate,
+                progress,
+                kept,
+                log,
             )
             losses = engine.run(traces.resume)
         except torch.OutOfMemoryError as error:
@@ -520,10 +525,14 @@ def fit(
         config["beam"] = method.beam
     if method.nested:
         config["nested"] = True
-    model = Model(chain, books, config)
-    model.config["training"]["codewords_used"] = use = codeword_use(model, source)
+    weights = None
+    if what.network is not None:
+        weights, config["backbone"] = what.network.record()
+    model = Model(chain, books, config, weights)
+    use, looked_at = codeword_use(model, source, what.network)
+    model.config["training"]["codewords_used"] = use
     for m, used in enumerate(use):
-        if used <= max(1.0, 0.02 * min(books.K, len(source))) and len(source) > 1:
+        if used <= max(1.0, 0.02 * min(books.K, looked_at)) and len(source) > 1:
             warn(f"codebook {m} uses {used} of {books.K} codewords")
     return model
 
@@ -531,7 +540,7 @@ def fit(
 def identity(what: Plan, task: Task) -> dict[str, Any]:
     """Everything that decides what a training comes to, as plain values: a checkpoint of another one is refused."""
     request = what.request
-    named = ("method", "encoder", "seed", "epochs", "batch_size", "precision", "clip_norm")
+    named = ("method", "encoder", "seed", "epochs", "batch_size", "precision", "clip_norm", "accumulate")
     out: dict[str, Any] = {name: getattr(request, name) for name in named}
     out |= {"bits": what.M * what.nbits, "nbits": what.nbits, "device": torch.device(what.device).type}
     out |= {"scqfaiss": __version__, "torch": torch.__version__, "processes": parallel.world()}
@@ -544,7 +553,8 @@ def identity(what: Plan, task: Task) -> dict[str, Any]:
         out |= {"patience": request.patience, "validation rows": fingerprint(task.validation)}
     values = vars(what.config) | (vars(what.encoder_config) if what.encoder else {})
     out |= {f"setting {name}": value for name, value in values.items()}
-    for name in _files(values):
+    out |= {f"argument {name}": value for name, value in request.encoder_args.items()}
+    for name in [*_files(values), *(f for f in (request.weights, request.start) if f is not None)]:
         with open_regular(name) as f:
             out[f"contents of {shown(name)}"] = hashlib.sha256(f.read()).hexdigest()
     return out
@@ -553,8 +563,11 @@ def identity(what: Plan, task: Task) -> dict[str, Any]:
 def fingerprint(part: Part) -> str:
     """SHA-256 (hex) of rows, labels and ids."""
     sha = hashlib.sha256(f"{len(part.rows)} {part.rows.d}".encode())
-    for _, x in part.rows.blocks():
-        sha.update(np.ascontiguousarray(x).data)
+    if isinstance(part.rows, PictureRows):
+        sha.update(part.rows.digest().encode())
+    else:
+        for _, x in part.rows.blocks():
+            sha.update(np.ascontiguousarray(x).data)
     for a in (part.labels.y if part.labels else None, part.ids):
         sha.update(b"none" if a is None else f"{a.dtype} {a.shape}".encode() + a.tobytes())
     return sha.hexdigest()
@@ -565,16 +578,26 @@ def recorded(config: Any) -> dict[str, Any]:
     return {k: v.rpartition("/")[2] if isinstance(v, str) else v for k, v in vars(config).items()}
 
 
-def codeword_use(model: Model, source: Source) -> list[int]:
-    """How many codewords of each book the first rows use."""
-    n = min(len(source), CHECK_ROWS)
+def codeword_use(model: Model, source: Source, network: Any = None) -> tuple[list[int], int]:
+    """How many codewords of each book the first rows use, or pictures evenly spaced; and how many were looked at."""
     seen = np.zeros((model.codebooks.M, model.codebooks.K), bool)
-    for i in range(0, n, source.block_rows):
-        x = source.read(i, min(i + source.block_rows, n))
-        codes = model.encode(x[:, -model.d_in :])  # of pairs the keys, which stand behind their queries
+
+    def blocks() -> Iterator[Floats]:
+        if isinstance(source, ImageSource):
+            for rows in np.array_split(pictures, -(-n // source.block_rows)):
+                yield network.features(source.take(rows))
+            return
+        for i in range(0, n, source.block_rows):
+            x = source.read(i, min(i + source.block_rows, n))
+            yield x[:, -model.d_in :]  # of pairs the keys, which stand behind their queries
+
+    n = min(len(source), CHECK_PICTURES if source.pictures else CHECK_ROWS)
+    pictures = np.linspace(0, len(source) - 1, n).astype(np.int64)
+    for x in blocks():
+        codes = model.encode(x)
         for m in range(model.codebooks.M):
             seen[m, codes[:, m]] = True
-    return [int(s) for s in seen.sum(1)]
+    return [int(s) for s in seen.sum(1)], n
 
 
 # ------------------------------------------------------------------------------------------------------------ interface
@@ -637,7 +660,18 @@ def train(
             raise ConfigError(f"validation is a tuple of {len(parts)}, needs (x, y), or x alone without labels")
         held = ArraySource(*parts, name="validation")
     request = Request(
-        method, bits, nbits, encoder, seed, epochs, batch_size, device, precision, clip_norm, patience, settings
+        method,
+        bits,
+        nbits,
+        encoder,
+        seed,
+        epochs,
+        batch_size,
+        device,
+        precision,
+        clip_norm,
+        patience,
+        settings=settings,
     )
     traces = Traces(checkpoints, checkpoint_every, resume, metrics, tensorboard)
     if resume and checkpoints is None:
@@ -662,7 +696,7 @@ def train_file(
     Checkpoints go into MODEL.checkpoints unless traces name another folder. Where torchrun started several processes they
     train together, and the first one writes; the others return "".
     """
-    files = (path, codebook_rows, validation, *_files(request.settings))
+    files = (path, codebook_rows, validation, request.weights, request.start, *_files(request.settings))
     inputs = [p for p in files if p is not None]
     with parallel.joined(pick_device(request.device)), ExitStack() as stack:
         slot, folder = None, Path(os.path.realpath(out)).with_suffix(".checkpoints")
@@ -735,7 +769,8 @@ def dry_run(
     """
     from .targets import REGISTRY as TARGETS
 
-    inputs = [p for p in (path, codebook_rows, validation, *_files(request.settings)) if p is not None]
+    files = (path, codebook_rows, validation, request.weights, request.start, *_files(request.settings))
+    inputs = [p for p in files if p is not None]
     check_target(out, inputs=inputs, suffix=SUFFIX)
     with opened(path, codebook_rows, validation, keys, request.method) as (source, books, held):
         what = plan(request, source, held)
@@ -745,8 +780,12 @@ def dry_run(
     shape = Shape(what.method.kind(what.config), what.M, what.nbits, chain.d_out)
     of_books = shape.K * shape.d * (shape.M if shape.kind == "additive" else 1)
     weights = sum(a.size for _, arrays in chain.layers for a in arrays.values()) + of_books
+    form = f"of d={what.d_in(source)} ({size(4 * n * source.d)} as float32)"
+    if what.network is not None:
+        side = what.network.size
+        form = f"of {side} x {side} pixels ({size(n * source.d)}), to features of d={what.d_in(source)}"
     lines = [
-        f"{'pairs' if source.pairs else 'rows'}: {n:,} of d={what.d_in(source)} ({size(4 * n * source.d)} as float32)",
+        f"{'pictures' if source.pictures else 'pairs' if source.pairs else 'rows'}: {n:,} {form}",
         f"classes: {source.labels.C if source.labels else 0}",
         f"codes: {shape.M} x {shape.nbits} bits, {shape.code_size} bytes a vector, z of d={shape.d}",
         f"model: about {size(4 * weights)}",

@@ -176,7 +176,11 @@ def test_free_memory_is_a_plausible_number():
             "^d=8 in M=4 books leaves 2 dimensions a book, which needs --nbits 3 or more$",
         ),
         ({"method": "scp"}, f"^unknown method 'scp'; did you mean 'scq'.; there are {', '.join(REGISTRY)}$"),
-        ({"encoder": "mpl"}, "^unknown encoder 'mpl'; did you mean 'mlp'.; there are identity, linear, mlp$"),
+        (
+            {"encoder": "mpl"},
+            "^unknown encoder 'mpl'; did you mean 'mlp'.; there are identity, linear, mlp, squeezenet, and any network "
+            "for pictures as package.module:factory$",
+        ),
         ({"device": "tpu"}, "^device is 'tpu', needs auto, cpu, cuda or cuda:N$"),
         ({"method": "opq", "bits": 136}, "^rows of d=16 cannot fill M=17 books$"),
         ({"method": "pq", "bits": 24}, "^rows of d=16 is not divisible by M=3 books|^rows of d=16 .*need M of 2 or 4$"),

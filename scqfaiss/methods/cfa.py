@@ -19,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import parallel
 from ..arrays import Ints, Labels
 from ..contract import Layers, Rows, Stage, Task, Turn, batch_count, setting
 from ..errors import ConfigError, DataError, warn
 from . import centers as sca
+from . import pictures
 
 MIN_HELD_OUT = 50  # rows; a temperature fitted on fewer follows chance
 DEFAULT_MEMBERS = 3  # on CIFAR-10 features 1, 2, 3, 4 members rank at 0.62, 0.63, 0.633, 0.634 mAP; each costs its time
@@ -85,6 +87,7 @@ def smallest_d(config: Settings, d_in: int, C: int, M: int, encoder: str) -> int
 def check(config: Settings, d_in: int, C: int, M: int, encoder: str) -> None:
     """Raise ConfigError for a head that cannot be built; reads no rows."""
     kind = kind_of_cfa(config, encoder)
+    check_pictures(config, encoder)
     if encoder == "identity" and kind != "none":
         raise ConfigError(f"cfa={kind} needs an encoder that trains; choose --encoder linear or mlp, or cfa=none")
     if encoder != "identity" and kind == "none":
@@ -96,6 +99,21 @@ def check(config: Settings, d_in: int, C: int, M: int, encoder: str) -> None:
     d = smallest_d(config, d_in, C, M, encoder)
     if config.multi == "sigmoid" and kind == "calibrated" and d < C:
         raise ConfigError(f"multi=sigmoid needs d of at least C={C}, got d={d}")
+
+
+def check_pictures(config: Settings, encoder: str) -> None:
+    """Raise ConfigError for what pictures, as the encoder of this name takes them, have not got."""
+    if not pictures.are_encoded_by(encoder):
+        return
+    if config.similarity == "means":
+        raise ConfigError(
+            "similarity=means takes the mean features of each class, and pictures have none before the training; use "
+            "class_vectors=FILE.npy, or similarity=identity"
+        )
+    if config.cfa == "none":
+        raise ConfigError(
+            "cfa=none takes rows that are the embedding already, which pictures are not; use cfa=calibrated"
+        )
 
 
 def labelled_rows(labels: Labels, method: str, unlabeled: str) -> Ints | None:
@@ -201,11 +219,44 @@ class Features(nn.Module):
             self.bias = nn.Parameter(torch.zeros(C))
         if self.kind == "released":
             self.classify = nn.Linear(self.encoder.width, C)
+        self.axes: Tensor | None = None  # directions of the logits, (C, d of f), where they are not the centers
+        if task.head is not None:
+            self.adopt(task.head)
         # (n, C) targets would take gigabytes for many rows and classes: only the batch's rows are expanded.
         self.y = torch.from_numpy(labels.y).to(task.device)
         self.trained = torch.from_numpy(labels.counts() > 0).to(task.device)
         self.held: Ints | None = None
         self.calibration: dict[str, float] = {}
+
+    def adopt(self, head: Layers) -> None:
+        """Go on with the classifier of a trained model, whatever code was made for it: the posterior is all that z is made of.
+
+        Raises ConfigError where the layers of the model do not begin with a classifier, or with one of other classes.
+        """
+        ops = [op for op, _ in head][:4]
+        wanted = ["linear", "normalize", "linear", "sigmoid" if self.sigmoid else "softmax"]
+        if self.kind != "calibrated" or ops != wanted:
+            raise ConfigError(
+                f"the model to start from has layers {', '.join(ops)}, cfa={self.kind} needs {', '.join(wanted)}"
+            )
+        (_, first), _, (_, last) = head[:3]
+        C, w = len(last["A"]), first["A"].shape[1]
+        if (C, w) != (self.labels.C, self.encoder.width):
+            raise ConfigError(
+                f"the model to start from tells {C} classes apart by {w} features, here are {self.labels.C} and "
+                f"{self.encoder.width}"
+            )
+        self.project = nn.Parameter(torch.from_numpy(first["A"].T.copy())[None], requires_grad=False)
+        self.shift = nn.Parameter(torch.from_numpy(first["b"].copy())[None, None], requires_grad=False)
+        axes = torch.from_numpy(last["A"].copy())
+        self.axes, self.kappa = axes, float(axes.norm(dim=1).double().mean())
+        if self.sigmoid:
+            self.bias = nn.Parameter(torch.from_numpy(last["b"].copy()), requires_grad=False)
+
+    def directions(self) -> Tensor:
+        """What f is compared with by its cosine, (C, d of f), at length kappa."""
+        axes = self.centers if self.axes is None else self.axes.to(self.centers.device)
+        return self.kappa * F.normalize(axes, dim=1)
 
     def hot(self, index: Tensor) -> Tensor:
         """Multi-hot labels (b, C) float32 of the rows `index`."""
@@ -220,7 +271,7 @@ class Features(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """kappa cos(f, c_k) of every member, (e, b, C); plus a bias a class where classes are judged one by one."""
         f = torch.baddbmm(self.shift, self.encoder(x), self.project)  # e b d
-        out = F.normalize(f, dim=2) @ (self.kappa * F.normalize(self.centers, dim=1)).T
+        out = F.normalize(f, dim=2) @ self.directions().T
         return out + self.bias if self.sigmoid else out
 
     def posterior(self, x: Tensor) -> Tensor:
@@ -271,12 +322,13 @@ class Features(nn.Module):
             else:
                 rows, self.held = np.setdiff1d(rows, held, assume_unique=True), held
         released = self.kind == "released"
-        batch = task.batch_size or c.cfa_batch or (64 if released else min(256, max(32, len(rows) // 8)))
+        small = released or self.encoder.takes_pictures  # a network wants its steps, and its memory
+        batch = task.batch_size or c.cfa_batch or (64 if small else min(256, max(32, len(rows) // 8)))
         steps = batch_count(len(rows), batch)
         epochs = task.epochs
         if epochs is None:
             epochs = c.cfa_epochs if released or c.cfa_epochs == 0 else max(c.cfa_epochs, -(-MIN_STEPS // steps))
-        if self.kind == "none":
+        if self.kind == "none" or task.head is not None:
             epochs = 0
         validation = task.validation.labels if task.validation is not None and epochs else None
         if validation is not None and not validation.counts().any():
@@ -285,8 +337,7 @@ class Features(nn.Module):
         def make_optimizer(total: int) -> tuple[Any, Any]:
             if released:
                 return released_optimizer(self, steps)
-            parameters = [p for p in self.parameters() if p.requires_grad]
-            optimizer = torch.optim.AdamW(parameters, c.cfa_lr, weight_decay=c.cfa_decay, fused=True)
+            optimizer = torch.optim.AdamW(self.groups(c.cfa_lr, c.cfa_decay), c.cfa_lr, fused=True)
             warm = max(1, int(c.warmup * total))
 
             def rate(step: int) -> float:
@@ -302,10 +353,19 @@ class Features(nn.Module):
             steps_per_epoch=steps,
             batches=lambda generator: task.rows.batches(batch, generator, rows),
             turns=[Turn(self.loss, make_optimizer)],
+            on_epoch=self.encoder.on_epoch,
             validate=self.validate if validation is not None else None,
             end=self.calibrate,
             fast_products=c.fast_products and not released,
         )
+
+    def groups(self, lr: float, decay: float) -> list[dict[str, Any]]:
+        """All that trains, as groups for an optimiser; a network for pictures has rates of its own."""
+        if not self.encoder.takes_pictures:  # in one group, in the order of the model
+            return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr, "weight_decay": decay}]
+        of_encoder = {id(p) for p in self.encoder.parameters()}
+        own = [p for p in self.parameters() if p.requires_grad and id(p) not in of_encoder]
+        return [{"params": own, "lr": lr, "weight_decay": decay}, *self.encoder.groups(lr, decay)]
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -360,7 +420,7 @@ class Features(nn.Module):
     @torch.no_grad()
     def calibrate(self) -> None:
         """The inverse temperature for use: fitted on held-out rows, or the trained one sharpened by a fixed factor."""
-        if self.kind != "calibrated" or self.sigmoid:
+        if self.kind != "calibrated" or self.sigmoid or self.task.head is not None:
             return
         trained = self.kappa
         if self.held is None:
@@ -368,9 +428,13 @@ class Features(nn.Module):
             return
         self.eval()
         logits, targets = [], []
-        for x, index in self.task.rows.batches(4096, torch.Generator().manual_seed(0), self.held):
-            logits.append(self.logits(x).double() / trained)
-            targets.append(self.shares(index).double())
+        for batch in self.task.rows.batches(4096, torch.Generator().manual_seed(0), self.held):
+            x, index = batch
+            parts = self.logits(x).double() / trained, self.shares(index).double()
+            if isinstance(batch, parallel.Own):  # every process has seen its share of the pictures
+                parts = torch.cat(parallel.from_all(parts[0].contiguous()), 1), torch.cat(parallel.from_all(parts[1]))
+            logits.append(parts[0])
+            targets.append(parts[1])
         self.kappa, before, after = fit_kappa(torch.cat(logits, 1), torch.cat(targets), trained)
         self.calibration = {"held_out": len(self.held), "nll_before": before, "nll_after": after}
 
@@ -396,7 +460,7 @@ class Features(nn.Module):
         layers.append(("normalize", {}))
         if self.kind == "cosine":
             return layers
-        logits = {"A": _array(self.kappa * F.normalize(self.centers, dim=1))}
+        logits = {"A": _array(self.directions())}
         if self.sigmoid:
             logits["b"] = _array(self.bias)
         layers += [("linear", logits), ("sigmoid" if self.sigmoid else "softmax", {})]
@@ -470,8 +534,13 @@ class _ReleasedSingle(torch.autograd.Function):
 
 def released_optimizer(features: Features, steps_per_epoch: int) -> tuple[Any, Any]:
     """SGD of the authors' code: Nesterov 0.9, 2e-3, new layers x 40, biases x 2, decay 1e-5 on weights, x 0.9 per 10 epochs."""
+    trained = {id(p) for p in features.encoder.parameters()} if features.encoder.takes_pictures else set()
+
+    def rate(p: Tensor) -> float:
+        return 2e-3 * (1 if id(p) in trained else 40) * (2 if p.ndim == 1 else 1)
+
     groups = [
-        {"params": [p], "lr": 2e-3 * 40 * (2 if p.ndim == 1 else 1), "weight_decay": 0.0 if p.ndim == 1 else 1e-5}
+        {"params": [p], "lr": rate(p), "weight_decay": 0.0 if p.ndim == 1 else 1e-5}
         for p in features.parameters()
         if p.requires_grad
     ]

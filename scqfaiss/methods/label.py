@@ -32,6 +32,7 @@ class LabelCode(Usual, nn.Module):
     Config = Settings
     long_name = "label code"
     needs = frozenset({"labels"})
+    starts = True
     rule = "ip"  # argmax_k <p, e_k>; with many labels 'l2', which is pi_k > 0.5
 
     @staticmethod
@@ -49,6 +50,7 @@ class LabelCode(Usual, nn.Module):
 
     @classmethod
     def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+        cfa.check_pictures(config, encoder)
         if encoder == "identity":
             raise ConfigError("the label code needs a classifier; choose --encoder mlp or linear")
         if config.cfa not in ("auto", "calibrated"):

@@ -116,6 +116,7 @@ class MoPQ(Usual, nn.Module):
 
     Config = Settings
     PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"released": RELEASED}}
+    separable = False
     long_name = "Matching-oriented Product Quantization"
     needs = frozenset({"pairs"})
     mean: Tensor

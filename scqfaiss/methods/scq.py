@@ -96,6 +96,7 @@ class SCQ(Usual, nn.Module):
     PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"released": RELEASED}}
     long_name = "Spherical Centralized Quantization"
     needs = frozenset({"labels"})
+    starts = True
 
     @staticmethod
     def kind(config: Settings) -> str:

@@ -1,0 +1,298 @@
+"""Training on pictures, from the folder to the gallery: a network before the chain, alone and in two processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("PIL")
+import torch
+from PIL import Image
+
+from scqfaiss import gallery, parallel
+from scqfaiss.cli import run as cli
+from scqfaiss.data import open_rows
+from scqfaiss.encoders.chain import Chain
+from scqfaiss.errors import ConfigError
+from scqfaiss.features import as_rows
+from scqfaiss.model import Model
+from scqfaiss.rows import PictureRows
+from scqfaiss.training import Request, fit, plan
+
+SIZE = 32
+pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")  # random weights, few rows
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """72 pictures of three classes, told apart by their colour; in the gallery 30 more."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for part, n in (("train", 24), ("gallery", 10)):
+        for c, name in enumerate(("blue", "green", "red")):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(n):
+                x = rng.integers(0, 120, (SIZE, SIZE, 3), np.uint8)
+                x[..., 2 - c] += 110
+                Image.fromarray(x).save(folder / part / name / f"{100 * c + i}.png")
+    return folder
+
+
+def request(**changed):
+    options = {"bits": 8, "nbits": 4, "encoder": "squeezenet", "epochs": 2, "batch_size": 24, "device": "cpu"}
+    settings = {"size": SIZE, "augment": "light", "dropout": 0.0} | changed.pop("settings", {})
+    if changed.get("method", "scq") == "scq":
+        settings = {"book_copies": 1} | settings
+    return Request(**options | changed, settings=settings)
+
+
+def trained(photos, memory=None, **changed):
+    with open_rows(photos / "train") as source:
+        return fit(plan(request(**changed), source), source, memory=memory)
+
+
+@pytest.fixture(scope="module")
+def model(photos):
+    return trained(photos, epochs=12, settings={"backbone_lr": 1.0, "cfa_lr": 2e-3})
+
+
+def test_it_learns_and_its_file_holds_all(photos, model, tmp_path):
+    model.save(tmp_path / "m.safetensors")
+    again = Model.load(tmp_path / "m.safetensors")
+    assert again.takes_pictures and again.to_bytes() == model.to_bytes()
+    assert again.config["encoder"] == "scqfaiss.encoders.squeezenet:squeezenet1_0"
+    assert again.config["backbone"]["size"] == SIZE and again.d_in == 512
+    with open_rows(photos / "gallery") as pictures:
+        rows = as_rows(pictures, again)
+        x, y = rows.read(0, len(rows)), rows.labels.y
+        assert x.shape == (30, 512) and x.dtype == np.float32
+        p = again.embed(x)
+    like = p @ p.T
+    np.fill_diagonal(like, -1)
+    assert (y[like.argmax(1)] == y).mean() > 0.9
+
+
+def test_a_gallery_of_pictures_is_that_of_their_features(photos, model, tmp_path, capsys):
+    names = [str(tmp_path / n) for n in ("m.safetensors", "rows.h5", "a.faissindex", "b.faissindex")]
+    model.save(names[0])
+    pictures = str(photos / "gallery")
+    assert cli(["features", pictures, "-o", names[1], "--model", names[0]]) == 0
+    assert cli(["export", names[0], pictures, "-o", names[2]]) == 0
+    assert cli(["export", names[0], names[1], "-o", names[3]]) == 0
+    a, b = (gallery.open_gallery(n, model=model) for n in names[2:])
+    for one, two in zip(a.unpack()[1:], b.unpack()[1:]):  # codes, ids
+        np.testing.assert_array_equal(one, two)
+    assert sorted(a.unpack()[2]) == sorted([*range(10), *range(100, 110), *range(200, 210)])
+    capsys.readouterr()
+    assert cli(["search", names[2], f"{pictures}/green/103.png", "--model", names[0], "-k", "3"]) == 0
+    assert "103.png" in capsys.readouterr().out
+    assert cli(["evaluate", names[2], pictures, pictures, "--model", names[0], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["map"] > 0.9
+
+
+def test_streamed_pictures_train_the_same_bytes(photos):
+    held, streamed = (trained(photos, memory) for memory in (None, 0))
+    assert held.to_bytes() == streamed.to_bytes()
+
+
+def test_rows_of_pictures_held_and_streamed(photos):
+    with open_rows(photos / "train") as source:
+        source.shaped(16, "crop")
+        kept = np.array([3, 5, 40, 71])
+        for rows in (PictureRows(source, 7, "cpu"), PictureRows(source, 7, "cpu", 0)):
+            assert (rows.x is None) == (rows.memory == 0) and (len(rows), rows.d) == (72, 7)
+            whole = np.concatenate([x for _, x in rows.blocks()])
+            assert whole.shape == (72, 3, 16, 16) and whole.dtype == np.uint8
+            seen = list(rows.batches(20, torch.Generator().manual_seed(0)))
+            assert [len(i) for _, i in seen] == [18, 18, 18, 18]
+            assert sorted(torch.cat([i for _, i in seen]).tolist()) == list(range(72))
+            for x, index in seen:
+                np.testing.assert_array_equal(x.numpy(), whole[index.numpy()])
+            x, numbers = rows.sample(9, 4)
+            np.testing.assert_array_equal(x, whole[numbers])
+            some = PictureRows(source, 7, "cpu", rows.memory, kept)
+            np.testing.assert_array_equal(np.concatenate([x for _, x in some.blocks()]), whole[kept])
+            (x, index), *rest = some.batches(3, torch.Generator().manual_seed(1), np.array([0, 3]))
+            assert not rest
+            np.testing.assert_array_equal(x.numpy(), whole[kept[index.numpy()]])
+            assert some.digest() != rows.digest()
+
+
+def test_each_process_decodes_its_share_alone(photos, monkeypatch):
+    with open_rows(photos / "train") as source:
+        source.shaped(16, "crop")
+        rows = PictureRows(source, 7, "cpu", 0)
+        whole = list(rows.batches(15, torch.Generator().manual_seed(0)))
+        asked = []
+        take = type(source).take
+        monkeypatch.setattr(type(source), "take", lambda self, index: asked.append(len(index)) or take(self, index))
+        monkeypatch.setattr(parallel, "world", lambda: 2)
+        shares = []
+        for rank in (0, 1):
+            monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+            shares.append([parallel.share(b) for b in rows.batches(15, torch.Generator().manual_seed(0))])
+        for (x, i), (x0, i0), (x1, i1) in zip(whole, *shares):
+            n = len(i) // 2
+            assert torch.equal(torch.cat([i0, i1]), i[: 2 * n]) and torch.equal(torch.cat([x0, x1]), x[: 2 * n])
+        assert sum(asked) == sum(2 * (len(i) // 2) for _, i in whole)
+
+
+def test_parts_of_a_batch_add_up_to_it(photos):
+    still = {"augment": "none"}
+    whole, parts = (trained(photos, epochs=1, accumulate=n, settings=still) for n in (1, 3))
+    losses = [m.config["training"]["loss"]["features"]["ce"] for m in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    for name, t in whole.backbone.items():
+        np.testing.assert_allclose(parts.backbone[name], t, atol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def kept(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("kept") / "m.safetensors"
+    model.save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"bits": 12, "settings": {"quantizer": "kmeans"}},
+        {"method": "label"},
+        {"method": "dpq", "bits": 12},
+    ],
+    ids=["scq", "label", "dpq"],
+)
+def test_other_codes_stand_on_the_same_network(photos, model, kept, changed):
+    """What comes before the codebooks is that of the model: the same features, the same posterior."""
+    settings = changed.get("settings", {})
+    asked = Request(**{"nbits": 4, "encoder": "auto", "device": "cpu", "start": kept, **changed, "settings": settings})
+    with open_rows(photos / "train") as source:
+        again = fit(plan(asked, source), source)
+    for name, t in model.backbone.items():
+        np.testing.assert_array_equal(again.backbone[name], t)
+    assert again.config["backbone"] == model.config["backbone"]
+    g = np.random.default_rng(0).random((50, 512), np.float32)
+
+    def posterior(m):
+        layers = list(m.chain.layers)
+        ops = [op for op, _ in layers]
+        return Chain(512, layers[: ops.index("softmax") + 1])(g)
+
+    np.testing.assert_allclose(posterior(again), posterior(model), atol=1e-6)
+    assert "features" not in {k for k, v in again.config["training"]["loss"].items() if v}
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"method": "mecoq"}, "method mecoq cannot start from a model"),
+        ({"weights": "w.safetensors"}, "--weights goes with a network that is trained"),
+        ({"settings": {"size": 64}}, "size is that of the model to start from, 32"),
+        ({"settings": {"cfa": "cosine"}}, "cfa=cosine needs linear, normalize, linear, softmax"),
+        ({"method": "dpq", "settings": {"end_to_end": True}}, "stays as it is"),
+        ({"encoder": "mlp"}, "^encoder mlp is not that of m.safetensors|^encoder mlp is not that of /"),
+    ],
+)
+def test_what_cannot_start_from_a_model(photos, kept, changed, message):
+    settings = changed.get("settings", {})
+    with open_rows(photos / "train") as source, pytest.raises(ConfigError, match=message):
+        fit(
+            plan(Request(**{"bits": 8, "device": "cpu", "start": kept, **changed, "settings": settings}), source),
+            source,
+        )
+
+
+def test_a_frozen_network_stays_as_it_was(photos):
+    frozen, free = (trained(photos, epochs=1, settings={"frozen_epochs": n}) for n in (1, 0))
+    again = trained(photos, epochs=0)
+    moved = {
+        name: (np.abs(frozen.backbone[name] - t).max(), np.abs(free.backbone[name] - t).max())
+        for name, t in again.backbone.items()
+        if t.dtype == np.float32 and t.ndim > 1 and t.size > 3
+    }
+    assert moved and all(a == 0 < b for a, b in moved.values())
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"encoder": "mlp"}, "holds pictures, encoder mlp takes rows of features"),
+        ({"method": "pq"}, "holds pictures, method pq takes rows of features"),
+        ({"encoder": "nothing.here:f"}, "nothing.here"),
+        ({"encoder_args": {"clases": "3"}}, "clases"),
+        ({"method": "mecoq", "accumulate": 2}, "compares the rows of a batch"),
+        ({"settings": {"similarity": "means"}}, "means"),
+    ],
+)
+def test_what_cannot_work_is_refused_first(photos, changed, message, monkeypatch):
+    with open_rows(photos / "train") as source:
+        monkeypatch.setattr(type(source), "take", lambda *a: pytest.fail("pictures were decoded"))
+        with pytest.raises(ConfigError, match=message):
+            fit(plan(request(**changed), source), source)
+
+
+def test_rows_do_not_go_through_a_network_for_pictures(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.zeros((9, 4), np.float32))
+    assert (
+        cli(["train", str(tmp_path / "x.npy"), "-o", str(tmp_path / "m.safetensors"), "--encoder", "squeezenet"]) == 2
+    )
+    assert "holds rows of features, encoder squeezenet takes pictures" in capsys.readouterr().err
+
+
+def processes(here, n, *arguments):
+    """n processes of one training, as torchrun starts them."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    shared = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": here}
+    command = [sys.executable, "-m", "scqfaiss", *arguments]
+    return [
+        subprocess.Popen(command, env=os.environ | (shared | {"RANK": str(r)} if n > 1 else {}), **pipes)
+        for r in range(n)
+    ]
+
+
+def test_two_processes_see_what_one_sees(photos, tmp_path):
+    """Twenty steps of the joint batch, augmented: the same views, hence the same losses."""
+    asked = [
+        "train",
+        str(photos / "train"),
+        "--bits",
+        "4",
+        "--nbits",
+        "4",
+        "--encoder",
+        "squeezenet",
+        "--device",
+        "cpu",
+    ]
+    asked += ["--epochs", "20", "--batch-size", "30", "--set", f"size={SIZE}", "--set", "dropout=0"]
+    asked += [
+        "--set",
+        "book_copies=1",
+        "--set",
+        "quantizer=kmeans",
+        "--set",
+        "fast_products=false",
+        "--set",
+        "cfa_lr=1e-3",
+    ]
+    losses = []
+    for n in (1, 2):
+        running = processes(tmp_path, n, *asked, "-o", f"{n}.safetensors", "--metrics", f"{n}.jsonl")
+        answers = [p.communicate(timeout=50) for p in running]
+        assert [p.returncode for p in running] == [0] * n, answers
+        lines = map(json.loads, (tmp_path / f"{n}.jsonl").read_text().splitlines())
+        losses.append([line["loss"]["ce"] for line in lines if line["stage"] == "features"])
+    assert len(losses[0]) == 20 and losses[0][-1] < losses[0][0]
+    np.testing.assert_allclose(losses[0], losses[1], atol=1e-4)
+
+
+def test_pictures_need_a_model_with_a_network(photos, model):
+    bare = Model(model.chain, model.codebooks, {k: v for k, v in model.config.items() if k != "backbone"})
+    with open_rows(photos / "gallery") as pictures, pytest.raises(ConfigError, match="scqfaiss features"):
+        as_rows(pictures, bare)
