@@ -6,6 +6,7 @@ REGISTRY = {
     "dpq": "scqfaiss.methods.dpq:DPQ",
     "mecoq": "scqfaiss.methods.mecoq:MeCoQ",
     "mopq": "scqfaiss.methods.mopq:MoPQ",
+    "phpq": "scqfaiss.methods.phpq:PHPQ",
     # Trained by FAISS; only their names stand here, so that this package never imports it.
     "pq": "scqfaiss.baselines:PQ",
     "opq": "scqfaiss.baselines:OPQ",

@@ -24,7 +24,7 @@ from ..codebooks import Codebooks
 from ..contract import Layers, Stage, Task, Turn, Usual, batch_count, seed_of, setting
 from ..errors import ConfigError
 from . import centers as sca
-from . import cfa, residual, revival
+from . import cfa, pictures, residual, revival
 from .rows import BookRows, warn_of_few
 
 USE_ROWS = 256  # rows per codeword on which the use of codewords is counted after an epoch
@@ -195,14 +195,16 @@ class Guide(cfa.Features):
 
     def released_optimizer(self, before: int = 0) -> tuple[Any, Any]:
         """SGD of the authors' code: momentum 0.9, new layers x 10, biases x 20, x 0.9 per 10,000 steps, of which `before` are
-        done.
+        done. A network for pictures takes its own multiple of what new layers have.
         """
         lr = self.config.cfa_lr
+        network = {id(p) for p in self.encoder.parameters()} if self.encoder.takes_pictures else set()
         groups = [
             {"params": [p], "lr": lr * (20 if p.shape[-2:-1] in ((), (1,)) else 10)}  # biases are (d,) or (1, 1, d)
             for p in self.parameters()
-            if p.requires_grad
+            if p.requires_grad and id(p) not in network
         ]
+        groups += self.encoder.groups(10 * lr, 0.0) if network else []
         optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9 ** ((step + before) // 10_000))
 
@@ -221,6 +223,7 @@ class DPQ(Usual, nn.Module):
     PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"released": RELEASED}}
     long_name = "Deep Progressive Quantization"
     needs = frozenset({"labels"})
+    starts = True
     beam = 1  # a wider one finds codes whose prefixes are not those of the shorter codes
     nested = True
 
@@ -241,6 +244,8 @@ class DPQ(Usual, nn.Module):
         cfa.check(config, d_in, C, MULTIPLE, encoder)
         cfa.smallest_d(config, d_in, C, MULTIPLE, encoder)
         if config.guidance == "none" and encoder != "identity":
+            if pictures.are_encoded_by(encoder):
+                raise ConfigError("guidance=none codes rows as they are, and pictures need a network that trains")
             raise ConfigError(f"guidance=none trains no encoder; choose --encoder identity, not {encoder}")
         if config.guidance == "labels" and encoder == "identity":
             raise ConfigError("labels guide an encoder, and identity has nothing to train; add --set guidance=none")
@@ -261,6 +266,9 @@ class DPQ(Usual, nn.Module):
         if self.moving and task.codebook_rows is not None:
             what = "end_to_end=true" if config.end_to_end else "recipe=released"
             raise ConfigError(f"{what} trains encoder and books on the same rows; leave --codebook-rows out")
+        if self.moving and task.head is not None:
+            what = "end_to_end=true" if config.end_to_end else "recipe=released"
+            raise ConfigError(f"{what} trains the network on, and that of the model to start from stays as it is")
         self.rows = BookRows(self.features, task, config.book_rows, config.book_copies)
         self.codewords = nn.Parameter(torch.zeros(task.M, task.K, d))
         self.scale = 1.0  # the codewords rebuild scale * z
@@ -279,6 +287,11 @@ class DPQ(Usual, nn.Module):
         epochs = task.epochs if task.epochs is not None else c.book_epochs
         batch = task.batch_size or (c.cfa_batch or c.book_batch if self.moving else c.book_batch)
         turns = [Turn(self.quantization, self.book_optimizer)]
+
+        def on_epoch(epoch: int) -> None:
+            if self.features is not None and self.moving:  # its epochs go on from those before
+                self.features.encoder.on_epoch(sum(stage.epochs for stage in before) + epoch)
+
         if c.end_to_end:
             turns = [Turn(self.joint, self.joint_optimizer)]
         elif self.features is not None and self.moving:
@@ -294,6 +307,7 @@ class DPQ(Usual, nn.Module):
             steps_per_epoch=batch_count(len(task.rows) if self.moving else len(self.rows), batch),
             batches=lambda generator: self.batches(batch, generator),
             turns=turns,
+            on_epoch=on_epoch,
             after_epoch=self.renew,
             validate=None if task.validation is None else self.validate,
             one_thread=not self.moving and batch * task.K * self.codewords.shape[2] < 1 << 24,
@@ -349,9 +363,8 @@ class DPQ(Usual, nn.Module):
         """AdamW on encoder and head, Adam on the books, in one; both rates fall to 0 by a cosine."""
         c = self.config
         assert self.features is not None
-        encoder = [p for p in self.features.parameters() if p.requires_grad]
         groups = [
-            {"params": encoder, "lr": c.joint_lr, "weight_decay": c.cfa_decay},
+            *self.features.groups(c.joint_lr, c.cfa_decay),
             {"params": [self.codewords], "lr": c.book_lr, "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, fused=True)

@@ -1,10 +1,12 @@
 """MeCoQ: codes without labels, from views of a row that should decode alike, and a memory of codes that should not.
 
 Wang, Zeng, Chen, Dai, Xia, "Contrastive quantization with code memory for unsupervised image retrieval", AAAI 2022,
-DOI 10.1609/aaai.v36i3.20147, arXiv 2109.05205. The paper's views are augmented images. Here rows are stored features, and a
-view is a row drawn towards one of its nearest rows, as positives are in Dwibedi, Aytar, Tompson, Sermanet, Zisserman, "With a
-little help from my friends: nearest-neighbor contrastive learning of visual representations", ICCV 2021, and mixed as in
-Verma, Luong, Kawaguchi, Pham, Le, "Towards domain-agnostic contrastive learning", ICML 2021; plus noise and dropout.
+DOI 10.1609/aaai.v36i3.20147, arXiv 2109.05205. The paper's views are augmented images, and so are those of pictures here: the
+network draws both (its settings augment, flip, ...). They are not mixed or drawn towards others: a bank of features would be
+out of date while the network learns. Of stored features a view is a row drawn towards one of its nearest rows, as positives
+are in Dwibedi, Aytar, Tompson, Sermanet, Zisserman, "With a little help from my friends: nearest-neighbor contrastive learning
+of visual representations", ICCV 2021, and mixed as in Verma, Luong, Kawaguchi, Pham, Le, "Towards domain-agnostic contrastive
+learning", ICML 2021; plus noise and dropout.
 Debiasing: Chuang, Robinson, Lin, Torralba, Jegelka, "Debiased contrastive learning", NeurIPS 2020, arXiv 2007.00224.
 
 b row of this process   n row of all processes   q memory row   m codebook (M)   k codeword (K)   e place in a sub-vector
@@ -25,14 +27,28 @@ from torch import Tensor, nn
 
 from .. import parallel
 from ..codebooks import Codebooks
-from ..contract import Layers, Stage, Task, Turn, Usual, batch_count, check_product_shape, setting
+from ..contract import (
+    Layers,
+    Rows,
+    Stage,
+    Task,
+    Turn,
+    Usual,
+    batch_count,
+    check_product_shape,
+    setting,
+    settings,
+)
 from ..errors import ConfigError, warn
+from . import pictures
 from .kmeans import lloyd
 from .revival import renew, use
 
 DSUB = 16  # dimensions of a book, unless d is set
 NEAR_D = 64  # principal components in which near rows are sought
 BLOCK_ELEMENTS = 1 << 22  # similarities held at a time while near rows are sought: 16 MB
+PICTURES = 64  # of a batch, unless its size is asked for
+COUNTED_PICTURES = 4096  # on which the use of codewords is counted after an epoch: each is encoded anew
 EPSILON = 1e-6  # below it a vector counts as zero: it has no direction
 
 
@@ -40,7 +56,7 @@ EPSILON = 1e-6  # below it a vector counts as zero: it has no direction
 class Settings:
     d: int = setting(0, low=0, high=1 << 16)  # dimension of f; 0: 16 for each book
     query_norm: str = setting("none", choices=("none", "intra"))  # intra: every sub-vector of a query weighs the same
-    # Views. Two are drawn of every row in every step.
+    # Views of stored features, down to encoder_dropout. Two are drawn of every row in every step.
     neighbours: int = setting(5, low=0, high=1000)  # nearest rows, one of which a view is drawn towards
     near_mix: float = setting(1.0, low=0, high=1)  # by at most this share of the way
     mixup: float = setting(0.3, low=0, high=1)  # and then towards any row, by at most this share
@@ -64,11 +80,15 @@ class Settings:
     # badly. Rows of their own make codewords of outliers: always done (1), it costs mAP.
     revive_below: float = setting(0.25, low=0, high=1)
     mecoq_epochs: int = setting(30, low=0)
-    mecoq_batch: int = setting(256, low=2)
+    mecoq_batch: int = setting(256, low=2)  # of pictures at most 64, each in two views; --batch-size takes more
     mecoq_lr: float = setting(3e-3, low=0)
     mecoq_decay: float = setting(1e-3, low=0)
     codeword_lr: float = setting(1.0, low=0, high=100)  # learning rate of codewords, as a multiple
     warmup: float = setting(0.1, low=0.01, high=0.9)  # share of the steps in which the learning rate rises
+
+
+# Settings that views of pictures have no use for.
+OF_ROWS = ("neighbours", "near_mix", "mixup", "noise", "feature_dropout", "encoder_dropout")
 
 
 # ------------------------------------------------------------------------------------------------------------- formulas
@@ -222,6 +242,7 @@ class MeCoQ(Usual, nn.Module):
     Config = Settings
     long_name = "contrastive quantization with code memory"
     rule = "ip"
+    separable = False
 
     @classmethod
     def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
@@ -232,6 +253,12 @@ class MeCoQ(Usual, nn.Module):
                 f"d={d} in M={M} books leaves 1 dimension a book, where the only unit codewords are +1 and -1; "
                 f"need d of {2 * M} or more"
             )
+        if pictures.are_encoded_by(encoder):
+            of_rows = settings(Settings)
+            idle = [name for name in OF_ROWS if getattr(config, name) != of_rows[name].default]
+            if idle:
+                warn(f"views of pictures are drawn by the network (augment=...): {', '.join(idle)} ignored")
+            return
         near = config.near_mix if config.neighbours else 0
         if near == config.mixup == config.noise == config.feature_dropout == 0:
             warn("no noise in the views: both of a row are the row itself, but for encoder_dropout")
@@ -241,7 +268,8 @@ class MeCoQ(Usual, nn.Module):
         super().__init__()
         assert task.encoder is not None
         self.config, self.task = config, task
-        self.batch = task.batch_size or config.mecoq_batch
+        self.of_pictures = task.encoder.takes_pictures
+        self.batch = task.batch_size or min(config.mecoq_batch, PICTURES if self.of_pictures else config.mecoq_batch)
         if len(task.rows) < 2:
             raise ConfigError(f"{len(task.rows)} rows cannot train mecoq, which tells rows apart; need at least 2")
         if task.validation is not None and len(task.validation.rows) < 2:
@@ -252,6 +280,9 @@ class MeCoQ(Usual, nn.Module):
             raise ConfigError(f"batch size is {self.batch}, mecoq tells the rows of a batch apart; need at least 2")
         self.M, self.K, self.d = task.M, task.K, config.d or DSUB * task.M
         self.encoder: Any = task.encoder
+        network: Any = task.encoder if self.of_pictures else None
+        if network is not None and not (network.strengths.any or network.config.dropout):
+            warn("no augmentation and no dropout: both views of a picture are the picture itself")
         self.A = nn.Parameter(torch.zeros(self.d, task.encoder.width))
         self.a = nn.Parameter(torch.zeros(self.d))
         self.codewords = nn.Parameter(torch.zeros(self.M, self.K, self.d // self.M), config.train_codewords)
@@ -259,7 +290,7 @@ class MeCoQ(Usual, nn.Module):
         self.remembers = False  # whether the loss uses the memory; follows from the epoch
         self.fresh: tuple[Tensor, Tensor] | None = None  # what the memory takes in after the step
         self.optimizer: Any = None
-        # Made by begin(), and not changed by the epochs. Rows of the bank, their mean and standard deviation:
+        # Made by begin(), and not changed by the epochs. Rows of the bank (of pictures, only which), their mean and deviation:
         self.bank: Tensor
         self.mean: Tensor
         self.sd: Tensor
@@ -272,13 +303,13 @@ class MeCoQ(Usual, nn.Module):
         epochs = c.mecoq_epochs if task.epochs is None else task.epochs
 
         def make_optimizer(total: int) -> tuple[Any, Any]:
-            books = {id(self.codewords)}
             groups: list[dict[str, Any]] = [
-                {"params": [p for p in self.parameters() if p.requires_grad and id(p) not in books]},
+                {"params": [self.A, self.a]},
+                *self.encoder.groups(c.mecoq_lr, c.mecoq_decay),
                 # Their length is fixed, so decay could only pull against that.
                 {"params": [self.codewords], "lr": c.mecoq_lr * c.codeword_lr, "weight_decay": 0.0},
             ]
-            groups = groups if c.train_codewords else groups[:1]
+            groups = groups if c.train_codewords else groups[:-1]
             self.optimizer = torch.optim.AdamW(groups, c.mecoq_lr, weight_decay=c.mecoq_decay, fused=True)
             warm = max(1, int(c.warmup * total))
 
@@ -314,23 +345,34 @@ class MeCoQ(Usual, nn.Module):
         if len(task.rows) < self.K:
             warn(f"{len(task.rows):,} rows can use at most {len(task.rows):,} of {self.K} codewords")
         self.eval()
-        x, numbers = task.rows.sample(c.bank, task.seed)
-        bank = torch.from_numpy(np.ascontiguousarray(x))
-        self.find_near(bank, torch.from_numpy(np.asarray(numbers)))
-        self.mean, self.sd = bank.mean(0).to(task.device), bank.std(0, unbiased=False).to(task.device)
-        self.bank = bank.to(task.device)
         generator = torch.Generator().manual_seed(task.seed)
-        g = self.encoded(self.bank)
+        if self.of_pictures:
+            g, self.bank = self.encoded_pictures(task.rows)
+            self.near = torch.zeros(len(task.rows), 0, dtype=torch.int32)
+        else:
+            x, numbers = task.rows.sample(c.bank, task.seed)
+            bank = torch.from_numpy(np.ascontiguousarray(x))
+            self.find_near(bank, torch.from_numpy(np.asarray(numbers)))
+            self.mean, self.sd = bank.mean(0).to(task.device), bank.std(0, unbiased=False).to(task.device)
+            self.bank = bank.to(task.device)
+            g = self.encoded(self.bank)
         A, a = self.start_projection(g, generator)
         self.A.copy_(A)
         self.a.copy_(a)
-        if task.codebook_rows is not None:
+        if task.codebook_rows is not None and self.of_pictures:
+            g, _ = self.encoded_pictures(task.codebook_rows)
+        elif task.codebook_rows is not None:
             g = self.encoded(torch.from_numpy(task.codebook_rows.sample(c.bank, task.seed)[0]))
         self.codewords.copy_(self.start_codewords(g @ A.T + a, generator))
 
     def encoded(self, x: Tensor) -> Tensor:
         """x (n, i) -> g (n, w), both whole; on the CPU."""
         return torch.cat([self.encoder(part.to(self.task.device))[0].cpu() for part in x.split(4096)])
+
+    def encoded_pictures(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """g (n, w) of at most `bank` of the pictures, whole, and their numbers (n,); on the CPU."""
+        numbers = pictures.some(rows, self.config.bank, self.task.seed)
+        return pictures.made_of(rows, numbers, lambda x: self.encoder(x)[0])
 
     def find_near(self, bank: Tensor, numbers: Tensor) -> None:
         """The near rows of all rows and of those for validation; numbers (bank rows,): which rows the bank holds."""
@@ -385,12 +427,21 @@ class MeCoQ(Usual, nn.Module):
 
     # --------------------------------------------------------------------------------------------------------- training
     def forward(self, x: Tensor) -> Tensor:
-        """x (b, i) -> f (b, d)."""
+        """x (b, i), or pictures (b, 3, size, size) uint8 -> f (b, d)."""
         return F.linear(self.encoder(x)[0], self.A, self.a)
 
     def parts(self, x: Tensor) -> Tensor:
-        """x (b, i) -> the directions of f's sub-vectors, (b, M, dsub)."""
+        """x as in forward -> the directions of f's sub-vectors, (b, M, dsub)."""
         return unit(self(x).unflatten(1, (self.M, -1)))
+
+    def drawn(self, x: Tensor) -> Tensor:
+        """Pictures (b, 3, size, size) uint8 -> parts of the two views of each that the network draws, (b, 2, M, dsub).
+
+        Both views of a picture stand side by side on the way through: so several processes, which cut a batch, draw the views
+        of one process.
+        """
+        found: Tensor = self.parts(x.repeat_interleave(2, 0)).unflatten(0, (-1, 2))
+        return found
 
     def view(self, x: Tensor, near: Tensor) -> Tensor:
         """A noisy copy of x (b, i), drawn from the global random state; near (b, neighbours) places in the bank."""
@@ -408,20 +459,27 @@ class MeCoQ(Usual, nn.Module):
         return x
 
     def loss(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """The terms for the rows x (b, i) as numbered; see loss_of_views."""
+        """The terms for the rows x (b, i), or pictures, as numbered; see loss_of_parts."""
+        if self.of_pictures:
+            return self.loss_of_parts(self.drawn(x).transpose(0, 1).flatten(0, 1), index)
         near = self.near[index.cpu()]
         return self.loss_of_views(self.view(x, near), self.view(x, near), index)
 
     def loss_of_views(self, x1: Tensor, x2: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """contrast + lambda entropy + gamma Omega, as named, weighted terms, for two views (b, i) each of rows `index`.
+        """The terms for two views (b, i) each of rows `index`; see loss_of_parts."""
+        if not self.config.encoder_dropout:
+            self.encoder.eval()
+        return self.loss_of_parts(self.parts(torch.cat([x1, x2])), index)
+
+    def loss_of_parts(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """contrast + lambda entropy + gamma Omega, as named, weighted terms, for parts x (2b, M, dsub) of two views, one behind
+        the other, of rows `index` (b,).
 
         Negatives are the other rows of all processes, in both views, and, once it is used, what the memory holds of other
         rows. Means are over this process's 2 b views.
         """
-        c, w, b = self.config, self.codewords, len(x1)
-        if not c.encoder_dropout:
-            self.encoder.eval()
-        log_p = soft_codes(self.parts(torch.cat([x1, x2])), w, c.alpha)  # 2b m k
+        c, w, b = self.config, self.codewords, len(index)
+        log_p = soft_codes(x, w, c.alpha)  # 2b m k
         p = log_p.exp()
         u = decoded(p, w)  # 2b d
         columns = [parallel.gathered(u[:b]), parallel.gathered(u[b:])]
@@ -449,6 +507,7 @@ class MeCoQ(Usual, nn.Module):
         return torch.cat([counted, index[:, None] != items], 1)
 
     def on_epoch(self, epoch: int) -> None:
+        self.encoder.on_epoch(epoch)
         self.remembers = epoch >= self.config.queue_from
 
     def after_step(self) -> None:
@@ -463,7 +522,11 @@ class MeCoQ(Usual, nn.Module):
     def after_epoch(self, epoch: int) -> dict[str, Any]:
         """Count the codewords that the bank uses; where they are too few, move the dead ones onto its sub-vectors."""
         self.eval()
-        parts = torch.cat([self.parts(x) for x in self.bank.split(4096)])  # n m e
+        if self.of_pictures:
+            numbers = self.bank.numpy()[:: -(-len(self.bank) // COUNTED_PICTURES)]
+            parts = pictures.made_of(self.task.rows, numbers, self.parts)[0].to(self.codewords.device)
+        else:
+            parts = torch.cat([self.parts(x) for x in self.bank.split(4096)])  # n m e
         codes = torch.cat([torch.einsum("bme,mke->bmk", x, self.codewords).argmax(2) for x in parts.split(1024)])
         generator = torch.Generator().manual_seed(self.task.seed * 1_000_003 + epoch)
         fewest = int((use(codes, self.K) > 0).sum(1).min())
@@ -473,25 +536,45 @@ class MeCoQ(Usual, nn.Module):
     @torch.no_grad()
     def validate(self) -> float:
         """Mean contrastive loss of the validation rows among themselves, in views that are the same every time."""
-        assert self.held is not None
         c, device = self.config, self.task.device
-        total, n = 0.0, len(self.held[0])
+        total, n = 0.0, 0
         with torch.random.fork_rng(devices=[torch.device(device)] if device != "cpu" else []):
             torch.manual_seed(self.task.seed)
-            for part in torch.arange(n).tensor_split(batch_count(n, self.batch)):
-                x, near = self.held[0][part].to(device), self.held[1][part]
-                views = torch.cat([self.view(x, near), self.view(x, near)])
-                u = decoded(soft_codes(self.parts(views), self.codewords, c.alpha).exp(), self.codewords)
-                b, index = len(part), torch.cat([part, part]).to(device)
+            for x, index in self.validation_parts():
+                u = decoded(soft_codes(x, self.codewords, c.alpha).exp(), self.codewords)
+                b = len(index)
                 terms = contrast(
                     u @ u.T,
                     torch.arange(2 * b, device=device).roll(b),
-                    self.negatives(0, b, b, index, index[:0]),
+                    self.negatives(0, b, b, torch.cat([index, index]), index[:0]),
                     c.temperature,
                     c.prior,
                 )
-                total += float(terms.double().mean()) * b
+                total, n = total + float(terms.double().mean()) * b, n + b
         return total / n
+
+    def validation_parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Parts (2b, M, dsub) of two views of b validation rows, one behind the other, and the rows' numbers (b,)."""
+        device = self.task.device
+        both = self.validation_pictures() if self.held is None else self.held[0]
+        for part in torch.arange(len(both)).tensor_split(batch_count(len(both), self.batch)):
+            if self.held is None:
+                yield both[part].transpose(0, 1).flatten(0, 1).to(device), part.to(device)
+            else:
+                x, near = both[part].to(device), self.held[1][part]
+                yield self.parts(torch.cat([self.view(x, near), self.view(x, near)])), part.to(device)
+
+    def validation_pictures(self) -> Tensor:
+        """Parts (n, 2, M, dsub) of two views each of at most `bank` validation pictures, on the CPU; the same views each time."""
+        assert self.task.validation is not None
+        rows, draws = self.task.validation.rows, int(self.encoder.draws)
+        self.encoder.train()  # in which it draws views, and without gradients learns nothing from them
+        try:
+            self.encoder.draws.zero_()
+            return pictures.made_of(rows, pictures.some(rows, self.config.bank, self.task.seed), self.drawn)[0]
+        finally:
+            self.encoder.draws.fill_(draws)
+            self.encoder.eval()
 
     # ----------------------------------------------------------------------------------------------------------- result
     def layers(self) -> Layers:

@@ -32,6 +32,8 @@ from scqfaiss.training import Request, method_class, train_file
 pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
 
 METHODS, TARGETS = list(scqfaiss.methods.REGISTRY), list(scqfaiss.targets.REGISTRY)
+OF_PICTURES = [m for m in METHODS if "feature maps" in method_class(m).needs]  # stored rows have none
+METHODS = [m for m in METHODS if m not in OF_PICTURES]
 # A method whose settings change what it hands over stands here once more.
 VARIANTS = {
     "scq additive": ("scq", {"codebooks": "additive", "beam": 4}),
@@ -463,6 +465,15 @@ def test_rows_that_cannot_train_are_refused(method, one):
             ConfigError, match=r"^1 rows cannot train K=16 codewords; need --nbits 0 or less$|^1 (rows|pair)"
         ):
             train(method, x[:1], None, nbits=4)
+
+
+@pytest.mark.parametrize("method", OF_PICTURES)
+def test_a_method_of_feature_maps_refuses_stored_rows(method, one):
+    for encoder in ("auto", "identity", "linear", "mlp"):
+        with pytest.raises(
+            ConfigError, match=f"^{method} pools feature maps of pictures; for stored features use method"
+        ):
+            train(method, *one, encoder=encoder)
 
 
 @pytest.mark.parametrize("labels", ["one", "many"])

@@ -12,17 +12,21 @@ import torch.multiprocessing as multiprocessing
 
 import scqfaiss
 from scqfaiss import parallel
+from scqfaiss.checkpoints import Checkpoints
 from scqfaiss.contract import Part, Task, configure
 from scqfaiss.data import ArraySource
+from scqfaiss.encoders.backbone import Backbone
+from scqfaiss.encoders.backbone import Settings as BackboneSettings
 from scqfaiss.encoders.chain import Chain
 from scqfaiss.encoders.identity import Identity
 from scqfaiss.encoders.identity import Settings as IdentitySettings
 from scqfaiss.encoders.linear import Linear
 from scqfaiss.encoders.linear import Settings as LinearSettings
+from scqfaiss.engine import Engine
 from scqfaiss.errors import ConfigError
 from scqfaiss.methods import mecoq
 from scqfaiss.methods.mecoq import CodeMemory, MeCoQ, NearRows, Settings
-from scqfaiss.training import SourceRows, statistics
+from scqfaiss.rows import PictureRows, SourceRows, statistics
 
 PRECISIONS = pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-10), (torch.float32, 2e-5)])
 STILL = {"neighbours": 0, "mixup": 0.0, "noise": 0.0}  # views that are the row itself
@@ -585,6 +589,250 @@ def test_two_processes_do_what_one_does_with_all_rows(tmp_path):
             np.testing.assert_allclose(got, wanted, atol=1e-5 * wanted.abs().max().item())
         np.testing.assert_array_equal(owners, want[2][1])
         np.testing.assert_allclose(codes, want[2][0], atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+class Drawn:
+    """Pictures in memory, as a source gives them."""
+
+    def __init__(self, x):
+        self.x, self.size, self.d, self.block_rows = x, x.shape[2], x[0].size, 16
+
+    def __len__(self):
+        return len(self.x)
+
+    def take(self, rows):
+        return self.x[rows]
+
+
+def drawn(n=60, seed=0):
+    """x (n, 3, 8, 8) uint8: coarse patterns, of which neighbouring rows share one."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(20, 230, (max(1, n // 4), 3, 2, 2)).repeat(4, 2).repeat(4, 3)
+    return (coarse[np.arange(n) % len(coarse)] + rng.integers(-20, 20, (n, 3, 8, 8))).clip(0, 255).astype(np.uint8)
+
+
+def patterns(n, seed=0):
+    """x (n, 3, 8, 8) uint8, each a coarse pattern of its own."""
+    coarse = np.random.default_rng(seed).integers(20, 230, (n, 3, 2, 2))
+    return coarse.repeat(4, 2).repeat(4, 3).astype(np.uint8)
+
+
+def build_on_pictures(x=None, validation=None, begin=True, network=None, batch_size=16, epochs=3, **settings):
+    """A MeCoQ on pictures, begun; the network a small one of convolutions, always of the same weights."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, 2, 1), torch.nn.BatchNorm2d(6), torch.nn.ReLU())
+    net.input_size = 8
+    values = {"backbone_lr": 0.3, "dropout": 0.0, "channels_last": False, **(network or {})}
+    encoder = Backbone(configure(BackboneSettings, values), net, "toy:net", {})
+
+    def rows_of(x):
+        return PictureRows(Drawn(x), encoder.width, "cpu", 1 << 20)
+
+    task = Task(
+        rows=rows_of(drawn() if x is None else x),
+        labels=None,
+        M=2,
+        nbits=3,
+        encoder=encoder,
+        encoder_name="toy:net",
+        validation=None if validation is None else Part(rows_of(validation)),
+        batch_size=batch_size,
+        epochs=epochs,
+    )
+    method = MeCoQ(configure(Settings, {"d": 8, "queue": 24, "queue_from": 1, **settings}), task)
+    if begin:
+        method.begin()
+    return method
+
+
+def without_norm(x=None, **settings):
+    """Batch norm is of a process's own share, and of few pictures a poor guess."""
+    method = build_on_pictures(x, begin=False, **{"network": {"dropout": 0.2}, **settings})
+    method.encoder.net[1] = torch.nn.Identity()
+    method.begin()
+    return method
+
+
+def test_views_of_pictures_are_two_augmentations_through_the_network_in_training():
+    method = build_on_pictures().train()
+    x, index = torch.from_numpy(drawn()[:6]), torch.arange(6)
+    means = method.encoder.net[1].running_mean.clone()
+    method.encoder.draws.fill_(7)
+    got = method.loss(x, index)
+    assert method.encoder.training and not torch.equal(method.encoder.net[1].running_mean, means)
+    assert int(method.encoder.draws) == 8  # one pass: batch norm sees both views together
+    sum(got.values()).backward()
+    assert method.encoder.net[0].weight.grad.abs().max() > 0
+    # The same by hand: the network's own views, through the slow twin.
+    method.encoder.draws.fill_(7)
+    with torch.no_grad():
+        method.encoder.net[1].running_mean.copy_(means)
+    with torch.enable_grad():
+        g = method.encoder(x.repeat_interleave(2, 0))[0].detach().double().numpy()
+    w, A, a = (t.detach().double().numpy() for t in (method.codewords, method.A, method.a))
+    ps, us = zip(*(slow_codes(A @ v + a, w, 10.0) for v in [*g[::2], *g[1::2]]))
+    want = slow_contrast(us, [*range(6)] * 2, [], [], 1.0, 0.1)
+    assert got["contrast"].item() == pytest.approx(want, rel=1e-4)
+    H = np.mean([-(p[m] * np.log(p[m])).sum() for p in ps for m in range(2)])
+    assert got["entropy"].item() == pytest.approx(0.05 * H, rel=1e-4)
+    views = method.drawn(x)
+    assert views.shape == (6, 2, 2, 4) and (views[:, 0] - views[:, 1]).abs().amax((1, 2)).min() > 1e-3
+    still = build_on_pictures(network={"augment": "none", "dropout": 0.1}).train().drawn(x)
+    assert (still[:, 0] - still[:, 1]).abs().max() > 1e-3  # by dropout
+
+
+def test_the_start_is_that_of_features_of_pictures():
+    x = drawn()
+    method = build_on_pictures(x)
+    g = torch.from_numpy(method.encoder.features(x))
+    same = build(g.numpy(), encoder="identity", d=8)
+    for name in ("A", "a", "codewords"):
+        np.testing.assert_allclose(
+            getattr(method, name).detach(), getattr(same, name).detach(), atol=1e-4, err_msg=name
+        )
+    before = [t.clone() for t in (method.A, method.codewords)]
+    torch.manual_seed(5)
+    method.begin()
+    assert torch.equal(before[0], method.A) and torch.equal(before[1], method.codewords)
+    assert build_on_pictures(x, bank=20).summary() == {"d": 8, "bank_rows": 20, "neighbours": 0}
+    method.task = dataclasses.replace(
+        method.task, codebook_rows=PictureRows(Drawn(drawn(8, 5)), method.encoder.width, "cpu", 1 << 20)
+    )
+    method.begin()
+    with torch.no_grad():
+        parts = method.parts(torch.from_numpy(drawn(8, 5)))  # as many pictures as codewords: each is one
+    np.testing.assert_allclose(torch.einsum("bme,mke->bmk", parts, method.codewords).amax(2).detach(), 1, atol=1e-3)
+
+
+def test_use_of_codewords_is_counted_on_pictures_encoded_anew(monkeypatch):
+    method = build_on_pictures(revive_below=0.0)
+    with torch.no_grad():
+        parts = method.parts(torch.from_numpy(drawn()))
+        codes = torch.einsum("bme,mke->bmk", parts, method.codewords).argmax(2)
+    assert method.after_epoch(0)["codewords_used"] == [len(codes[:, m].unique()) for m in range(2)]
+    monkeypatch.setattr(mecoq, "COUNTED_PICTURES", 25)  # every third of 60
+    assert method.after_epoch(0)["codewords_used"] == [len(codes[::3, m].unique()) for m in range(2)]
+    with torch.no_grad():
+        method.codewords[0, 1:] = -method.codewords[0, :1]
+    method.config = dataclasses.replace(method.config, revive_below=1.0)
+    assert method.after_epoch(1)["revived"] >= 6
+
+
+def test_validation_pictures_are_seen_in_the_same_views_and_teach_nothing():
+    method = build_on_pictures(validation=drawn(20, 3))
+    (stage,) = method.stages()
+    before = {k: v.clone() for k, v in method.state_dict().items()}
+    torch.manual_seed(3)
+    random = torch.get_rng_state()
+    got = stage.validate()
+    method.encoder.draws += 5
+    assert stage.validate() == got
+    method.encoder.draws -= 5
+    assert torch.equal(torch.get_rng_state(), random)
+    for name, value in method.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    plain = build_on_pictures(validation=drawn(20, 3), network={"augment": "none", "dropout": 0.01}, batch_size=20)
+    plain.encoder.config = dataclasses.replace(plain.encoder.config, dropout=0.0)
+    g = plain.encoder.features(drawn(20, 3)).astype(np.float64)
+    w, A, a = (t.detach().double().numpy() for t in (plain.codewords, plain.A, plain.a))
+    us = [slow_codes(A @ v + a, w, 10.0)[1] for v in g]
+    assert plain.validate() == pytest.approx(slow_contrast(us * 2, [*range(20)] * 2, [], [], 1.0, 0.1), rel=1e-5)
+
+
+class Cut(Exception):
+    """Stands for a kill between two steps."""
+
+
+def test_training_on_pictures_lowers_the_loss_of_others_too():
+    settings = {"queue": 0, "prior": 0.0, "temperature": 0.3, "epochs": 8, "network": {}}
+    method, lines = without_norm(patterns(200), validation=patterns(40, 1), **settings), []
+    engine = Engine(method, 3)
+    engine.log = type("Lines", (), {"start": lambda *_: None, "__call__": lambda _, facts: lines.append(facts)})()
+    engine.run()
+    assert lines[-1]["loss"]["contrast"] < lines[0]["loss"]["contrast"] - 0.1
+    assert lines[-1]["validation"] < lines[0]["validation"] - 0.1
+    assert min(lines[-1]["codewords_used"]) >= 6
+
+
+def test_training_on_pictures_resumes_to_the_same_bits(tmp_path):
+    def train(cut=None, folder=None):
+        steps = [0]
+
+        def progress(what, done, total, detail):
+            steps[0] += what == "contrast"
+            if steps[0] == cut:
+                raise Cut
+
+        network = {"frozen_epochs": 1, "dropout": 0.1}
+        method = build_on_pictures(begin=False, network=network, validation=drawn(20, 3))
+        kept = None if folder is None else Checkpoints(folder, dict, 1)
+        Engine(method, 3, progress=progress, checkpoints=kept).run(resume=folder is not None)
+        return method
+
+    whole = train()
+    for cut in (3, 4, 2):  # in the first epoch, and in the two after it
+        with pytest.raises(Cut):
+            train(cut, tmp_path / "c")
+    again = train(None, tmp_path / "c")
+    for a, b in zip(whole.state_dict().values(), again.state_dict().values()):
+        assert torch.equal(a, b)
+
+
+def test_what_learns_of_a_picture_method_has_its_rates():
+    method = build_on_pictures(mecoq_lr=0.01, mecoq_decay=0.2, codeword_lr=0.5)
+    optimizer, _ = method.stages()[0].turns[0].make_optimizer(10)
+    rates = {id(p): (g["initial_lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert rates.keys() == {id(p) for p in method.parameters()}
+    assert rates[id(method.A)] == (0.01, 0.2) and rates[id(method.codewords)] == (0.005, 0.0)
+    assert rates[id(method.encoder.net[0].weight)] == (0.003, 0.05)
+    assert build_on_pictures(batch_size=None).batch == 64 and build_on_pictures(batch_size=200).batch == 200
+
+
+def test_what_makes_views_of_rows_is_ignored_for_pictures_and_equal_views_are_warned_of():
+    config = configure(Settings, {"noise": 0.3, "neighbours": 2})
+    with pytest.warns(match=r"^views of pictures are drawn by the network \(augment=...\): neighbours, noise ignored$"):
+        MeCoQ.check(config, 7, 0, 2, 4, "pkg:net")
+    with pytest.warns(match=r"^no augmentation and no dropout: both views of a picture are the picture itself$"):
+        build_on_pictures(network={"augment": "none"})
+    with pytest.raises(ConfigError, match=r"^1 rows cannot train mecoq, which tells rows apart; need at least 2$"):
+        build_on_pictures(drawn(1))
+
+
+def two_steps_on_pictures(method):
+    method.train()
+    method.on_epoch(1)
+    for i in (0, 16):
+        for p in method.parameters():
+            p.grad = None
+        x, index = parallel.share((torch.from_numpy(drawn()[i : i + 16]), torch.arange(i, i + 16)))
+        terms = method.loss(x, index)
+        sum(terms.values()).backward()
+        with torch.no_grad():
+            method.after_step()
+    parallel.average_gradients(method.parameters())
+    terms = parallel.average(torch.stack([t.detach() for t in terms.values()]))
+    return terms, [p.grad for p in (method.A, method.codewords, method.encoder.net[0].weight)], method.memory.held()
+
+
+def pictures_of_two(rank, file):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    torch.save(two_steps_on_pictures(without_norm()), f"{file}.{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo by file")
+def test_two_processes_see_the_views_of_one_and_do_what_it_does(tmp_path):
+    want = two_steps_on_pictures(without_norm())
+    multiprocessing.spawn(pictures_of_two, (str(tmp_path / "meet"),), nprocs=2)
+    for rank in range(2):
+        terms, grads, (codes, owners) = torch.load(tmp_path / f"meet.{rank}.pt")
+        np.testing.assert_allclose(terms, want[0], rtol=1e-4)
+        for got, wanted in zip(grads, want[1]):
+            np.testing.assert_allclose(got, wanted, atol=1e-4 * wanted.abs().max().item())
+        np.testing.assert_array_equal(owners, want[2][1])
+        np.testing.assert_allclose(codes, want[2][0], atol=1e-5)
 
 
 def test_settings_are_plain_values():
