@@ -39,6 +39,10 @@ _PIP = {
     "h5py": "pip install h5py",
     "safetensors": "pip install safetensors",
     "numpy": "pip install numpy",
+    "PIL": 'pip install "scqfaiss[images]"',
+    "onnx": 'pip install "scqfaiss[onnx]"',
+    "onnxruntime": 'pip install "scqfaiss[onnx]"',
+    "onnxscript": 'pip install "scqfaiss[onnx]"',
 }
 
 
@@ -52,15 +56,44 @@ def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--labels-key", default="labels", show_default=True, help="Dataset of the labels in HDF5."),
         click.option("--ids-key", default="ids", show_default=True, help="Dataset of the ids in HDF5."),
-        click.option("--skip-bad-rows", is_flag=True, help="Leave out rows that hold NaN or infinity."),
+        click.option(
+            "--skip-bad-rows", is_flag=True, help="Leave out rows that hold NaN or infinity, and bad pictures."
+        ),
         click.option("--allow-duplicate-ids", is_flag=True, help="Take ids that stand more than once."),
+        click.option("--workers", default=0, help="Threads that decode pictures; default: one for each core."),
     ]
 
     @click.pass_context
     def gathered(context: click.Context, /, **values: Any) -> Any:
-        names = ("features_key", "labels_key", "ids_key", "skip_bad_rows", "allow_duplicate_ids")
+        names = ("features_key", "labels_key", "ids_key", "skip_bad_rows", "allow_duplicate_ids", "workers")
         keys = {name: values.pop(name) for name in names}
         return context.invoke(command, keys=keys, **values)
+
+    gathered.__name__, gathered.__doc__ = command.__name__, command.__doc__
+    gathered.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]
+    for option in reversed(options):
+        gathered = option(gathered)
+    return gathered
+
+
+def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of commands that show pictures to a model's network; they arrive as one features.Seeing, `seeing`."""
+    options = [
+        click.option(
+            "--encoder",
+            metavar="MODULE:FACTORY",
+            help="Network that the model may have built; needed for foreign ones.",
+        ),
+        click.option("--encoder-device", default="auto", show_default=True, help="Where it runs: auto, cpu or cuda."),
+        click.option("--encoder-precision", default="float32", show_default=True, help="float32 or bfloat16."),
+    ]
+
+    @click.pass_context
+    def gathered(context: click.Context, /, **values: Any) -> Any:
+        from .features import Seeing
+
+        given = (values.pop(name) for name in ("encoder", "encoder_device", "encoder_precision"))
+        return context.invoke(command, seeing=Seeing(*given), **values)
 
     gathered.__name__, gathered.__doc__ = command.__name__, command.__doc__
     gathered.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]
@@ -95,14 +128,19 @@ def read_config(context: click.Context, _: click.Parameter, path: Path | None) -
     return path
 
 
-def parse_settings(context: click.Context, _: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:
-    out = dict(context.meta.get("scqfaiss.set", {}))
+def parse_pairs(context: click.Context, option: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
+    out = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--set is '{shown(pair)}', needs key=value")
+            raise ConfigError(f"{option.opts[0]} is '{shown(pair)}', needs key=value")
         out[key.strip()] = value.strip()
     return out
+
+
+def parse_settings(context: click.Context, _: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:
+    table: dict[str, Any] = context.meta.get("scqfaiss.set", {})
+    return table | parse_pairs(context, _, pairs)
 
 
 def say(text: str) -> None:
@@ -123,15 +161,31 @@ def cli() -> None:
 @click.option(
     "--config", type=FILE, callback=read_config, is_eager=True, help="TOML file with defaults for these options."
 )
-@click.option("--method", default="scq", show_default=True, help="scq, dpq, mecoq, mopq, label, pq, opq or rq.")
+@click.option("--method", default="scq", show_default=True, help="scq, dpq, phpq, mecoq, mopq, label, pq, opq or rq.")
 @click.option("--bits", default=32, show_default=True, help="Bits of a code.")
 @click.option("--nbits", default=8, show_default=True, help="Bits of one codebook; bits / nbits codebooks.")
-@click.option("--encoder", default="auto", show_default=True, help="mlp, linear or identity; auto: as the method goes.")
+@click.option(
+    "--encoder",
+    default="auto",
+    show_default=True,
+    help="mlp, linear or identity; of pictures squeezenet or package.module:factory; auto: as the method goes.",
+)
+@click.option(
+    "--encoder-arg",
+    "encoder_args",
+    multiple=True,
+    callback=parse_pairs,
+    metavar="KEY=VALUE",
+    help="An argument of that factory.",
+)
+@click.option("--weights", type=FILE, help="Weights that a network for pictures starts from (.safetensors or .pth).")
+@click.option("--start", type=FILE, help="Model whose network stays as it is: train other codebooks alone (pictures).")
 @click.option("--codebook-rows", type=FILE, help="Rows without labels that the codebooks learn from.")
 @click.option("--validation", type=FILE, help="Rows that train nothing and say which epoch was best, and when to stop.")
 @click.option("--patience", default=5, show_default=True, help="Epochs without a better one that end a stage; 0: none.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--precision", default="float32", show_default=True, help="float32, bfloat16 or float16, of the encoder.")
+@click.option("--accumulate", default=1, show_default=True, help="Parts that a batch is cut into, to save memory.")
 @click.option("--clip-norm", default=0.0, help="Largest norm of the gradients of a step; default: any.")
 @click.option("--epochs", type=int, help="Epochs of every stage, instead of the method's own.")
 @click.option("--batch-size", type=int, help="Rows of a training step, instead of the method's own.")
@@ -156,7 +210,9 @@ def train(
     keys: dict[str, Any],
     **options: Any,
 ) -> None:
-    """Train a quantizer on ROWS (HDF5, .npy, .fvecs, .bvecs) and write the model.
+    """Train a quantizer on ROWS (HDF5, .npy, .fvecs, .bvecs, or pictures) and write the model.
+
+    Pictures come as a folder with a sub-folder for each class, as a list (.csv, .jsonl), or in HDF5 (dataset images).
 
     On several processes: torchrun --nproc-per-node N -m scqfaiss train ...
     """
@@ -180,9 +236,10 @@ def train(
 @click.option("--nprobe", default=0, help="Lists that a search visits unless it says otherwise.")
 @click.option("--refine", default=0, help="Candidates per hit that fastscan scores again exactly; -1: none.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
+@picture_options
 @row_options
 def export(model: Path, rows: Path, out: Path, dry_run: bool, **options: Any) -> None:
-    """Encode ROWS with MODEL into one plain FAISS file."""
+    """Encode ROWS, or pictures, with MODEL into one plain FAISS file."""
     from . import exporting
 
     if dry_run:
@@ -195,9 +252,10 @@ def export(model: Path, rows: Path, out: Path, dry_run: bool, **options: Any) ->
 @click.argument("gallery", type=FILE)
 @click.argument("rows", type=FILE)
 @click.option("--model", type=FILE, help="Model of the gallery, where its encoder is not inside the file.")
+@picture_options
 @row_options
 def append(gallery: Path, rows: Path, **options: Any) -> None:
-    """Encode ROWS and add them to GALLERY. Rows without ids are numbered on from the largest id there is."""
+    """Encode ROWS, or pictures, and add them to GALLERY. Rows without ids are numbered on from the largest id there is."""
     from .editing import append_file
 
     click.echo(append_file(gallery, rows, progress=meter, **options))
@@ -235,9 +293,10 @@ def merge(galleries: tuple[Path, ...], out: Path) -> None:
 @click.option("--deny-ids", help="Never find these ids; given as for --filter-ids.")
 @click.option("--nprobe", type=int, help="Lists to visit, where the gallery has lists.")
 @click.option("--mmap", is_flag=True, help="Leave codes in the file: for galleries larger than memory.")
+@picture_options
 @row_options
 def search(gallery: Path, queries: Path, **options: Any) -> None:
-    """Search GALLERY with the rows of QUERIES."""
+    """Search GALLERY with the rows of QUERIES, or with pictures: a file or a folder of them."""
     from .gallery import search_file
 
     click.echo(search_file(gallery, queries, progress=meter, **options))
@@ -250,6 +309,7 @@ def search(gallery: Path, queries: Path, **options: Any) -> None:
 @click.option("--model", type=FILE, help="Model of the gallery, where its encoder is not inside the file.")
 @click.option("--at", type=int, help="Count ranks 1 to R only; default: the whole gallery.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@picture_options
 @row_options
 def evaluate(gallery: Path, queries: Path, database: Path | None, as_json: bool, **options: Any) -> None:
     """Hold the ranking of GALLERY against the labels of QUERIES and DATABASE: tie-aware mAP, precision, recall.
@@ -259,6 +319,51 @@ def evaluate(gallery: Path, queries: Path, database: Path | None, as_json: bool,
     from .evaluation import evaluate_file, report_text
 
     click.echo(report_text(evaluate_file(gallery, queries, database, progress=meter, **options), as_json))
+
+
+@cli.command()
+@click.argument("images", type=FILE)
+@click.option("-o", "--out", type=FILE, required=True, help="File of rows to write (.h5).")
+@click.option("--encoder", help="Network: squeezenet or package.module:factory; with --model, a foreign one to allow.")
+@click.option(
+    "--encoder-arg",
+    "encoder_args",
+    multiple=True,
+    callback=parse_pairs,
+    metavar="KEY=VALUE",
+    help="An argument of that factory.",
+)
+@click.option("--weights", type=FILE, help="Its weights (.safetensors or .pth).")
+@click.option(
+    "--set", "settings", multiple=True, callback=parse_pairs, metavar="KEY=VALUE", help="Its size, fit, layers or pool."
+)
+@click.option("--model", type=FILE, help="Take the network of this model instead.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--precision", default="float32", show_default=True, help="float32 or bfloat16, of the network.")
+@click.option("--dtype", default="float32", show_default=True, help="float32 or float16, of the features in the file.")
+@click.option("--resume", is_flag=True, help="Go on from the finished parts, in OUT.parts.")
+@click.option(
+    "--part", "part_rows", default=1024, show_default=True, type=click.IntRange(1), help="Pictures of a part."
+)
+@row_options
+def features(images: Path, out: Path, encoder: str | None, device: str, precision: str, **options: Any) -> None:
+    """See IMAGES (a folder, a list, HDF5, or a picture) with a network and write what it sees as rows."""
+    from .features import Seeing, features_file
+
+    click.echo(features_file(images, out, seeing=Seeing(encoder, device, precision), progress=meter, **options))
+
+
+@cli.command("export-encoder")
+@click.argument("model", type=FILE)
+@click.option("-o", "--out", type=FILE, required=True, help="File to write (.onnx).")
+@click.option(
+    "--encoder", metavar="MODULE:FACTORY", help="Network that the model may have built; needed for foreign ones."
+)
+def export_encoder(model: Path, out: Path, encoder: str | None) -> None:
+    """Write the encoder of MODEL as ONNX: pictures, or rows, in; what galleries are searched with out."""
+    from . import portable
+
+    click.echo(portable.export_encoder(model, out, encoder=encoder))
 
 
 @cli.command()

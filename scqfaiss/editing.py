@@ -21,7 +21,9 @@ from .data.idlist import read_ids
 from .encoders.chain import Chain
 from .errors import ConfigError, DataError, IndexFileError, shown, size
 from .exporting import SUFFIX, facts, write
+from .features import USUAL, Seeing, as_rows
 from .files import PathLike, Slot, reserve
+from .gallery import lacks_network
 from .model import Model, encode_source
 from .reading import Stored, options_of, read_gallery
 from .targets.head import chain, kind_of, layers, prepend
@@ -68,12 +70,13 @@ def append_file(
     *,
     model: PathLike | None = None,
     keys: Mapping[str, Any],
+    seeing: Seeing = USUAL,
     progress: Progress = silent,
 ) -> str:
-    """Append a file of rows; returns what to tell the user."""
+    """Append a file of rows, or pictures; returns what to tell the user. seeing: how the model looks at pictures."""
     with reserve(gallery, inputs=[p for p in (rows, model) if p is not None], suffix=SUFFIX, what="changed") as slot:
         with open_rows(rows, **{**keys, "labels_key": None}, role="keys") as source:
-            held, books, codes, ids, new = _joined(slot, gallery, source, model, progress)
+            held, books, codes, ids, new = _joined(slot, gallery, source, model, progress, seeing)
         # Closing says whether the rows were changed while they were read: only then is anything written.
         n = _rewrite(slot, held, books, codes, ids)
         return (
@@ -83,11 +86,19 @@ def append_file(
 
 
 def _joined(
-    slot: Slot, path: PathLike, source: Source, model: Model | PathLike | None, progress: Progress
+    slot: Slot,
+    path: PathLike,
+    source: Source,
+    model: Model | PathLike | None,
+    progress: Progress,
+    seeing: Seeing = USUAL,
 ) -> tuple[_Content, Codebooks, Codes, Ints, Ints]:
     """What is held, codebooks, codes and ids of old rows and new, and the ids of the new ones."""
     held = _Content(path, as_stored=False)
+    if source.pictures and model is None:
+        raise ConfigError(lacks_network(source, held.card, held.name, int(held.stored.index.d)))
     encoder = _encoder(held, model)
+    source = as_rows(source, encoder, seeing)
     if source.d != encoder.d_in:
         raise ConfigError(f"{source.name}: rows have d={source.d}, {held.name} needs d={encoder.d_in}")
     if len(source) == 0:

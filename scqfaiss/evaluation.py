@@ -23,8 +23,9 @@ from .codebooks import Codebooks, Codes
 from .contract import Progress, silent
 from .data import Source, open_rows
 from .errors import ConfigError, DataError, IndexFileError, warn
+from .features import USUAL, FeatureSource, Seeing
 from .files import PathLike
-from .gallery import Gallery, open_gallery, require_model
+from .gallery import Gallery, as_queries, open_gallery, require_model
 
 AT_K = (1, 10, 100)
 SCORE_BYTES = 64 << 20  # scores of a block of queries
@@ -433,6 +434,16 @@ def _agreement(gallery: Gallery, z: Floats, zs: Floats, decoded: Floats, words: 
     return right / (nq * k)
 
 
+def align(queries: Source, database: Source) -> None:
+    """Number the classes of pictures, whose folders name them, as the other side does. Raises as ImageSource.align."""
+    for source, other in ((queries, database), (database, queries)):
+        names = other.labels.class_names if other.labels else None
+        if source.pictures and source.labels is not None and names is not None:
+            if source.labels.class_names not in (None, names):
+                source.align(names)  # type: ignore[attr-defined]
+            return
+
+
 def check_classes(a: Source, b: Source) -> None:
     """Raise ConfigError where two files name the same class differently."""
     x, y = (s.labels.class_names if s.labels else None for s in (a, b))
@@ -452,11 +463,12 @@ def evaluate_file(
     model: PathLike | None = None,
     at: int | None = None,
     keys: Mapping[str, Any],
+    seeing: Seeing = USUAL,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Evaluate a gallery with labelled files of queries and of its database; or by the ids of the queries, each of which
     is that of the query's own vector, where there is no database or neither file has labels. Of a database without labels
-    only the ids are looked at, and all must be held.
+    only the ids are looked at, and all must be held. Queries may be pictures; seeing: how the model looks at them.
     """
     if at is not None and at < 1:
         raise ConfigError(f"R is {at}, needs 1 or more")
@@ -467,6 +479,9 @@ def evaluate_file(
             database = stack.enter_context(open_rows(database_path, **keys, role="keys"))
         gallery = open_gallery(path, model=model)
         require_model(gallery)
+        if database is not None:
+            align(queries, database)
+        queries = as_queries(gallery, queries, seeing)
         if queries.d != gallery.d:
             raise ConfigError(f"{queries.name}: queries have d={queries.d}, {gallery.name} needs d={gallery.d}")
         if database is None or all(s.labels is None and _identified(s) for s in (queries, database)):
@@ -484,7 +499,7 @@ def evaluate_file(
         overlap = int(np.isin(queries.ids, database.ids).sum()) if queries.has_ids and database.has_ids else 0
         if overlap:
             warn(f"{overlap:,} of {len(queries):,} queries are also in the database")
-        xq = queries.read(0, len(queries))
+        xq = _read(queries, progress)
         found = evaluate(
             gallery,
             xq,
@@ -497,6 +512,17 @@ def evaluate_file(
             progress=progress,
         )
         return found | {"overlap": overlap}
+
+
+def _read(source: Source, progress: Progress) -> Floats:
+    """All rows of a source; of pictures, each of which costs a pass through a network, with progress."""
+    if not isinstance(source, FeatureSource):
+        return source.read(0, len(source))
+    x = np.empty((len(source), source.d), np.float32)
+    for i, block in source.blocks():
+        x[i : i + len(block)] = block
+        progress("encode", i + len(block), len(source), "")
+    return x
 
 
 def _identified(source: Source) -> bool:
@@ -528,7 +554,7 @@ def _evaluate_by_ids(
     check_held(ids, held, queries.name, gallery.name, advice)
     if queries.labels is not None:
         warn(f"{queries.name}: without DATABASE only ids are looked at, not labels")
-    xq = queries.read(0, len(queries))[rows]
+    xq = _read(queries, progress)[rows]
     return evaluate_pairs(gallery, xq, ids, at=at, name=queries.name, progress=progress)
 
 

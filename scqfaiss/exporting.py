@@ -15,6 +15,7 @@ from .codebooks import Codes
 from .contract import Progress, silent
 from .data import ArraySource, Source, open_rows
 from .errors import ConfigError, DataError, IndexFileError, shown, size
+from .features import USUAL, Seeing, as_rows
 from .files import PathLike, Slot, reserve
 from .model import Model, encode_source
 from .reading import read_gallery
@@ -55,6 +56,8 @@ def build(
         "model_sha256": model.origin,
         "class_names": model.config.get("class_names"),
     }
+    if model.takes_pictures:
+        card["pictures"] = True  # they can be searched for, with the model
     if "prefix" in model.config:
         card["model_bits"] = model.config["prefix"]["bits"]  # of which the codes hold the first
     return index, card | facts(container, index)
@@ -172,14 +175,18 @@ def export_file(
     nprobe: int = 0,
     refine: int = 0,
     keys: Mapping[str, Any],
+    seeing: Seeing = USUAL,
     progress: Progress = silent,
 ) -> str:
-    """Export a file of rows; returns what to tell the user. keys: arguments of open_rows."""
+    """Export a file of rows, or pictures; returns what to tell the user. keys: arguments of open_rows. seeing: how the
+    model looks at pictures.
+    """
     with reserve(out, inputs=[model_path, rows_path], suffix=SUFFIX, what="exported") as slot:
         model = _cut(Model.load(model_path), bits)
         with open_rows(rows_path, **{**keys, "labels_key": None}, role="keys") as source:
             options = Options(nlist, nprobe, refine)
-            index, card, nbytes = encode_for(model, source, slot, target, options, progress)
+            rows = as_rows(source, model, seeing, shown(model_path))
+            index, card, nbytes = encode_for(model, rows, slot, target, options, progress)
         # Closing says whether the rows were changed while they were read: only then is anything written.
         write(slot, index, card, nbytes)
         encoder = {"none": "no encoder needed", "folded": "encoder inside", "model": "queries need the model"}
@@ -200,19 +207,21 @@ def export_plan(
     nprobe: int = 0,
     refine: int = 0,
     keys: Mapping[str, Any],
+    seeing: Seeing = USUAL,
 ) -> str:
-    """What an export would write; reads no features."""
+    """What an export would write; reads no features and looks at no picture."""
     files.check_target(out, inputs=[model_path, rows_path], suffix=SUFFIX)
     model = _cut(Model.load(model_path), bits)
     with open_rows(rows_path, **{**keys, "labels_key": None}, role="keys") as source:
-        if source.d != model.d_in:
+        if as_rows(source, model, seeing, shown(model_path)).d != model.d_in:
             raise ConfigError(f"{source.name}: rows have d={source.d}, {shown(model_path)} needs d={model.d_in}")
+        what = "pictures: {:,}, to features of d={}" if source.pictures else "rows: {:,} of d={}"
         n = len(np.unique(source.ids)) if source.copies else len(source)
     container = check_target(model, target, Options(nlist, nprobe, refine), n)
     on_gpu = gpu.reason(model.codebooks.shape)
     return "\n".join(
         [
-            f"rows: {n:,} of d={model.d_in}",
+            what.format(n, model.d_in),
             *([] if bits is None else [f"codes: {_length(model)}"]),
             f"file: about {size(container.nbytes(model.codebooks.shape, n))}",
             f"target {container.INFO.name}: CPU yes, GPU {'yes' if on_gpu is None else f'no ({on_gpu})'}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from .contract import Progress, silent
 from .data import Source, open_rows
 from .data.idlist import read_ids
 from .errors import ConfigError, DataError, IndexFileError, shown, warn
+from .features import USUAL, FeatureSource, Seeing, as_rows
 from .files import PathLike, reserve
 from .model import Model
 from .reading import Stored, read_gallery, stamp_of, target_of
@@ -353,6 +354,27 @@ def require_model(gallery: Gallery) -> None:
         raise ConfigError(f"{gallery.name}: queries need the model its codes came from ({made_by}); give --model")
 
 
+def as_queries(gallery: Gallery, queries: Source, seeing: Seeing = USUAL) -> Source:
+    """What a gallery is searched with: rows as they are, pictures as rows of its model's features.
+
+    Raises ConfigError where the model is not there, even if the file holds its encoder for rows; and as features.as_rows.
+    """
+    if queries.pictures and gallery.model is None:
+        raise ConfigError(lacks_network(queries, gallery.card or {}, gallery.name, gallery.d))
+    return as_rows(queries, gallery.model, seeing) if queries.pictures and gallery.model is not None else queries
+
+
+def lacks_network(source: Source, card: Mapping[str, Any], name: str, d: int) -> str:
+    """Why a gallery by itself takes no pictures, and what to do."""
+    if card.get("pictures"):
+        made_by = str(card.get("model_sha256"))[:12]
+        return f"{source.name} holds pictures, which only the model of {name} can see ({made_by}); give --model"
+    if card.get("encoder") == "model":
+        made_by = str(card.get("model_sha256"))[:12]
+        return f"{name}: queries need the model its codes came from ({made_by}); give --model"
+    return f"{source.name} holds pictures, {name} takes rows of d={d}: make rows with `scqfaiss features`"
+
+
 def check_queries(gallery: Gallery, queries: Source) -> None:
     """Raise ConfigError where the rows of a source cannot be searched for: before any of them is read."""
     require_model(gallery)
@@ -402,11 +424,13 @@ def search_file(
     deny_ids: str | None = None,
     nprobe: int | None = None,
     keys: Mapping[str, Any],
+    seeing: Seeing = USUAL,
     progress: Progress = silent,
 ) -> str:
     """Search with a file of queries; hits go to the HDF5 file `out`, the first few into the returned text.
 
-    threshold: all hits beyond it, instead of k. filter_ids, deny_ids: "1,2,3" or a file of ids.
+    Queries may be pictures, a single one too; the text names them by their files. threshold: all hits beyond it, instead of
+    k. filter_ids, deny_ids: "1,2,3" or a file of ids. seeing: how the model looks at pictures.
     """
     from .data.hdf5 import write_hits, write_ranges
 
@@ -414,23 +438,25 @@ def search_file(
         raise ConfigError("a search by threshold looks into every list; leave --nprobe out")
     lists = {"allow": filter_ids, "deny": deny_ids}
 
-    def run() -> tuple[Any, Any]:
+    def run() -> tuple[Any, Any, Any]:
         options: dict[str, Any] = {what: read_ids(ids) for what, ids in lists.items() if ids is not None}
         with open_rows(queries, **{**keys, "labels_key": None}, role="queries") as source:
             gallery = open_gallery(path, model=model, device=device, mmap=mmap)
+            source = as_queries(gallery, source, seeing)
+            names = [shown(name) for name in source.names] if isinstance(source, FeatureSource) else source.ids
             if threshold is not None:
-                return range_search_source(gallery, source, threshold, progress, **options), source.ids
-            return search_source(gallery, source, k, progress, nprobe=nprobe, **options), source.ids
+                return range_search_source(gallery, source, threshold, progress, **options), source.ids, names
+            return search_source(gallery, source, k, progress, nprobe=nprobe, **options), source.ids, names
 
     if out is None:
-        hits, query_ids = run()
+        hits, query_ids, names = run()
     else:
         given = (path, queries, model, *(ids for ids in lists.values() if ids is not None and os.path.exists(ids)))
         with reserve(out, inputs=[p for p in given if p is not None]) as slot:
-            hits, query_ids = run()
+            hits, query_ids, names = run()
             write: Callable[..., None] = write_hits if threshold is None else write_ranges
             slot.write(lambda f: write(f, *hits, query_ids), nbytes=12 * hits[-1].size)
-    return _said(hits, query_ids) + (f", written to {shown(out)}" if out is not None else "") + _first(hits, query_ids)
+    return _said(hits, query_ids) + (f", written to {shown(out)}" if out is not None else "") + _first(hits, names)
 
 
 def _said(hits: tuple[Any, ...], query_ids: Ints) -> str:
@@ -441,10 +467,10 @@ def _said(hits: tuple[Any, ...], query_ids: Ints) -> str:
     return text + (f" but for {int((missing > 0).sum()):,} with fewer" if missing.any() else "")
 
 
-def _first(hits: tuple[Any, ...], query_ids: Ints) -> str:
+def _first(hits: tuple[Any, ...], names: Sequence[Any] | Ints) -> str:
     """The hits of the first queries, a line each."""
     lines = [""]
-    for q, name in enumerate(query_ids[:5]):
+    for q, name in enumerate(names[:5]):
         own = q if len(hits) == 2 else slice(*hits[0][q : q + 2])
         D, I = (a[own][:SHOWN] for a in hits[-2:])
         lines.append(f"query {name}  " + "  ".join(f"{i}:{s:.4f}" for i, s in zip(I, D) if i >= 0))

@@ -1,0 +1,273 @@
+"""A model's encoder as one ONNX file, for places without Python: what goes in there comes out as `z`, ready to search with.
+
+Normalisation, network and chain stand inside, so that an app that holds the file and a gallery needs nothing else of ours.
+The file is made by torch, read back by onnxruntime on the CPU, and held against Model.embed before it takes its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .arrays import Floats
+from .encoders.chain import LAYERS, Arrays, Chain
+from .errors import ConfigError, ScqError, shown, size
+from .features import Seeing, backbone_of
+from .files import PathLike, reserve
+from .model import Model
+
+if TYPE_CHECKING:
+    from .encoders.backbone import Backbone
+
+SUFFIX = ".onnx"
+OPSET = 18  # read by every runtime of the last years; nothing here needs more
+IR_VERSION = 10
+MAX_BYTES = (1 << 31) - 1  # of a protocol buffer
+TOLERANCE = 1e-3  # of the largest |z|: runtimes sum in another order
+# Rows that the check sends through. More than one length: an exporter that took the first for a constant fails here.
+CHECKED_ROWS = (1, 5)
+_CHATTY = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
+
+
+class Layer(nn.Module):
+    """One layer of a chain on x (n, w), or on x (n, E, w) between `heads` and `average`; see encoders/chain.py."""
+
+    A: Tensor
+    mean: Tensor
+    weights: Tensor
+
+    def __init__(self, op: str, arrays: Arrays) -> None:
+        super().__init__()
+        if op not in LAYERS:
+            raise ConfigError(f"encoder layer '{op}' is unknown, this version exports {', '.join(LAYERS)}")
+        self.op = op
+        for name, a in arrays.items():
+            self.register_buffer(name, torch.from_numpy(np.array(a, np.float32)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(getattr(self, f"_{self.op}")(x))
+
+    def _linear(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.A, getattr(self, "b", None))
+
+    def _center(self, x: Tensor) -> Tensor:
+        return x - self.mean
+
+    def _normalize(self, x: Tensor) -> Tensor:
+        norm = x.square().sum(-1, keepdim=True).sqrt()
+        return x / torch.where(norm > 0, norm, torch.ones_like(norm))  # a zero row stays zero
+
+    def _power(self, x: Tensor) -> Tensor:
+        return x.sign() * x.abs().sqrt()
+
+    def _relu(self, x: Tensor) -> Tensor:
+        return x.relu()
+
+    def _tanh(self, x: Tensor) -> Tensor:
+        return x.tanh()
+
+    def _sigmoid(self, x: Tensor) -> Tensor:
+        return x.sigmoid()
+
+    def _softmax(self, x: Tensor) -> Tensor:
+        return x.softmax(-1)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        E, _, width = self.A.shape
+        parts = x.unflatten(1, (E, width)).unsqueeze(2)  # n e 1 w
+        return torch.matmul(parts, self.A.transpose(1, 2)).squeeze(2) + self.b  # type: ignore[operator]  # n e out
+
+    def _average(self, x: Tensor) -> Tensor:
+        return (x * self.weights[:, None]).sum(1)  # n e c -> n c
+
+
+class Portable(nn.Module):
+    """pictures (n, 3, size, size) uint8, or rows (n, d_in) float32 where there is no backbone -> z (n, d) float32."""
+
+    layers: nn.ModuleList
+
+    def __init__(self, chain: Chain, backbone: Backbone | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.layers = nn.ModuleList(Layer(op, arrays) for op, arrays in chain.layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.backbone is not None:
+            x = self.backbone(x)[0]  # 1 n w -> n w
+        for layer in self.layers:
+            x = layer(x)
+        return x if len(self.layers) or self.backbone is not None else x.clone()  # an output of its own, not the input
+
+
+def export_encoder(model_path: PathLike, out: PathLike, *, encoder: str | None = None) -> str:
+    """Write the encoder of a model as ONNX; returns what to tell the user.
+
+    Input `pictures` (n, 3, size, size) uint8 RGB of a picture model, `rows` (n, d_in) float32 of any other; output `z` (n, d)
+    float32, any n. Metadata: model_sha256, method, d, and of pictures size and fit. encoder: as in features.Seeing.
+    Raises ConfigError where ONNX's parts are too old or the network has a form that they cannot write, and where onnxruntime
+    computes something else than the model does: nothing is written then.
+    """
+    with reserve(out, inputs=[model_path], suffix=SUFFIX, what="exported") as slot:
+        model = Model.load(model_path)
+        backbone = None
+        if model.takes_pictures:
+            backbone = backbone_of(model, Seeing(encoder, device="cpu"), shown(model_path))
+        data = to_bytes(model, backbone, shown(model_path))
+        slot.write(
+            lambda f: f.write(data),
+            check=lambda temporary: check_file(temporary, model, backbone, slot.name),
+            nbytes=len(data),
+        )
+        takes = f"rows (n, {model.d_in})"
+        if backbone is not None:
+            takes = f"pictures (n, 3, {backbone.size}, {backbone.size}) uint8"
+        return f"{slot.name}: {takes} to z (n, {model.codebooks.d}), {size(len(data))}, checked with onnxruntime"
+
+
+def to_bytes(model: Model, backbone: Backbone | None = None, name: str = "the model") -> bytes:
+    """The ONNX file of a model's encoder, the same bytes for the same model and the same releases of torch and ONNX."""
+    for part in ("onnx", "onnxscript", "onnxruntime"):  # missing ones are named before the slow part
+        with _quiet():
+            import_module(part)
+    import onnx
+
+    if backbone is None:
+        what, example = "rows", torch.zeros(2, model.d_in)
+    else:
+        what, example = "pictures", torch.zeros(2, 3, backbone.size, backbone.size, dtype=torch.uint8)
+    module = Portable(model.chain, backbone).eval()
+    try:
+        with _quiet(), _whole(backbone), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                input_names=[what],
+                output_names=["z"],
+                dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+            made = program.model_proto  # type: ignore[union-attr]
+    except MemoryError:
+        raise
+    except Exception as error:  # the exporter raises whatever its many passes do
+        why = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{name}: torch cannot write this encoder as ONNX ({type(error).__name__}: {why})") from error
+    _strip(made.graph)
+    for tensors in (made.graph.initializer, made.graph.value_info):
+        tensors.sort(key=lambda t: t.name)  # the exporter's order is that of a set
+    for function in made.functions:
+        _strip(function)
+    made.ir_version = min(made.ir_version, IR_VERSION)
+    made.doc_string = ""
+    del made.metadata_props[:]
+    facts = {"model_sha256": model.origin, "method": model.config["method"], "d": model.codebooks.d}
+    if backbone is not None:
+        facts |= {"size": backbone.size, "fit": backbone.fit}
+    onnx.helper.set_model_props(made, {f"scqfaiss.{key}": str(value) for key, value in facts.items()})
+    if made.ByteSize() > MAX_BYTES:
+        raise ConfigError(
+            f"{name}: its encoder takes {size(made.ByteSize())}, ONNX holds at most {size(MAX_BYTES)} in a file"
+        )
+    return bytes(made.SerializeToString(deterministic=True))
+
+
+@contextmanager
+def _whole(backbone: Backbone | None) -> Iterator[None]:
+    """Have the network run to its end: the exporter follows no exception that stops it early."""
+    if backbone is None:
+        yield
+        return
+    before, backbone.whole = backbone.whole, True
+    try:
+        yield
+    finally:
+        backbone.whole = before
+
+
+def _strip(graph: Any) -> None:
+    """Take out where in which source file each node came from: paths of this machine, other ones on the next."""
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    for node in graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _strip(attribute.g)
+    for value in [*graph.value_info, *getattr(graph, "initializer", ()), *_values(graph)]:
+        value.doc_string = ""
+        del value.metadata_props[:]
+
+
+def _values(graph: Any) -> list[Any]:
+    """Inputs and outputs: of a function they are names alone."""
+    return [value for value in [*graph.input, *graph.output] if not isinstance(value, str)]
+
+
+def check_file(path: Path, model: Model, backbone: Backbone | None, name: str) -> None:
+    """Run an ONNX file on random input and hold it against the model. Raises ConfigError where they differ."""
+    rng = np.random.default_rng(0)
+    session = _session(path, name)
+    for n in CHECKED_ROWS:
+        if backbone is None:
+            x: Any = rng.standard_normal((n, model.d_in)).astype(np.float32)
+            want = model.embed(x)
+        else:
+            x = rng.integers(0, 256, (n, 3, backbone.size, backbone.size), np.uint8)
+            want = model.embed(backbone.features(x))
+        try:
+            (z,) = session.run(["z"], {session.get_inputs()[0].name: x})
+        except Exception as error:  # onnxruntime has no common class of errors
+            raise ConfigError(f"{name}: onnxruntime cannot run it ({' '.join(str(error).split())[:300]})") from error
+        _compare(z, want, name)
+
+
+def _compare(z: Any, want: Floats, name: str) -> None:
+    scale = float(np.abs(want).max(initial=0)) or 1.0
+    far = float(np.abs(z - want).max(initial=0)) / scale if z.shape == want.shape else np.inf
+    if not far <= TOLERANCE:  # NaN is no less either
+        raise ConfigError(
+            f"{name}: onnxruntime differs from the model by {far:.2g} of the largest |z|, at most {TOLERANCE:g} is let "
+            "through; nothing was written"
+        )
+
+
+def _session(path: Path, name: str) -> Any:
+    with _quiet():
+        import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no common class of errors
+        if isinstance(error, ScqError | OSError):
+            raise
+        raise ConfigError(f"{name}: onnxruntime cannot load it ({' '.join(str(error).split())[:300]})") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what the exporter tells its own developers: warnings and log lines, for as long as it works."""
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before):
+            logger.setLevel(level)

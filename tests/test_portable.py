@@ -1,0 +1,189 @@
+"""Encoders as ONNX: what onnxruntime computes where there is no torch is what the model computes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from faults.conftest import run, start  # noqa: F401
+
+import scqfaiss
+from scqfaiss.codebooks import Codebooks
+from scqfaiss.encoders.chain import LAYERS, Chain
+from scqfaiss.errors import ConfigError
+
+for part in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(
+        part, reason="exporting an encoder needs onnx, onnxscript and onnxruntime", exc_type=ImportError
+    )
+
+import onnx  # noqa: E402
+from pictures import SIZE, model, network  # noqa: E402
+
+from scqfaiss import portable  # noqa: E402
+
+# ruff: noqa: F811  (fixtures are imported by name)
+TOLERANCE = 1e-3
+
+# A process that has nothing of ours, and no torch: reads {name: file, x}, writes z and what the file says of itself.
+READER = """
+import sys, json
+import numpy as np, onnxruntime
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 3
+out = {}
+for name in sys.argv[1:]:
+    session = onnxruntime.InferenceSession(name + ".onnx", options, providers=["CPUExecutionProvider"])
+    (given,), (made,) = session.get_inputs(), session.get_outputs()
+    (z,) = session.run(None, {given.name: np.load(name + ".npy")})
+    np.save(name + ".z.npy", z)
+    out[name] = [given.name, given.shape, given.type, made.name, made.shape, made.type,
+                 session.get_modelmeta().custom_metadata_map]
+assert "torch" not in sys.modules and "scqfaiss" not in sys.modules
+print(json.dumps(out))
+"""
+
+
+def read(folder, *names):
+    """What a fresh process makes of NAME.onnx and NAME.npy -> the facts by name; z lies in NAME.z.npy."""
+    done = subprocess.run(
+        [sys.executable, "-c", READER, *names], capture_output=True, text=True, check=True, cwd=folder, timeout=50
+    )
+    return json.loads(done.stdout)
+
+
+def f(*shape, seed=0):
+    return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
+
+
+def of_layers(*layers, d_in=12):
+    chain = Chain(d_in, layers)
+    books = Codebooks("product", f(2, 16, chain.d_out // 2), "ip")
+    return scqfaiss.Model(chain, books, {"method": "pq", "rule": "l2", "encoder": "linear"})
+
+
+LINEAR = ("linear", {"A": f(8, 12), "b": f(8)})
+HEADS = (("heads", {"A": f(3, 6, 4), "b": f(3, 6)}), ("average", {"weights": f(3)}))
+SINGLE = [
+    [LINEAR], [("linear", {"A": f(8, 12)})], [("center", {"mean": f(12)})], [("normalize", {})], [("power", {})],
+    [("relu", {})], [("tanh", {})], [("softmax", {})], [("sigmoid", {})], [*HEADS],
+]  # fmt: skip
+ALL = [
+    ("normalize", {}), ("power", {}), ("center", {"mean": f(12)}), LINEAR, ("relu", {}), ("linear", {"A": f(12, 8)}),
+    ("tanh", {}), HEADS[0], ("sigmoid", {}), ("linear", {"A": f(5, 6), "b": f(5)}), ("softmax", {}), HEADS[1],
+    ("normalize", {}), ("linear", {"A": f(8, 5)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layers", [[], *SINGLE, ALL], ids=lambda layers: "-".join(op for op, _ in layers)[:20])
+def test_layers_in_torch_are_those_in_numpy(layers):
+    x = f(7, 12, seed=1)
+    x[2] = 0  # a row of length 0 stays there
+    with torch.no_grad():
+        found = portable.Portable(Chain(12, layers))(torch.from_numpy(x.copy())).numpy()
+    np.testing.assert_allclose(found, Chain(12, layers)(x.copy()), rtol=1e-5, atol=1e-6)
+
+
+def test_every_layer_without_torch(tmp_path):
+    assert set(LAYERS) == {op for op, _ in ALL} == {op for layers in SINGLE for op, _ in layers}
+    x = f(7, 12, seed=1)
+    x[2] = 0
+    models = {"none": of_layers(), "all": of_layers(*ALL)}
+    for name, m in models.items():
+        (tmp_path / f"{name}.onnx").write_bytes(portable.to_bytes(m))
+        np.save(tmp_path / f"{name}.npy", x)
+    facts = read(tmp_path, *models)
+    for name, m in models.items():
+        z, want = np.load(tmp_path / f"{name}.z.npy"), m.embed(x)
+        assert (z.dtype, z.shape) == (np.float32, want.shape)
+        np.testing.assert_allclose(z, want, atol=TOLERANCE * np.abs(want).max(), err_msg=name)
+        d = m.codebooks.d
+        assert facts[name] == [
+            "rows", ["n", 12], "tensor(float)", "z", ["n", d], "tensor(float)",
+            {"scqfaiss.model_sha256": m.sha256, "scqfaiss.method": "pq", "scqfaiss.d": str(d)},
+        ]  # fmt: skip
+
+
+def test_pictures_without_torch(tmp_path):
+    how = {"pool": "hybrid", "layers": "features.5,features.12"}
+    m, net = model(**how), network(**how)
+    m.save(tmp_path / "m.safetensors")
+    said = portable.export_encoder(tmp_path / "m.safetensors", tmp_path / "p.onnx")
+    assert f": pictures (n, 3, {SIZE}, {SIZE}) uint8 to z (n, 8), " in said and said.endswith(
+        "checked with onnxruntime"
+    )
+    x = np.random.default_rng(1).integers(0, 256, (3, 3, SIZE, SIZE), np.uint8)
+    np.save(tmp_path / "p.npy", x)
+    facts = read(tmp_path, "p")["p"]
+    assert facts[:6] == ["pictures", ["n", 3, SIZE, SIZE], "tensor(uint8)", "z", ["n", 8], "tensor(float)"]
+    assert facts[6] == {
+        "scqfaiss.model_sha256": m.sha256, "scqfaiss.method": "pq", "scqfaiss.d": "8", "scqfaiss.size": str(SIZE),
+        "scqfaiss.fit": "crop",
+    }  # fmt: skip
+    want = m.embed(net.features(x))
+    np.testing.assert_allclose(np.load(tmp_path / "p.z.npy"), want, atol=TOLERANCE * np.abs(want).max())
+    first = (tmp_path / "p.onnx").read_bytes()
+    portable.export_encoder(tmp_path / "m.safetensors", tmp_path / "p.onnx")
+    assert (tmp_path / "p.onnx").read_bytes() == first
+    found = onnx.load(tmp_path / "p.onnx")
+    assert {o.domain for o in found.opset_import} == {""}  # nothing but what every runtime has
+    assert str(Path(scqfaiss.__file__).parent).encode() not in first and b".py" not in first
+
+
+def test_a_prefix_names_the_whole_model(tmp_path):
+    config = {"method": "dpq", "rule": "l2", "encoder": "linear", "nested": True}
+    m = scqfaiss.Model(Chain(12, [LINEAR]), Codebooks("additive", f(2, 16, 8), "ip"), config)
+    m.prefix(4).save(tmp_path / "cut.safetensors")
+    portable.export_encoder(tmp_path / "cut.safetensors", tmp_path / "c.onnx")
+    props = {p.key: p.value for p in onnx.load(tmp_path / "c.onnx").metadata_props}
+    assert props["scqfaiss.model_sha256"] == m.sha256
+
+
+def test_the_command_says_one_line(tmp_path, start):
+    model().save(tmp_path / "m.safetensors")
+    found = start("export-encoder", "m.safetensors", "-o", "m.onnx", cwd=tmp_path)
+    assert (found.code, found.err) == (0, "")
+    assert found.out.count("\n") == 1 and found.out.startswith("m.onnx: pictures (n, 3, ")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.safetensors"]
+
+
+def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+    of_layers(LINEAR).save(tmp_path / "m.safetensors")
+    (tmp_path / "m.onnx").write_bytes(b"before")
+    monkeypatch.setattr(portable.Layer, "_linear", lambda self, x: x[:, :8] * 1.01)
+    with pytest.raises(ConfigError) as error:
+        portable.export_encoder(tmp_path / "m.safetensors", tmp_path / "m.onnx")
+    assert "m.onnx: onnxruntime differs from the model by " in str(error.value)
+    assert str(error.value).endswith(" of the largest |z|, at most 0.001 is let through; nothing was written")
+    assert (tmp_path / "m.onnx").read_bytes() == b"before"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.safetensors"]
+
+
+@pytest.mark.parametrize("z", [np.zeros((2, 3)), np.full((2, 4), np.nan), np.full((2, 4), 1.0011)])
+def test_the_check_sees(z):
+    want = np.ones((2, 4), np.float32)
+    portable._compare(want + np.float32(9e-4), want, "x")
+    with pytest.raises(ConfigError):
+        portable._compare(z, want, "x")
+
+
+def test_a_network_that_cannot_be_written(tmp_path, monkeypatch):
+    of_layers(LINEAR).save(tmp_path / "m.safetensors")
+    monkeypatch.setattr(portable.Layer, "_linear", lambda self, x: x if float(x.sum()) > 0 else -x)
+    with pytest.raises(ConfigError, match=r"m\.safetensors: torch cannot write this encoder as ONNX \(\w+: "):
+        portable.export_encoder(tmp_path / "m.safetensors", tmp_path / "m.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors"]
+
+
+def test_requests_that_are_refused(tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    of_layers(LINEAR).save("m.safetensors")
+    assert run("export-encoder", "m.safetensors", "-o", "m.pb").error == "Error: m.pb: these files end in .onnx"
+    assert run("export-encoder", "none.safetensors", "-o", "m.onnx").error == "Error: none.safetensors: no such file"
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    found = run("export-encoder", "m.safetensors", "-o", "m.onnx")
+    assert (found.code, found.error) == (2, 'Error: onnxscript is not installed: pip install "scqfaiss[onnx]"')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors"]
