@@ -17,8 +17,10 @@ A row of a file is
     limits = ["map >= 0.72", "float_map - map <= 0.005"]
 
 Commands run one after the other in an empty folder of their own; {data}, {seed} and {benchmarks} are filled in. JSON objects
-on standard output are merged; `seconds` is the wall time of the first command. Exit code 1 when a value is outside its
-tolerance or limit or a command fails; rows whose data is absent are skipped and named.
+on standard output are merged, those of a line that begins with a name and a colon, `scq8: scqfaiss evaluate ...`, as scq8_map;
+`seconds` is the wall time of the first command, `train_seconds` that of all `scqfaiss train` and `train_gb` the largest memory
+of one, and so for every other verb; `all_seconds` that of the row. Exit code 1 when a value is outside its tolerance or limit or
+a command fails; rows whose data is absent, or that need a GPU (`gpu = true`) where there is none, are skipped and named.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from typing import Any
 
 import click
 import faiss
+import torch
 
 from scqfaiss.files import reserve
 
@@ -58,23 +61,42 @@ def machine() -> str:
     return f"{cpu}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {parts}"
 
 
+def timed(words: list[str], folder: str) -> tuple[float, float, int, str, str]:
+    """Run a command -> seconds, peak memory of the process in GB (10^9), exit code, standard output and error."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(words, cwd=folder, stdout=out, stderr=err, text=True)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - start
+        out.seek(0)
+        err.seek(0)
+        return seconds, used.ru_maxrss * 1024 / 1e9, process.returncode, out.read(), err.read()
+
+
 def run_once(row: dict[str, Any], seed: int, data: Path) -> dict[str, float]:
     """All commands of a row for one seed -> the numbers they printed. Raises RuntimeError with stderr on failure."""
     values: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number, line in enumerate(row["command"].strip().splitlines()):
+            named = re.match(r"(\w+): (.*)", line)
+            prefix, line = (f"{named[1]}_", named[2]) if named else ("", line)
             words = shlex.split(line.format(data=data.resolve(), seed=seed, benchmarks=HERE.resolve()))
             # The same Python as this one, whatever is on the PATH.
             words = [sys.executable, *(["-m", "scqfaiss"] if words[0] == "scqfaiss" else []), *words[1:]]
-            start = time.perf_counter()
-            done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+            seconds, gigabytes, code, out, err = timed(words, folder)
             if number == 0:
-                values["seconds"] = time.perf_counter() - start
-            if done.returncode:
-                raise RuntimeError(f"{line}\nexit code {done.returncode}: {done.stderr.strip()}")
-            for text in done.stdout.splitlines():
+                values["seconds"] = seconds
+            values["all_seconds"] = values.get("all_seconds", 0.0) + seconds
+            if words[1:3] == ["-m", "scqfaiss"]:
+                verb = words[3].replace("-", "_")
+                values[f"{verb}_seconds"] = values.get(f"{verb}_seconds", 0.0) + seconds
+                values[f"{verb}_gb"] = max(values.get(f"{verb}_gb", 0.0), gigabytes)
+            if code:
+                raise RuntimeError(f"{line}\nexit code {code}: {err.strip()}")
+            for text in out.splitlines():
                 if text.startswith("{"):
-                    values |= numbers(json.loads(text))
+                    values |= {prefix + name: value for name, value in numbers(json.loads(text)).items()}
     return values
 
 
@@ -127,6 +149,10 @@ def main(files: tuple[Path, ...], only: tuple[str, ...], data: Path, results: Pa
                 continue
             wanted = re.findall(r"\{data\}/([\w/.-]+)", row["command"])
             missing = [w for w in wanted if not (data / w).exists()]
+            if row.get("gpu") and not torch.cuda.is_available():
+                skipped += 1
+                click.echo(f"{file.stem} {row['name']}: skipped, needs a GPU")
+                continue
             if missing:
                 skipped += 1
                 click.echo(f"{file.stem} {row['name']}: skipped, {data / missing[0]} is not there")
