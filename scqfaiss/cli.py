@@ -46,6 +46,23 @@ _PIP = {
 }
 
 
+def gathering(
+    command: Callable[..., Any], options: list[Any], name: str, parts: tuple[str, ...], make: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A command with more options, which arrive as one argument `name`, make(**parts)."""
+
+    @click.pass_context
+    def gathered(context: click.Context, /, **values: Any) -> Any:
+        given = make(**{part: values.pop(part) for part in parts})
+        return context.invoke(command, **{name: given}, **values)
+
+    gathered.__name__, gathered.__doc__ = command.__name__, command.__doc__
+    gathered.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]
+    for option in reversed(options):
+        gathered = option(gathered)
+    return gathered
+
+
 def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of every command that reads rows; they arrive as one dictionary, `keys`."""
     options = [
@@ -63,17 +80,8 @@ def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--workers", default=0, help="Threads that decode pictures; default: one for each core."),
     ]
 
-    @click.pass_context
-    def gathered(context: click.Context, /, **values: Any) -> Any:
-        names = ("features_key", "labels_key", "ids_key", "skip_bad_rows", "allow_duplicate_ids", "workers")
-        keys = {name: values.pop(name) for name in names}
-        return context.invoke(command, keys=keys, **values)
-
-    gathered.__name__, gathered.__doc__ = command.__name__, command.__doc__
-    gathered.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]
-    for option in reversed(options):
-        gathered = option(gathered)
-    return gathered
+    names = ("features_key", "labels_key", "ids_key", "skip_bad_rows", "allow_duplicate_ids", "workers")
+    return gathering(command, options, "keys", names, dict)
 
 
 def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,18 +96,12 @@ def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--encoder-precision", default="float32", show_default=True, help="float32 or bfloat16."),
     ]
 
-    @click.pass_context
-    def gathered(context: click.Context, /, **values: Any) -> Any:
+    def seeing(**given: Any) -> Any:
         from .features import Seeing
 
-        given = (values.pop(name) for name in ("encoder", "encoder_device", "encoder_precision"))
-        return context.invoke(command, seeing=Seeing(*given), **values)
+        return Seeing(*given.values())
 
-    gathered.__name__, gathered.__doc__ = command.__name__, command.__doc__
-    gathered.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]
-    for option in reversed(options):
-        gathered = option(gathered)
-    return gathered
+    return gathering(command, options, "seeing", ("encoder", "encoder_device", "encoder_precision"), seeing)
 
 
 def read_config(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:

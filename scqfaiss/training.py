@@ -181,6 +181,8 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
         warn(f"method {request.method} does not use labels: they are ignored")
     labels = source.labels if "labels" in needs else None
     if validation is not None:
+        if isinstance(validation, ImageSource) and labels is not None and labels.class_names:
+            validation.align(labels.class_names)  # folders number their classes each for itself
         check_validation(validation, source, labels)
     if not method.needs_encoder:
         for option, ignored in (

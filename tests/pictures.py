@@ -15,6 +15,19 @@ SIZE = 32
 NETWORK = ("--encoder", "squeezenet", "--set", f"size={SIZE}")
 
 
+class Drawn:
+    """Pictures in memory, as a source gives them."""
+
+    def __init__(self, x):
+        self.x, self.size, self.d, self.block_rows = x, x.shape[2], x[0].size, 16
+
+    def __len__(self):
+        return len(self.x)
+
+    def take(self, rows):
+        return self.x[rows]
+
+
 def draw(colour, seed, side=40):
     """(side, side, 3) uint8: noise around one colour, with a square in it."""
     rng = np.random.default_rng(seed)

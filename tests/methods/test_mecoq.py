@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
+from pictures import Drawn
 
 import scqfaiss
 from scqfaiss import parallel
@@ -592,19 +593,6 @@ def test_two_processes_do_what_one_does_with_all_rows(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
-class Drawn:
-    """Pictures in memory, as a source gives them."""
-
-    def __init__(self, x):
-        self.x, self.size, self.d, self.block_rows = x, x.shape[2], x[0].size, 16
-
-    def __len__(self):
-        return len(self.x)
-
-    def take(self, rows):
-        return self.x[rows]
-
-
 def drawn(n=60, seed=0):
     """x (n, 3, 8, 8) uint8: coarse patterns, of which neighbouring rows share one."""
     rng = np.random.default_rng(seed)

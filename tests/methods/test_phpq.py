@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
+from pictures import Drawn
 from torch import nn
 
 import scqfaiss
@@ -25,19 +26,6 @@ from scqfaiss.rows import PictureRows
 
 PRECISIONS = pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-10), (torch.float32, 2e-5)])
 SIDE, C = 8, 4
-
-
-class Drawn:
-    """Pictures in memory, as a source gives them."""
-
-    def __init__(self, x):
-        self.x, self.size, self.d, self.block_rows = x, x.shape[2], x[0].size, 16
-
-    def __len__(self):
-        return len(self.x)
-
-    def take(self, rows):
-        return self.x[rows]
 
 
 def drawn(n=64, seed=0):

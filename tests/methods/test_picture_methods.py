@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
+from pictures import Drawn
 from torch import nn
 
 from scqfaiss.arrays import as_labels
@@ -18,19 +19,6 @@ from scqfaiss.methods import cfa, dpq, label, pictures, scq
 from scqfaiss.rows import PictureRows
 
 C = 3
-
-
-class Drawn:
-    """Pictures in memory, as a source gives them."""
-
-    def __init__(self, x):
-        self.x, self.size, self.d, self.block_rows = x, x.shape[2], x[0].size, 16
-
-    def __len__(self):
-        return len(self.x)
-
-    def take(self, rows):
-        return self.x[rows]
 
 
 def drawn(n=60, seed=0):
