@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .codebooks import Codebooks
 from .contract import Layers, Stage, Task, Usual, check_product_shape, setting
-from .errors import ConfigError, warn
+from .errors import ConfigError, DataError, warn
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,8 @@ class OPQ(PQ):
 
     def train_books(self, x: NDArray[np.float32]) -> None:
         d = x.shape[1]
+        if len(x) < d:  # FAISS writes beyond its arrays
+            raise DataError(f"{len(x):,} rows cannot train a rotation of d={d}; need {d:,} or more, or method pq")
         # The rotation starts from a fixed seed inside FAISS; the books inside it take the product quantizer's.
         pq = faiss.ProductQuantizer(d // self.task.M * self.task.M, self.task.M, self.task.nbits)
         pq.cp.seed, pq.cp.min_points_per_centroid = (self.task.seed + 1) % 2**31, 1

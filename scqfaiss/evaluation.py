@@ -442,6 +442,13 @@ def align(queries: Source, database: Source) -> None:
             if source.labels.class_names not in (None, names):
                 source.align(names)  # type: ignore[attr-defined]
             return
+    for source, other in ((queries, database), (database, queries)):
+        if source.pictures and source.labels and source.labels.class_names and other.labels:
+            warn(
+                f"{source.name} numbers its classes by their names, {other.name} names none: that they are the same is "
+                "taken for granted"
+            )
+            return
 
 
 def check_classes(a: Source, b: Source) -> None:

@@ -36,7 +36,9 @@ def build(
     container = check_target(model, target, options, len(codes))
     books = model.codebooks
     index = container.build(books, books.check_codes(codes), np.ascontiguousarray(ids, np.int64), options)
-    if model.chain.foldable:
+    # What comes out of a network's encoder is z: no gallery of it takes what lies between the two.
+    folds = model.chain.foldable and not model.takes_pictures
+    if folds:
         index = wrap(index, model.d_in, model.chain.layers)
     card = {
         "target": container.INFO.name,
@@ -52,7 +54,7 @@ def build(
         "d_in": model.d_in,
         "metric": books.metric,
         "n": len(codes),
-        "encoder": "none" if not model.chain.layers else "folded" if model.chain.foldable else "model",
+        "encoder": "none" if not model.chain.layers else "folded" if folds else "model",
         "model_sha256": model.origin,
         "class_names": model.config.get("class_names"),
     }

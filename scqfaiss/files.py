@@ -130,6 +130,12 @@ def check_target(path: PathLike, *, inputs: Sequence[PathLike] = (), suffix: str
         for other in inputs:
             if os.path.exists(other) and os.path.samestat(there, os.stat(other)):
                 raise ConfigError(f"{shown(other)} is an input of this command; choose another output")
+    for other in inputs:
+        if os.path.isdir(other) and real.is_relative_to(os.path.realpath(other)):
+            raise ConfigError(
+                f"{name} lies in {shown(other)}, which is an input of this command and would count it as a picture; "
+                "choose an output elsewhere"
+            )
     if not real.parent.is_dir():
         raise WriteError(f"{name}: folder {shown(real.parent)} does not exist; create it first")
     return real
@@ -149,7 +155,8 @@ def reserve(
 ) -> Iterator[Slot]:
     """Check that `path` can be written, lock it, and yield the Slot to write it with; all before any slow work.
 
-    inputs: files that the command reads, none of which may be the target. suffix: the ending the name must have.
+    inputs: files that the command reads, none of which may be the target, and folders, in which it may not lie. suffix: the
+    ending the name must have.
     what: "trained" and the like, for the message another process gets while this one holds the lock.
     Raises ConfigError on an input as target or a wrong ending; WriteError on a folder that is missing or not writable,
     on a target that is no plain file, and while another process holds the lock.

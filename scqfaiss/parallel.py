@@ -151,6 +151,8 @@ def joined(device: str) -> Iterator[None]:
         yield
         return
     backend = "nccl" if device.startswith("cuda") else "gloo"
+    if backend == "nccl":
+        torch.cuda.set_device(device)  # what is exchanged lies on the GPU of its process
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT))
     except (RuntimeError, ValueError) as error:

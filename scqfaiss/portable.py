@@ -118,6 +118,11 @@ def export_encoder(model_path: PathLike, out: PathLike, *, encoder: str | None =
     """
     with reserve(out, inputs=[model_path], suffix=SUFFIX, what="exported") as slot:
         model = Model.load(model_path)
+        if model.chain.foldable and not model.takes_pictures:
+            raise ConfigError(
+                f"galleries of {shown(model_path)} hold their encoder: they are searched with rows as they are, and none is "
+                "needed before"
+            )
         backbone = None
         if model.takes_pictures:
             backbone = backbone_of(model, Seeing(encoder, device="cpu"), shown(model_path))

@@ -26,7 +26,7 @@ from .encoders import BACKBONES, encoder_class
 from .encoders.base import Stats
 from .encoders.chain import Chain
 from .engine import PRECISIONS, Engine
-from .errors import ConfigError, DataError, ResourceError, shown, size, suggestion, warn
+from .errors import CheckpointError, ConfigError, DataError, ResourceError, shown, size, suggestion, warn
 from .files import PathLike, check_target, open_regular, reserve
 from .methods import ALIASES, MISTAKEN, REGISTRY
 from .metrics import log_to
@@ -139,6 +139,10 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
     request = replace(request, method=ALIASES.get(request.method, request.method))
     method = method_class(request.method)
     of_method = settings(method.Config)
+    if source.pictures:  # what a network for pictures calls by the same name is the network's
+        of_method = {
+            key: f for key, f in of_method.items() if key not in settings(encoder_class(DEFAULT_BACKBONE).Config)
+        }
     values = {key: value for key, value in request.settings.items() if key in of_method}
     for key, choices in method.PRESETS.items():
         values = choices.get(str(values.get(key)), {}) | values
@@ -161,7 +165,10 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
         of_start = of_network(start) if start is not None else {}
         for key in of_start.keys() & encoder_values.keys():
             raise ConfigError(f"{key} is that of the model to start from, {of_start[key]!r}; leave it out")
-        encoder_values = {**method.encoder_defaults, **encoder_values, **of_start}
+        # The views that its books learn from are those that the network was trained with, unless told otherwise.
+        before = start.config.get("settings", {}) if start is not None else {}
+        views = {key: value for key, value in before.items() if key in of_encoder}
+        encoder_values = {**method.encoder_defaults, **views, **encoder_values, **of_start}
     encoder_config = configure(encoder.Config, encoder_values) if encoder else None
     check_request(request)
     if request.accumulate > 1 and not method.separable:
@@ -174,11 +181,14 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
         if rows is not None:
             check_pairs(rows, request.method, "pairs" in needs)
     if "labels" in needs and source.labels is None:
-        raise DataError(
-            f"{source.name} has no labels, which method {request.method} needs; name them with --labels-key"
+        how = (
+            "sort them into a folder for each class, or list them" if source.pictures else "name them with --labels-key"
         )
+        raise DataError(f"{source.name} has no labels, which method {request.method} needs; {how}")
     if "labels" not in needs and source.labels is not None:
         warn(f"method {request.method} does not use labels: they are ignored")
+    if start is not None:
+        align_with(start, source)
     labels = source.labels if "labels" in needs else None
     if validation is not None:
         if isinstance(validation, ImageSource) and labels is not None and labels.class_names:
@@ -245,6 +255,7 @@ def make_network(request: Request, name: str, encoder: type[Any], config: Any, s
         found = backbone.from_record(start.backbone, start.config["backbone"], trusted=trusted)
         made = encoder(config, found.net, found.factory, found.arguments, request.seed)
         made.load_state_dict(found.state_dict())
+        made.standardise(found.channels, found.deviations)
         return made
     net = backbone.network(name, request.encoder_args, request.seed)
     if request.weights is not None:
@@ -269,14 +280,36 @@ def model_to_start_from(request: Request, method: type[Method], source: Source) 
     ):
         if given:
             raise ConfigError(f"{option} goes with a network that is trained, that of {name} stays as it is")
+    from .encoders import backbone
+
     model = Model.load(request.start)
     if not model.takes_pictures or not source.pictures:
         what = f"{name} has no network for pictures" if not model.takes_pictures else f"{source.name} holds no pictures"
         raise ConfigError(f"{what}; only trainings on pictures, which take long, start from one another")
-    factory = model.config["backbone"].get("factory")
+    try:
+        factory = backbone.check_record(model.config["backbone"])["factory"]
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
     if request.encoder != Request.encoder and BACKBONES.get(request.encoder, request.encoder) != factory:
         raise ConfigError(f"encoder {request.encoder} is not that of {name}, {factory}")
     return model
+
+
+def align_with(start: Model, source: Source) -> None:
+    """Number the classes of pictures as the classifier of a trained model does. Raises ConfigError where it knows others."""
+    assert isinstance(source, ImageSource) and source.labels is not None
+    names, kind = start.config.get("class_names"), "many" if source.labels.many else "one"
+    if start.config.get("labels") != kind:
+        raise ConfigError(
+            f"{source.name} has {kind} label{'s' if kind == 'many' else ''} a picture, the model to start from was trained with "
+            f"{start.config.get('labels')}"
+        )
+    if names:
+        source.align(names)
+    elif source.labels.class_names:
+        warn(
+            f"the model to start from names no classes: those of {source.name} are taken to be the same, in their order"
+        )
 
 
 def of_network(model: Model) -> dict[str, Any]:
@@ -405,10 +438,18 @@ def build(
     d = what.d_in(source)
     what.shape(codebook_source)
 
+    share = 0 if dry else memory
+
     def rows_of(source: Source, kept: Ints | None = None) -> SourceRows | PictureRows:
-        if isinstance(source, ImageSource):
-            return PictureRows(source, d, what.device, 0 if dry else memory, kept)
-        return SourceRows(source, what.device, 0 if dry else memory, kept)
+        nonlocal share
+        if not isinstance(source, ImageSource):
+            return SourceRows(source, what.device, share, kept)
+        found = PictureRows(source, d, what.device, share, kept)
+        if (
+            share is not None and found.x is not None
+        ):  # of one share all parts are held: pictures come alike, held or not
+            share -= found.x.nbytes
+        return found
 
     if codebook_source is not None:
         if what.network is None and codebook_source.d != d:
@@ -782,6 +823,8 @@ def dry_run(
     shape = Shape(what.method.kind(what.config), what.M, what.nbits, chain.d_out)
     of_books = shape.K * shape.d * (shape.M if shape.kind == "additive" else 1)
     weights = sum(a.size for _, arrays in chain.layers for a in arrays.values()) + of_books
+    if what.network is not None:
+        weights += sum(t.numel() for t in what.network.net.state_dict().values())
     form = f"of d={what.d_in(source)} ({size(4 * n * source.d)} as float32)"
     if what.network is not None:
         side = what.network.size

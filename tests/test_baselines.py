@@ -6,7 +6,7 @@ import pytest
 
 import scqfaiss
 from scqfaiss.baselines import one_thread
-from scqfaiss.errors import ConfigError, ScqWarning
+from scqfaiss.errors import ConfigError, DataError, ScqWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
 X = (np.random.default_rng(0).standard_normal((700, 8)) * np.arange(1, 9) + 3).astype(np.float32)
@@ -104,3 +104,8 @@ def test_the_largest_seed_works_and_larger_ones_are_refused(method):
     for seed in (2**31, -1):
         with pytest.raises(ConfigError, match=f"^seed is {seed}, needs 0 "):
             scqfaiss.train(X, method=method, bits=8, nbits=4, seed=seed)
+
+
+def test_a_rotation_needs_as_many_rows_as_dimensions():
+    with pytest.raises(DataError, match=r"^40 rows cannot train a rotation of d=64; need 64 or more, or method pq$"):
+        scqfaiss.train(np.random.default_rng(0).random((40, 64), np.float32), method="opq", bits=4, nbits=2)

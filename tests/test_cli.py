@@ -158,7 +158,10 @@ def test_info_on_every_kind_of_file(run, here, untouched):
         os.stat("g.faissindex").st_size,
     )
     refused(
-        run("info", "m.toml"), 2, "m.toml: ending '.toml' is unknown, needs one of .h5 .hdf5 .hdf .npy .fvecs .bvecs"
+        run("info", "m.toml"),
+        2,
+        "m.toml: ending '.toml' is unknown, needs one of .h5 .hdf5 .hdf .npy .fvecs .bvecs, or pictures: a folder, .csv, "
+        ".jsonl, .jpg ...",
     )
     untouched()
 

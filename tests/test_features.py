@@ -311,10 +311,16 @@ def test_pictures_come_to_a_gallery_later(run, here):
         np.testing.assert_array_equal(gallery.unpack()[1][18:], want)
 
 
-def test_without_the_model_rows_may_pass_but_no_pictures(run, here):
+def test_what_a_network_sees_is_never_folded_into_a_gallery(run, here):
+    """Pictures, features of them, and z by ONNX: all need one and the same gallery."""
     run("export", "folded.safetensors", "db", "-o", "g.faissindex")
-    assert run("search", "g.faissindex", "q.h5").code == 0
-    sha = model(folded=True).sha256[:12]
+    whole = model(folded=True)
+    assert whole.chain.foldable and scqfaiss.open("g.faissindex").card["encoder"] == "model"
+    assert scqfaiss.open("g.faissindex").d == whole.codebooks.d
+    sha = whole.sha256[:12]
+    assert run("search", "g.faissindex", "q.h5").error == (
+        f"Error: g.faissindex: queries need the model its codes came from ({sha}); give --model"
+    )
     why = f" holds pictures, which only the model of g.faissindex can see ({sha}); give --model"
     for arguments in (
         ("search", "g.faissindex", "q"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from scqfaiss import gallery, parallel
 from scqfaiss.cli import run as cli
 from scqfaiss.data import open_rows
 from scqfaiss.encoders.chain import Chain
-from scqfaiss.errors import ConfigError
+from scqfaiss.errors import CheckpointError, ConfigError
 from scqfaiss.features import as_rows
 from scqfaiss.model import Model
 from scqfaiss.rows import PictureRows
@@ -167,10 +168,7 @@ def kept(model, tmp_path_factory):
 )
 def test_other_codes_stand_on_the_same_network(photos, model, kept, changed):
     """What comes before the codebooks is that of the model: the same features, the same posterior."""
-    settings = changed.get("settings", {})
-    asked = Request(**{"nbits": 4, "encoder": "auto", "device": "cpu", "start": kept, **changed, "settings": settings})
-    with open_rows(photos / "train") as source:
-        again = fit(plan(asked, source), source)
+    again = started(photos / "train", kept, **changed)
     for name, t in model.backbone.items():
         np.testing.assert_array_equal(again.backbone[name], t)
     assert again.config["backbone"] == model.config["backbone"]
@@ -185,6 +183,56 @@ def test_other_codes_stand_on_the_same_network(photos, model, kept, changed):
     assert "features" not in {k for k, v in again.config["training"]["loss"].items() if v}
 
 
+def started(photos, kept, **changed):
+    settings = changed.pop("settings", {})
+    asked = Request(**{"bits": 8, "nbits": 4, "device": "cpu", "start": kept, **changed, "settings": settings})
+    with open_rows(photos) as source:
+        return fit(plan(asked, source), source)
+
+
+def test_classes_of_a_start_are_known_by_name(photos, model, kept, tmp_path):
+    """Whatever the folders number: the classifier keeps its order, and a class may be missing."""
+    for name in ("green", "red"):
+        shutil.copytree(photos / "train" / name, tmp_path / name)
+    again = started(tmp_path, kept)
+    assert list(again.config["class_names"]) == ["blue", "green", "red"] == list(model.config["class_names"])
+    (tmp_path / "red").rename(tmp_path / "a_red")
+    with pytest.raises(ConfigError, match="class 'a_red' is unknown here"):
+        started(tmp_path, kept)
+
+
+def test_a_start_sees_colours_as_its_model_did(photos, model, tmp_path):
+    record = model.config["backbone"] | {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.25, 0.125]}
+    other = Model(model.chain, model.codebooks, model.config | {"backbone": record}, model.backbone)
+    other.save(tmp_path / "m.safetensors")
+    assert started(photos / "train", tmp_path / "m.safetensors").config["backbone"] == record
+
+
+@pytest.mark.parametrize("broken", [{"factory": ["x"]}, {"size": "8"}, {"layers": 3}, {"mean": [1.0]}])
+def test_a_start_with_a_forged_record_is_refused(photos, model, tmp_path, broken):
+    config = model.config | {"backbone": model.config["backbone"] | broken}
+    Model(model.chain, model.codebooks, config, model.backbone).save(tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match=f"{next(iter(broken))} is "):
+        started(photos / "train", tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("how", ["search", "features", "train", "export"])
+def test_no_output_among_the_pictures(photos, kept, tmp_path, capsys, how):
+    shutil.copytree(photos / "gallery", tmp_path / "db")
+    before = sorted((tmp_path / "db").rglob("*"))
+    m, db, g = str(kept), str(tmp_path / "db"), str(tmp_path / "g.faissindex")
+    assert cli(["export", m, db, "-o", g]) == 0
+    command = {
+        "search": ["search", g, db, "--model", m, "-o", f"{db}/red/200.png"],
+        "features": ["features", db, "--model", m, "-o", f"{db}/rows.h5"],
+        "train": ["train", db, "--start", m, "--bits", "8", "--nbits", "4", "-o", f"{db}/red/m.safetensors"],
+        "export": ["export", m, db, "-o", f"{db}/g.faissindex"],
+    }[how]
+    assert cli(command) == 2
+    assert "is an input of this command" in capsys.readouterr().err
+    assert sorted((tmp_path / "db").rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     "changed, message",
     [
@@ -197,12 +245,26 @@ def test_other_codes_stand_on_the_same_network(photos, model, kept, changed):
     ],
 )
 def test_what_cannot_start_from_a_model(photos, kept, changed, message):
-    settings = changed.get("settings", {})
-    with open_rows(photos / "train") as source, pytest.raises(ConfigError, match=message):
-        fit(
-            plan(Request(**{"bits": 8, "device": "cpu", "start": kept, **changed, "settings": settings}), source),
-            source,
-        )
+    with pytest.raises(ConfigError, match=message):
+        started(photos / "train", kept, **changed)
+
+
+def test_validation_pictures_belong_to_the_classes_of_their_names(photos, tmp_path):
+    """Of a folder that lacks a class, the others keep their place."""
+    for name in ("green", "red"):
+        shutil.copytree(photos / "gallery" / name, tmp_path / name)
+    asked = request(epochs=1, patience=0)
+    with open_rows(photos / "train") as source, open_rows(tmp_path) as held, open_rows(photos / "gallery") as whole:
+        found = plan(asked, source, held)
+        assert held.labels.class_names == ("blue", "green", "red") and set(held.labels.y) == {1, 2}
+        assert fit(found, source, None, held).takes_pictures
+        kept = np.flatnonzero(whole.labels.y > 0)
+        whole.shaped(SIZE, "crop")
+        np.testing.assert_array_equal(whole.take(kept), held.take(np.arange(20)))
+    (tmp_path / "red").rename(tmp_path / "rot")
+    with open_rows(photos / "train") as source, open_rows(tmp_path) as held:
+        with pytest.raises(ConfigError, match="class 'rot' is unknown here"):
+            plan(asked, source, held)
 
 
 def test_a_frozen_network_stays_as_it_was(photos):

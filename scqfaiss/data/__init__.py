@@ -87,7 +87,9 @@ def open_rows(
     if not ending and not path.exists():
         raise ConfigError(f"{shown(path)}: no such file or folder")
     known = " ".join(HDF5_ENDINGS + VECS_ENDINGS)
-    raise ConfigError(f"{shown(path)}: ending '{shown(ending)}' is unknown, needs one of {known}")
+    raise ConfigError(
+        f"{shown(path)}: ending '{shown(ending)}' is unknown, needs one of {known}, or pictures: a folder, .csv, .jsonl, .jpg ..."
+    )
 
 
 def _open_pairs(path: Path, features_key: str | None, ids_key: str, skip_bad_rows: bool, needed_by: str) -> Source:

@@ -386,6 +386,12 @@ class Backbone(Encoder):
             g = self._dropped(g, drawn)
         return g[None]
 
+    def standardise(self, mean: list[float], std: list[float]) -> None:
+        """Take these mean and standard deviation of red, green and blue instead of the network's own."""
+        self.channels, self.deviations = list(mean), list(std)
+        self.mean.copy_(torch.tensor(mean)[:, None, None])
+        self.std.copy_(torch.tensor(std)[:, None, None])
+
     # ------------------------------------------------------------------------------------------------------ randomness
     def _drawn(self, b: int) -> _Drawn:
         """What this forward pass of b pictures draws from, no other one does."""
@@ -407,7 +413,7 @@ class Backbone(Encoder):
         """Outputs of the named layers, or of the network where none is named; each (b, c) or (b, c, h, w)."""
         found: dict[str, Tensor] = {}
         if not self.names:
-            found["the network"] = self.net(x)
+            found["the network"] = self._run(x)
         else:
             go_on = self.whole or _is_traced()
 
@@ -425,7 +431,7 @@ class Backbone(Encoder):
                 for name in self.names
             ]
             try:
-                self.net(x)
+                self._run(x)
             except _Reached:
                 pass
             finally:
@@ -446,6 +452,14 @@ class Backbone(Encoder):
                 )
             maps.append(out)
         return maps
+
+    def _run(self, x: Tensor) -> Any:
+        try:
+            return self.net(x)
+        except ValueError as error:  # batch normalisation of a single value, as a rule
+            raise ConfigError(
+                f"network {self.factory} refuses {len(x)} pictures: {_reason(error)}; change --batch-size or --accumulate"
+            ) from error
 
     def _pooled(self, maps: Sequence[Tensor]) -> Tensor:
         """-> g (b, width), float32 whatever less precise the maps are."""
@@ -601,7 +615,7 @@ def from_record(
     ConfigError before anything of it is imported, unless it is the trusted one. Raises CheckpointError where tensors and
     network do not fit, or the record is no record.
     """
-    values = _checked(config)
+    values = check_record(config)
     factory = values["factory"]
     if factory not in BACKBONES.values() and (trusted is None or factory_name(trusted) != factory):
         raise ConfigError(f"the model's network is built by {factory}; name it with --encoder {factory} to allow that")
@@ -635,16 +649,14 @@ def from_record(
         raise CheckpointError(f"{where} gives {made.width} features, the model was made with {values['width']}")
     if ("t" in others) != (settings.pool == "hybrid") or ("t" in others and others["t"].shape != made.t.shape):
         raise CheckpointError(f"{where}: tensor t does not fit pool={settings.pool}")
-    made.channels, made.deviations = values["mean"], values["std"]
-    with torch.no_grad():
-        made.mean.copy_(torch.tensor(made.channels)[:, None, None])
-        made.std.copy_(torch.tensor(made.deviations)[:, None, None])
-        if "t" in others:
+    made.standardise(values["mean"], values["std"])
+    if "t" in others:
+        with torch.no_grad():
             made.t.copy_(others["t"])
     return made.to(device).eval()
 
 
-def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
+def check_record(config: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a record. Raises CheckpointError for any that record() could not have written."""
 
     def texts(value: Any) -> bool:

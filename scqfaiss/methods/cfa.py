@@ -428,7 +428,8 @@ class Features(nn.Module):
             return
         self.eval()
         logits, targets = [], []
-        for batch in self.task.rows.batches(4096, torch.Generator().manual_seed(0), self.held):
+        size = pictures.BATCH if self.encoder.takes_pictures else 4096
+        for batch in self.task.rows.batches(size, torch.Generator().manual_seed(0), self.held):
             x, index = batch
             parts = self.logits(x).double() / trained, self.shares(index).double()
             if isinstance(batch, parallel.Own):  # every process has seen its share of the pictures

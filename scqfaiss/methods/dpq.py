@@ -204,7 +204,7 @@ class Guide(cfa.Features):
             for p in self.parameters()
             if p.requires_grad and id(p) not in network
         ]
-        groups += self.encoder.groups(10 * lr, 0.0) if network else []
+        groups += [g | {"weight_decay": 0.0} for g in self.encoder.groups(10 * lr, 0.0)] if network else []
         optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9 ** ((step + before) // 10_000))
 
