@@ -485,10 +485,10 @@ def evaluate_file(
         if database_path is not None:
             database = stack.enter_context(open_rows(database_path, **keys, role="keys"))
         gallery = open_gallery(path, model=model)
-        require_model(gallery)
         if database is not None:
             align(queries, database)
         queries = as_queries(gallery, queries, seeing)
+        require_model(gallery)
         if queries.d != gallery.d:
             raise ConfigError(f"{queries.name}: queries have d={queries.d}, {gallery.name} needs d={gallery.d}")
         if database is None or all(s.labels is None and _identified(s) for s in (queries, database)):

@@ -135,7 +135,7 @@ def test_pictures_without_torch(tmp_path):
 
 def test_a_prefix_names_the_whole_model(tmp_path):
     config = {"method": "dpq", "rule": "l2", "encoder": "linear", "nested": True}
-    m = scqfaiss.Model(Chain(12, [LINEAR]), Codebooks("additive", f(2, 16, 8), "ip"), config)
+    m = scqfaiss.Model(Chain(12, [LINEAR, ("tanh", {})]), Codebooks("additive", f(2, 16, 8), "ip"), config)
     m.prefix(4).save(tmp_path / "cut.safetensors")
     portable.export_encoder(tmp_path / "cut.safetensors", tmp_path / "c.onnx")
     props = {p.key: p.value for p in onnx.load(tmp_path / "c.onnx").metadata_props}
@@ -151,7 +151,7 @@ def test_the_command_says_one_line(tmp_path, start):
 
 
 def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
-    of_layers(LINEAR).save(tmp_path / "m.safetensors")
+    of_layers(LINEAR, ("tanh", {})).save(tmp_path / "m.safetensors")
     (tmp_path / "m.onnx").write_bytes(b"before")
     monkeypatch.setattr(portable.Layer, "_linear", lambda self, x: x[:, :8] * 1.01)
     with pytest.raises(ConfigError) as error:
@@ -171,16 +171,24 @@ def test_the_check_sees(z):
 
 
 def test_a_network_that_cannot_be_written(tmp_path, monkeypatch):
-    of_layers(LINEAR).save(tmp_path / "m.safetensors")
+    of_layers(LINEAR, ("tanh", {})).save(tmp_path / "m.safetensors")
     monkeypatch.setattr(portable.Layer, "_linear", lambda self, x: x if float(x.sum()) > 0 else -x)
     with pytest.raises(ConfigError, match=r"m\.safetensors: torch cannot write this encoder as ONNX \(\w+: "):
         portable.export_encoder(tmp_path / "m.safetensors", tmp_path / "m.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors"]
 
 
+def test_where_galleries_hold_their_encoder_there_is_none_to_export(tmp_path):
+    """They are searched with rows as they are: z would be encoded a second time."""
+    of_layers(LINEAR, ("normalize", {})).save(tmp_path / "m.safetensors")
+    with pytest.raises(ConfigError, match="hold their encoder: they are searched with rows as they are"):
+        portable.export_encoder(tmp_path / "m.safetensors", tmp_path / "m.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors"]
+
+
 def test_requests_that_are_refused(tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    of_layers(LINEAR).save("m.safetensors")
+    of_layers(LINEAR, ("tanh", {})).save("m.safetensors")
     assert run("export-encoder", "m.safetensors", "-o", "m.pb").error == "Error: m.pb: these files end in .onnx"
     assert run("export-encoder", "none.safetensors", "-o", "m.onnx").error == "Error: none.safetensors: no such file"
     monkeypatch.setitem(sys.modules, "onnxscript", None)
