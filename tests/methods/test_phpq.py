@@ -54,7 +54,7 @@ def build(x=None, y=None, M=2, nbits=3, begin=True, validation=None, epochs=3, b
     """A PHPQ on pictures, begun."""
     x, y = (drawn() if x is None else (x, y)) if y is None else (x, y)
     encoder = network or backbone_of()
-    config = configure(Settings, {"d": 4 * M, "top": 3, **settings})
+    config = configure(Settings, {"d": 4 * M, "top": 3, "vectors": "learned", **settings})
 
     def part(x, y):
         return Part(PictureRows(Drawn(x), encoder.width, "cpu", 1 << 20), as_labels(y, len(x), "y"))
