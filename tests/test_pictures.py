@@ -341,7 +341,7 @@ def test_two_processes_see_what_one_sees(photos, tmp_path):
         "--set",
         "fast_products=false",
         "--set",
-        "cfa_lr=1e-3",
+        "cfa_lr=2e-4",
     ]
     losses = []
     for n in (1, 2):

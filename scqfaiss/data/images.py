@@ -61,7 +61,8 @@ TURNS = {
 LOCKED = 0.00018  # seconds that a picture keeps Python's lock: what opening it takes, whatever its size
 TRIED = 5  # pictures that show how long one takes
 PIECE = 4096  # pictures looked at between two looks at the results
-NAMED = 5  # pictures that a warning names
+NAMED = 5  # classes that a message names
+LEFT_OUT = 100  # and pictures, of those that were left out: whoever has to mend them wants them all
 
 _large = threading.Lock()
 
@@ -258,7 +259,7 @@ class _Files:
 
     def __init__(self, name: str, listing: Listing) -> None:
         self._name, self._listing, self._root = name, listing, os.path.abspath(listing.root)
-        self._looks = np.zeros((len(listing.names), 4), np.int64)  # zeros: not read yet
+        self._looks = np.zeros((len(listing.names), 3), np.int64)  # zeros: not read yet
 
     def called(self, k: int) -> str:
         return self._listing.names[k]
@@ -307,9 +308,9 @@ class _Files:
 
 
 def _look(fd: int) -> Ints:
-    """What tells whether an open file is the same as before: device, inode, bytes, time of the last change."""
+    """What tells whether an open file is the same as before: device, inode, bytes. (No time: clocks jump.)"""
     found = os.fstat(fd)
-    numbers = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    numbers = (found.st_dev, found.st_ino, found.st_size)
     return np.array([number & 0x7FFFFFFFFFFFFFFF for number in numbers], np.int64)
 
 
@@ -606,8 +607,8 @@ class ImageSource(Source):
         if not bad:
             return
         self.dropped = len(bad)
-        names = [shown(self._store.called(k)) for k in list(bad)[:NAMED]]
-        more = f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
+        names = [shown(self._store.called(k)) for k in list(bad)[:LEFT_OUT]]
+        more = f" and {len(bad) - LEFT_OUT:,} more" if len(bad) > LEFT_OUT else ""
         self._keep(np.setdiff1d(np.arange(self.physical_rows), list(bad)))
         warn(
             f"{self.name}: left out {len(bad):,} of {self.physical_rows:,} {self._store.unit}: "

@@ -137,7 +137,11 @@ def test_b9_pairs_the_gpu_cannot_run_are_named_before_training(run, here, untouc
         (["--set", "=3"], "--set is '=3', needs key=value"),
         (["--set", "a\nb"], "--set is 'a\\nb', needs key=value"),
         (["--method", "sqc"], f"unknown method 'sqc'; did you mean 'scq'?; there are {', '.join(REGISTRY)}"),
-        (["--encoder", "mpl"], "unknown encoder 'mpl'; did you mean 'mlp'?; there are identity, linear, mlp"),
+        (
+            ["--encoder", "mpl"],
+            "unknown encoder 'mpl'; did you mean 'mlp'?; there are identity, linear, mlp, "
+            "squeezenet, and any network for pictures as package.module:factory",
+        ),
         (["--device", "tpu"], "device is 'tpu', needs auto, cpu, cuda or cuda:N"),
         (["--epochs", "-1"], "epochs is -1, needs 0 or more"),
         (["--batch-size", "0"], "batch size is 0, needs 1 or more"),

@@ -431,7 +431,8 @@ def test_c7_calls_that_abort_are_not_made():
                 plain = path.name in ("demo.py", "reading.py") and name == "read_index"
                 assert plain or (isinstance(last, ast.Call) and "PyCallbackIO" in ast.dump(last)), (path, name)
             assert not (isinstance(call.func, ast.Name) and name in ("eval", "exec", "__import__")), path
-            assert not (name == "load" and "torch" in ast.dump(call.func)), path
+            if name == "load" and "torch" in ast.dump(call.func):  # tensors alone, no code
+                assert [k.value.value for k in call.keywords if k.arg == "weights_only"] == [True], path
             for keyword in call.keywords:
                 assert keyword.arg != "allow_pickle" or keyword.value.value is False, path
         assert "import pickle" not in text, path
