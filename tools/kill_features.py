@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from kill_export import start
+from kill_train import kill_and_resume
 
 OWN = ["pictures", "--encoder", "squeezenet", "--set", "size=64"]
 
@@ -46,23 +47,7 @@ def kill_features(
         raise SystemExit(f"an undisturbed run ended with {code}")
     took = time.monotonic() - begin
     command = ("features", *arguments, "-o", "killed.h5", "--resume")
-    hit = resumed = 0
-    for _ in range(20 * kills):
-        if hit == kills:
-            break
-        process, delay = start(folder, *command), rng.uniform(0, took)
-        time.sleep(delay)
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-            hit += 1
-            resumed += any((folder / "killed.h5.parts").glob("part-*.safetensors"))
-        elif process.returncode:
-            raise SystemExit(f"a resumed run ended with {process.returncode}")
-        else:  # ended before the kill: the next round begins anew
-            (folder / "killed.h5").unlink()
-    if code := start(folder, *command).wait():
-        raise SystemExit(f"the last resumed run ended with {code}")
+    hit, resumed = kill_and_resume(folder, command, "killed.h5", "killed.h5.parts/part-*", kills, took, rng)
     whole, killed = (folder / f"{name}.h5" for name in ("whole", "killed"))
     litter = {p.name for p in folder.iterdir()} - {"pictures", whole.name, killed.name}
     equal = whole.read_bytes() == killed.read_bytes()

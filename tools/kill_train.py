@@ -21,6 +21,33 @@ from kill_export import start
 from scqfaiss.data.hdf5 import write_rows
 
 
+def kill_and_resume(
+    folder: Path, command: tuple[str, ...], out: str, traces: str, kills: int, took: float, rng: np.random.Generator
+) -> tuple[int, int]:
+    """Start a command that writes `out`, kill it within `took` seconds, and so on; at last let it end.
+
+    -> kills that hit, and how many of them left some of `traces` (a pattern) to go on from.
+    """
+    hit = resumed = 0
+    for _ in range(20 * kills):
+        if hit == kills:
+            break
+        process, delay = start(folder, *command), rng.uniform(0, took)
+        time.sleep(delay)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+            hit += 1
+            resumed += any(folder.glob(traces))
+        elif process.returncode:
+            raise SystemExit(f"a resumed run ended with {process.returncode}")
+        else:  # ended before the kill: the next round begins anew
+            (folder / out).unlink()
+    if code := start(folder, *command).wait():
+        raise SystemExit(f"the last resumed run ended with {code}")
+    return hit, resumed
+
+
 def kill_training(folder: Path, kills: int, every: int, seed: int, arguments: list[str]) -> dict[str, int]:
     """What came of it: kills that hit, how many of them left a checkpoint, whether the models are equal, files left behind."""
     rng = np.random.default_rng(seed)
@@ -35,23 +62,7 @@ def kill_training(folder: Path, kills: int, every: int, seed: int, arguments: li
         raise SystemExit(f"an undisturbed training ended with {code}")
     took = time.monotonic() - begin
     command = ("train", *arguments, "-o", "killed.safetensors", "--checkpoint-every", str(every), "--resume")
-    hit = resumed = 0
-    for _ in range(20 * kills):
-        if hit == kills:
-            break
-        process, delay = start(folder, *command), rng.uniform(0, took)
-        time.sleep(delay)
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-            hit += 1
-            resumed += any((folder / "killed.checkpoints").glob("step-*.safetensors"))
-        elif process.returncode:
-            raise SystemExit(f"a resumed training ended with {process.returncode}")
-        else:  # ended before the kill: the next round trains anew
-            (folder / "killed.safetensors").unlink()
-    if code := start(folder, *command).wait():
-        raise SystemExit(f"the last resumed training ended with {code}")
+    hit, resumed = kill_and_resume(folder, command, "killed.safetensors", "killed.checkpoints/step-*", kills, took, rng)
     whole, killed = (folder / f"{name}.safetensors" for name in ("whole", "killed"))
     litter = {p.name for p in folder.iterdir()} - {"rows.h5", whole.name, killed.name}
     equal = whole.read_bytes() == killed.read_bytes()
