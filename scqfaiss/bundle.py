@@ -89,3 +89,17 @@ def read_tensors(path: PathLike) -> tuple[dict[str, NDArray[Any]], str]:
         return dict(_load(data)), hashlib.sha256(data).hexdigest()
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{shown(path)}: not a sound .safetensors file of plain numbers ({error})") from error
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """'bits is 64 there and 32 here' for every field in which two identities differ."""
+    return [
+        f"{key} is {short(theirs.get(key))} there and {short(ours.get(key))} here"
+        for key in sorted({*theirs, *ours})
+        if theirs.get(key) != ours.get(key)
+    ]
+
+
+def short(value: Any) -> str:
+    """A value for a message; of a SHA-256 its first 12 digits."""
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import bundle
+from . import bundle, files
 from .errors import CheckpointError, ConfigError, ScqError, WriteError, shown, warn
 from .files import PathLike, make_folder, reserve
 
@@ -57,19 +57,6 @@ def rebuild(value: Any, tensors: Mapping[str, NDArray[Any]]) -> Any:
     if kind == "dict":
         return {k: rebuild(v, tensors) for k, v in items}
     return {"list": list, "tuple": tuple}[kind](rebuild(v, tensors) for v in items)
-
-
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """'bits is 64 there and 32 here' for every field in which two trainings differ."""
-    return [
-        f"{key} is {_short(theirs.get(key))} there and {_short(ours.get(key))} here"
-        for key in sorted({*theirs, *ours})
-        if theirs.get(key) != ours.get(key)
-    ]
-
-
-def _short(value: Any) -> str:
-    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 class Checkpoints:
@@ -111,11 +98,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps there are checkpoints of, newest first. By name: clocks change."""
-        try:
-            names = [path.name for path in self.folder.iterdir()]
-        except OSError:
-            return []
-        return sorted((int(m[1]) for name in names if (m := _NAME.fullmatch(name))), reverse=True)
+        return files.numbered(self.folder, _NAME)[::-1]
 
     def path(self, step: int) -> Path:
         """The file of a step."""
@@ -165,7 +148,7 @@ class Checkpoints:
             try:
                 found, _ = bundle.read(self.path(step))
                 identity, tree = found.config["identity"], found.config["state"]
-                wrong = differences(identity, self.identity)
+                wrong = bundle.differences(identity, self.identity)
                 state = None if wrong else rebuild(tree, found.tensors)
             except (ScqError, KeyError, TypeError, ValueError, StopIteration):
                 damaged.append(f"step-{step}")
@@ -183,9 +166,5 @@ class Checkpoints:
     def clear(self) -> None:
         """Remove all checkpoints, once their training is whole; a folder with anything else in it stays."""
         if self.writes:
-            with suppress(OSError):
-                for path in list(self.folder.iterdir()):
-                    # What a kill left of writing one goes too: whoever trains holds the lock of the model.
-                    if _NAME.fullmatch(path.name) or _LITTER.fullmatch(path.name):
-                        path.unlink()
-                self.folder.rmdir()
+            # What a kill left of writing one goes too: whoever trains holds the lock of the model.
+            files.clear_folder(self.folder, _NAME, _LITTER)

@@ -239,6 +239,11 @@ def seed_of(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
+def drawn_rows(n: int, limit: int, seed: int) -> Ints:
+    """At most `limit` of n row numbers, drawn without replacement, rising: the same whenever they are drawn."""
+    return np.arange(n) if n <= limit else np.sort(np.random.default_rng(seed).choice(n, limit, replace=False))
+
+
 def batch_count(n: int, size: int) -> int:
     """Batches of an epoch over n rows, as even as can be: a last batch of a few rows would weigh as much as a whole one."""
     return max(1, round(n / size))

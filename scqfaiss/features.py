@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from .arrays import Floats, bad_rows
 from .contract import Progress, silent
 from .data import HDF5_ENDINGS, Source, open_rows
 from .errors import CheckpointError, ConfigError, DataError, ScqError, Stopped, WriteError, shown, size, warn
-from .files import PathLike, make_folder, reserve
+from .files import PathLike, clear_folder, make_folder, numbered, reserve
 from .model import Model, read_ahead
 
 if TYPE_CHECKING:
@@ -204,11 +204,7 @@ class _Parts:
 
     def there(self) -> list[int]:
         """Numbers of the parts in the folder, sound or not."""
-        try:
-            names = [path.name for path in self.folder.iterdir()]
-        except OSError:
-            return []
-        return sorted(int(m[1]) for name in names if (m := _PART.fullmatch(name)))
+        return numbered(self.folder, _PART)
 
     def check_start(self, resume: bool) -> None:
         """Raise ConfigError where parts of an unfinished file would be lost, or say that there are none.
@@ -250,16 +246,11 @@ class _Parts:
             except (ScqError, KeyError, TypeError, ValueError):
                 warn(f"{self.name}: part {k} is damaged and is computed again")
                 continue
-            wrong = [
-                f"{key} is {_short(identity.get(key))} there and {_short(self.identity.get(key))} here"
-                for key in sorted({*identity, *self.identity})
-                if identity.get(key) != self.identity.get(key)
-            ]
+            wrong = bundle.differences(identity, self.identity)
             if not wrong and k < self.count and pictures != (here := self.pictures(k)):
                 rows = self.range(k)
-                wrong = [
-                    f"pictures {rows.start:,} to {rows.stop - 1:,} are {_short(pictures)} there and {_short(here)} here"
-                ]
+                theirs, ours = bundle.short(pictures), bundle.short(here)
+                wrong = [f"pictures {rows.start:,} to {rows.stop - 1:,} are {theirs} there and {ours} here"]
             if wrong:
                 raise ConfigError(f"{self.name} holds parts of another request: {', '.join(wrong)}")
             out.add(k)
@@ -285,7 +276,7 @@ class _Parts:
         data = bundle.Bundle({"features": x}, config).to_bytes()
         make_folder(self.folder)
         with reserve(self.path(k), what="written") as slot:
-            slot.write(lambda f: f.write(data), lambda temporary: _check_part(temporary), len(data))
+            slot.write(lambda f: f.write(data), _check_part, len(data))
 
     def read(self, k: int) -> NDArray[Any]:
         """Features of part k. Raises CheckpointError where it is damaged by now."""
@@ -296,20 +287,12 @@ class _Parts:
 
     def clear(self) -> None:
         """Remove the parts; a folder with anything else in it stays."""
-        with suppress(OSError):
-            for path in list(self.folder.iterdir()):
-                # What a kill left of writing one goes too: whoever computes holds the lock of the file.
-                if _PART.fullmatch(path.name) or _LITTER.fullmatch(path.name):
-                    path.unlink()
-            self.folder.rmdir()
+        # What a kill left of writing one goes too: whoever computes holds the lock of the file.
+        clear_folder(self.folder, _PART, _LITTER)
 
 
 def _check_part(path: Path) -> None:
     bundle.read(path)
-
-
-def _short(value: Any) -> str:
-    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def features_file(

@@ -149,6 +149,24 @@ def make_folder(path: PathLike) -> None:
         raise WriteError(f"{shown(path)}: cannot create this folder ({os.strerror(error.errno or 0)})") from error
 
 
+def numbered(folder: Path, pattern: re.Pattern[str]) -> list[int]:
+    """The numbers, group 1 of `pattern`, of the files in a folder whose whole names match; rising. None where it is not there."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError:
+        return []
+    return sorted(int(m[1]) for name in names if (m := pattern.fullmatch(name)))
+
+
+def clear_folder(folder: Path, *patterns: re.Pattern[str]) -> None:
+    """Remove the files whose whole names match, then the folder; with anything else in it, it stays."""
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            if any(pattern.fullmatch(path.name) for pattern in patterns):
+                path.unlink()
+        folder.rmdir()
+
+
 @contextmanager
 def reserve(
     path: PathLike, *, inputs: Sequence[PathLike] = (), suffix: str | None = None, what: str = ""

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from . import parallel
 from .arrays import Floats, Ints
-from .contract import batch_count
+from .contract import batch_count, drawn_rows
 from .data import Source
 from .encoders.base import Stats
 from .model import read_ahead
@@ -69,7 +69,7 @@ class SourceRows:
             yield i, self.x[i : i + self.source.block_rows].numpy()
 
     def sample(self, limit: int, seed: int) -> tuple[Floats, Ints]:
-        rows = _sampled(len(self), limit, seed)
+        rows = drawn_rows(len(self), limit, seed)
         parts = [x[rows[slice(*np.searchsorted(rows, [i, i + len(x)]))] - i] for i, x in self.blocks()]
         return np.concatenate(parts or [np.zeros((0, self.d), np.float32)]), rows
 
@@ -163,7 +163,7 @@ class PictureRows:
             yield i, self.x[i : i + self.source.block_rows].numpy()
 
     def sample(self, limit: int, seed: int) -> tuple[NDArray[np.uint8], Ints]:
-        rows = _sampled(len(self), limit, seed)
+        rows = drawn_rows(len(self), limit, seed)
         return (self._take(rows) if self.x is None else self.x[torch.from_numpy(rows)].numpy()), rows
 
     def batches(self, size: int, generator: Generator, rows: Ints | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -187,11 +187,6 @@ class PictureRows:
         """SHA-256 (hex) of the pictures as they are stored, not decoded."""
         found: str = self.source.digest(self.kept)
         return found
-
-
-def _sampled(n: int, limit: int, seed: int) -> Ints:
-    """At most `limit` of n row numbers, rising."""
-    return np.arange(n) if n <= limit else np.sort(np.random.default_rng(seed).choice(n, limit, replace=False))
 
 
 def statistics(rows: SourceRows, d: int | None = None) -> Stats:

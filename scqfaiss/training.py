@@ -140,9 +140,8 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
     method = method_class(request.method)
     of_method = settings(method.Config)
     if source.pictures:  # what a network for pictures calls by the same name is the network's
-        of_method = {
-            key: f for key, f in of_method.items() if key not in settings(encoder_class(DEFAULT_BACKBONE).Config)
-        }
+        of_pictures = settings(encoder_class(DEFAULT_BACKBONE).Config)
+        of_method = {key: f for key, f in of_method.items() if key not in of_pictures}
     values = {key: value for key, value in request.settings.items() if key in of_method}
     for key, choices in method.PRESETS.items():
         values = choices.get(str(values.get(key)), {}) | values

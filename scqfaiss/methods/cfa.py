@@ -454,20 +454,20 @@ class Features(nn.Module):
         layers = list(self.encoder.layers())
         if self.kind == "none":
             return layers
-        A, b = _array(self.project.transpose(1, 2)), _array(self.shift[:, 0])  # e d w, e d
+        A, b = as_array(self.project.transpose(1, 2)), as_array(self.shift[:, 0])  # e d w, e d
         layers.append(("heads", {"A": A, "b": b}) if self.members > 1 else ("linear", {"A": A[0], "b": b[0]}))
         if self.kind == "released":
             return [*layers, ("tanh", {})]
         layers.append(("normalize", {}))
         if self.kind == "cosine":
             return layers
-        logits = {"A": _array(self.directions())}
+        logits = {"A": as_array(self.directions())}
         if self.sigmoid:
-            logits["b"] = _array(self.bias)
+            logits["b"] = as_array(self.bias)
         layers += [("linear", logits), ("sigmoid" if self.sigmoid else "softmax", {})]
         if self.members > 1:
             layers.append(("average", {"weights": np.full(self.members, 1 / self.members, np.float32)}))
-        return layers if upto == "posterior" else [*layers, ("linear", {"A": _array(self.centers.T)})]
+        return layers if upto == "posterior" else [*layers, ("linear", {"A": as_array(self.centers.T)})]
 
     def summary(self) -> dict[str, Any]:
         out: dict[str, Any] = {
@@ -481,7 +481,8 @@ class Features(nn.Module):
         return out
 
 
-def _array(t: Tensor) -> Any:
+def as_array(t: Tensor) -> Any:
+    """A tensor as an array of its own, without gradient."""
     return t.detach().cpu().contiguous().numpy().copy()
 
 

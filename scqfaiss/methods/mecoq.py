@@ -36,11 +36,13 @@ from ..contract import (
     Usual,
     batch_count,
     check_product_shape,
+    drawn_rows,
     setting,
     settings,
 )
 from ..errors import ConfigError, warn
 from . import pictures
+from .cfa import as_array
 from .kmeans import lloyd
 from .revival import renew, use
 
@@ -371,7 +373,7 @@ class MeCoQ(Usual, nn.Module):
 
     def encoded_pictures(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """g (n, w) of at most `bank` of the pictures, whole, and their numbers (n,); on the CPU."""
-        numbers = pictures.some(rows, self.config.bank, self.task.seed)
+        numbers = drawn_rows(len(rows), self.config.bank, self.task.seed)
         return pictures.made_of(rows, numbers, lambda x: self.encoder(x)[0])
 
     def find_near(self, bank: Tensor, numbers: Tensor) -> None:
@@ -571,7 +573,7 @@ class MeCoQ(Usual, nn.Module):
         self.encoder.train()  # in which it draws views, and without gradients learns nothing from them
         try:
             self.encoder.draws.zero_()
-            return pictures.made_of(rows, pictures.some(rows, self.config.bank, self.task.seed), self.drawn)[0]
+            return pictures.made_of(rows, drawn_rows(len(rows), self.config.bank, self.task.seed), self.drawn)[0]
         finally:
             self.encoder.draws.fill_(draws)
             self.encoder.eval()
@@ -579,7 +581,7 @@ class MeCoQ(Usual, nn.Module):
     # ----------------------------------------------------------------------------------------------------------- result
     def layers(self) -> Layers:
         """x -> f; with query_norm=intra every sub-vector at unit length."""
-        layers: list[Any] = [*self.encoder.layers(), ("linear", {"A": _array(self.A), "b": _array(self.a)})]
+        layers: list[Any] = [*self.encoder.layers(), ("linear", {"A": as_array(self.A), "b": as_array(self.a)})]
         if self.config.query_norm == "none":
             return layers
         M, dsub = self.M, self.d // self.M
@@ -595,11 +597,7 @@ class MeCoQ(Usual, nn.Module):
         ]
 
     def codebooks(self) -> Codebooks:
-        return Codebooks("product", _array(self.codewords))
+        return Codebooks("product", as_array(self.codewords))
 
     def summary(self) -> dict[str, Any]:
         return {"d": self.d, "bank_rows": len(self.bank), "neighbours": int(self.near.shape[1])}
-
-
-def _array(t: Tensor) -> Any:
-    return t.detach().cpu().contiguous().numpy().copy()

@@ -25,11 +25,24 @@ from torch import Generator, Tensor, nn
 from .. import parallel
 from ..arrays import Labels
 from ..codebooks import Codebooks
-from ..contract import Layers, Rows, Stage, Task, Turn, Usual, batch_count, check_product_shape, seed_of, setting
+from ..contract import (
+    Layers,
+    Rows,
+    Stage,
+    Task,
+    Turn,
+    Usual,
+    batch_count,
+    check_product_shape,
+    drawn_rows,
+    seed_of,
+    setting,
+)
 from ..errors import ConfigError, DataError, warn
 from . import centers as sca
 from . import pictures
 from .arsq import nearest
+from .cfa import as_array
 from .kmeans import lloyd
 from .mecoq import principal
 from .revival import renew, use
@@ -256,7 +269,7 @@ class PHPQ(Usual, nn.Module):
         """
         rows, task = self.task.rows, self.task
         self.eval()
-        g, _ = pictures.made_of(rows, pictures.some(rows, SCALE_ROWS, task.seed), lambda x: self.encoder(x)[0])
+        g, _ = pictures.made_of(rows, drawn_rows(len(rows), SCALE_ROWS, task.seed), lambda x: self.encoder(x)[0])
         mean, axes = principal(g, len(self.A))
         turn = torch.randn(len(self.A), len(axes), generator=Generator().manual_seed(task.seed), dtype=torch.float64)
         A = torch.linalg.qr(turn)[0].float() @ axes
@@ -311,7 +324,7 @@ class PHPQ(Usual, nn.Module):
         task.progress("k-means", 0, 1, "")
         self.eval()
         rows = task.codebook_rows or task.rows
-        z, _ = pictures.made_of(rows, pictures.some(rows, START_ROWS * K, task.seed), self)
+        z, _ = pictures.made_of(rows, drawn_rows(len(rows), START_ROWS * K, task.seed), self)
         parts = z.unflatten(1, (M, -1)).transpose(0, 1).contiguous()  # m n e
         none = torch.zeros(len(z), dtype=torch.int64)
         everyone = torch.ones(1, K, dtype=torch.bool)
@@ -342,14 +355,10 @@ class PHPQ(Usual, nn.Module):
     # ----------------------------------------------------------------------------------------------------------- result
     def layers(self) -> Layers:
         """g -> z."""
-        return [*self.encoder.layers(), ("linear", {"A": _array(self.A), "b": _array(self.a)})]
+        return [*self.encoder.layers(), ("linear", {"A": as_array(self.A), "b": as_array(self.a)})]
 
     def codebooks(self) -> Codebooks:
-        return Codebooks("product", _array(self.codewords))
+        return Codebooks("product", as_array(self.codewords))
 
     def summary(self) -> dict[str, Any]:
         return {"class_vectors": self.source, "feature_maps": self.maps}
-
-
-def _array(t: Tensor) -> Any:
-    return t.detach().cpu().contiguous().numpy().copy()

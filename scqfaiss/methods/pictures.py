@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -21,12 +20,6 @@ BATCH = 256  # pictures held at a time: 39 MB of 224 x 224 pixels
 def are_encoded_by(encoder: str) -> bool:
     """Whether the encoder of this name takes pictures: a network stands as its factory, 'package.module:function'."""
     return ":" in encoder
-
-
-def some(rows: Rows, limit: int, seed: int) -> Ints:
-    """At most `limit` row numbers drawn without replacement, rising: the same whenever they are drawn."""
-    n = len(rows)
-    return np.arange(n) if n <= limit else np.sort(np.random.default_rng(seed).choice(n, limit, replace=False))
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from pictures import Drawn
 from torch import nn
 
 from scqfaiss.arrays import as_labels
-from scqfaiss.contract import Part, Task, configure
+from scqfaiss.contract import Part, Task, configure, drawn_rows
 from scqfaiss.encoders import backbone
 from scqfaiss.encoders.backbone import Backbone
 from scqfaiss.engine import Engine
@@ -51,11 +51,11 @@ def test_an_encoder_of_pictures_is_known_by_its_name():
 
 def test_some_rows_are_drawn_alike_each_time():
     rows = rows_of(drawn()[0])
-    np.testing.assert_array_equal(pictures.some(rows, 60, 0), np.arange(60))
-    few = pictures.some(rows, 10, 3)
+    np.testing.assert_array_equal(drawn_rows(len(rows), 60, 0), np.arange(60))
+    few = drawn_rows(len(rows), 10, 3)
     assert len(np.unique(few)) == 10 and (np.diff(few) > 0).all()
-    np.testing.assert_array_equal(few, pictures.some(rows, 10, 3))
-    assert not np.array_equal(few, pictures.some(rows, 10, 4))
+    np.testing.assert_array_equal(few, drawn_rows(len(rows), 10, 3))
+    assert not np.array_equal(few, drawn_rows(len(rows), 10, 4))
 
 
 @pytest.mark.parametrize("held", [True, False])
