@@ -3,7 +3,7 @@
     python benchmarks/recipe_time.py TRAIN.h5 [--epochs 15 50]
 
 The same encoder (one member, 1,024 units), batch 64, feature loss row by row, codebook step book by book in double precision
-(see training_speed.py), 4 books of 256 codewords on 360 dimensions, all cores. Beside it `scqfaiss.train` at its defaults on
+(see upstream.py), 4 books of 256 codewords on 360 dimensions, all cores. Beside it `scqfaiss.train` at its defaults on
 the same rows, 32 bits, in the same process, libraries loaded before either starts.
 """
 
@@ -13,7 +13,7 @@ import time
 import click
 import numpy as np
 import torch
-from training_speed import C, D, K, M, plain_codebook_loss, plain_feature_loss
+from upstream import C, D, K, M, plain_codebook_loss, plain_feature_loss
 
 import scqfaiss
 from scqfaiss.data import open_rows

@@ -85,7 +85,7 @@ def read(path: Path) -> tuple[np.ndarray, Any]:
         return source.read(0, len(source)), source.labels.y
 
 
-def drawn(x: np.ndarray, rows: int, noise: float, seed: int) -> Any:
+def drawn(x: np.ndarray, rows: int, noise: float, seed: int | tuple[int, ...]) -> Any:
     """(first row, rows like those of x) block by block."""
     rng = np.random.default_rng(seed)
     spread = (noise * x.std(0)).astype(np.float32)

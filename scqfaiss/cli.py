@@ -43,6 +43,8 @@ _PIP = {
     "onnx": 'pip install "scqfaiss[onnx]"',
     "onnxruntime": 'pip install "scqfaiss[onnx]"',
     "onnxscript": 'pip install "scqfaiss[onnx]"',
+    "matplotlib": 'pip install "scqfaiss[report]"',
+    "jinja2": 'pip install "scqfaiss[report]"',
 }
 
 
@@ -386,6 +388,18 @@ def verify(file: Path) -> None:
     from .gallery import verify_file
 
     click.echo(verify_file(file))
+
+
+@cli.command()
+@click.argument("results", type=FILE, nargs=-1, required=True)
+@click.option("-o", "--out", type=FILE, required=True, help="Page to write (.html).")
+@click.option("--png", type=FILE, metavar="FOLDER", help="Write every chart as a PNG file into this folder, too.")
+@click.option("--title", help="Heading of the page; default: the names of the results.")
+def report(results: tuple[Path, ...], out: Path, **options: Any) -> None:
+    """Draw RESULTS of benchmarks, files or folders that hold results.json, into one page that needs no network."""
+    from .report.page import write_report
+
+    click.echo(write_report(results, out, **options))
 
 
 @cli.command()

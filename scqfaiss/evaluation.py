@@ -36,7 +36,7 @@ SELF_CHECK_QUERIES = 100
 # ------------------------------------------------------------------------------------------------------------- measures
 def tie_blocks(scores: NDArray[Any], rows: Ints, relevant: Ints) -> tuple[Ints, Ints]:
     """scores, rows, relevant (u,) per distinct code -> (rows, relevant) per distinct score, best (largest) first."""
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores)  # in whatever order ties stand: they are summed
     s = scores[order]
     first = np.flatnonzero(np.r_[True, s[1:] != s[:-1]]) if len(s) else np.zeros(0, np.int64)
     if not len(s):

@@ -18,7 +18,7 @@ ORDER = [
     ["arrays"],
     ["codebooks"],
     ["files"],
-    ["bundle"],
+    ["bundle", "results"],
     ["contract"],
     ["parallel"],
     ["data", "encoders", "methods", "targets", "baselines"],
@@ -29,7 +29,7 @@ ORDER = [
     ["engine"],
     ["training", "gallery"],
     ["exporting"],
-    ["editing", "evaluation", "inspection", "portable"],
+    ["editing", "evaluation", "inspection", "portable", "report"],
     ["progress"],
     ["demo"],
     ["cli"],
@@ -43,7 +43,11 @@ ALLOWED = {
     r"checkpoints$|metrics$|portable$)",
     "faiss": r"scqfaiss\.(targets\.(?!__init__)|baselines$|reading$|exporting$|gallery$|evaluation$|demo$)",
     "h5py": r"scqfaiss\.data\.",
-    "PIL": r"scqfaiss\.data\.images$",
+    "PIL": r"scqfaiss\.(data\.images|report\.page)$",
+    "matplotlib": r"scqfaiss\.report\.(charts|\w+_charts)$",
+    "jinja2": r"scqfaiss\.report\.page$",
+    "selenium": r"$^",
+    "sklearn": r"$^",
     "onnx": r"scqfaiss\.portable$",
     "onnxruntime": r"scqfaiss\.portable$",
     "click": r"scqfaiss\.(cli|progress)$",
@@ -268,7 +272,7 @@ def loaded_by(code, *names):
     return ast.literal_eval(done.stdout.splitlines()[-1])
 
 
-HEAVY = ("torch", "faiss", "numpy", "h5py", "safetensors")
+HEAVY = ("torch", "faiss", "numpy", "h5py", "safetensors", "matplotlib", "jinja2")
 
 
 @pytest.mark.parametrize(
@@ -286,7 +290,7 @@ def test_names_load_no_more_than_they_need(code, loads):
     assert loaded_by(code, *HEAVY) == loads
 
 
-COMMANDS = ["train", "export", "append", "remove", "merge", "search", "evaluate", "info", "verify", "demo"]
+COMMANDS = ["train", "export", "append", "remove", "merge", "search", "evaluate", "info", "verify", "report", "demo"]
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -331,7 +335,7 @@ def test_a_missing_extra_is_one_line_with_what_to_type():
 def test_the_text_names_no_machine():
     folders = [ROOT / name for name in ("scqfaiss", "tests", "tools", "benchmarks", "docs", ".ci")]
     files = [p for p in ROOT.iterdir() if p.is_file()] + [p for f in folders for p in f.rglob("*") if p.is_file()]
-    endings = {".py", ".md", ".toml", ".cfg", ".txt", ".json", ".yml", ".yaml", ".sh", ""}
+    endings = {".py", ".md", ".html", ".css", ".toml", ".cfg", ".txt", ".json", ".yml", ".yaml", ".sh", ""}
     texts = [p for p in files if p.suffix in endings and "__pycache__" not in p.parts]
     assert len(texts) > 50
     # Written so that this file does not find itself.

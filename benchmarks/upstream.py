@@ -1,30 +1,42 @@
 """Training throughput, one thread: our steps against the released recipe's arithmetic written plainly. Prints JSON.
 
-python benchmarks/training_speed.py [--rounds 15]
+    python benchmarks/upstream.py [--rounds 15] [--batches 64,512] [--out FOLDER]
 
 The plain side follows what the paper's released code computes, written anew: distances in double precision, a loop over
 books, a loop over the rows of the batch in the feature loss. Both sides run loss, backward and Adam (codebook step), or
-loss and backward to the features (feature loss), on the same numbers in one process, in turn; medians of the rounds.
-`bare` is the eight matrix products of a dense codebook step in float32 over all K codewords: distances, two rebuilds, and
-their gradients with respect to weights and words.
+loss and backward to the features (feature loss), on the same numbers in one process, in turn. Ours is what a training runs:
+`ARSQ.loss` with the optimizer of `SCQ.arsq_stage`, and `cfa.released_loss_single`, the feature loss of `recipe=released` for one
+label a row. Both sides must compute the same loss first.
+
+The printed `ratio` is that of the medians over the rounds. --out writes FOLDER/results.json, a document of kind 'training' (see
+scqfaiss/results.py): there `ratio` is the median of the ratios within single rounds, `ratio_low` and `ratio_high` are their
+quartiles. `bare` is the eight matrix products of a dense codebook step in float32 over all K codewords: distances, two rebuilds,
+and their gradients with respect to weights and words.
 """
 
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from functools import reduce
 from operator import add
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import click
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measuring import run_facts
 from torch import Tensor
 
+from scqfaiss.files import make_folder, reserve
 from scqfaiss.methods.arsq import ARSQ, deal
 from scqfaiss.methods.centers import simplex
 from scqfaiss.methods.cfa import released_loss_single
+from scqfaiss.results import FILE, Results
 
 D, M, K, C = 360, 4, 256, 10
 
@@ -67,8 +79,8 @@ def plain_feature_loss(z: Tensor, logits: Tensor, centers: Tensor, hot: Tensor) 
     return total / len(z)
 
 
-def timed(sides: dict[str, Callable[[], object]], rounds: int, repeats: dict[str, int]) -> dict[str, float]:
-    """Median seconds of one call of each side; the sides take turns, so that a slow spell of the machine meets all."""
+def timed(sides: dict[str, Callable[[], object]], rounds: int, repeats: dict[str, int]) -> dict[str, list[float]]:
+    """Seconds of one call of each side, round by round; the sides take turns, so that a slow spell of the machine meets all."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():
         side()
@@ -78,10 +90,10 @@ def timed(sides: dict[str, Callable[[], object]], rounds: int, repeats: dict[str
             for _ in range(repeats[name]):
                 side()
             times[name].append((time.perf_counter() - start) / repeats[name])
-    return {name: median(t) for name, t in times.items()}
+    return times
 
 
-def codebook_step(batch: int, rounds: int) -> dict[str, float]:
+def codebook_step(batch: int, rounds: int) -> dict[str, list[float]]:
     owner = deal(K, torch.ones(C))
     owned = owner == torch.arange(C)[:, None]
     z, y = torch.randn(batch, D), torch.randint(C, (batch,))
@@ -123,7 +135,7 @@ def codebook_step(batch: int, rounds: int) -> dict[str, float]:
     return timed(sides, rounds, {"ours": 5, "plain": 1, "bare": 5})
 
 
-def feature_step(batch: int, rounds: int) -> dict[str, float]:
+def feature_step(batch: int, rounds: int) -> dict[str, list[float]]:
     centers = torch.from_numpy(simplex(C, D).astype(np.float32))
     z, logits = torch.tanh(torch.randn(batch, D)).requires_grad_(), torch.randn(batch, C, requires_grad=True)
     y = torch.randint(C, (batch,))
@@ -145,22 +157,74 @@ def feature_step(batch: int, rounds: int) -> dict[str, float]:
     return timed({"ours": our_step, "plain": plain_step}, rounds, {"ours": 20, "plain": 1})
 
 
+STEPS = {"codebook": codebook_step, "feature": feature_step}
+
+
+def figures(what: str, batch: int, seconds: dict[str, list[float]]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Seconds of each round -> (what is printed, a row of results)."""
+    middle = {side: median(t) for side, t in seconds.items()}
+    printed: dict[str, float] = {f"{what}_{batch}_{side}_rows_per_s": round(batch / t) for side, t in middle.items()}
+    printed[f"{what}_{batch}_ratio"] = round(middle["plain"] / middle["ours"], 2)
+    if "bare" in middle:
+        printed[f"{what}_{batch}_ours_to_bare"] = round(middle["ours"] / middle["bare"], 2)
+    # Within a round both sides met the same machine: what slowed one of them slowed the other.
+    low, ratio, high = np.percentile(np.divide(seconds["plain"], seconds["ours"]), (25, 50, 75))
+    row = {
+        "key": f"{what}-{batch}",
+        "what": what,
+        "batch": batch,
+        "pairs": len(seconds["ours"]),
+        "ratio": round(float(ratio), 3),
+        "ratio_low": round(float(low), 3),
+        "ratio_high": round(float(high), 3),
+        "ours_rows_per_s": round(batch / middle["ours"]),
+        "plain_rows_per_s": round(batch / middle["plain"]),
+    }
+    return printed, row
+
+
+def sizes(context: Any, parameter: Any, text: str) -> tuple[int, ...]:
+    """'64,512' -> (64, 512). Raises click.BadParameter."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"'{text}' is no list of whole numbers above 0, such as 64,512")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
+def typed(script: str) -> str:
+    """The command as it was typed, folders by their own names: where they lie on this machine is nobody's business."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/{script}", *words])
+
+
 @click.command()
-@click.option("--rounds", default=15, show_default=True, help="Turns of each side.")
-def main(rounds: int) -> None:
-    """Ratios of throughput at batch 64 and 512."""
+@click.option("--rounds", default=15, show_default=True, type=click.IntRange(1), help="Turns of each side.")
+@click.option("--batches", default="64,512", show_default=True, callback=sizes, help="Rows of a step.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for results.json.")
+def main(rounds: int, batches: tuple[int, ...], seed: int, out: Path | None) -> None:
+    """Ratios of throughput of a codebook step and of the feature loss."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    out: dict[str, float] = {}
-    for batch in (64, 512):
-        for what, step in (("codebook", codebook_step), ("feature", feature_step)):
-            seconds = step(batch, rounds)
-            for side, t in seconds.items():
-                out[f"{what}_{batch}_{side}_rows_per_s"] = round(batch / t)
-            out[f"{what}_{batch}_ratio"] = round(seconds["plain"] / seconds["ours"], 2)
-            if "bare" in seconds:
-                out[f"{what}_{batch}_ours_to_bare"] = round(seconds["ours"] / seconds["bare"], 2)
-    print(json.dumps(out))
+    torch.manual_seed(seed)
+    printed: dict[str, float] = {}
+    rows = []
+    try:
+        for batch in batches:
+            for what, step in STEPS.items():
+                found, row = figures(what, batch, step(batch, rounds))
+                printed |= found
+                rows.append(row)
+    finally:
+        torch.set_num_threads(threads)
+    if out is not None:
+        command = typed("upstream.py")
+        make_folder(out)
+        with reserve(out / FILE) as slot:
+            results = Results(slot, "training", "training", command, {"seed": seed, "shape": [D, M, K, C]})
+            for row in rows:
+                results.add(row | {"run": run_facts(command, seed, {})})
+    print(json.dumps(printed))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+"""How the comparisons measure: times of single calls on a given number of threads, bytes and opening times in fresh processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from scqfaiss.results import machine
+
+PERCENTILES = (50, 95, 99)
+REPEATS = 7  # calls at least, of a batch of many queries
+SINGLES = 300  # calls at least, of one query
+OPENS = 5
+
+# What a process holds after it has read an index. glibc counts the bytes handed out and not given back, so that neither what
+# importing took nor what the kernel has cached is in the figure.
+FOOTPRINT = """
+import ctypes, json, sys, time
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in
+                "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+def held():
+    info = libc.mallinfo2()
+    return info.uordblks + info.hblkhd
+path, reader, model, opens = sys.argv[1], sys.argv[2], sys.argv[3] or None, int(sys.argv[4])
+if reader == "faiss":
+    import faiss
+    read = lambda: faiss.read_index(path)
+else:
+    import scqfaiss.gallery
+    if model is not None:
+        model = scqfaiss.gallery.Model.load(model)
+    read = lambda: scqfaiss.gallery.open_gallery(path, model=model)
+before = held()
+start = time.perf_counter()
+index = read()
+times, memory = [time.perf_counter() - start], held() - before
+for _ in range(opens - 1):
+    del index
+    start = time.perf_counter()
+    index = read()
+    times.append(time.perf_counter() - start)
+print(json.dumps({"memory": memory, "open_ms": 1e3 * sorted(times)[len(times) // 2]}))
+"""
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """FAISS and the linear algebra of NumPy on n threads; 0: as many as there are cores."""
+    n = n or len(os.sched_getaffinity(0))
+    before = faiss.omp_get_max_threads()
+    with threadpool_limits(n):
+        faiss.omp_set_num_threads(n)
+        try:
+            yield
+        finally:
+            faiss.omp_set_num_threads(before)
+
+
+def latency(
+    call: Callable[[np.ndarray], Any], xq: np.ndarray, batch: int, threads_used: int = 1, seconds: float = 0.5
+) -> dict[str, float]:
+    """Milliseconds a query of call(queries), `batch` queries at a time -> {"p50", "p95", "p99"} over the calls.
+
+    xq (nq, d) is walked through again and again, for `seconds` or REPEATS calls (SINGLES of one query), whatever is longer.
+    """
+    blocks = np.resize(xq, (max(1, -(-len(xq) // batch)) * batch, xq.shape[1])).reshape(-1, batch, xq.shape[1])
+    least = SINGLES if batch == 1 else REPEATS
+    times: list[float] = []
+    with threads(threads_used):
+        call(blocks[0])
+        end = time.perf_counter() + seconds
+        while len(times) < least or time.perf_counter() < end:
+            block = blocks[len(times) % len(blocks)]
+            start = time.perf_counter()
+            call(block)
+            times.append(time.perf_counter() - start)
+    found = np.percentile(times, PERCENTILES) * 1e3 / batch
+    return {f"p{p}": float(f"{value:.4g}") for p, value in zip(PERCENTILES, found)}
+
+
+def latencies(call: Callable[[np.ndarray], Any], xq: np.ndarray, seconds: float = 0.5) -> dict[str, Any]:
+    """The table `ms` of a row: batches of 1 and 1,000, on one thread and on all."""
+    return {
+        str(batch): {name: latency(call, xq, batch, n, seconds) for name, n in (("one", 1), ("all", 0))}
+        for batch in (1, 1000)
+    }
+
+
+def footprint(path: Path, reader: str = "faiss", model: Path | None = None) -> dict[str, Any]:
+    """Of an index file, in a fresh process -> {"memory": bytes it allocates, "disk": bytes, "open_ms": median of OPENS}.
+
+    reader: 'faiss' (faiss.read_index) or 'scqfaiss' (scqfaiss.open, which verifies the file), with the model if it needs one.
+    """
+    words = [sys.executable, "-c", FOOTPRINT, str(path), reader, str(model or ""), str(OPENS)]
+    # Small pieces that were given back count as held while they wait in a cache of their own: no such caches.
+    quiet = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"}
+    done = subprocess.run(words, check=True, capture_output=True, text=True, env=quiet)
+    return {**json.loads(done.stdout.splitlines()[-1]), "disk": path.stat().st_size}
+
+
+def run_facts(command: str, seed: int, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """What every row says of how it was measured."""
+    found = machine()
+    return {
+        "command": command,
+        "seed": seed,
+        "versions": found["versions"],
+        "cpu": found["cpu"],
+        "cores": found["cores"],
+        "gpu": found["gpu"],
+        "data": dict(hashes),
+    }

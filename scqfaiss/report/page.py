@@ -1,0 +1,360 @@
+"""A report: results of benchmarks as one HTML file that needs nothing else, and its charts as PNG files.
+
+The page runs no script and asks no network for anything. All text out of results files is foreign: jinja2 escapes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import io
+import json
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image
+
+from ..data.images import Refused, prove
+from ..errors import shown, size
+from ..files import PathLike, make_folder, reserve
+from ..results import FILE, read_results
+from .charts import Chart, Missing, charts
+from .intake import Gap, gaps, sound
+from .selection import Document, Row, get, name_of
+from .tables import Table, tables
+from .words import Point, class_name, count, summary
+
+KINDS = {"comparison": "Codes at equal length", "scale": "Time and memory by size", "training": "Training steps"}
+SHOWN = ("image/png", "image/jpeg", "image/webp", "image/gif")  # what every browser shows
+SMALL = 64  # pixels; pictures narrower than this are scaled up with their pixels left sharp
+HITS = 10  # of a query that the gallery shows
+
+
+@dataclass(frozen=True)
+class Picture:
+    uri: str
+    width: int
+    height: int
+    small: bool
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One row of the gallery. right: of hits, None where nothing says so; picture: None where there is none."""
+
+    name: str
+    id: str
+    picture: Picture | None
+    right: bool | None
+    alt: str
+
+
+@dataclass(frozen=True)
+class Side:
+    name: str
+    hits: list[Tile]
+    right: str
+
+
+@dataclass(frozen=True)
+class Card:
+    query: Tile
+    sides: list[Side]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where figures come from: what is said once, files, and rows that were measured otherwise."""
+
+    facts: list[tuple[str, str]]
+    command: str
+    files: list[tuple[str, str, str, str]]
+    others: list[str]
+    assumptions: list[str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One results file as the page shows it."""
+
+    slug: str
+    name: str
+    kind: str
+    what: str
+    points: list[Point]
+    table: Table
+    full: Table | None
+    drawn: list[Chart]
+    undrawn: list[Missing]
+    cards: list[Card]
+    source: Source
+    gaps: list[Gap]
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+def write_report(
+    paths: Sequence[PathLike], out: PathLike, *, png: PathLike | None = None, title: str | None = None
+) -> str:
+    """Draw results files, or folders that hold one each, into the page `out` (.html), and charts into the folder `png`.
+
+    Returns what was written and what is missing, a line each. Raises what `results.read_results` and `files.reserve` raise.
+    """
+    files = [Path(path) / FILE if Path(path).is_dir() else Path(path) for path in paths]
+    with ExitStack() as held:
+        documents = [read_results(path) for path in paths]
+        slot = held.enter_context(reserve(out, inputs=files, suffix=".html", what="written"))
+        if png is not None:
+            make_folder(png)
+        found = results(documents)
+        written = 0
+        for name, data in pictures(found) if png is not None else ():
+            with reserve(Path(png or "") / name, inputs=files, suffix=".png", what="written") as place:
+                place.write(lambda f, data=data: f.write(data))  # type: ignore[misc]
+            written += 1
+        text = page(found, title).encode("utf-8")
+        slot.write(lambda f: f.write(text))
+    done = f"{slot.name}: {_many(len(found), 'result')}, {_many(sum(len(r.drawn) for r in found), 'chart')}, "
+    done += size(len(text)) + (f"; {_many(written, 'PNG file')} in {shown(png)}" if png is not None else "")
+    lacking = [
+        f"{result.name}: {' '.join(gap.title.split())} ({' '.join(gap.reason.split())})"
+        for result in found
+        for gap in result.gaps
+    ]
+    return f"{done}\nmissing: {shown('; '.join(lacking))}" if lacking else done
+
+
+def _many(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def page(found: Sequence[Result], title: str | None = None) -> str:
+    """The HTML of some results. title: default their names."""
+    room = _room()
+    return room.get_template("page.html").render(
+        title=title or f"Report: {', '.join(dict.fromkeys(result.name for result in found))}",
+        style=Markup(room.get_template("page.css").render()),
+        results=found,
+        kinds={result.kind for result in found},
+    )
+
+
+@functools.cache
+def _room() -> jinja2.Environment:
+    """The templates, read and compiled once."""
+    room = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    room.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    return room
+
+
+def pictures(found: Sequence[Result]) -> list[tuple[str, bytes]]:
+    """(file name, PNG) of every chart."""
+    names: set[str] = set()
+    return [
+        (_unused(f"{result.slug}-{_slug(chart.name)}", names) + ".png", chart.png)
+        for result in found
+        for chart in result.drawn
+    ]
+
+
+def results(documents: Sequence[Document]) -> list[Result]:
+    """Documents of `results.read_results` as the page shows them, in their order."""
+    slugs: set[str] = set()
+    return [_result(sound(document), slugs) for document in documents]
+
+
+def _result(document: dict[str, Any], slugs: set[str]) -> Result:
+    name = document.get("name") or "unnamed"
+    drawn = charts(document)
+    table, full = tables(document)
+    undrawn = [chart for chart in drawn if isinstance(chart, Missing)]
+    return Result(
+        slug=_unused(_slug(name), slugs),
+        name=name,
+        kind=document["kind"],
+        what=KINDS[document["kind"]],
+        points=summary(document),
+        table=table,
+        full=full if full and full.lines else None,
+        drawn=[chart for chart in drawn if isinstance(chart, Chart)],
+        undrawn=undrawn,
+        cards=gallery(document),
+        source=source(document),
+        gaps=[*gaps(document), *(Gap(f"chart: {chart.title}", chart.reason) for chart in undrawn)],
+    )
+
+
+def _slug(name: str) -> str:
+    """A name as part of a file name and of an anchor: letters, digits, dots and dashes."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:60] or "results"
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    """`name`, numbered where it is taken, whatever its case: some file systems know none. Taken from here on."""
+    found, k = name, 1
+    while found.lower() in taken:
+        k += 1
+        found = f"{name}-{k}"
+    taken.add(found.lower())
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- gallery
+def gallery(document: Document) -> list[Card]:
+    """The queries of the results, each with the hits of every side."""
+    held = document.get("gallery") or {}
+    queries = [q for q in _list(held.get("queries")) if isinstance(q, dict)]
+    sides = [s for s in _list(held.get("sides")) if isinstance(s, dict)]
+    rows = {row["key"]: row for row in document["rows"]}
+    seen: dict[str, Picture | None] = {}
+    cards = []
+    for place, query in enumerate(queries):
+        shown_sides = []
+        for side in sides:
+            hits = _list(side.get("hits"))
+            mine = _list(hits[place]) if place < len(hits) else []
+            name = _side_name(rows.get(str(side.get("key"))), side)
+            tiles = [
+                _tile(document, hit, seen, f"hit {rank} of {name}", query)
+                for rank, hit in enumerate((h for h in mine if isinstance(h, dict)), 1)
+                if rank <= HITS
+            ]
+            judged = [tile.right for tile in tiles if tile.right is not None]
+            right = f"{sum(judged)} of {len(judged)} right" if judged else "not judged" if tiles else "nothing found"
+            shown_sides.append(Side(name, tiles, right))
+        cards.append(Card(_tile(document, query, seen, "query"), shown_sides))
+    return cards
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _side_name(row: Row | None, side: Row) -> str:
+    if row is None:
+        return str(side.get("key") or "unnamed")
+    return name_of(row) + (f", {row['bits']} bits" if row.get("bits") else "")
+
+
+def _tile(
+    document: Document, row: dict[str, Any], seen: dict[str, Picture | None], what: str, query: Row | None = None
+) -> Tile:
+    labels = _list(row.get("labels"))
+    name = ", ".join(class_name(document, label) for label in labels) or "no label"
+    right = None
+    if query is not None:
+        right = row.get("right")
+        if not isinstance(right, bool):
+            both = labels and _list(query.get("labels"))
+            right = any(label in query["labels"] for label in labels) if both else None
+    key = row.get("picture")
+    if isinstance(key, str) and key not in seen:
+        seen[key] = picture((document.get("pictures") or {}).get(key))
+    alt = f"{what}: {name}" + ("" if right is None else ", right" if right else ", wrong")
+    return Tile(name, str(row.get("id", "")), seen[key] if isinstance(key, str) else None, right, alt)
+
+
+def picture(held: Any) -> Picture | None:
+    """A picture of `pictures` as a data URI; None where it is no picture that every browser shows.
+
+    What it is, its bytes say, not the type beside them.
+    """
+    if not isinstance(held, dict) or not isinstance(held.get("data"), str):
+        return None
+    try:
+        data = base64.b64decode(held["data"], validate=True)
+        prove(io.BytesIO(data))
+        with Image.open(io.BytesIO(data)) as image:
+            kind, width, height = Image.MIME.get(image.format or ""), image.width, image.height
+    except (binascii.Error, ValueError, Refused):
+        return None
+    if kind not in SHOWN:
+        return None
+    return Picture(f"data:{kind};base64,{base64.b64encode(data).decode()}", width, height, width < SMALL)
+
+
+# -------------------------------------------------------------------------------------------------------------- source
+def source(document: Document) -> Source:
+    """Machine, versions, seed, command, files and date of a document; and of rows that were measured with others."""
+    machine = document.get("machine") or {}
+    memory = get(machine, "memory")
+    has = {
+        "written": (document.get("written") or "").replace("T", " ").replace("+00:00", " UTC"),
+        "seed": document.get("seed"),
+        "processor": machine.get("cpu"),
+        "cores": machine.get("cores"),
+        "memory": None if memory is None else size(memory),
+        "GPU": machine.get("gpu") or ("none" if "gpu" in machine else None),
+        "system": machine.get("system"),
+        "versions": _pairs(machine.get("versions")),
+        "ranks that count in mAP": _counted(document, "at"),
+        "at operating points": _counted(document, "sweep_at"),
+        "how the codes came about": document.get("how"),
+    }
+    data = document.get("data") or {}
+    files = [
+        (str(part), str(held.get("file", "")), _shape(held), str(held.get("sha256", "")))
+        for part, held in data.items()
+        if isinstance(held, dict)
+    ]
+    return Source(
+        [(what, str(value)) for what, value in has.items() if value not in (None, "")],
+        str(document.get("command") or ""),
+        files,
+        _otherwise(document, machine),
+        [str(text) for text in document.get("assumptions") or []],
+    )
+
+
+def _pairs(held: Any) -> str:
+    return ", ".join(f"{name} {value}" for name, value in held.items()) if isinstance(held, dict) else ""
+
+
+def _counted(document: Document, key: str) -> str | None:
+    found = get(document, key)
+    return None if found is None else f"the first {count(found)}"
+
+
+def _shape(held: Row) -> str:
+    rows, d = get(held, "rows"), get(held, "d")
+    parts = [f"{count(rows)} rows" if rows is not None else "", f"d = {d:.0f}" if d is not None else ""]
+    return ", ".join(part for part in parts if part)
+
+
+def _otherwise(document: Document, machine: Row) -> list[str]:
+    """What rows say of their own run where it is not what the whole says."""
+    hashes = {part: held.get("sha256") for part, held in (document.get("data") or {}).items() if isinstance(held, dict)}
+    whole = {
+        "command": document.get("command"),
+        "seed": document.get("seed"),
+        "processor": machine.get("cpu"),
+        "GPU": machine.get("gpu"),
+        "versions": machine.get("versions"),
+        "data": hashes,
+    }
+    found: dict[str, int] = {}
+    for row in document["rows"]:
+        run = row.get("run")
+        if not isinstance(run, dict):
+            continue
+        names = {"cpu": "processor", "gpu": "GPU"}
+        for key, value in run.items():
+            what = names.get(key, str(key))
+            if whole.get(what) not in (None, "", {}) and value is not None and value != whole[what]:
+                told = (
+                    _pairs(value) if isinstance(value, dict) else value if isinstance(value, str) else json.dumps(value)
+                )
+                found[f"{what}: {told}"] = found.get(f"{what}: {told}", 0) + 1
+    return [f"{text} ({_many(n, 'row')})" for text, n in found.items()]

@@ -1,0 +1,275 @@
+"""The tables of a report: what stands in which cell, and which value of a column is the best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .intake import shared
+from .selection import Document, Row, codings, fastest, get, name_of, number
+from .words import RECALL, amount, count, nbytes, score, target_of
+
+LOW, HIGH = -1, 1  # which end of a column is the best one; 0: neither
+
+
+@dataclass
+class Cell:
+    """text '' is 'not measured'; best: among those it stands with."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass
+class Line:
+    """A row of a table. note: a word under its name; mark: the key of a footnote, or ''; reason: why it has no figures."""
+
+    name: str
+    cells: list[Cell]
+    note: str = ""
+    mark: str = ""
+    reason: str = ""
+
+
+@dataclass
+class Group:
+    """Rows of one table that compare: codes of one length. title '' where the table has one group."""
+
+    title: str
+    lines: list[Line]
+
+
+@dataclass
+class Table:
+    """header: of the cells, (label, what it is counted in or ''); first: what the first column holds; label: for readers."""
+
+    label: str
+    first: str
+    header: list[tuple[str, str]]
+    groups: list[Group]
+    footnotes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def lines(self) -> int:
+        return sum(len(group.lines) for group in self.groups)
+
+
+@dataclass(frozen=True)
+class _Column:
+    label: str
+    unit: str
+    value: Callable[[Row], float | None]
+    text: Callable[[float | None], str]
+    best: int = 0
+    prefix: Callable[[Row], str] = lambda row: ""
+
+
+def _line(columns: Sequence[_Column], row: Row, name: str, note: str = "", mark: str = "") -> Line:
+    cells = []
+    for column in columns:
+        text = column.text(column.value(row))
+        cells.append(Cell(column.prefix(row) + text if text else ""))
+    return Line(name, cells, note, mark, str(row.get("reason") or ""))
+
+
+def _mark_best(columns: Sequence[_Column], rows: Sequence[Row], lines: Sequence[Line]) -> None:
+    """Mark the best of each column, with all that show the same figure; nothing where there is nothing to choose."""
+    for place, column in enumerate(columns):
+        # A sum of which a part is not known may be more than it seems, so it is nobody's best.
+        sure = [(r, cell) for r, line in zip(rows, lines) for cell in [line.cells[place]] if not column.prefix(r)]
+        held = [(column.best * v, cell) for r, cell in sure if (v := column.value(r)) is not None]
+        if not column.best or len({cell.text for _, cell in held}) < 2:
+            continue
+        top = max(held, key=lambda pair: pair[0])[1].text
+        for _, cell in held:
+            cell.best = cell.text == top
+
+
+def _seconds(row: Row) -> float | None:
+    parts = [get(row, "seconds", part) for part in ("train", "encode", "add")]
+    return None if all(p is None for p in parts) else sum(p for p in parts if p is not None)
+
+
+def _at_least(row: Row) -> str:
+    """'≥ ' before a sum of which a part was not measured: rows as they are need no encoder."""
+    needed = ("train", "add") if row.get("space") == "raw" else ("train", "encode", "add")
+    return "≥ " if any(get(row, "seconds", part) is None for part in needed) else ""
+
+
+def comparison(document: Document) -> Table:
+    """Codes beside one another at each length: quality of the codes, costs of the container that is fastest."""
+    vectors = get(document, "data", "database", "rows")
+    spoken: dict[str, tuple[Row, float | None]] = {}  # key of a coding -> the container that its costs are told of
+
+    def cost(row: Row) -> Row:
+        return spoken[str(row["key"])][0]
+
+    def quality(*path: str) -> Callable[[Row], float | None]:
+        return lambda row: shared(document, row, *path)
+
+    def memory(row: Row) -> float | None:
+        held = get(cost(row), "bytes", "memory")
+        return held / vectors if held is not None and vectors else None
+
+    columns = [
+        _Column("mAP", "", quality("map"), score, HIGH),
+        _Column("precision@10", "", quality("precision_at_k", "10"), score, HIGH),
+        _Column("mAP, unseen classes", "", quality("unseen_map"), score, HIGH),
+        _Column("recall@10, floats coded", "", quality("neighbours", "coded", "10"), score, HIGH),
+        _Column("recall@10, rows", "", quality("neighbours", "raw", "10"), score, HIGH),
+        _Column("search", "ms a query", lambda r: spoken[str(r["key"])][1], amount, LOW),
+        _Column("encoding", "ms a query", quality("encode_ms", "1000", "one", "p50"), amount, LOW),
+        _Column("memory", "bytes a vector", memory, _few, LOW),
+        _Column("on disk", "", lambda r: get(cost(r), "bytes", "disk"), nbytes, LOW),
+        _Column("building", "s", lambda r: _seconds(cost(r)), amount, LOW, lambda r: _at_least(cost(r))),
+        _Column("opening", "ms", lambda r: get(cost(r), "open_ms"), amount, LOW),
+    ]
+    grouped: dict[int | None, list[Row]] = {}
+    for row in codings(document):
+        point = None
+        if row.get("role") != "ceiling":
+            point = fastest(document, str(row.get("method")), str(row.get("space")), row.get("bits") or 0, RECALL)
+        # Floats are searched whole, and have no length to look their settings up by.
+        took = get(point[1], "ms") if point else get(row, "ms", "1000", "one", "p50") if not row.get("bits") else None
+        spoken[str(row["key"])] = (point[0] if point else row, took)
+        bits = row.get("bits")
+        grouped.setdefault(bits if number(bits) else None, []).append(row)
+    failed = [row for row in document["rows"] if row.get("reason") is not None and get(row, "map") is None]
+    for row in failed:
+        spoken[str(row["key"])] = (row, None)
+        grouped.setdefault(row.get("bits") if number(row.get("bits")) else None, []).append(row)
+    groups = []
+    order = {"ours": 0, "label": 1, "baseline": 2, "ceiling": 3}
+    for bits in sorted(grouped, key=lambda b: (b is None, b or 0)):
+        rows = sorted(grouped[bits], key=lambda r: (order.get(str(r.get("role")), 4), r.get("space") == "trained"))
+        lines = [
+            _line(columns, r, *_named(r, cost(r).get("container")), "*" if r.get("role") == "label" else "")
+            for r in rows
+        ]
+        _mark_best(columns, rows, lines)
+        groups.append(Group(_length(bits), lines))
+    notes = {}
+    if any(row.get("role") == "label" for row in codings(document)):
+        notes["*"] = (
+            "Honesty row: the predicted class alone as the code. A code that knows labels is worth something where it "
+            "ranks better than this."
+        )
+    label = f"Codes by length, {document.get('name') or 'unnamed'}"
+    return Table(label, "code", [(c.label, c.unit) for c in columns], groups, notes)
+
+
+def _named(row: Row, held: Any) -> tuple[str, str]:
+    """('RQ', 'of the embedding, residual'): a code, and in small what it codes and what holds it."""
+    name, of, _ = name_of(row).partition(" of the embedding")
+    return name, ", ".join(part for part in (of.strip(), str(held or "")) if part)
+
+
+def _length(bits: int | None) -> str:
+    if bits is None:
+        return "floats, without a code"
+    return f"{bits} bits" + (f": {bits // 8} byte{'s' if bits > 8 else ''} a vector" if bits % 8 == 0 else " a vector")
+
+
+def everything(document: Document) -> Table:
+    """Every row of a comparison with every figure that is one number."""
+
+    def at(*path: str) -> Callable[[Row], float | None]:
+        return lambda row: get(row, *path)
+
+    columns = [
+        _Column("bits", "", at("bits"), count),
+        _Column("nlist", "", at("nlist"), count),
+        _Column("nprobe", "", at("nprobe"), count),
+        _Column("refine", "", at("refine"), count),
+        _Column("mAP", "", at("map"), score),
+        _Column("mAP, unseen", "", at("unseen_map"), score),
+        _Column("precision@10", "", at("precision_at_k", "10"), score),
+        *(_Column(f"label recall@{k}", "", at("label_recall_at_k", k), _fine) for k in ("1", "10", "100")),
+        *(
+            _Column(f"recall@{k}, {'coded' if of == 'coded' else 'rows'}", "", at("neighbours", of, k), score)
+            for of in ("coded", "raw")
+            for k in ("1", "10", "100")
+        ),
+        *(
+            _Column(
+                f"{what}{batch} at a time, {threads} thread{'s' if threads == 'all' else ''}, {p}",
+                "ms",
+                at(*path),
+                amount,
+            )
+            for what, key in (("search ", "ms"), ("encoding ", "encode_ms"))
+            for batch in ("1", "1000")
+            for threads in ("one", "all")
+            for p in ("p50", "p95", "p99")
+            for path in [(key, batch, threads, p)]
+        ),
+        *(_Column(part, "s", at("seconds", part), amount) for part in ("train", "encode", "add")),
+        _Column("memory", "", at("bytes", "memory"), nbytes),
+        _Column("on disk", "", at("bytes", "disk"), nbytes),
+        _Column("opening", "ms", at("open_ms"), amount),
+        _Column("distinct codes", "", at("distinct_codes"), count),
+        _Column("coding error", "mean square", at("mse"), _fine),
+    ]
+    rows = document["rows"]
+    # A column that nobody measured says so once, under "What is missing", not in every row.
+    columns = [c for c in columns if any(c.value(row) is not None for row in rows)]
+    lines = [_line(columns, row, *_named(row, row.get("factory") or row.get("container"))) for row in rows]
+    label = f"All rows, {document.get('name') or 'unnamed'}"
+    return Table(label, "row", [(c.label, c.unit) for c in columns], [Group("", lines)])
+
+
+def _few(value: float | None) -> str:
+    """Bytes of one vector: 12, 12.2, 2,056."""
+    return "" if value is None else f"{value:,.1f}".removesuffix(".0")
+
+
+def _fine(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def scale(document: Document) -> Table:
+    """Each target at each number of rows."""
+    columns = [
+        _Column("search, 1,000 at a time", "ms a query", lambda r: get(r, "ms"), amount, LOW),
+        _Column("search, one by one", "ms a query", lambda r: get(r, "single_ms"), amount, LOW),
+        _Column("recall@10", "", lambda r: get(r, "recall"), score, HIGH),
+        _Column("building", "s", lambda r: get(r, "build_seconds"), amount, LOW),
+        _Column("memory", "", lambda r: get(r, "memory"), nbytes, LOW),
+        _Column("on disk", "", lambda r: get(r, "disk"), nbytes, LOW),
+        _Column("distinct codes", "", lambda r: get(r, "distinct"), count),
+        _Column("nlist", "", lambda r: get(r, "nlist"), count),
+        _Column("nprobe", "", lambda r: get(r, "nprobe"), count),
+    ]
+    grouped: dict[float, list[Row]] = {}
+    for row in document["rows"]:
+        grouped.setdefault(get(row, "rows") or 0.0, []).append(row)
+    groups = []
+    for n in sorted(grouped):
+        lines = [_line(columns, row, target_of(row)) for row in grouped[n]]
+        _mark_best(columns, grouped[n], lines)
+        groups.append(Group(f"{count(n)} rows" if n else "number of rows not in the results", lines))
+    return Table(f"Targets by size, {document.get('name')}", "target", [(c.label, c.unit) for c in columns], groups)
+
+
+def training(document: Document) -> Table:
+    """Each stage and batch."""
+    columns = [
+        _Column("batch", "", lambda r: get(r, "batch"), count),
+        _Column("ratio", "median", lambda r: get(r, "ratio"), amount),
+        _Column("ratio", "lower quartile", lambda r: get(r, "ratio_low"), amount),
+        _Column("ratio", "upper quartile", lambda r: get(r, "ratio_high"), amount),
+        _Column("rounds", "", lambda r: get(r, "pairs"), count),
+        _Column("ours", "rows a second", lambda r: get(r, "ours_rows_per_s"), count),
+        _Column("released recipe", "rows a second", lambda r: get(r, "plain_rows_per_s"), count),
+    ]
+    lines = [_line(columns, row, str(row.get("what") or row["key"])) for row in document["rows"]]
+    label = f"Training steps, {document.get('name')}"
+    return Table(label, "stage", [(c.label, c.unit) for c in columns], [Group("", lines)])
+
+
+def tables(document: Document) -> tuple[Table, Table | None]:
+    """(the table, the folded one of all rows or None) of a sound document."""
+    if document["kind"] == "comparison":
+        return comparison(document), everything(document)
+    return (scale(document) if document["kind"] == "scale" else training(document)), None

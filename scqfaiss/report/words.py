@@ -1,0 +1,385 @@
+"""What results say, in plain words, whichever way the figures go; and figures as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import size
+from .intake import shared
+from .selection import (
+    SPACES,
+    Document,
+    Row,
+    best_baseline,
+    best_ours,
+    codings,
+    fastest,
+    get,
+    lengths,
+    name_of,
+    number,
+    shown_bits,
+)
+
+AHEAD, EVEN, BEHIND, OPEN = "ahead", "even", "behind", ""
+RECALL = 0.95  # of the operating points that times are taken from
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing the results say.
+
+    topic: its heading; verdict: AHEAD, EVEN, BEHIND, or OPEN where nothing is held against anything; figure, against: ours
+    and theirs in short, '' where there is none; text: whole sentences.
+    """
+
+    topic: str
+    verdict: str
+    figure: str
+    against: str
+    text: str
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+def score(value: float | None) -> str:
+    """A fraction with three decimals; '' for None, as of all these."""
+    return "" if value is None else f"{value:.3f}"
+
+
+def count(value: float | None) -> str:
+    """A whole number with separators: 54,000."""
+    return "" if value is None else f"{value:,.0f}"
+
+
+def amount(value: float | None) -> str:
+    """A time or ratio as people say it: two digits below 1, three above, whole from 100 on. 0.021, 1.25, 12.3, 4,210."""
+    if value is None:
+        return ""
+    if value <= 0:
+        return f"{value:.2f}" if value else "0"
+    # The rounding itself may add a digit: 0.0997 is 0.10, not 0.100.
+    significant = 3 if value >= 1 else 2
+    first = math.floor(math.log10(float(f"{value:.{significant - 1}e}")))
+    return f"{value:,.{max(0, significant - 1 - first)}f}"
+
+
+def nbytes(value: float | None) -> str:
+    """Bytes in the unit a person would choose; of vectors, of which one takes few, with one decimal."""
+    return "" if value is None else size(value)
+
+
+def listed(parts: list[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def length(bits: float) -> str:
+    """'4 bytes' where the bits fill bytes, or else '12 bits'."""
+    return f"{bits / 8:.0f} byte{'s' if bits > 8 else ''}" if bits % 8 == 0 else f"{bits:.0f} bits"
+
+
+def _held(ours: float, theirs: float, words: tuple[str, str, str] = ("more", "the same", "less")) -> tuple[str, str]:
+    """(verdict, '0.395 more') of two scores as they are shown: what rounds to the same figure is the same."""
+    a, b = round(ours, 3), round(theirs, 3)
+    if a == b:
+        return EVEN, words[1]
+    return (AHEAD, f"{a - b:.3f} {words[0]}") if a > b else (BEHIND, f"{b - a:.3f} {words[2]}")
+
+
+# ---------------------------------------------------------------------------------------------------------- comparison
+def summary(document: Document) -> list[Point]:
+    """What a sound document says, the most important first."""
+    if not document["rows"]:
+        return [Point("Nothing measured", OPEN, "", "", "These results hold no rows: there is nothing to say yet.")]
+    kinds = {"comparison": comparison, "scale": scale, "training": training}
+    return kinds[str(document["kind"])](document)
+
+
+def comparison(document: Document) -> list[Point]:
+    """Quality at one length and at all, speed, unseen classes, and what holds the codes to honesty."""
+    bits, ours, theirs = subject(document)
+    found = [quality(document, bits, ours, theirs)]
+    if ours is None or bits is None:
+        return found
+    return [
+        *found,
+        speed(document, bits, ours, theirs),
+        unseen(document, ours, theirs),
+        *(p for p in (lengths_won(document), label_code(document, ours)) if p),
+        *(p for p in (same_embedding(document, bits, ours), coding_loss(document, ours)) if p),
+    ]
+
+
+def subject(document: Document) -> tuple[int | None, Row | None, Row | None]:
+    """(bits, ours, the best code without labels) that the summary speaks of; each may be None."""
+    bits = shown_bits(document)
+    if bits is None:  # nothing at one length: what there is
+        some = lengths(document)
+        bits = max((b for b in some if best_ours(document, b)), default=max(some, default=None))
+    if bits is None:
+        return None, None, None
+    return bits, best_ours(document, bits), best_baseline(document, bits)
+
+
+def quality(document: Document, bits: int | None, ours: Row | None, theirs: Row | None) -> Point:
+    """mAP at the length that stands for the others."""
+    topic = "Ranking quality"
+    base = get(theirs, "map")
+    if ours is None or bits is None:
+        text = "No code of ours has a mAP here, so nothing can be said about it."
+        if theirs is not None:
+            text += f" The best code without labels ({name_of(theirs)}) reaches {score(base)} at {bits} bits a vector."
+        return Point(topic, OPEN, "", f"{name_of(theirs)} {score(base)}" if theirs else "", text)
+    own = get(ours, "map")
+    assert own is not None  # selection takes rows with a mAP alone
+    on = f" on {document['name']}" if document.get("name") else ""
+    text = f"At {bits} bits a vector {name_of(ours)} ranks with a mAP of {score(own)}{on}"
+    if theirs is None or base is None:
+        text += "; no code without labels was measured at this length, so there is nothing to hold it against."
+        return Point(topic, OPEN, score(own), "", text)
+    verdict, by = _held(own, base)
+    text += f"; the best code without labels ({name_of(theirs)}) reaches {score(base)}: "
+    text += f"{by} at the same {length(bits)}." if verdict != BEHIND else f"ours has {by} at the same {length(bits)}."
+    return Point(topic, verdict, score(own), f"{name_of(theirs)} {score(base)}", text)
+
+
+def lengths_won(document: Document) -> Point | None:
+    """At how many lengths ours is ahead; None where there is but one."""
+    both = []
+    for bits in lengths(document):
+        ours, theirs = get(best_ours(document, bits), "map"), get(best_baseline(document, bits), "map")
+        if ours is not None and theirs is not None:
+            both.append((bits, ours, theirs, _held(ours, theirs)[0]))
+    if len(both) < 2:
+        return None
+    won = [str(bits) for bits, _, _, verdict in both if verdict == AHEAD]
+    lost = [str(bits) for bits, _, _, verdict in both if verdict == BEHIND]
+    even = [str(bits) for bits, _, _, verdict in both if verdict == EVEN]
+    (first, a, x, _), (last, b, y, _) = both[0], both[-1]
+    text = f"From {first} to {last} bits our best mAP goes from {score(a)} to {score(b)}, that of codes without labels"
+    text += f" from {score(x)} to {score(y)}. "
+    parts = [f"{what} at {listed(some)}" for what, some in (("more", won), ("the same", even), ("less", lost)) if some]
+    text += f"Ours has {'; '.join(parts)} bits."
+    # Behind anywhere is not ahead: the reader may need that very length.
+    verdict = BEHIND if len(lost) == len(both) else AHEAD if len(won) == len(both) else EVEN
+    return Point("Every length", verdict, f"{len(won)} of {len(both)}", "lengths where ours has more mAP", text)
+
+
+def speed(document: Document, bits: int, ours: Row, theirs: Row | None) -> Point:
+    """ms a query, with and without the encoder, of settings that miss little."""
+    topic = "Search time"
+    setting = "One thread, 1,000 queries at a time, settings that find at least 95 of 100 of the first 10."
+    own = fastest(document, str(ours.get("method")), str(ours.get("space")), bits, RECALL)
+    base = fastest(document, "ivfpq", "raw", bits, RECALL)
+    if base is None and theirs is not None:
+        base = fastest(document, str(theirs.get("method")), "raw", bits, RECALL)
+    if own is None:
+        text = f"No time of {name_of(ours)} was measured at a setting that finds at least 95 of 100 of the first 10."
+        if base:
+            text += f" {name_of(base[0])} needs {amount(get(base[1], 'ms'))} ms a query there."
+        return Point(topic, OPEN, "", "", text)
+    took = float(own[1]["ms"])
+    name = name_of(ours)
+    container = f", in {own[0]['container']}" if own[0].get("container") else ""
+    text = f"A search takes {amount(took)} ms a query ({name}{container})"
+    encode = shared(document, own[0], "encode_ms", "1000", "one", "p50")
+    whole = took + (encode or 0.0)
+    figure = f"{amount(whole)} ms"
+    if encode is None:
+        more = "The time to encode a query was not measured"
+    else:
+        more = f"Encoding the query takes {amount(encode)} ms more"
+    if base is None:
+        return Point(topic, OPEN, figure, "", f"{text}. {more}. Nothing else was timed. {setting}")
+    other, rival = name_of(base[0]), float(base[1]["ms"])
+    verdict, held = _slower(took, rival)
+    text += f"; {other} takes {amount(rival)} ms: {held}. {more}"
+    if encode is None:
+        # What takes longer without the encoder takes longer with it; what takes less may not.
+        verdict = BEHIND if verdict == BEHIND else OPEN
+    else:
+        rival += shared(document, base[0], "encode_ms", "1000", "one", "p50") or 0.0
+        verdict, held = _slower(whole, rival)
+        text += f"; with that {name} takes {amount(whole)} ms and {other} {amount(rival)} ms: {held}"
+    return Point(topic, verdict, figure, f"{other} {amount(rival)} ms", f"{text}. {setting}")
+
+
+def _slower(ours: float, theirs: float) -> tuple[str, str]:
+    if amount(ours) == amount(theirs):
+        return EVEN, "ours is as fast"
+    return (AHEAD, "ours is faster") if ours < theirs else (BEHIND, "ours is slower")
+
+
+def unseen(document: Document, ours: Row, theirs: Row | None) -> Point:
+    """mAP of queries whose classes the training never saw, where codes that know labels know nothing."""
+    topic = "Unseen classes"
+    own, base = shared(document, ours, "unseen_map"), shared(document, theirs, "unseen_map")
+    if own is None:
+        return Point(topic, OPEN, "", "", "Queries of classes that the training never saw were not measured.")
+    names = [class_name(document, label) for label in document.get("left_out") or []]
+    which = f" ({', '.join(names)})" if 0 < len(names) <= 5 else f" ({len(names)} of them)" if names else ""
+    text = f"For classes that the training never saw{which} {name_of(ours)} has a mAP of {score(own)}"
+    if base is None or theirs is None:
+        return Point(topic, OPEN, score(own), "", f"{text}; no code without labels was measured there.")
+    verdict, by = _held(own, base)
+    text += f" against {score(base)} of {name_of(theirs)}: {by}."
+    if verdict == BEHIND:
+        text += " Ours is worse there: codes that know labels know the classes they were trained on."
+    return Point(topic, verdict, score(own), f"{name_of(theirs)} {score(base)}", text)
+
+
+def label_code(document: Document, ours: Row) -> Point | None:
+    """The predicted class as the whole code: what a code that knows labels must beat."""
+    row = max(
+        (r for r in codings(document) if r.get("role") == "label"), key=lambda r: get(r, "map") or 0.0, default=None
+    )
+    own, base = get(ours, "map"), get(row, "map")
+    if row is None or own is None or base is None:
+        return None
+    bits = number(row.get("bits"))
+    stored = f" in {bits:.0f} bits" if bits else ""
+    verdict, by = _held(own, base)
+    text = f"The predicted class alone, stored{stored}, reaches a mAP of {score(base)}. "
+    text += {
+        AHEAD: f"{name_of(ours)} has {by}: its codes hold more than a class.",
+        EVEN: f"{name_of(ours)} has the same: its codes rank no better than the class alone.",
+        BEHIND: f"{name_of(ours)} has {by}: here the class alone ranks better than our codes.",
+    }[verdict]
+    return Point("Against the label code", verdict, score(own), f"label code {score(base)}", text)
+
+
+def same_embedding(document: Document, bits: int, ours: Row) -> Point | None:
+    """FAISS's own codes on the embedding that ours learned: what is left of the gain that the codes themselves make."""
+    rows = [
+        r
+        for r in codings(document)
+        if r.get("role") == "baseline" and r.get("space") == "trained" and r.get("bits") == bits
+    ]
+    row = max(rows, key=lambda r: get(r, "map") or 0.0, default=None)
+    own, base = get(ours, "map"), get(row, "map")
+    if row is None or own is None or base is None:
+        return None
+    verdict, by = _held(own, base)
+    text = f"FAISS's own codes of the same embedding reach {score(base)} at {bits} bits ({name_of(row)}); "
+    text += {
+        AHEAD: f"{name_of(ours)} has {by}.",
+        EVEN: f"{name_of(ours)} has the same: the gain lies in the embedding, not in the codes.",
+        BEHIND: f"{name_of(ours)} has {by}: the gain lies in the embedding, and FAISS codes it better.",
+    }[verdict]
+    return Point("On the same embedding", verdict, score(own), f"{name_of(row)} {score(base)}", text)
+
+
+def coding_loss(document: Document, ours: Row) -> Point | None:
+    """What floats would reach, before any coding."""
+    floats = {r.get("space"): get(r, "map") for r in codings(document) if r.get("role") == "ceiling"}
+    own, trained, raw = get(ours, "map"), floats.get("trained"), floats.get("raw")
+    if own is None or (trained is None and raw is None):
+        return None
+    parts = [f"{score(v)} as {what}" for v, what in ((trained, "the embedding"), (raw, "the rows")) if v is not None]
+    text = f"Floats that are not coded at all rank with a mAP of {listed(parts)}."
+    if trained is None:
+        return Point("Without coding", OPEN, score(raw), f"{SPACES['raw']}, as floats", text)
+    lost = round(trained, 3) - round(own, 3)
+    text += f" Coding {'costs' if lost >= 0 else 'adds'} {abs(lost):.3f} of the embedding's."
+    return Point("Without coding", OPEN, score(trained), f"{SPACES['trained']}, as floats", text)
+
+
+def class_name(document: Document, label: Any) -> str:
+    """The name of a class by its number; what is a name already stays."""
+    names = document.get("classes") or []
+    if isinstance(label, int) and not isinstance(label, bool):
+        return str(names[label]) if 0 <= label < len(names) else f"class {label}"
+    return str(label)
+
+
+# --------------------------------------------------------------------------------------------------------------- scale
+def scale(document: Document) -> list[Point]:
+    """The largest gallery measured, growth, and what it would come to."""
+    return [p for p in (largest(document), growth(document), extrapolated(document)) if p]
+
+
+def largest(document: Document) -> Point:
+    """ms a query where the most rows were measured."""
+    topic = "The largest gallery measured"
+    timed = [r for r in document["rows"] if get(r, "ms") is not None and get(r, "rows") is not None]
+    if not timed:
+        return Point(topic, OPEN, "", "", "No search was timed.")
+    n = max(r["rows"] for r in timed)
+    there = sorted((r for r in timed if r["rows"] == n), key=lambda r: float(r["ms"]))
+    text = f"Of {count(n)} rows, the most that were measured, "
+    text += listed([f"{target_of(r)} needs {amount(get(r, 'ms'))} ms a query{_finds(r)}" for r in there[:1]])
+    if len(there) > 1:
+        text += f"; {target_of(there[-1])}, the slowest of {len(there)} targets, {amount(get(there[-1], 'ms'))} ms"
+    return Point(
+        topic, OPEN, f"{amount(get(there[0], 'ms'))} ms", f"{target_of(there[0])}, {count(n)} rows", f"{text}."
+    )
+
+
+def target_of(row: Row) -> str:
+    return str(row.get("target") or row["key"])
+
+
+def _finds(row: Row) -> str:
+    recall = get(row, "recall")
+    return "" if recall is None else f" and finds {100 * recall:.0f} of 100 of the first 10"
+
+
+def growth(document: Document) -> Point | None:
+    """The target whose time grows slowest."""
+    fits = {str(name): get(fit, "ms", "exponent") for name, fit in (document.get("fits") or {}).items()}
+    known = {name: value for name, value in fits.items() if value is not None}
+    if not known:
+        return Point("Growth", OPEN, "", "", "No growth was fitted to these times.")
+    name, power = min(known.items(), key=lambda item: item[1])
+    text = f"Of {len(known)} targets {name} grows slowest: its time rises with the power {power:.2f} of the rows,"
+    text += f" so that ten times the rows take {amount(10**power)} times as long."
+    if len(known) > 1:
+        last, worst = max(known.items(), key=lambda item: item[1])
+        text += f" The fastest growth is that of {last}, with the power {worst:.2f}."
+    return Point("Growth", OPEN, f"power {power:.2f}", name, text)
+
+
+def extrapolated(document: Document) -> Point | None:
+    """What the fitted growth comes to at the size it was carried on to."""
+    out: Mapping[str, Any] = document.get("extrapolation") or {}
+    targets = out.get("targets")
+    n = get(out, "rows")
+    if n is None or not isinstance(targets, Mapping):
+        return None
+    timed = {str(t): value for t in targets if (value := get(targets, t, "ms")) is not None}
+    if not timed:
+        return None
+    name, took = min(timed.items(), key=lambda item: item[1])
+    memory = get(targets, name, "memory")
+    text = f"Carried on to {count(n)} rows, {name} would need {amount(took)} ms a query"
+    text += f" and {nbytes(memory)} of memory" if memory is not None else ""
+    text += ". This was not measured: it rests on the fitted growth and on the assumptions below."
+    return Point("Carried on", OPEN, f"{amount(took)} ms", f"{name}, {count(n)} rows, not measured", text)
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+def training(document: Document) -> list[Point]:
+    """A step of each stage and batch beside the released recipe's arithmetic."""
+    found = []
+    for row in document["rows"]:
+        ratio, low, high = (get(row, key) for key in ("ratio", "ratio_low", "ratio_high"))
+        if ratio is None:
+            continue
+        what = f"{row.get('what') or row['key']} stage"
+        batch = f" at batches of {count(get(row, 'batch'))}" if get(row, "batch") is not None else ""
+        sure = low is not None and high is not None
+        verdict = AHEAD if ratio > 1 else BEHIND if ratio < 1 else EVEN
+        if low is not None and high is not None and low <= 1 <= high:
+            verdict = EVEN
+        text = f"A step of the {what}{batch} runs {amount(ratio)} times as fast as the released recipe's arithmetic"
+        text += {AHEAD: "", EVEN: ", which is no clear difference", BEHIND: ", which is slower"}[verdict]
+        rounds = f" of {count(get(row, 'pairs'))} rounds" if get(row, "pairs") is not None else " of the rounds"
+        text += f"; in the middle half{rounds} between {amount(low)} and {amount(high)} times." if sure else "."
+        at = f", batch {count(get(row, 'batch'))}" if batch else ""
+        found.append(
+            Point(f"{what[:1].upper()}{what[1:]}{at}", verdict, f"{amount(ratio)} ×", "released recipe 1 ×", text)
+        )
+    return found or [Point("Training steps", OPEN, "", "", "No ratio was measured.")]

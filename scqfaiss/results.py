@@ -1,0 +1,190 @@
+"""Results of benchmarks: one JSON file each, what a report is drawn from.
+
+    {"format": 1, "kind": "comparison" | "scale" | "training", "name", "seed", "written", "command", "machine", "rows"}
+
+`machine` is `machine()` below. Every row has a `key` of its own and `run`: the command, seed, versions, processors and data
+hashes it was measured with. Whatever else a row lacks was not measured; `reason` says why a row could not be. Scores of
+quality are fractions, times what their names say, sizes bytes. Arrays stand as nested lists.
+
+comparison (label-aware codes beside FAISS's own at equal bits a vector)
+    data            {"train" | "query" | "database": {"file", "sha256", "rows", "d"}}
+    classes         names or None; many_labels: whether rows have several; left_out: classes behind `unseen_map`
+    at, sweep_at    ranks that count in `map`, and in the `map` of operating points; bits: the lengths asked for
+    rows            role        'ours', 'label' (honesty: the predicted class as code), 'baseline' or 'ceiling' (floats)
+                    method      scq, dpq, label, pq, opq, ivfpq, rq, lsq, fastscan, flat
+                    space       'raw' (rows, cosine) or 'trained' (what a method's encoder makes of them): what is coded
+                    container   target, or FAISS class; factory: FAISS's factory string, of baselines
+                    bits        of a code, None of floats; nlist, nprobe, refine: of the row's own operating point
+                    map, unseen_map, precision_at_k {"10"}, label_recall_at_k {"1", "10", "100"}
+                    neighbours  {"coded" | "raw": {"1", "10", "100"}}: share of the exact neighbours, by the floats that were
+                                coded and by the cosine of the rows, that stand among as many hits
+                    ms          {batch "1" | "1000": {threads "one" | "all": {"p50", "p95", "p99"}}} a query, search alone;
+                                encode_ms: the same of the encoder
+                    seconds     {"train", "encode", "add"}; bytes {"memory", "disk"}; open_ms
+                    points      [{"nprobe", "refine", "ms", "map", "precision_at_10", "recall", "pareto"}], one thread,
+                                batches of 1,000; recall: of the first 10 of the same codes, all of them looked at
+                    pr          {"recall", "precision"}: lists
+                    usage       (M, K) rows that use each codeword; distinct_codes; mse: mean squared error of coding
+                    centers     (C, C) cosines of the mean embeddings of the classes
+                    plane       {"features": (n, 2), "labels": (n,), "codewords": (u, 2)}: t-SNE of embeddings and codewords
+    gallery         {"queries": [SHOWN], "sides": [{"key": of a row, "hits": [[SHOWN]]}]}, SHOWN = {"id", "labels": [int],
+                    "picture": key of `pictures` or None}, hits have "right" too
+    pictures        {key: {"type": "image/png", "data": base64}}
+
+scale (time and memory against rows)
+    how, assumptions    how the codes came about; what stands behind the extrapolation, sentences
+    rows                target, rows, ms (a query in batches, one thread), single_ms, build_seconds, memory, disk (bytes),
+                        recall (of the exact first 10), distinct (distinct codes), nlist, nprobe
+    fits                {target: {"ms" | "single_ms" | "build_seconds" | "memory": {"exponent", "factor"}}}:
+                        factor * rows ** exponent
+    extrapolation       {"rows": 10**9, "targets": {target: {"ms", "single_ms", "build_seconds", "memory"}}}
+
+training (a step beside the released recipe's arithmetic)
+    rows                what ('codebook', 'feature'), batch, pairs (rounds), ratio, ratio_low, ratio_high (median and
+                        quartiles over pairs), ours_rows_per_s, plain_rows_per_s
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, DataError, shown
+from .files import PathLike, Slot, open_regular, parse_json
+
+FORMAT = 1
+KINDS = ("comparison", "scale", "training")
+FILE = "results.json"
+MAX_BYTES = 256 << 20  # of a file that is read: JSON takes several times as much in memory
+
+Document = dict[str, Any]
+
+
+def machine() -> dict[str, Any]:
+    """What figures were measured with: processor, cores, memory in bytes, GPU or None, system, versions."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as f:
+            cpu = next((line.split(":")[1].strip() for line in f if line.startswith("model name")), cpu)
+    except OSError:
+        pass
+    gpu = None
+    if shutil.which("nvidia-smi"):
+        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        found = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+        gpu = found.stdout.strip().splitlines()[0] if found.returncode == 0 and found.stdout.strip() else None
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpu": gpu,
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {"python": platform.python_version(), **versions()},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what figures depend on, where it is installed."""
+    found = {}
+    for name, packages in {
+        "scqfaiss": ("scqfaiss",),
+        "torch": ("torch",),
+        "faiss": ("faiss-cpu", "faiss-gpu"),
+        "numpy": ("numpy",),
+    }.items():
+        for package in packages:
+            try:
+                found[name] = version(package)
+                break
+            except PackageNotFoundError:
+                pass
+    return found
+
+
+def file_hash(path: PathLike) -> str:
+    """SHA-256 of a file; of a folder, of the names and sizes of all that lies in it."""
+    sha = hashlib.sha256()
+    if os.path.isdir(path):
+        for file in sorted(p for p in Path(path).rglob("*") if p.is_file()):
+            sha.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+        return sha.hexdigest()
+    with open_regular(path, DataError) as f:
+        while block := f.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def read_results(path: PathLike) -> Document:
+    """A file of results, or the one in a folder, as one object whose rows all have keys.
+
+    Raises ConfigError where there is none or the format is newer, DataError where it is no results file.
+    """
+    name = shown(path)
+    if os.path.isdir(path):
+        path = Path(path) / FILE
+        if not path.exists():
+            raise ConfigError(f"{name} holds no {FILE}")
+        name = shown(path)
+    with open_regular(path, DataError) as f:
+        text = f.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise DataError(f"{name}: larger than {MAX_BYTES >> 20} MB, no results file")
+    found = parse_json(text)
+    if found is None or found.get("kind") not in KINDS or type(found.get("format")) is not int:
+        raise DataError(f"{name} is no results file: not a JSON object with a format and a kind, {', '.join(KINDS)}")
+    if found["format"] != FORMAT:
+        raise ConfigError(f"{name}: made by a newer scqfaiss: format {found['format']}, this version reads {FORMAT}")
+    rows = found.setdefault("rows", [])
+    if not isinstance(rows, list) or not all(isinstance(r, dict) and isinstance(r.get("key"), str) for r in rows):
+        raise DataError(f"{name}: rows are not a list of objects with a key each")
+    return found
+
+
+class Results:
+    """A results file under work: what it holds already is kept, every row that is added is on disk before the next.
+
+    slot: of `files.reserve`. kind, name, facts: what makes two runs one, for `kind` and facts such as data hashes, seed and
+    settings. Raises ConfigError where the file holds results of another kind or with other facts.
+    """
+
+    def __init__(self, slot: Slot, kind: str, name: str, command: str, facts: Mapping[str, Any]) -> None:
+        self.slot = slot
+        self.document: Document = {"format": FORMAT, "kind": kind, "name": name, **facts, "rows": []}
+        if slot.path.exists():
+            held = read_results(slot.path)
+            for key in ("kind", *facts):
+                if held.get(key) != json.loads(json.dumps(self.document[key])):
+                    raise ConfigError(
+                        f"{slot.name} holds results with another {key}; choose another --out, or remove that file"
+                    )
+            self.document = held
+        self.document |= {"command": command, "machine": machine()}
+
+    def __contains__(self, key: str) -> bool:
+        return any(row["key"] == key for row in self.document["rows"])
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a row, or put it in the place of the one with its key; and save."""
+        rows = self.document["rows"]
+        place = next((i for i, held in enumerate(rows) if held["key"] == row["key"]), len(rows))
+        rows[place : place + 1] = [dict(row)]
+        self.save()
+
+    def save(self, **more: Any) -> None:
+        """Write everything, with more keys of the document. Raises ValueError on NaN, which is no JSON."""
+        self.document |= more
+        self.document["written"] = datetime.now(UTC).isoformat(timespec="seconds")
+        # A line for each row: what changed between two runs can be read.
+        rows = ",\n".join(json.dumps(row, allow_nan=False) for row in self.document["rows"])
+        head = {key: value for key, value in self.document.items() if key != "rows"}
+        text = json.dumps(head, indent=1, allow_nan=False)[:-2] + f',\n "rows": [\n{rows}\n ]\n}}\n'
+        self.slot.write(lambda f: f.write(text.encode("utf-8")))

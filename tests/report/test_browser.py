@@ -1,0 +1,314 @@
+"""The page as a browser shows it: wide and narrow, light and dark, and what the check itself can find."""
+
+import base64
+import json
+import os
+import shutil
+
+import pytest
+
+from scqfaiss.report import page
+
+from .conftest import KINDS, comparison, scale, training
+
+WIDE, NARROW = 1280, 390
+VIEWS = [(width, theme) for width in (WIDE, NARROW) for theme in ("light", "dark")]
+
+# Everything wrong with a page, as {kind: [what]}; nothing, as {}. Runs inside the page.
+FIND = r"""
+const dark = arguments[0], found = {};
+const tell = (kind, what) => { const held = found[kind] ||= []; if (held.length < 5) held.push(what); };
+const called = e => `${e.tagName.toLowerCase()}.${e.className} ${(e.textContent || '').trim().slice(0, 40)}`;
+const root = document.documentElement, all = [...document.body.querySelectorAll('*')];
+const styles = new Map();
+const style = e => styles.get(e) || (styles.set(e, getComputedStyle(e)), styles.get(e));
+// For readers of screens alone: a box of one pixel. What such a box holds, nobody sees.
+const hidden = new Map();
+const unseen = e => {
+  if (!e || e === document.body) return false;
+  if (!hidden.has(e)) hidden.set(e, e.clientWidth <= 1 && style(e).overflowX === 'hidden' || unseen(e.parentElement));
+  return hidden.get(e);
+};
+const there = all.filter(e => e.checkVisibility({visibilityProperty: true}) && !unseen(e));
+
+if (root.scrollWidth > root.clientWidth) tell('wider than the page', `${root.scrollWidth} of ${root.clientWidth}`);
+for (const e of there) {
+  const s = style(e), scrolls = /auto|scroll/.test(s.overflowX);
+  if (s.display === 'inline' || e.tagName === 'IMG') continue;
+  if (e.scrollWidth > e.clientWidth + 1) {
+    if (!scrolls) tell('cut', called(e));
+    else if (e.tabIndex !== 0 || e.getAttribute('role') !== 'region' || !e.ariaLabel) tell('no region', called(e));
+  }
+  if (s.overflowY === 'hidden' && e.scrollHeight > e.clientHeight + 1) tell('cut', called(e));
+}
+
+// Of every piece of text what can be seen of it: its lines, less what boxes around it clip.
+const pieces = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), range = document.createRange();
+const seen = new Set(there);
+while (walker.nextNode()) {
+  const node = walker.currentNode, e = node.parentElement;
+  if (!node.data.trim() || !seen.has(e)) continue;
+  range.selectNodeContents(node);
+  for (const {left, right, top, bottom} of range.getClientRects()) {
+    const box = {left, right, top, bottom, e};
+    for (let up = e; up && up !== document.body; up = up.parentElement) {
+      if (style(up).overflowX === 'visible') continue;
+      const b = up.getBoundingClientRect();
+      box.left = Math.max(box.left, b.left); box.right = Math.min(box.right, b.right);
+      box.top = Math.max(box.top, b.top); box.bottom = Math.min(box.bottom, b.bottom);
+    }
+    if (box.right - box.left > 1 && box.bottom - box.top > 1 && box.bottom > 0) pieces.push(box);
+  }
+}
+pieces.sort((a, b) => a.top - b.top);
+for (let i = 0; i < pieces.length; i++) {
+  const a = pieces[i];
+  for (let j = i + 1; j < pieces.length && pieces[j].top < a.bottom; j++) {
+    const b = pieces[j];
+    if (a.e === b.e) continue;
+    const w = Math.min(a.right, b.right) - Math.max(a.left, b.left), h = Math.min(a.bottom, b.bottom) - b.top;
+    // The boxes of letters are higher than the letters: lines that only touch share less than this.
+    if (w > 1.5 && h > .35 * Math.min(a.bottom - a.top, b.bottom - b.top)) tell('overlap', `${called(a.e)} / ${called(b.e)}`);
+  }
+}
+
+const parts = text => text.match(/[\d.]+/g).map(Number);
+const light = ([r, g, b]) => [r, g, b].map(c => (c /= 255) <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+  .reduce((sum, c, k) => sum + c * [.2126, .7152, .0722][k], 0);
+const over = ([r, g, b, a = 1], under) => [r, g, b].map((c, k) => a * c + (1 - a) * under[k]);
+const ground = e => {
+  if (!e) return dark ? [0, 0, 0] : [255, 255, 255];
+  const [r, g, b, a = 1] = parts(style(e).backgroundColor);
+  return a === 1 ? [r, g, b] : over([r, g, b, a], ground(e.parentElement));
+};
+for (const e of new Set(pieces.map(piece => piece.e))) {
+  const under = ground(e), a = light(over(parts(style(e).color), under)), b = light(under);
+  const contrast = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+  if (contrast < 4.5) tell('contrast', `${contrast.toFixed(2)} ${called(e)}`);
+}
+if ((light(ground(document.body)) < .1) !== dark) tell('ground', style(document.body).backgroundColor);
+
+for (const img of document.images) {
+  if (!img.complete || !img.naturalWidth) tell('picture', img.src.slice(0, 40));
+  if (!(img.getAttribute('alt') || '').trim()) tell('no alt', img.src.slice(0, 40));
+}
+for (const e of there) if (['A', 'SUMMARY', 'BUTTON'].includes(e.tagName) && e.getBoundingClientRect().bottom > 0)
+  if (e.getBoundingClientRect().height < 40) tell('small target', called(e));
+return found;
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """One headless Chromium; skips where there is none."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
+    for name, path in programs.items():
+        if path is None:
+            pytest.skip(f"no {name}")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs["chromium"]
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--hide-scrollbars",
+        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    options.add_experimental_option("perfLoggingPrefs", {"enableNetwork": True, "enablePage": False})
+    # Named outright, so that selenium looks for no program of its own.
+    service = webdriver.ChromeService(programs["chromedriver"], log_output=os.devnull)
+    driver = webdriver.Chrome(options=options, service=service)
+    try:
+        driver.set_page_load_timeout(30)
+        yield driver
+    finally:
+        driver.quit()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A page of all kinds of results, with its charts."""
+    path = tmp_path_factory.mktemp("whole") / "report.html"
+    path.write_text(page.page(page.results([comparison(), scale(), training()])))
+    return path
+
+
+def show(browser, path, width=WIDE, theme="light"):
+    for log in ("browser", "performance"):
+        browser.get_log(log)  # of the page before
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    )
+    browser.get(path.as_uri())
+
+
+def faults(browser, path, width=WIDE, theme="light"):
+    """{kind: [what]} of everything wrong with a page, its details closed and open."""
+    show(browser, path, width, theme)
+    found = browser.execute_script(FIND, theme == "dark")
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    for kind, what in browser.execute_script(FIND, theme == "dark").items():
+        found.setdefault(kind, what)
+    if asked := requests(browser, path):
+        found["request"] = asked
+    if said := browser.get_log("browser"):
+        found["console"] = [line["message"] for line in said]
+    return found
+
+
+def requests(browser, path):
+    """What the page asked for, but for itself and what it holds. The page's own list leaves out files."""
+    events = [json.loads(line["message"])["message"] for line in browser.get_log("performance")]
+    urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    assert path.as_uri() in urls
+    return [url for url in urls if url != path.as_uri() and not url.startswith("data:")]
+
+
+@pytest.mark.parametrize("width, theme", VIEWS)
+def test_the_whole_page(browser, whole, width, theme):
+    assert faults(browser, whole, width, theme) == {}
+
+
+def test_charts_follow_the_theme(browser, whole):
+    pictures = {}
+    for theme in ("light", "dark"):
+        show(browser, whole, theme=theme)
+        pictures[theme] = browser.execute_script(
+            "return [...document.querySelectorAll('figure img')].map(i => i.currentSrc)"
+        )
+    assert len(pictures["light"]) == 9
+    assert all(a != b for a, b in zip(pictures["light"], pictures["dark"]))
+
+
+def test_charts_stand_in_two_columns_where_there_is_room(browser, whole):
+    for width, columns in ((WIDE, 2), (NARROW, 1)):
+        show(browser, whole, width)
+        left = "return new Set([...document.querySelectorAll('figure')].map(f => f.getBoundingClientRect().left)).size"
+        assert browser.execute_script(left) == columns
+
+
+def test_small_pictures_keep_their_pixels(browser, whole):
+    show(browser, whole)
+    look = "return getComputedStyle(document.querySelector('.hits img')).imageRendering"
+    assert browser.execute_script(look) == "pixelated"
+
+
+def test_the_first_column_stays_while_a_table_scrolls(browser, whole):
+    show(browser, whole, NARROW)
+    script = """const region = document.querySelector('.scroll'), cell = region.querySelector('tbody th[scope=row]');
+    region.scrollLeft = 200;
+    return [region.scrollLeft, cell.getBoundingClientRect().left - region.getBoundingClientRect().left]"""
+    scrolled, place = browser.execute_script(script)
+    assert scrolled == 200 and 0 <= place <= 2
+
+
+def test_the_keyboard_reaches_the_summary_and_the_tables(browser, whole):
+    show(browser, whole)
+    keys = browser.switch_to.active_element
+    stops = []
+    for _ in range(9):
+        keys.send_keys("\ue004")  # tab
+        keys = browser.switch_to.active_element
+        stops.append(keys.get_attribute("class") or keys.tag_name)
+    assert stops[0] == "skip" and "scroll" in stops
+
+
+def test_screenshots_of_the_full_page(browser, whole):
+    show(browser, whole, NARROW)
+    size = browser.execute_script("return [document.body.clientWidth, document.documentElement.scrollHeight]")
+    clip = {"x": 0, "y": 0, "width": NARROW, "height": min(size[1], 8000), "scale": 1}
+    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+    data = base64.b64decode(shot["data"])
+    assert data.startswith(b"\x89PNG") and size[0] == NARROW and size[1] > 3000
+
+
+def test_paper(browser, whole):
+    show(browser, whole)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    shown = "return ['nav', 'details', 'figure', '.card'].map(s => document.querySelector(s).checkVisibility())"
+    assert browser.execute_script(shown) == [False, False, True, True]
+    assert base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"]).startswith(b"%PDF")
+
+
+# ------------------------------------------------------------------------------------------------------- other results
+def long_names():
+    """Class names that no line can hold, several labels a row, no pictures, and names of results and files as long."""
+    name = "a_class_name_of_40_letters_without_a_gap"
+    document = {**comparison(), "pictures": None, "classes": [name, name.upper(), "W" * 40], "name": "W" * 60}
+    for part in document["gallery"]["queries"]:
+        part["labels"] = [0, 1, 2]
+    for side in document["gallery"]["sides"]:
+        for hits in side["hits"]:
+            for hit in hits:
+                hit |= {"labels": [0, 1], "id": 2**62}
+    document["data"]["train"]["file"] = "x" * 120 + ".h5"
+    document["rows"][0] |= {"container": "W" * 40, "method": "W" * 40}
+    document["rows"].append({"key": "k" * 200, "reason": "w" * 200})
+    return document
+
+
+def nameless():
+    document = comparison()
+    return {**document, "rows": [{**held, "map": None, "points": None} for held in document["rows"]]}
+
+
+ODD = {
+    "long names": lambda: [long_names(), long_names()],
+    "no rows": lambda: [{**make(), "rows": []} for make in KINDS.values()],
+    "only keys": lambda: [{"format": 1, "kind": kind, "rows": [{"key": "a"}]} for kind in KINDS],
+    "no quality": lambda: [nameless()],
+    "one result": lambda: [training()],
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_other_results(browser, plain_charts, tmp_path, case):
+    path = tmp_path / "odd.html"
+    path.write_text(page.page(page.results(ODD[case]()), "W" * 80 if case == "long names" else None))
+    for width, theme in VIEWS[1:3]:
+        assert faults(browser, path, width, theme) == {}, (width, theme)
+
+
+# ------------------------------------------------------------------------------------------------------ the check itself
+DOT = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+BROKEN = {
+    "wider than the page": '<div style="width: 3000px">wide</div>',
+    "cut": '<p style="width: 60px; overflow: hidden; white-space: nowrap">a line that is longer than its box</p>',
+    "no region": '<div style="width: 60px; overflow-x: auto"><div style="width: 90px">unreachable</div></div>',
+    "overlap": '<p>one line of text</p><p style="margin-top: -1.2em">another on top of it</p>',
+    "contrast": '<p style="color: #9a9a9a; background: #fff">pale</p>',
+    "ground": "<style>body { background: #fff; color: #000 } @media all { :root { color-scheme: light } }</style>",
+    "picture": '<img alt="none" src="data:image/png;base64,AAAA">',
+    "no alt": f'<img src="{DOT}">',
+    "small target": '<details style="margin: 3em"><summary style="min-height: 0; padding: 0">small</summary></details>',
+    "request": '<img alt="elsewhere" src="elsewhere.gif">',
+    "console": "<script>alert(1)</script>",
+}
+
+
+def test_a_plain_page_has_no_faults(browser, tmp_path):
+    path = tmp_path / "plain.html"
+    path.write_text(f'<!doctype html><html lang=en><title>.</title><p>text</p><img alt="dot" src="{DOT}">')
+    assert faults(browser, path) == {}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_the_check_finds(browser, plain_charts, tmp_path, kind):
+    text = page.page(page.results([training()]))
+    if kind == "request":  # the page's own policy would refuse it before it is asked for
+        text = text.replace("default-src 'none'; img-src data:", "img-src * data: file:")
+        (tmp_path / "elsewhere.gif").write_bytes(base64.b64decode(DOT.partition(",")[2]))
+    path = tmp_path / "broken.html"
+    path.write_text(text.replace("<h2 id=summary>", BROKEN[kind] + "<h2 id=summary>"))
+    assert kind in faults(browser, path, theme="dark" if kind == "ground" else "light")

@@ -1,0 +1,608 @@
+"""Charts: they render, nothing overlaps, tables and words hold the drawn figures, and no results file can break them."""
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+from matplotlib.text import Text
+
+from scqfaiss.report import codebook_charts, growth_charts, selection
+from scqfaiss.report.charts import Chart, Missing, _plans, charts
+from scqfaiss.report.drawing_charts import (
+    DARK,
+    LIGHT,
+    WIDTH,
+    drawable,
+    fitted,
+    log_ticks,
+    plain_tick,
+    rendered,
+    settings,
+    short,
+    spread,
+    text_width,
+)
+from scqfaiss.report.ranking_charts import front, looks
+
+NAMES = {
+    "comparison": ["map-bits", "map-ms", "precision-recall", "codewords", "centers", "plane"],
+    "scale": ["scale-time", "scale-memory"],
+    "training": ["training"],
+}
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def comparison(
+    C=10, bits=(8, 16, 32, 64), classes=None, n=200, methods=("pq", "opq", "ivfpq", "rq", "lsq", "fastscan")
+):
+    """Results with made-up numbers: ours far above the baselines of the rows, a little above those of the embedding."""
+    rng = np.random.default_rng(0)
+    rows = []
+
+    def row(role, method, space, container, b, quality, sweep=False):
+        probes = [1, 4, 16, 64] if sweep else [None]
+        M = max(1, (b or 0) // 8)
+        y = rng.integers(0, C, n)
+        middles = rng.normal(0, 4 if role == "ours" else 0.5, (C, 2))
+        inside = {
+            "usage": rng.poisson(rng.gamma(0.5, 40, (M, 32))).tolist(),
+            "centers": (np.eye(C) * 0.6 + 0.4 * (role != "ours")).tolist(),
+            "plane": {
+                "features": (middles[y] + rng.normal(0, 1, (n, 2))).round(2).tolist(),
+                "labels": y.tolist(),
+                "codewords": rng.normal(0, 4, (40, 2)).round(2).tolist(),
+            },
+        }
+        rows.append(
+            {
+                "key": f"{method}/{space}/{b}/{container}",
+                "role": role,
+                "method": method,
+                "space": space,
+                "container": container,
+                "bits": b,
+                "map": quality,
+                "points": [
+                    {
+                        "nprobe": p,
+                        "refine": None,
+                        "ms": 0.01 * (p or 30),
+                        "map": quality * (1 - 0.3 / (p or 99)),
+                        "recall": 0.9,
+                        "pareto": p != 16,
+                    }
+                    for p in probes
+                ],
+                "pr": {"recall": [0, 0.25, 0.5, 0.75, 1], "precision": [quality + 0.1, quality, 0.9 * quality, 0.1, 0]},
+                **(inside if b == 32 else {}),
+            }
+        )
+
+    for i, b in enumerate(bits):
+        for container in ("ivfpq", "buckets"):
+            row("ours", "scq", "trained", container, b, 0.62 + 0.004 * i, container == "ivfpq")
+        row("ours", "dpq", "trained", "ivfpq", b, 0.615 + 0.004 * i)
+        for k, method in enumerate(methods):
+            row("baseline", method, "raw", "faiss", b, 0.22 + 0.01 * i + 0.001 * k, method == "ivfpq")
+            row("baseline", method, "trained", "faiss", b, 0.55 + 0.01 * i + 0.001 * k)
+    row("label", "label", "trained", "ivfpq", 4, 0.51)
+    row("ceiling", "flat", "raw", "IndexFlatIP", None, 0.24)
+    row("ceiling", "flat", "trained", "IndexFlatIP", None, 0.634)
+    return {
+        "format": 1,
+        "kind": "comparison",
+        "name": "made-up",
+        "classes": CLASSES[:C] if classes is None else classes,
+        "data": {"database": {"rows": 54000, "d": 512}},
+        "at": 54000,
+        "sweep_at": 1000,
+        "rows": rows,
+    }
+
+
+def scale(targets=("ivfpq", "pq", "buckets", "fastscan", "something new")):
+    counts, far = [10**5, 10**6, 10**7], 10**9
+    powers = {target: (1 / (1 + i), 1e-4 * (1 + i)) for i, target in enumerate(targets)}
+    of = {
+        t: {"ms": {"exponent": e, "factor": f}, "memory": {"exponent": 1.0, "factor": 12.0}}
+        for t, (e, f) in powers.items()
+    }
+    return {
+        "kind": "scale",
+        "rows": [
+            {"key": f"{t}/{n}", "target": t, "rows": n, "ms": f * n**e, "memory": 12 * n}
+            for t, (e, f) in powers.items()
+            for n in counts
+        ],
+        "fits": of,
+        "extrapolation": {
+            "rows": far,
+            "targets": {t: {"ms": f * far**e, "memory": 12e9} for t, (e, f) in powers.items()},
+        },
+    }
+
+
+def training(ratios=(5.1, 4.2, 70.0, 120.0)):
+    kinds = [("codebook", 64), ("codebook", 512), ("feature", 64), ("feature", 512)]
+    return {
+        "kind": "training",
+        "rows": [
+            {
+                "key": f"{what}/{batch}",
+                "what": what,
+                "batch": batch,
+                "pairs": 15,
+                "ratio": r,
+                "ratio_low": 0.9 * r,
+                "ratio_high": 1.2 * r,
+                "ours_rows_per_s": 5000 * r,
+                "plain_rows_per_s": 5000,
+            }
+            for (what, batch), r in zip(kinds, ratios)
+        ],
+    }
+
+
+def small(**more):
+    """A comparison of one length and few methods, for what has to be drawn often."""
+    return comparison(**{"C": 4, "bits": (32,), "n": 50, "methods": ("ivfpq", "rq"), **more})
+
+
+DOCUMENTS = {"comparison": comparison, "scale": scale, "training": training}
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """All charts of the stand-ins, by name."""
+    return {chart.name: chart for make in DOCUMENTS.values() for chart in charts(make())}
+
+
+def faults(figure):
+    """What is wrong with the texts of a figure: pairs that overlap, and those that leave the canvas."""
+    figure.draw_without_rendering()  # places ticks
+    renderer = figure.canvas.get_renderer()
+    width, height = figure.canvas.get_width_height()
+    texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
+    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts]
+    found = [
+        f"outside: {text}" for text, b in boxes if b.x0 < 0 or b.y0 < 0 or b.x1 > width + 0.01 or b.y1 > height + 0.01
+    ]
+    for i, (text, a) in enumerate(boxes):
+        for other, b in boxes[i + 1 :]:
+            across, down = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+            if across > 0.5 and down > 1:  # boxes are a line high, letters less
+                found.append(f"{text} | {other}: {across:.1f} x {down:.1f}")
+    sizes = {round(t.get_fontsize() * 96 / 72, 2) for t in texts}
+    return found + [f"{size} pixels" for size in sizes if size < 10.5]
+
+
+def check(document, themes=(LIGHT,), only=None):
+    """Draw all plans of a document, or those named, and find nothing wrong with them; (drawn, Missing) by name."""
+    plans = _plans(document)
+    assert [p.name for p in plans] == NAMES[document["kind"]]
+    for plan in plans:
+        if isinstance(plan, Missing):
+            assert plan.reason and plan.title
+            continue
+        assert plan.alt and plan.caption and plan.title
+        assert all(len(row) == len(plan.header) for row in plan.table)
+        assert all(isinstance(cell, str) for row in (plan.header, *plan.table) for cell in row)
+        for theme in themes if only is None or plan.name in only else ():
+            with settings():
+                figure = plan.draw(theme)
+                assert faults(figure) == [], plan.name
+    return (
+        {p.name: p for p in plans if not isinstance(p, Missing)},
+        {p.name: p for p in plans if isinstance(p, Missing)},
+    )
+
+
+# The stand-ins
+
+
+def test_every_chart_is_drawn_in_both_themes(drawn):
+    assert list(drawn) == [name for names in NAMES.values() for name in names]
+    for chart in drawn.values():
+        assert isinstance(chart, Chart)
+        for svg in (chart.light, chart.dark):
+            root = ElementTree.fromstring(svg)
+            assert root.tag == "{http://www.w3.org/2000/svg}svg"
+            assert float(root.get("viewBox").split()[2]) == WIDTH * 72 / 96
+            assert root.get("width") == f"{WIDTH * 72 // 96}pt"
+            assert len(svg) < 200_000
+            assert b"<text" not in svg and b"<script" not in svg
+        assert chart.light != chart.dark
+        assert chart.png.startswith(b"\x89PNG\r\n\x1a\n")
+        assert int.from_bytes(chart.png[16:20], "big") == 2 * WIDTH
+    pictures = [drawn[name] for name in NAMES["comparison"]]
+    assert sum(len(chart.light) + len(chart.dark) for chart in pictures) < 900_000
+
+
+@pytest.mark.parametrize("kind", DOCUMENTS)
+def test_no_text_overlaps_or_leaves_the_canvas(kind):
+    _, missing = check(DOCUMENTS[kind](), (LIGHT, DARK))
+    assert not missing
+
+
+def test_the_measurement_sees_overlaps_and_cut_text():
+    from matplotlib.figure import Figure
+
+    with settings():
+        figure = Figure(figsize=(4, 3), dpi=96)
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        FigureCanvasAgg(figure)
+        figure.text(0.5, 0.5, "one word", size=9)
+        figure.text(0.52, 0.51, "another", size=9)
+        figure.text(0.95, 0.1, "cut off here", size=9)
+        figure.text(0.1, 0.1, "tiny", size=5)
+        assert len(faults(figure)) == 3
+
+
+def test_same_results_same_bytes(drawn):
+    assert charts(scale()) == [drawn[name] for name in NAMES["scale"]]
+    assert rendered(_plans(comparison())[-1]) == drawn["plane"]
+
+
+def test_no_pyplot_and_no_settings_left_behind():
+    code = (
+        "import json, sys, matplotlib; before = matplotlib.rcParams.copy()\n"
+        "from scqfaiss.report.charts import charts\n"
+        "assert len(charts(json.load(sys.stdin))) == 1\n"
+        "assert matplotlib.rcParams.copy() == before\n"
+        "assert not {'matplotlib.pyplot', 'torch', 'faiss'} & set(sys.modules), 'too much is loaded'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], input=json.dumps(training()), text=True, capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# Figures in tables and words
+
+
+def test_the_table_of_lengths_holds_every_map(drawn):
+    document, chart = comparison(), drawn["map-bits"]
+    assert chart.header == ("codes", "4 bits", "8 bits", "16 bits", "32 bits", "64 bits", "floats")
+    table = {row[0]: row[1:] for row in chart.table}
+    for row in selection.codings(document):
+        column = f"{row['bits']} bits" if row["bits"] else "floats"
+        assert table[selection.name_of(row)][chart.header.index(column) - 1] == f"{row['map']:.3f}"
+    assert "SCQ with 0.628" in chart.alt and "LSQ" not in chart.alt and "PQ fast scan with 0.245" in chart.alt
+    assert "The highest is floats" not in chart.alt
+
+
+def test_the_table_of_operating_points_says_which_are_on_the_line(drawn):
+    chart = drawn["map-ms"]
+    rows = [row for row in chart.table if row[:2] == ("SCQ", "ivfpq")]
+    assert [row[2] for row in rows] == ["1", "4", "16", "64"]
+    assert [row[4] for row in rows] == ["0.0100", "0.0400", "0.160", "0.640"]
+    assert [row[-1] for row in rows] == [
+        "yes",
+        "yes",
+        "no",
+        "no",
+    ]  # 64 lists: slower and no better than another container
+    assert rows[0][5] == f"{0.628 * 0.7:.3f}"
+    assert "of the embedding" not in " ".join(row[0] for row in chart.table) and "left out" in chart.caption
+    assert "SCQ at 0.300 ms" in chart.alt and "the least time 0.0100 ms" in chart.alt
+
+
+def test_fronts_are_made_of_what_no_point_beats():
+    points = [{"ms": ms, "map": m} for ms, m in ((1, 0.5), (2, 0.4), (2, 0.6), (3, 0.6), (0.5, 0.1))]
+    assert [(p["ms"], p["map"]) for p in front(points)] == [(0.5, 0.1), (1, 0.5), (2, 0.6)]
+
+
+def test_the_table_of_precision_is_interpolated_at_tenths(drawn):
+    chart = drawn["precision-recall"]
+    assert chart.header[:3] == ("recall", "SCQ", "IVFPQ") and "PQ fast scan" in chart.header
+    assert len(chart.header) <= 8
+    at = [row[0] for row in chart.table]
+    assert at == [f"{r / 10:.1f}" for r in range(11)]
+    assert chart.table[5][1] == f"{0.9 * 0.628:.3f}"
+    assert chart.table[0][2] == f"{0.242 + 0.1:.3f}"
+    assert "0.565 for SCQ" in chart.alt and "the highest is floats of the embedding" in chart.alt
+
+
+def test_the_table_of_codewords_holds_use_and_entropy(drawn):
+    chart, document = drawn["codewords"], comparison()
+    ours, base = selection.pair(document)
+    for name, row in (("SCQ", ours), ("IVFPQ", base)):
+        for m, book in enumerate(np.array(row["usage"])):
+            p = book[book > 0] / book.sum()
+            wanted = (
+                name,
+                str(m + 1),
+                "32",
+                str((book > 0).sum()),
+                f"{-(p * np.log2(p)).sum():.2f}",
+                f"{book.max():,}",
+            )
+            assert wanted in chart.table
+    share = np.mean(np.array(ours["usage"]) > 0)
+    assert f"SCQ: {share:.0%} used" in chart.alt and "of 5 bits" in chart.alt
+
+
+def test_the_table_of_classes_holds_their_cosines(drawn):
+    chart = drawn["centers"]
+    assert chart.header == ("classes", "SCQ", "IVFPQ") and len(chart.table) == 45
+    assert ("airplane – bird", "0.00", "0.40") in chart.table
+    assert "airplane and automobile with 0.40 for IVFPQ: SCQ keeps its closest classes farther apart" in chart.alt
+
+
+def test_the_map_says_how_many_lie_by_their_own_class(drawn):
+    from scipy.spatial import cKDTree
+
+    ours, _ = selection.pair(comparison())
+    x, y = np.array(ours["plane"]["features"]), np.array(ours["plane"]["labels"])
+    share = np.mean(y[cKDTree(x).query(x, 2)[1][:, 1]] == y)
+    assert f"{share:.0%} of SCQ's" in drawn["plane"].alt and "the most are SCQ's" in drawn["plane"].alt
+    assert "200 rows and 40 codewords" in drawn["plane"].alt
+    assert (drawn["plane"].header, drawn["plane"].table) == ((), ())
+
+
+def test_the_tables_of_growth_hold_what_was_measured_and_the_fit(drawn):
+    chart = drawn["scale-time"]
+    assert chart.header[-2:] == ("exponent", "1,000,000,000 rows, by the fit")
+    rows = {row[0]: row for row in chart.table}
+    assert rows["ivfpq"][1:] == ("10.0 ms", "100 ms", "1,000 ms", "1.00", "100,000 ms")
+    assert "something new needs the least, 0.0126 ms" in chart.alt and "power of 0.20" in chart.alt
+    assert drawn["scale-memory"].table[0][1:] == ("1.2 MB", "12.0 MB", "120 MB", "1.00", "12.0 GB")
+
+
+def test_the_table_of_training_holds_ratios_and_quartiles(drawn):
+    chart = drawn["training"]
+    assert chart.table[3] == ("feature", "512", "120×", "108 – 144", "15", "600,000", "5,000")
+    assert "120 times, feature, batch 512" in chart.alt and "4.20 times, codebook, batch 512" in chart.alt
+
+
+# Anything may be missing or odd
+
+
+READ = ("key", "role", "method", "space", "container", "bits", "map", "points", "pr", "usage", "centers", "plane")
+ODD = (None, "nan", float("nan"), float("inf"), -1, 10**400, True, [], {}, [[1, 2], [3]], [[[]]], "x" * 40, ["$", "\n"])
+
+
+@pytest.mark.parametrize("field", READ)
+def test_rows_without_a_field(field):
+    document = small(bits=(8, 32))
+    for row in document["rows"]:
+        row.pop(field, None)
+    gone = {"pr": "precision-recall", "usage": "codewords", "points": "map-ms", "centers": "centers", "plane": "plane"}
+    _, missing = check(document, only=() if field in ("key", "container", *gone) else None)
+    if field in gone:
+        assert list(missing) == [gone[field]] and field in missing[gone[field]].reason
+    if field in ("bits", "map"):
+        assert list(missing) == NAMES["comparison"]
+
+
+@pytest.mark.parametrize("make", (small, scale, training))
+def test_documents_without_a_part(make):
+    for part in make():
+        if part != "kind":
+            document = make()
+            del document[part]
+            check(document, only=None if part in ("classes", "fits", "extrapolation") else ())
+    check({**make(), "rows": []})
+    bare = _plans({"kind": make()["kind"]})
+    assert all(isinstance(plan, Missing) for plan in bare) and len(bare) == len(NAMES[make()["kind"]])
+    assert charts({}) == charts({"kind": "unknown"}) == charts({"kind": ["scale"]}) == []
+
+
+@pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
+def test_odd_values_count_as_missing(odd):
+    # 10 ** 400 is an int of JSON, too, which no float holds.
+    for make in (small, scale, training):
+        whole = make()
+        fields = {field for row in whole["rows"] for field in row}
+        for field in fields:
+            _plans({**whole, "rows": [{**row, field: odd} for row in whole["rows"]]})
+        for part in whole:
+            if part != "kind":
+                _plans({**whole, part: odd})
+        _plans({**whole, "rows": [odd, *whole["rows"]]})
+    for part in ("features", "labels", "codewords", "recall", "precision", "ms", "map", "recall", "nprobe"):
+        document = small()
+        for row in document["rows"]:
+            for held in (row["plane"] if "plane" in row else {}, row["pr"], *row["points"]):
+                if part in held:
+                    held[part] = odd
+        _plans(document)
+    for part in ("exponent", "factor", "ms", "memory", "ivfpq"):
+        document = scale()
+        for held in (document["fits"], document["fits"]["ivfpq"], document["fits"]["ivfpq"].get("ms"),
+                     document["extrapolation"]["targets"], document["extrapolation"]["targets"]["ivfpq"]):  # fmt: skip
+            if part in held:
+                held[part] = odd
+        _plans(document)
+
+
+@pytest.mark.parametrize(
+    "usage", [[[1, 2], [3]], [[0, 0], [1, 2]], [[1, -1]], [[1, None]], [[]], [], 3, [[1, "2"]]], ids=repr
+)
+def test_use_of_a_wrong_shape_is_missing(usage):
+    document = small()
+    for row in document["rows"]:
+        row["usage"] = usage
+    found = next(p for p in _plans(document) if p.name == "codewords")
+    assert found == Missing("codewords", "Use of the codewords", "no row of 32 bits has codeword use (usage)")
+
+
+@pytest.mark.parametrize("usage", [[[5]], [[5, 5]], [[1] + [0] * 255], np.full((64, 16), 3).tolist()], ids=len)
+def test_use_of_odd_but_sound_shape_is_drawn(usage):
+    document = small()
+    for row in document["rows"]:
+        row["usage"] = usage
+    assert "codewords" in check(document, only=["codewords"])[0]
+
+
+def test_wide_books_are_averaged_not_cut():
+    counts = np.sort(np.random.default_rng(0).integers(0, 50, (2, 2500)).astype(float))[:, ::-1]
+    narrow = codebook_charts._narrowed(counts)
+    assert narrow.shape == (2, 834)
+    assert narrow[0, 0] == counts[0, :3].mean() and narrow[1, -1] == counts[1, 2499]
+
+
+def test_only_ours_shown_where_the_baseline_has_no_picture():
+    document = small()
+    for row in document["rows"]:
+        if row["role"] != "ours":
+            row["usage"] = row["centers"] = row["plane"] = None
+    found, missing = check(document)
+    assert not missing and "IVFPQ" not in found["codewords"].alt + found["centers"].alt + found["plane"].alt
+
+
+def test_pictures_of_another_of_ours_are_better_than_none():
+    document = small()
+    for row in document["rows"]:
+        if row["method"] == "scq":
+            row["plane"] = None
+    assert "DPQ" in next(p for p in _plans(document) if p.name == "plane").alt
+
+
+@pytest.mark.parametrize("C", [1, 2, 12, 13, 40, 200])
+def test_any_number_of_classes(C):
+    document = small(C=C, classes=[f"class number {i} of them" for i in range(C)])
+    found, missing = check(document, only=["centers", "plane"])
+    assert list(missing) == (["centers"] if C == 1 else [])
+    if C == 200:
+        assert len(found["centers"].table) == 66 and "66 closest pairs" in found["centers"].caption
+        assert "share 20 colours" in found["plane"].caption
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("W" * 40, "gypsum jug " * 4, "l" * 40, "鳥"),
+        ("$x^2$", "a\nb", "", "<b>&"),
+        ("_", "$", "e\u0301\u0000", "\u202e"),
+    ],
+)
+def test_any_class_and_method_name(names):
+    document = small(bits=(8, 32), classes=list(names), methods=("ivfpq", *(f"other{name}" for name in names)))
+    for row in document["rows"]:
+        if row["role"] != "baseline":
+            row["method"] += names[0]
+    found, _ = check(document)
+    shown = {row[0] for row in found["map-bits"].table}  # whole, where nothing limits their width
+    assert {f"scq{names[0]}", f"other{names[1]}", f"other{names[3]}"} <= shown
+
+
+def test_one_length_many_series_and_crowded_lengths():
+    crowded = ("map-bits", "map-ms", "precision-recall")
+    check(small(bits=(24, 28, 31, 32, 33, 36, 1000)), only=crowded)
+    document = small()
+    for i in range(30):
+        document["rows"].append({**document["rows"][0], "key": str(i), "method": f"a new method, number {i}"})
+    check(document, only=crowded)
+    for row in document["rows"]:
+        row["map"] = 1.0
+    check(document, only=crowded)
+    for row in document["rows"]:
+        row["map"] = 0.0
+    check(document, only=crowded)
+
+
+def test_points_that_all_lie_together():
+    document = small()
+    for row in document["rows"]:
+        row["plane"] = {"features": [[1e9, 1e9]] * 20, "labels": [i % 10 for i in range(20)], "codewords": []}
+    assert "plane" in check(document)[0]
+
+
+def test_scales_of_every_width():
+    check(scale(["buckets"]))
+    check(scale([f"target {i}" for i in range(40)]))
+    check(scale(["W" * 40, "$"]))
+    single = scale()
+    single["rows"] = single["rows"][:1]
+    check({**single, "fits": None, "extrapolation": {"rows": 10**9}})
+    check({**single, "extrapolation": {"rows": 10}})
+    flat = scale(["pq"])
+    for row in flat["rows"]:
+        row["ms"], row["memory"] = 0.5, 1e12
+    assert "by the fit" not in " ".join(check({**flat, "extrapolation": None})[0]["scale-time"].header)
+
+
+def test_only_what_the_results_carry_on_is_carried_on():
+    document = scale()
+    del document["extrapolation"]["targets"]["buckets"]
+    found, _ = check(document)
+    rows = {row[0]: row for row in found["scale-time"].table}
+    assert rows["buckets"][-1] == "–" and rows["pq"][-1] != "–"
+
+
+@pytest.mark.parametrize("ratios", [(1, 1, 1, 1), (0.5, 0.9, 2, 3), (0.01, 1, 10, 1e5), (2,), (1e-6, 1e9), (9.96, 0.2)])
+def test_trainings_of_every_ratio(ratios):
+    check(training(ratios))
+    renamed = training(ratios)
+    renamed["rows"][0] |= {"what": "W" * 40, "batch": None, "ratio_low": None, "ratio_high": "x"}
+    check(renamed)
+
+
+# Parts
+
+
+def luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def contrast(a, b):
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_contrast_of_the_themes(theme):
+    assert contrast("#000000", "#ffffff") == 21
+    for name in ("ink", "muted"):
+        assert contrast(theme[name], theme["ground"]) >= 4.5
+    for colour in theme["series"].values():  # end labels have the colour of their line
+        assert contrast(colour, theme["ground"]) >= 4.5
+    assert LIGHT["series"].keys() == DARK["series"].keys()
+    assert len(set(theme["classes"])) == 8
+
+
+def test_a_method_has_one_colour_everywhere():
+    assert {look.colour for look in growth_charts.TARGETS.values()} <= set(LIGHT["series"])
+    found = looks(comparison())
+    assert len({found[name].colour for name in ("SCQ", "DPQ", "label code", "IVFPQ", "RQ", "floats")}) == 6
+    assert found["IVFPQ"].colour == found["IVFPQ of the embedding"].colour and found["IVFPQ of the embedding"].dash
+
+
+def test_spread_keeps_distance_order_and_bounds():
+    rng = np.random.default_rng(0)
+    for n in (0, 1, 2, 10):
+        wanted = rng.uniform(-20, 120, n).tolist()
+        places = spread(wanted, 10, 0, 100)
+        assert [places[i] for i in np.argsort(wanted, kind="stable")] == sorted(places)
+        assert all(b - a >= 10 - 1e-9 for a, b in zip(sorted(places), sorted(places)[1:]))
+        assert all(-1e-9 <= p <= 100 + 1e-9 for p in places)
+    assert spread([50, 50], 10, 0, 100) == [45, 55]
+    assert spread([10, 90], 10, 0, 100) == [10, 90]
+
+
+def test_text_is_cut_to_its_room():
+    assert fitted("short", 100) == "short"
+    cut = fitted("a name that is too long", 60)
+    assert cut.endswith("…") and text_width(cut) <= 60
+    assert text_width(cut[:-1] + "xxx…") > 60
+    assert drawable("a\tb\n 鳥") == "a b \ufffd"
+
+
+def test_numbers_for_reading():
+    assert [short(v) for v in (0, 0.012345, 1.5, 9.996, 99.96, 1234.5, 1e-9)] == [
+        "0", "0.0123", "1.50", "10.0", "100", "1,230", "1.00e-09",
+    ]  # fmt: skip
+    assert [plain_tick(v) for v in (0.001, 0.05, 1, 200, 5000, 1e5, 1e-4, 2e6)] == [
+        "0.001", "0.05", "1", "200", "5,000", "10⁵", "10⁻⁴", "2·10⁶",
+    ]  # fmt: skip
+    assert log_ticks(0.9, 12) == [1, 2, 5, 10]
+    assert log_ticks(1e-3, 1e6) == [1e-3, 1e-1, 1e1, 1e3, 1e5]

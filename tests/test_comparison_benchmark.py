@@ -1,0 +1,235 @@
+"""benchmarks/ivfpq.py: measures against slow twins, FAISS's own codes against FAISS's own scores, and the command itself."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from scqfaiss.arrays import Labels
+from scqfaiss.demo import write_parts
+from scqfaiss.evaluation import Words
+from scqfaiss.report.selection import best_baseline, best_ours, fastest, pair
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts():
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+def made(n=400, nq=12, d=8, C=4, many=False, seed=0):
+    from ranking import Task
+
+    rng = np.random.default_rng(seed)
+    xb, xq = (rng.normal(size=(k, d)).astype(np.float32) for k in (n, nq))
+    if many:
+        yb, yq = (Labels((rng.random((k, C)) < 0.4).astype(np.uint8), C) for k in (n, nq))
+    else:
+        yb, yq = (Labels(rng.integers(0, C, k), C) for k in (n, nq))
+    return Task(xq, xb, yq, yb, (1, 2), n, 50)
+
+
+def coded(task, K=16, seed=1):
+    """One book of K words, so that codes tie."""
+    from ranking import Coding
+
+    rng = np.random.default_rng(seed)
+    books = rng.normal(size=(K, task.xb.shape[1])).astype(np.float32)
+    codes = rng.integers(0, K, (len(task.xb), 1)).astype(np.uint8)
+    words = Words.of(codes)
+    return Coding(task.xq, task.xb, words, books[words.codes[:, 0]], codes, K)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_ranking_is_that_of_rows_in_random_order(many):
+    from ranking import ranking
+
+    task = made(many=many)
+    coding = coded(task)
+    found, kth = ranking(task, coding)
+    rng = np.random.default_rng(0)
+    x = coding.decoded[coding.words.inverse].astype(np.float64)
+    maps, firsts, unseen = [], [], []
+    hot_q, hot_b = task.queries.hot().astype(int), task.database.hot().astype(int)
+    rare_q, rare_b = hot_q * np.isin(np.arange(4), task.unseen), hot_b * np.isin(np.arange(4), task.unseen)
+    for q, z in enumerate(task.xq.astype(np.float64)):
+        scores = x @ z
+        for _ in range(200):
+            order = np.lexsort((rng.random(len(x)), -scores))
+            for relevant, into in ((hot_b @ hot_q[q] > 0, maps), (rare_b @ rare_q[q] > 0, unseen)):
+                if into is unseen and not rare_q[q].any():
+                    continue
+                hits = relevant[order]
+                precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+                into.append((precision * hits).sum() / max(hits.sum(), 1))
+            firsts.append((hot_b @ hot_q[q] > 0)[order[:10]].mean())
+        assert kth[q] == pytest.approx(np.sort(scores)[-10], rel=1e-5)
+    assert found["map"] == pytest.approx(np.mean(maps), abs=0.004)
+    assert found["unseen_map"] == pytest.approx(np.mean(unseen), abs=0.006)
+    assert found["precision_at_k"]["10"] == pytest.approx(np.mean(firsts), abs=0.01)
+    assert found["mse"] == pytest.approx(((x - task.xb) ** 2).sum(1).mean(), rel=1e-5)
+    assert coding.usage() == [np.bincount(coding.codes[:, 0], minlength=16).tolist()]
+    with_all = {"unseen_map": found["unseen_map"]}
+    from ranking import unseen_map
+
+    assert unseen_map(task, coding) == pytest.approx(with_all["unseen_map"])
+
+
+def test_precision_where_recall_reaches_a_level():
+    from ranking import LEVELS, precision_at_levels
+
+    rng = np.random.default_rng(3)
+    hits = (rng.random(300) < 0.3).astype(np.int64)
+    hits = np.concatenate([hits, np.ones(100 - hits.sum() % 50, np.int64)])
+    total = int(hits.sum())
+    found = precision_at_levels(np.ones(len(hits), np.int64), hits)
+    places = np.flatnonzero(hits)
+    for level, value in zip(LEVELS, found):
+        wanted = level * total
+        if wanted >= 1 and abs(wanted - round(wanted)) < 1e-9:  # between two relevant rows it lies between
+            assert value == pytest.approx(round(wanted) / (places[round(wanted) - 1] + 1))
+    assert found[0] == pytest.approx(1 / (places[0] + 1))
+    # A tie of everything: the share of relevant rows, at every level.
+    assert precision_at_levels(np.array([40]), np.array([10])) == pytest.approx(0.25)
+    assert not precision_at_levels(np.array([5, 5]), np.array([0, 0])).any()
+
+
+def test_lists_of_hits_against_plain_loops():
+    from ranking import hits_map, hits_precision, hits_recall, ranking, shared
+
+    task = made()
+    coding = coded(task)
+    _, kth = ranking(task, coding)
+    rng = np.random.default_rng(5)
+    I = np.stack([rng.permutation(len(task.xb))[:50] for _ in task.xq])
+    I[0, 20:] = -1
+    maps = []
+    for q, row in enumerate(I):
+        right = [i >= 0 and task.database.y[i] == task.queries.y[q] for i in row]
+        hits, total = 0, 0.0
+        for rank, one in enumerate(right, 1):
+            hits += one
+            total += one * hits / rank
+        maps.append(total / min(50, int((task.database.y == task.queries.y[q]).sum())))
+    assert hits_map(task, I) == pytest.approx(np.mean(maps))
+    same = [[i >= 0 and task.database.y[i] == task.queries.y[q] for i in row[:10]] for q, row in enumerate(I)]
+    assert hits_precision(task, I) == pytest.approx(np.mean(same))
+    # The codes' own first ten are found whole, in whatever order ties stand; others are not.
+    scores = task.xq.astype(np.float64) @ coding.decoded[coding.words.inverse].T.astype(np.float64)
+    best = np.argsort(-scores, axis=1)[:, :10]
+    assert hits_recall(coding, best, kth) == 1
+    worst = np.argsort(scores, axis=1)[:, :10]
+    assert hits_recall(coding, worst, kth) == 0
+    half = np.concatenate([best[:, :5], worst[:, :5]], 1)
+    assert hits_recall(coding, half, kth) == 0.5
+    assert shared(best, best)["10"] == 1 and shared(best, worst)["10"] == 0
+
+
+@pytest.mark.parametrize("method", ["pq", "opq", "ivfpq", "rq", "lsq", "fastscan"])
+@pytest.mark.parametrize("d", [16, 30])
+def test_codes_read_back_from_faiss_rank_as_faiss_does(method, d):
+    from own_faiss import build, read_codes
+    from ranking import Coding, hits_recall, ranking
+
+    task = made(n=600, d=d)
+    for bits in (8, 32):
+        built = build(method, task.xb, bits, 8, 0, 600)
+        codes, words, decoded, K = read_codes(built.index, bits)
+        assert codes.shape == (600, bits // (4 if method == "fastscan" else 8)) and codes.max() < K
+        if method == "ivfpq":
+            faiss.extract_index_ivf(built.index).nprobe = 8
+        D, I = built.index.search(task.xq, 10)
+        coding = Coding(task.xq, task.xb, words, decoded, codes, K)
+        loose = method == "fastscan"  # its tables are rounded to 8 bits
+        np.testing.assert_allclose(coding.scores_of(I), D, rtol=0, atol=0.1 if loose else 1e-5 * np.abs(D).max())
+        _, kth = ranking(task, coding)
+        assert hits_recall(coding, I, kth) >= (0.9 if loose else 1)
+
+
+def test_a_baseline_that_cannot_be_says_why():
+    from own_faiss import build, lists_for
+
+    x = np.zeros((200, 8), np.float32)
+    with pytest.raises(ValueError, match="200 rows cannot train 256 codewords"):
+        build("pq", x, 8, 1, 0, 200)
+    with pytest.raises(ValueError, match="8 or more"):
+        build("opq", np.zeros((300, 4), np.float32), 64, 1, 0, 300)
+    assert [lists_for(n) for n in (10, 1000, 54_000, 1_000_000)] == [1, 16, 1024, 4096]
+
+
+def test_percentiles_and_footprint(tmp_path):
+    from measuring import footprint, latency
+
+    calls = []
+    found = latency(lambda x: calls.append(x.shape), np.zeros((5, 3), np.float32), 4, 1, 0.0)
+    assert set(calls) == {(4, 3)} and len(calls) >= 7 and 0 < found["p50"] <= found["p95"] <= found["p99"]
+    index = faiss.IndexFlatL2(64)
+    index.add(np.zeros((20_000, 64), np.float32))
+    faiss.write_index(index, str(tmp_path / "flat.index"))
+    held = footprint(tmp_path / "flat.index")
+    assert held["disk"] == (tmp_path / "flat.index").stat().st_size
+    assert 20_000 * 64 * 4 <= held["memory"] <= 1.05 * 20_000 * 64 * 4 and held["open_ms"] > 0
+
+
+def words(folder, out, *more):
+    return [*(f"--{name}={folder / name}.h5" for name in ("train", "query", "database")), "--out", str(out), *more]
+
+
+def run(*asked):
+    import ivfpq
+
+    return CliRunner().invoke(ivfpq.main, words(*asked))
+
+
+SMALL = (
+    "--bits=8",
+    "--methods=label",
+    "--baselines=ivfpq",
+    "--picture-shape=8x8",
+    "--containers=pq,ivfpq",
+    "--map-rows=60",
+    "--budget=0.01",
+)
+
+
+def test_the_command_writes_results_goes_on_and_refuses_what_does_not_fit(tmp_path):
+    write_parts(tmp_path)
+    done = run(tmp_path, tmp_path / "out", *SMALL, "--spaces=raw")
+    assert done.exit_code == 0, done.output
+    document = json.loads((tmp_path / "out" / "results.json").read_text())
+    keys = {row["key"] for row in document["rows"]}
+    assert keys == {
+        "label/trained/pq",
+        "label/trained/ivfpq",
+        "label/trained/ivfpq 16 lists",
+        "flat/raw/faiss",
+        "ivfpq/raw/8/faiss",
+    }
+    for row in document["rows"]:
+        assert row["run"]["data"].keys() == {"train", "query", "database"} and row["run"]["seed"] == 0
+        assert row["ms"]["1"]["one"]["p50"] > 0 and row["bytes"]["disk"] > 0 and row["points"]
+        assert (
+            0 < row["unseen_map"] < 1 and 0 < row["map"] <= 1 and row["neighbours"]["raw"].keys() == {"1", "10", "100"}
+        )
+    base = best_baseline(document, 8)
+    assert base["method"] == "ivfpq" and best_ours(document, 8) is None and pair(document)[1] is None
+    points = {point["nprobe"]: point for point in base["points"]}
+    assert set(points) == {1, 2, 4, 8, 16} and points[16]["recall"] == 1 and points[1]["recall"] < 1
+    assert base["usage"] and sum(base["usage"][0]) == 997 and len(base["plane"]["features"]) == 60
+    assert fastest(document, "ivfpq", "raw", 8)[1]["recall"] >= 0.95
+
+    again = run(tmp_path, tmp_path / "out", *SMALL, "--spaces=raw")
+    assert again.exit_code == 0 and "container" not in again.output  # nothing is measured twice
+    bad = run(tmp_path, tmp_path / "out", *SMALL[1:], "--bits=9")
+    assert bad.exit_code == 2 and "multiples of 8" in bad.output
+    shell = [sys.executable, str(BENCHMARKS / "ivfpq.py"), *words(tmp_path, tmp_path / "out", *SMALL, "--seed=1")]
+    other = subprocess.run(shell, capture_output=True, text=True, timeout=50, check=False)
+    assert other.returncode == 2 and "another seed" in other.stderr
