@@ -21,7 +21,6 @@ or methods adds to it. `scqfaiss/results.py` tells what each figure is.
 
 from __future__ import annotations
 
-import shlex
 import sys
 import tempfile
 import time
@@ -35,7 +34,7 @@ import click
 import faiss
 import numpy as np
 from faiss.contrib.evaluation import OperatingPoints
-from measuring import footprint, latencies, latency, run_facts
+from measuring import footprint, latencies, latency, run_facts, typed
 from own_faiss import BASELINES, TRAINING_ROWS, build, lists_for, read_codes
 from ranking import (
     METRICS,
@@ -52,16 +51,19 @@ from ranking import (
 from shown import gallery, pictures_of
 
 import scqfaiss
+from scqfaiss import exporting
 from scqfaiss.arrays import Floats, Ints, Labels
 from scqfaiss.data import open_rows
 from scqfaiss.errors import ConfigError, DataError, ScqError
 from scqfaiss.evaluation import Words, check_classes, same_classes
 from scqfaiss.files import make_folder, reserve
+from scqfaiss.methods import REGISTRY as METHODS
 from scqfaiss.model import Model
 from scqfaiss.report.selection import best_baseline, best_ours, fastest, get, lengths
 from scqfaiss.results import FILE, Results, file_hash
 from scqfaiss.targets import REGISTRY as TARGETS
 from scqfaiss.targets import target
+from scqfaiss.targets.base import Options
 from scqfaiss.targets.head import encoded, inner
 from scqfaiss.targets.ids import behind_ids
 
@@ -101,10 +103,10 @@ class Comparison:
         held = self.results.document
         kept = [row for row in held["rows"] if not row["key"].startswith(coding + "/")]
         self.results.save(rows=kept + rows, done=[*(d for d in held.get("done", []) if d != coding), coding])
-        best = max((row.get("map") or 0.0 for row in rows), default=0.0)
-        click.echo(
-            f"{time.strftime('%H:%M:%S')}  {coding:24} mAP {best:.4f}  {len(rows)} container{'s'[: len(rows) > 1]}"
-        )
+        what = rows[0].get("reason", "")
+        if "map" in rows[0]:
+            what = f"mAP {rows[0]['map']:.4f}  {len(rows)} container{'s'[: len(rows) > 1]}"
+        click.echo(f"{time.strftime('%H:%M:%S')}  {coding:24} {what}")
 
 
 # ----------------------------------------------------------------------------------------------------------------- reading
@@ -156,7 +158,7 @@ class Models:
             start = time.perf_counter()
             with warnings.catch_warnings():  # few rows a codeword, an unused class: true, and no news here
                 warnings.simplefilter("ignore")
-                y = None if method in ("pq", "opq", "rq", "mecoq") else self.y
+                y = None if method == "mecoq" else self.y
                 model = scqfaiss.train(
                     self.x,
                     y,
@@ -188,21 +190,22 @@ class Sweep:
     name: str | None = None
     values: tuple[int | None, ...] = (None,)
     visit: Callable[[Any], Any] = lambda value: None
+    nlist: int | None = None
 
 
 REFINES = (1, 4, 16, 64, 256)  # candidates per hit that fast scan scores again
 
 
 def powers(most: int) -> tuple[int, ...]:
-    """1, 2, 4, ... up to `most`, a power of two."""
-    return tuple(1 << i for i in range(most.bit_length()))
+    """1, 2, 4, ... and `most` itself."""
+    return (*(1 << i for i in range((most - 1).bit_length())), most)
 
 
 def lists_of(ivf: Any) -> Sweep:
     """Over nprobe, where an index has lists to choose from."""
     if ivf.nlist == 1:
         return Sweep()
-    return Sweep("nprobe", powers(ivf.nlist), lambda value: setattr(ivf, "nprobe", value))
+    return Sweep("nprobe", powers(ivf.nlist), lambda value: setattr(ivf, "nprobe", value), ivf.nlist)
 
 
 def ours(c: Comparison, models: Models, unseen: Models | None, method: str, bits: int | None) -> None:
@@ -226,9 +229,10 @@ def ours(c: Comparison, models: Models, unseen: Models | None, method: str, bits
         name = container.partition(" ")[0]
         with warnings.catch_warnings():  # few rows for k-means, as above
             warnings.simplefilter("ignore")
-            scqfaiss.export(model, c.task.xb, path=path, target=name, **options)
-        # The export encodes as well, which has been timed by itself.
-        add_seconds = max(0.0, time.perf_counter() - start - encode_seconds)
+            index, card = exporting.build(model, codes, np.arange(len(codes)), name, options)
+        add_seconds = time.perf_counter() - start
+        with reserve(path) as slot:
+            exporting.write(slot, index, card)
         gallery = scqfaiss.open(path, model=model)
         zq = gallery.embed(c.task.xq)
         if coding is None:
@@ -248,6 +252,7 @@ def ours(c: Comparison, models: Models, unseen: Models | None, method: str, bits
             "container": container,
             "factory": None,
             "bits": books.bits,
+            "trained_bits": model.config.get("prefix", {}).get("bits", books.bits),
             **measured,
             "seconds": {"train": train_seconds, "encode": encode_seconds, "add": add_seconds},
         }
@@ -268,16 +273,16 @@ def ours(c: Comparison, models: Models, unseen: Models | None, method: str, bits
     c.finish(coding_key, rows)
 
 
-def containers(c: Comparison, shape: Any) -> Iterator[tuple[str, dict[str, int]]]:
+def containers(c: Comparison, shape: Any) -> Iterator[tuple[str, Options]]:
     """(name, options of the export) of every target that takes such codes; `ivfpq` alone, and with lists."""
     for name in TARGETS:
         if target(name).supports(shape) is not None or name not in c.containers:
             continue
         if shape.nbits == 4 and shape.M > 1 and name != "fastscan":
             continue  # pairs of them stand as books of 8 bits there, which are measured as such
-        yield name, {}
+        yield name, Options()
         if name == "ivfpq" and c.nlist > 1:
-            yield f"ivfpq {c.nlist} lists", {"nlist": c.nlist}
+            yield f"ivfpq {c.nlist} lists", Options(nlist=c.nlist)
 
 
 def unseen_of(c: Comparison, unseen: Models | None, method: str, bits: int | None) -> float | None:
@@ -410,6 +415,7 @@ def timed(
     enough = [i for i, point in enumerate(points) if point["recall"] >= ENOUGH] or [len(points) - 1]
     chosen = sweep.values[min(enough, key=lambda i: points[i]["ms"])]
     sweep.visit(chosen)
+    row["nlist"] = sweep.nlist
     if sweep.name is not None:
         row[sweep.name] = chosen
     row["ms"] = latencies(lambda x: search(x, K), zq, c.budget)
@@ -467,7 +473,13 @@ FILE_HERE = click.Path(exists=True, path_type=Path)
 @click.option(
     "--left-out", callback=lambda c, o, v: words_of(c, o, v or ""), help="Two classes that a training does not see."
 )
-@click.option("--training-rows", default=256 * TRAINING_ROWS, show_default=True, help="Database rows for baselines.")
+@click.option(
+    "--training-rows",
+    default=256 * TRAINING_ROWS,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Database rows for baselines.",
+)
 @click.option("--pictures", type=FILE_HERE, help="Folder of pictures named ID.jpg, for the report's gallery.")
 @click.option("--picture-shape", callback=shape_of, metavar="HxW", help="Rows are grey pictures themselves.")
 @click.option("--map-rows", default=1500, show_default=True, type=click.IntRange(20), help="Rows in the 2-D map.")
@@ -499,12 +511,25 @@ def main(
         for name in given:
             if name not in known:
                 raise ConfigError(f"'{name}' is unknown, needs one of {', '.join(known)}")
+    for name in methods:
+        method, colon, nbits = name.partition(":")
+        if method not in METHODS or (colon and nbits not in ("4", "8")):
+            raise ConfigError(
+                f"--methods names '{name}', needs some of {', '.join(METHODS)}, with :4 for books of 4 bits"
+            )
+        if method in BASELINES:
+            raise ConfigError(f"--methods names '{name}', which has no labels; it is one of --baselines")
     parts = compared(train, query, database)
     (xt, yt, _, _), (xq, yq, qids, _), (xb, yb, ids, names) = parts.values()
     if picture_shape is not None and picture_shape[0] * picture_shape[1] != xb.shape[1]:
         raise ConfigError(
             f"--picture-shape {picture_shape[0]}x{picture_shape[1]} needs rows of that many numbers, not {xb.shape[1]}"
         )
+    if pictures is not None:
+        with open_rows(query, role="queries") as q, open_rows(database, role="keys") as b:
+            for source in (q, b):
+                if not source.has_ids:
+                    raise ConfigError(f"{source.name} has no ids, by which --pictures are named")
     n = len(xb)
     try:
         lists = lists_for(n) if nlist == "auto" else int(nlist)
@@ -512,7 +537,7 @@ def main(
         raise ConfigError(f"--nlist is '{nlist}', needs a number or auto") from None
     if not 1 <= lists <= n:
         raise ConfigError(f"--nlist is {lists}, needs 1 to {n:,}")
-    unseen = unseen_classes(left_out, yt, names, seed)
+    unseen = unseen_classes(left_out, yt, yq, yb, names, seed)
     order = np.random.default_rng(seed).permutation(n)
     xb, yb, ids = xb[order], yb.take(order), ids[order]
     at, sweep_at = min(at or n, n), min(sweep_at, n)
@@ -522,7 +547,7 @@ def main(
         for name, path in files.items()
     }
     task = Task(xq, xb, yq, yb, unseen, at, sweep_at)
-    command = "python " + shlex.join(["benchmarks/ivfpq.py", *sys.argv[1:]])
+    command = typed("ivfpq.py")
     facts = {
         "data": data,
         "seed": seed,
@@ -533,6 +558,8 @@ def main(
         "sweep_at": sweep_at,
         "nlist": lists,
         "training_rows": training_rows,
+        "containers": list(containers),
+        "budget": budget,
     }
     make_folder(out)
     started = time.perf_counter()
@@ -571,7 +598,8 @@ def main(
                 for b in bits:
                     baseline(c, method, "raw", b, *task.cosine)
         if "trained" in spaces and methods:
-            model, _ = models.get(methods[0], max(b for b in bits if b <= 32 or b == bits[0]))
+            embedding = results.document.setdefault("embedding", {"method": methods[0], "bits": c.shown})
+            model, _ = models.get(embedding["method"], embedding["bits"])
             zq, zb = model.embed(xq), model.embed(xb)
             ceiling(c, "trained", zq, zb)
             for method in baselines:
@@ -586,14 +614,22 @@ def class_name(names: Any, c: int) -> str:
     return str(c) if names is None else names[c]
 
 
-def unseen_classes(left_out: tuple[str, ...], labels: Labels, names: Any, seed: int) -> tuple[int, ...]:
-    """Numbers of the classes left out; by default two, 2s and 2s + 1 (mod C) for seed s, none where 2 would not be left."""
+def unseen_classes(
+    left_out: tuple[str, ...], train: Labels, queries: Labels, database: Labels, names: Any, seed: int
+) -> tuple[int, ...]:
+    """Numbers of the classes left out: of those that stand in all three files by default two, the 2s-th and the next for
+    seed s, or none where fewer than 2 would be left.
+    """
+    C = min(train.C, queries.C)
+    there = np.flatnonzero((train.counts()[:C] > 0) & (queries.counts()[:C] > 0) & (database.counts()[:C] > 0))
     if not left_out:
-        return tuple(sorted({(2 * seed + i) % labels.C for i in (0, 1)})) if labels.C >= 4 else ()
-    known = {class_name(names, c): c for c in range(labels.C)}
+        return tuple(sorted({int(there[(2 * seed + i) % len(there)]) for i in (0, 1)})) if len(there) >= 4 else ()
+    known = {class_name(names, int(c)): int(c) for c in there}
     for name in left_out:
         if name not in known:
-            raise ConfigError(f"--left-out names '{name}', classes are {', '.join(list(known)[:20])}")
+            raise ConfigError(
+                f"--left-out names '{name}', classes in all three files are {', '.join(list(known)[:20])}"
+            )
     return tuple(sorted({known[name] for name in left_out}))
 
 
@@ -608,9 +644,11 @@ def verdict(document: Any) -> str:
         line += f", gain {mine['map'] - other['map']:+.4f}"
         here, there = fastest(document, mine["method"], "trained", bits), fastest(document, "ivfpq", "raw", bits)
         if here and there:
-            ms, plain, encode = here[1]["ms"], there[1]["ms"], get(mine, "encode_ms", "1000", "one")
-            line += f"; {ms:.4f} ms in {here[0]['container']} (IVFPQ {plain:.4f}, ratio {plain / ms:.2f})"
-            line += "" if encode is None else f", encoding {encode:.4f} ms"
+            ms, plain, encode = here[1]["ms"], there[1]["ms"], get(mine, "encode_ms", "1000", "one", "p50")
+            line += f"; search {ms:.4f} ms in {here[0]['container']} (IVFPQ {plain:.4f}, ratio {plain / ms:.2f})"
+            line += (
+                "" if encode is None else f", with its encoder {ms + encode:.4f} (ratio {plain / (ms + encode):.2f})"
+            )
         lines.append(line)
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -124,3 +125,9 @@ def run_facts(command: str, seed: int, hashes: Mapping[str, str]) -> dict[str, A
         "gpu": found["gpu"],
         "data": dict(hashes),
     }
+
+
+def typed(script: str) -> str:
+    """The command as it was typed, folders by their own names: where they lie on this machine is nobody's business."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/{script}", *words])

@@ -1,7 +1,12 @@
 """FAISS's own codes, as its users make them: a factory string, training and adding, and the codes read back for ranking.
 
 FAISS trains without labels, on rows of the database itself, centered and of length 1 (or on a method's embedding), for inner
-products. Where d is no multiple of the number of books zeros are put behind (Pad), which changes no score.
+products. Where d is no multiple of the number of books zeros are put between the dimensions, which changes no score, so that
+every book has some of them.
+
+IVFPQ's lists: FAISS's factory makes them for rows of length 1, by spherical k-means. An embedding has rows of any length, of
+which that puts most into few lists; there they are of plain k-means, rows go to the nearest and queries to the best by inner
+product: `IVF{n}(L2),PQ{M}np` here, which no factory string makes.
 """
 
 from __future__ import annotations
@@ -20,29 +25,25 @@ from scqfaiss.targets.base import unpack_codes
 from scqfaiss.targets.fastscan import unblocked
 
 BASELINES = ("pq", "opq", "ivfpq", "rq", "lsq", "fastscan")
-TRAINING_ROWS = 64  # for each codeword of 8 bits: FAISS asks for 39, and more change the second digit of nothing we saw
+TRAINING_ROWS = 64  # for each codeword of 8 bits; FAISS asks for 39 and uses 256 at most
 
 
-def padded(d: int, M: int) -> str:
-    return "" if d % M == 0 else f"Pad{-(-d // M) * M},"
+def books_of(method: str, bits: int) -> int:
+    """How many books share the dimensions between them; 1 of additive codes, whose books have all of them."""
+    return {"rq": 1, "lsq": 1, "fastscan": bits // 4}.get(method, bits // 8)
 
 
-def factory(method: str, d: int, bits: int, nlist: int) -> str:
-    """FAISS's factory string of a baseline at `bits` a vector. Raises ValueError where there is none."""
+def factory(method: str, bits: int, nlist: int) -> str:
+    """FAISS's factory string of a baseline at `bits` a vector, for a d that its books divide."""
     M = bits // 8
-    if method == "fastscan":
-        return f"{padded(d, 2 * M)}PQ{2 * M}x4fs"
-    if method == "pq":
-        return f"{padded(d, M)}PQ{M}x8np"
-    if method == "opq":
-        if d < M:
-            raise ValueError(f"OPQ needs d of {M} or more, has {d}")
-        return f"OPQ{M}_{d // M * M},PQ{M}x8np"
-    if method == "ivfpq":
-        return f"{padded(d, M)}IVF{nlist},PQ{M}x8np"
-    if method in ("rq", "lsq"):
-        return f"{method.upper()}{M}x8_Nnone"  # inner products need no norms: scores are sums of table entries
-    raise ValueError(f"unknown baseline '{method}', needs one of {', '.join(BASELINES)}")
+    return {
+        "pq": f"PQ{M}x8np",
+        "opq": f"OPQ{M},PQ{M}x8np",
+        "ivfpq": f"IVF{nlist},PQ{M}x8np",
+        "rq": f"RQ{M}x8_Nnone",  # inner products need no norms: scores are sums of table entries
+        "lsq": f"LSQ{M}x8_Nnone",
+        "fastscan": f"PQ{2 * M}x4fs",
+    }[method]
 
 
 def lists_for(n: int) -> int:
@@ -53,26 +54,51 @@ def lists_for(n: int) -> int:
 @dataclass(frozen=True)
 class Built:
     index: Any
-    factory: str
+    factory: str  # as FAISS's factory would write it
     seconds: dict[str, float]  # of training; encode: of adding, in which FAISS encodes
 
 
 def build(method: str, xb: Floats, bits: int, nlist: int, seed: int, training_rows: int) -> Built:
     """A trained index with all of xb (n, d) in it, under ids 0..n-1. Raises ValueError where FAISS cannot."""
     n, d = xb.shape
-    words = 16 if method == "fastscan" else 256
-    if n < words:
-        raise ValueError(f"{n:,} rows cannot train {words} codewords")
-    if method == "opq" and n < d:
-        raise ValueError(f"{n:,} rows cannot train a rotation of d={d}")
-    text = factory(method, d, bits, nlist)
-    index = faiss.index_factory(d, text, faiss.METRIC_INNER_PRODUCT)
+    words, M = 16 if method == "fastscan" else 256, books_of(method, bits)
     rows = np.random.default_rng(seed).permutation(n)[: max(training_rows, 39 * nlist if method == "ivfpq" else 0)]
+    wide = -(-d // M) * M
+    if len(rows) < words:
+        raise ValueError(f"{len(rows):,} rows cannot train {words} codewords")
+    if d < M:
+        raise ValueError(f"{M} books cannot share d={d}: some would have nothing to code")
+    if method == "opq" and len(rows) < wide:  # FAISS would write beyond its arrays
+        raise ValueError(f"{len(rows):,} rows cannot train a rotation of d={wide}")
+    text = factory(method, bits, nlist)
+    unit = bool(np.allclose(np.einsum("nd,nd->n", xb[:1000], xb[:1000]), 1, atol=1e-3))
+    plain_lists = method == "ivfpq" and not unit
+    if plain_lists:
+        text = text.replace(",", "(L2),")
+        index = faiss.IndexIVFPQ(faiss.IndexFlatL2(wide), wide, nlist, M, 8, faiss.METRIC_INNER_PRODUCT)
+        index.do_polysemous_training = False
+    else:
+        index = faiss.index_factory(wide, text, faiss.METRIC_INNER_PRODUCT)
+    if wide > d:
+        text = f"Remap{wide},{text}"
+        index = faiss.IndexPreTransform(faiss.RemapDimensionsTransform(d, wide, True), index)
     start = time.perf_counter()
     index.train(np.ascontiguousarray(xb[rows]))
     trained = time.perf_counter()
     index.add(xb)
-    return Built(index, text, {"train": trained - start, "encode": time.perf_counter() - trained, "add": 0.0})
+    seconds = {"train": trained - start, "encode": time.perf_counter() - trained, "add": 0.0}
+    if plain_lists:
+        probe_by_product(faiss.extract_index_ivf(index))
+    return Built(index, text, seconds)
+
+
+def probe_by_product(ivf: Any) -> None:
+    """Let queries choose among lists by inner product, with the centroids that rows were given to by distance."""
+    centroids = ivf.quantizer.reconstruct_n(0, ivf.nlist)
+    flat = faiss.IndexFlatIP(ivf.d)
+    flat.add(centroids)
+    ivf.quantizer, ivf.own_fields = flat, False
+    ivf.referenced_objects = [flat]  # Python would free it
 
 
 def read_codes(index: Any, bits: int) -> tuple[NDArray[Any], Words, Floats, int]:

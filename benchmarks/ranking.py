@@ -19,6 +19,7 @@ from scqfaiss.evaluation import (
     Relevance,
     Words,
     average_precision,
+    first_hit,
     precision_at,
     recall_at,
     scores_in_blocks,
@@ -192,9 +193,10 @@ def kth_score(scores: NDArray[np.float32], rows: Ints, k: int) -> float:
 
 
 def precision_at_levels(rows: Ints, relevant: Ints) -> NDArray[np.float64]:
-    """Expected precision where the recall reaches each of LEVELS; zeros where nothing is relevant.
+    """Precision where the recall reaches each of LEVELS, the first relevant row at the least; zeros where nothing is relevant.
 
-    rows, relevant: (u,) per distinct score, best first. Within a tie relevant rows are spread evenly, which is what to expect.
+    rows, relevant: (u,) per distinct score, best first. The first level is the expectation over every order within ties; from
+    there on relevant rows are taken to stand evenly within their tie.
     """
     N, R = np.concatenate([[0.0], np.cumsum(rows)]), np.concatenate([[0.0], np.cumsum(relevant)])
     if not R[-1]:
@@ -209,7 +211,10 @@ def precision_at_levels(rows: Ints, relevant: Ints) -> NDArray[np.float64]:
     block = np.searchsorted(found, wanted, side="left")
     before, inside = found[block - 1], (wanted - found[block - 1]) / (found[block] - found[block - 1])
     places = starts[block] + inside * (ends[block] - starts[block])
-    return np.asarray((before + inside * (found[block] - before)) / places)
+    precision = np.asarray((before + inside * (found[block] - before)) / places)
+    first = int(np.argmax(relevant > 0))
+    precision[wanted == 1] = first_hit(int(N[first]), int(rows[first]), int(relevant[first]), int(N[-1]))[0]
+    return precision
 
 
 def hits_map(task: Task, I: Ints) -> float:

@@ -16,9 +16,11 @@ additive    additive books of 4 bits: lift, residual
 narrow and additive are of method scq with encoder=identity, on z of the database as it is. z has the fewest dimensions that
 the classes fit into and all of these books divide.
 
-ivfpq-lists, and faiss-ivfpq (--baseline: `IVF{nlist},PQ{M}np` that FAISS trains on z and fills with z), have nlist =
+Two baselines (--baseline) that FAISS trains on z and fills with z: faiss-ivfpq is `IVF{nlist},PQ{M}np` as its factory makes it
+for inner products, with lists of spherical k-means, which suits rows of length 1 and not these; faiss-ivfpq-l2 has lists of
+plain k-means, as ivfpq-lists has, and queries choose among them by inner product. These and ivfpq-lists have nlist =
 4 sqrt(rows), rounded down to a power of two, and the least nprobe, a power of two, that finds 0.95 of the exact first 10. Exact
-is by the codes' own scores, for faiss-ivfpq a search of all of its lists. Ties count as found.
+is by the codes' own scores, of the baselines a search of all of their lists. Ties count as found.
 
 Everything that is timed runs on one thread: building, searching a batch, searching one query. Each index is written to disk
 and searched as it is opened from there, one at a time. `memory` is what a fresh process allocates for it. A timing is the
@@ -46,9 +48,10 @@ from typing import Any
 import click
 import faiss
 import numpy as np
-from measuring import footprint, run_facts, threads
+from measuring import footprint, run_facts, threads, typed
+from own_faiss import probe_by_product
 from search_speed import drawn, read, recall, scored
-from upstream import sizes, typed
+from upstream import sizes
 
 import scqfaiss
 from scqfaiss.exporting import SUFFIX, build, write
@@ -70,7 +73,7 @@ QUIET = 0.9  # of the time of a timing on the core
 TRIES = 3
 FAR = 10**9  # rows that the fits are drawn out to
 FITTED = ("ms", "single_ms", "build_seconds", "memory")
-BASELINE = "faiss-ivfpq"
+BASELINES = ("faiss-ivfpq", "faiss-ivfpq-l2")
 
 # name -> (target, codebooks, whether its lists grow)
 CASES = {
@@ -282,15 +285,22 @@ def store_case(work: Work, name: str, rows: int, z: np.ndarray, exact: Exact, pa
     }
 
 
-def store_baseline(work: Work, rows: int, z: np.ndarray, path: Path) -> dict[str, Any]:
+def store_baseline(work: Work, name: str, rows: int, z: np.ndarray, path: Path) -> dict[str, Any]:
     """Let FAISS train its own index on the encoded rows and fill it with them, and write it -> what is known by then."""
     x, nlist = work.load("z", rows), list_count(rows)
-    index = faiss.index_factory(x.shape[1], f"IVF{nlist},PQ{work.bits // 8}np", faiss.METRIC_INNER_PRODUCT)
+    M, d = work.bits // 8, x.shape[1]
+    if name == "faiss-ivfpq-l2":
+        index = faiss.IndexIVFPQ(faiss.IndexFlatL2(d), d, nlist, M, 8, faiss.METRIC_INNER_PRODUCT)
+        index.do_polysemous_training = False
+    else:
+        index = faiss.index_factory(d, f"IVF{nlist},PQ{M}np", faiss.METRIC_INNER_PRODUCT)
     with threads(1):
         start = time.perf_counter()
         index.train(x)
         index.add(x)
         seconds = time.perf_counter() - start
+    if name == "faiss-ivfpq-l2":
+        probe_by_product(index)
 
     def look(nprobe: int) -> np.ndarray:
         return index.search(z, K_NEAREST, params=faiss.SearchParametersIVF(nprobe=nprobe))[0]
@@ -307,8 +317,8 @@ def store_baseline(work: Work, rows: int, z: np.ndarray, path: Path) -> dict[str
 def measure(work: Work, name: str, rows: int, z: np.ndarray, exact: Exact, budget: float) -> dict[str, Any]:
     """Everything of one row but its name: an index is built and written, and then searched as it is opened."""
     path = work.folder / f"measured{SUFFIX}"
-    if name == BASELINE:
-        found = store_baseline(work, rows, z, path)
+    if name in BASELINES:
+        found = store_baseline(work, name, rows, z, path)
         held = footprint(path, "faiss")
         index = faiss.read_index(str(path))
         found |= timed(lambda queries: index.search(queries, K_NEAREST), z, budget)
@@ -369,11 +379,12 @@ def how(bits: int, members: int, noise: float, d: int, seconds: float) -> str:
         f"model of method scq ({members} classifier{'s' if members > 1 else ''}, z of {d} dimensions). Product books of "
         f"{bits // 8} x 8 bits are that model's own; those of {bits // 4} x 4 bits (fastscan) and the additive ones of "
         f"{bits // 4} x 4 bits (lift, residual) are of method scq with encoder identity, trained on z of the database. Each size "
-        "is the first so many of the same rows. Lists of ivfpq-lists and faiss-ivfpq: 4 times the root of the rows, rounded down "
-        f"to a power of two; nprobe: the least power of two with {WANTED:g} of the exact first {K_NEAREST} by the codes' own "
-        f"scores. One thread; medians of {LEAST} calls or more, within {seconds:g} s each. build_seconds: of the package's "
-        "targets from codes to an index, of faiss-ivfpq training and coding of z. memory: what a fresh process allocates for the "
-        "opened file."
+        "is the first so many of the same rows. faiss-ivfpq: as FAISS's factory makes it for inner products, lists of spherical "
+        "k-means; faiss-ivfpq-l2: lists of plain k-means, as those of ivfpq-lists. Lists of all three: 4 times the root of the "
+        f"rows, rounded down to a power of two; nprobe: the least power of two with {WANTED:g} of the exact first {K_NEAREST} by "
+        f"the codes' own scores. One thread; medians of {LEAST} calls or more, within {seconds:g} s each. build_seconds: of the "
+        "package's targets from codes to an index, of the two of FAISS training and coding of z. memory: what a fresh process "
+        "allocates for the opened file."
     )
 
 
@@ -458,7 +469,7 @@ def names(context: Any, parameter: Any, text: str) -> tuple[str, ...]:
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--rows", default="100000,316228,1000000,3162278,10000000", show_default=True, callback=sizes)
 @click.option("--targets", default=",".join(CASES), show_default=True, callback=names)
-@click.option("--baseline", is_flag=True, help="Measure FAISS's own IVFPQ too.")
+@click.option("--baseline", is_flag=True, help="Measure FAISS's own IVFPQ too, with two kinds of lists.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the results.")
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Folder of what is encoded. [OUT/work]")
 @click.option("--bits", default=32, show_default=True, type=click.IntRange(8), help="Of a code, a multiple of 8.")
@@ -501,7 +512,7 @@ def main(
         missing = [
             (n, name)
             for n in sorted(rows)
-            for name in (*targets, *([BASELINE] if baseline else []))
+            for name in (*targets, *(BASELINES if baseline else ()))
             if f"{name}-{n}" not in results
         ]
         # Named after all that the codes depend on: a folder that serves several runs never mixes them.
@@ -516,7 +527,7 @@ def main(
         )
         if missing:
             start = time.perf_counter()
-            made.make(max(n for n, _ in missing), {CASES[name][1] for _, name in missing if name != BASELINE})
+            made.make(max(n for n, _ in missing), {CASES[name][1] for _, name in missing if name not in BASELINES})
             say(f"models and codes are there after {time.perf_counter() - start:.0f} s")
             xq = read(files["query"])[0]
             # Queries from all over the file, which may be sorted by class.

@@ -87,7 +87,7 @@ def gallery(
     ids: of "query" and "database" rows. folder: of picture files named by these ids; shape: of rows that are grey pictures.
     """
     sides = [row for row in pair(document) if row is not None and row.get("hits")]
-    pictures: dict[str, Any] = {}
+    pictures: dict[str, Any] = dict(document.get("pictures", {}))  # of a run before this, which may have had the folder
     files = {} if folder is None else {p.stem: p for p in sorted(folder.rglob("*")) if p.is_file()}
 
     def shown(kind: str, row: int) -> dict[str, Any]:

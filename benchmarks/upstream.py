@@ -15,8 +15,6 @@ and their gradients with respect to weights and words.
 """
 
 import json
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from functools import reduce
@@ -29,7 +27,7 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measuring import run_facts
+from measuring import run_facts, typed
 from torch import Tensor
 
 from scqfaiss.files import make_folder, reserve
@@ -189,12 +187,6 @@ def sizes(context: Any, parameter: Any, text: str) -> tuple[int, ...]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise click.BadParameter(f"'{text}' is no list of whole numbers above 0, such as 64,512")
     return tuple(dict.fromkeys(map(int, parts)))
-
-
-def typed(script: str) -> str:
-    """The command as it was typed, folders by their own names: where they lie on this machine is nobody's business."""
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    return shlex.join(["python", f"benchmarks/{script}", *words])
 
 
 @click.command()

@@ -9,12 +9,15 @@ quality are fractions, times what their names say, sizes bytes. Arrays stand as 
 comparison (label-aware codes beside FAISS's own at equal bits a vector)
     data            {"train" | "query" | "database": {"file", "sha256", "rows", "d"}}
     classes         names or None; many_labels: whether rows have several; left_out: classes behind `unseen_map`
-    at, sweep_at    ranks that count in `map`, and in the `map` of operating points; bits: the lengths asked for
+    embedding       {"method", "bits"}: whose embedding the baselines and the ceiling of space 'trained' code
+    at, sweep_at    ranks that count in `map` (divided by the relevant rows within them), and in the `map` of operating points
+                    (divided by what could have been found: min(ranks, all relevant rows)); bits: the lengths asked for
     rows            role        'ours', 'label' (honesty: the predicted class as code), 'baseline' or 'ceiling' (floats)
                     method      scq, dpq, label, pq, opq, ivfpq, rq, lsq, fastscan, flat
                     space       'raw' (rows, cosine) or 'trained' (what a method's encoder makes of them): what is coded
                     container   target, or FAISS class; factory: FAISS's factory string, of baselines
-                    bits        of a code, None of floats; nlist, nprobe, refine: of the row's own operating point
+                    bits        of a code, None of floats; trained_bits: of the training that the code is a part of
+                    nlist, nprobe, refine: of the row's own operating point
                     map, unseen_map, precision_at_k {"10"}, label_recall_at_k {"1", "10", "100"}
                     neighbours  {"coded" | "raw": {"1", "10", "100"}}: share of the exact neighbours, by the floats that were
                                 coded and by the cosine of the rows, that stand among as many hits
@@ -52,13 +55,13 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, DataError, shown
+from .errors import ConfigError, DataError, shown, warn
 from .files import PathLike, Slot, open_regular, parse_json
 
 FORMAT = 1
@@ -167,6 +170,10 @@ class Results:
                         f"{slot.name} holds results with another {key}; choose another --out, or remove that file"
                     )
             self.document = held
+            here = machine()
+            was = {key: here[key] for key in ("cpu", "cores", "gpu", "versions")}
+            if held["rows"] and any(held.get("machine", {}).get(key) != value for key, value in was.items()):
+                warn(f"{slot.name} holds rows of another machine or other versions; times of its rows do not compare")
         self.document |= {"command": command, "machine": machine()}
 
     def __contains__(self, key: str) -> bool:
@@ -182,7 +189,7 @@ class Results:
     def save(self, **more: Any) -> None:
         """Write everything, with more keys of the document. Raises ValueError on NaN, which is no JSON."""
         self.document |= more
-        self.document["written"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self.document["written"] = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
         # A line for each row: what changed between two runs can be read.
         rows = ",\n".join(json.dumps(row, allow_nan=False) for row in self.document["rows"])
         head = {key: value for key, value in self.document.items() if key != "rows"}

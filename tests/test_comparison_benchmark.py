@@ -11,8 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from scqfaiss.arrays import Labels
+from scqfaiss.data.hdf5 import write_rows
 from scqfaiss.demo import write_parts
 from scqfaiss.evaluation import Words
+from scqfaiss.files import reserve
 from scqfaiss.report.selection import best_baseline, best_ours, fastest, pair
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -98,7 +100,11 @@ def test_precision_where_recall_reaches_a_level():
             assert value == pytest.approx(round(wanted) / (places[round(wanted) - 1] + 1))
     assert found[0] == pytest.approx(1 / (places[0] + 1))
     # A tie of everything: the share of relevant rows, at every level.
-    assert precision_at_levels(np.array([40]), np.array([10])) == pytest.approx(0.25)
+    tied = precision_at_levels(np.array([40]), np.array([10]))
+    assert tied[LEVELS * 10 > 1] == pytest.approx(0.25)
+    # The first of them is expected before the fourth place: the mean of 1 / rank over many orders.
+    order = rng.permuted(np.tile(np.arange(40) < 10, (20_000, 1)), axis=1)
+    assert tied[0] == pytest.approx((1 / (order.argmax(1) + 1)).mean(), abs=0.01)
     assert not precision_at_levels(np.array([5, 5]), np.array([0, 0])).any()
 
 
@@ -134,16 +140,20 @@ def test_lists_of_hits_against_plain_loops():
 
 
 @pytest.mark.parametrize("method", ["pq", "opq", "ivfpq", "rq", "lsq", "fastscan"])
-@pytest.mark.parametrize("d", [16, 30])
-def test_codes_read_back_from_faiss_rank_as_faiss_does(method, d):
+@pytest.mark.parametrize(("d", "unit"), [(16, False), (30, True)])
+def test_codes_read_back_from_faiss_rank_as_faiss_does(method, d, unit):
     from own_faiss import build, read_codes
     from ranking import Coding, hits_recall, ranking
 
     task = made(n=600, d=d)
+    if unit:
+        faiss.normalize_L2(task.xb)
     for bits in (8, 32):
         built = build(method, task.xb, bits, 8, 0, 600)
+        assert ("(L2)" in built.factory) == (method == "ivfpq" and not unit)
         codes, words, decoded, K = read_codes(built.index, bits)
         assert codes.shape == (600, bits // (4 if method == "fastscan" else 8)) and codes.max() < K
+        assert all(len(np.unique(column)) > 1 for column in codes.T)  # no book without a dimension
         if method == "ivfpq":
             faiss.extract_index_ivf(built.index).nprobe = 8
         D, I = built.index.search(task.xq, 10)
@@ -159,9 +169,11 @@ def test_a_baseline_that_cannot_be_says_why():
 
     x = np.zeros((200, 8), np.float32)
     with pytest.raises(ValueError, match="200 rows cannot train 256 codewords"):
-        build("pq", x, 8, 1, 0, 200)
-    with pytest.raises(ValueError, match="8 or more"):
-        build("opq", np.zeros((300, 4), np.float32), 64, 1, 0, 300)
+        build("pq", x, 8, 1, 0, 300)
+    with pytest.raises(ValueError, match="8 books cannot share d=4"):
+        build("pq", np.zeros((300, 4), np.float32), 64, 1, 0, 300)
+    with pytest.raises(ValueError, match="300 rows cannot train a rotation of d=512"):
+        build("opq", np.zeros((600, 512), np.float32), 8, 1, 0, 300)
     assert [lists_for(n) for n in (10, 1000, 54_000, 1_000_000)] == [1, 16, 1024, 4096]
 
 
@@ -189,47 +201,101 @@ def run(*asked):
     return CliRunner().invoke(ivfpq.main, words(*asked))
 
 
-SMALL = (
-    "--bits=8",
-    "--methods=label",
-    "--baselines=ivfpq",
-    "--picture-shape=8x8",
-    "--containers=pq,ivfpq",
-    "--map-rows=60",
-    "--budget=0.01",
-)
+QUICK = ("--map-rows=60", "--budget=0.01", "--picture-shape=8x8")
 
 
-def test_the_command_writes_results_goes_on_and_refuses_what_does_not_fit(tmp_path):
+def read(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def test_the_command_writes_results_and_goes_on(tmp_path):
     write_parts(tmp_path)
-    done = run(tmp_path, tmp_path / "out", *SMALL, "--spaces=raw")
+    asked = (*QUICK, "--bits=8", "--methods=label", "--baselines=ivfpq,opq", "--nlist=12", "--containers=pq,ivfpq")
+    done = run(tmp_path, tmp_path / "out", *asked, "--spaces=raw")
     assert done.exit_code == 0, done.output
-    document = json.loads((tmp_path / "out" / "results.json").read_text())
-    keys = {row["key"] for row in document["rows"]}
-    assert keys == {
-        "label/trained/pq",
-        "label/trained/ivfpq",
-        "label/trained/ivfpq 16 lists",
-        "flat/raw/faiss",
-        "ivfpq/raw/8/faiss",
-    }
+    document = read(tmp_path / "out")
+    ours = {"label/trained/pq", "label/trained/ivfpq", "label/trained/ivfpq 12 lists"}
+    assert {row["key"] for row in document["rows"]} == {*ours, "flat/raw/faiss", "ivfpq/raw/8/faiss", "opq/raw/8/faiss"}
     for row in document["rows"]:
         assert row["run"]["data"].keys() == {"train", "query", "database"} and row["run"]["seed"] == 0
         assert row["ms"]["1"]["one"]["p50"] > 0 and row["bytes"]["disk"] > 0 and row["points"]
-        assert (
-            0 < row["unseen_map"] < 1 and 0 < row["map"] <= 1 and row["neighbours"]["raw"].keys() == {"1", "10", "100"}
-        )
-    base = best_baseline(document, 8)
-    assert base["method"] == "ivfpq" and best_ours(document, 8) is None and pair(document)[1] is None
+        assert 0 < row["unseen_map"] < 1 and 0 < row["map"] <= 1
+        assert row["neighbours"]["raw"].keys() == {"1", "10", "100"}
+    assert best_ours(document, 8) is None and pair(document) == (None, None)
+    base = next(row for row in document["rows"] if row["method"] == "ivfpq")
     points = {point["nprobe"]: point for point in base["points"]}
-    assert set(points) == {1, 2, 4, 8, 16} and points[16]["recall"] == 1 and points[1]["recall"] < 1
-    assert base["usage"] and sum(base["usage"][0]) == 997 and len(base["plane"]["features"]) == 60
+    assert set(points) == {1, 2, 4, 8, 12} and points[12]["recall"] == 1 and points[1]["recall"] < 1
+    assert base["nlist"] == 12 and base["nprobe"] in points
+    assert sum(base["usage"][0]) == 997 and len(base["plane"]["features"]) == 60
     assert fastest(document, "ivfpq", "raw", 8)[1]["recall"] >= 0.95
 
-    again = run(tmp_path, tmp_path / "out", *SMALL, "--spaces=raw")
-    assert again.exit_code == 0 and "container" not in again.output  # nothing is measured twice
-    bad = run(tmp_path, tmp_path / "out", *SMALL[1:], "--bits=9")
-    assert bad.exit_code == 2 and "multiples of 8" in bad.output
-    shell = [sys.executable, str(BENCHMARKS / "ivfpq.py"), *words(tmp_path, tmp_path / "out", *SMALL, "--seed=1")]
+    again = run(tmp_path, tmp_path / "out", *asked, "--spaces=raw")
+    assert again.exit_code == 0 and "mAP" not in again.output  # nothing is measured twice
+    more = run(tmp_path, tmp_path / "out", *asked)  # the embedding as well
+    assert more.exit_code == 0 and more.output.count("mAP") == 3, more.output
+    document = read(tmp_path / "out")
+    assert document["embedding"] == {"method": "label", "bits": 8}
+    trained = [row for row in document["rows"] if row["role"] == "baseline" and row["space"] == "trained"]
+    assert {row["method"] for row in trained} == {"ivfpq", "opq"} and not any("unseen_map" in row for row in trained)
+
+
+def test_ours_at_a_length_with_lists_fast_scan_and_a_gallery(tmp_path):
+    write_parts(tmp_path)
+    asked = (*QUICK, "--bits=16", "--methods=scq:4", "--baselines=ivfpq", "--spaces=raw", "--left-out=3,5")
+    done = run(tmp_path, tmp_path / "out", *asked)
+    assert done.exit_code == 0, done.output
+    assert "16 bits: scq:4" in done.output and "with its encoder" in done.output
+    document = read(tmp_path / "out")
+    (row,) = [row for row in document["rows"] if row["role"] == "ours"]
+    assert row["container"] == "fastscan" and row["refine"] in (1, 4, 16, 64, 256)
+    assert [point["refine"] for point in row["points"]] == [1, 4, 16, 64, 256]
+    assert row["map"] > best_baseline(document, 16)["map"] and document["left_out"] == ["3", "5"]
+    labels = {name: dict(zip(ids.tolist(), y.y.tolist())) for name, (_, y, ids) in write_parts(tmp_path).items()}
+    sides = document["gallery"]["sides"]
+    assert [side["key"] for side in sides] == ["scq:4/trained/16/fastscan", "ivfpq/raw/16/faiss"]
+    for side in sides:
+        for query, hits in zip(document["gallery"]["queries"], side["hits"], strict=True):
+            assert query["labels"] == [labels["query"][query["id"]]] and query["picture"] in document["pictures"]
+            for hit in hits:
+                assert hit["labels"] == [labels["database"][hit["id"]]]
+                assert hit["right"] == (hit["labels"] == query["labels"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--seed=1",), "another seed"),
+        (("--budget=0.02",), "another budget"),
+        (("--bits=9",), "multiples of 8"),
+        (("--methods=pq",), "one of --baselines"),
+        (("--methods=scq:x",), "--methods names 'scq:x'"),
+        (("--baselines=hnsw",), "'hnsw' is unknown"),
+        (("--nlist=1000",), "1 to 997"),
+        (("--left-out=eleven",), "--left-out names 'eleven'"),
+        (("--picture-shape=9x9",), "needs rows of that many numbers"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_is_lost(tmp_path, asked, said):
+    write_parts(tmp_path)
+    small = (*QUICK, "--bits=8", "--methods=,", "--baselines=,", "--spaces=raw")
+    assert run(tmp_path, tmp_path / "out", *small).exit_code == 0
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    done = run(tmp_path, tmp_path / "out", *small, *asked)
+    assert said in (done.output + str(done.exception)) and done.exit_code
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
+
+
+def test_queries_without_the_classes_left_out(tmp_path):
+    parts = write_parts(tmp_path)
+    x, labels, ids = parts["query"]
+    one = np.flatnonzero(labels.y == 5)[:1]
+    with reserve(tmp_path / "query.h5") as slot:
+        slot.write(lambda f: write_rows(f, x[one].astype(np.float16), labels.y[one], ids[one]))
+    asked = (*QUICK, "--bits=8", "--methods=,", "--baselines=pq", "--spaces=raw")
+    done = run(tmp_path, tmp_path / "out", *asked)
+    assert done.exit_code == 0, (done.output, done.exception)
+    document = read(tmp_path / "out")
+    assert document["left_out"] == [] and not any("unseen_map" in row for row in document["rows"])
+    shell = [sys.executable, str(BENCHMARKS / "ivfpq.py"), *words(tmp_path, tmp_path / "out", *asked, "--seed=1")]
     other = subprocess.run(shell, capture_output=True, text=True, timeout=50, check=False)
     assert other.returncode == 2 and "another seed" in other.stderr

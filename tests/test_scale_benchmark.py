@@ -58,7 +58,7 @@ def test_rows_fits_and_extrapolation(scale, data, tmp_path):
     done = run(scale, data, tmp_path / "out", "--rows", "2500,1200", "--baseline")
     found = read_results(tmp_path / "out")
     assert found["kind"] == "scale"
-    names = [*TARGETS, "faiss-ivfpq"]
+    names = [*TARGETS, "faiss-ivfpq", "faiss-ivfpq-l2"]
     assert [row["key"] for row in found["rows"]] == [f"{name}-{n}" for n in (1200, 2500) for name in names]
     for row in found["rows"]:
         assert row["ms"] > 0 and row["single_ms"] > 0 and row["build_seconds"] > 0
@@ -66,7 +66,7 @@ def test_rows_fits_and_extrapolation(scale, data, tmp_path):
         assert row["memory"] > 4 * row["rows"] and row["disk"] > 4 * row["rows"]
         assert row["recall"] >= (0.95 if "lists" in row["key"] or "faiss" in row["key"] else 1)
         assert set(row["run"]["data"]) == {"train", "query", "database"}
-        assert row["target"] == "faiss-ivfpq" or 1 < row["distinct"] <= row["rows"]
+        assert row["target"].startswith("faiss-ivfpq") or 1 < row["distinct"] <= row["rows"]
     lists = {row["key"]: (row["nlist"], row["nprobe"]) for row in found["rows"] if "nlist" in row}
     assert lists["ivfpq-1200"] == lists["lift-1200"] == (1, 1)
     assert lists["ivfpq-lists-1200"][0] == lists["faiss-ivfpq-1200"][0] == 128 == scale.list_count(1200)

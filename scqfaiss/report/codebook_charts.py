@@ -36,13 +36,15 @@ from .drawing_charts import (
     fitted,
     text_width,
 )
-from .ranking_charts import carrier
+from .ranking_charts import NO_LENGTH, carrier
+from .words import class_name
 
 Document = selection.Document
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Part = TypeVar("Part")
 
 WIDEST = 1024  # columns of a picture of codewords; wider books are averaged down to it
+CELLS = 200  # rows and columns of a picture of cosines, likewise: the screen has few more pixels there
 NAMED = 12  # classes with a name of their own
 NAMELESS = 40  # classes beyond which there are no names at all
 RASTER_BYTES = 36_000  # of one picture of points, compressed, where that can be had
@@ -71,7 +73,7 @@ def _sides(document: Document, field: str, read: Callable[[Any], Part | None]) -
 def _missing(document: Document, name: str, title: str, what: str) -> Missing:
     bits = selection.shown_bits(document)
     if bits is None:
-        return Missing(name, title, "no length was measured both for ours and for a baseline of the rows")
+        return Missing(name, title, NO_LENGTH)
     return Missing(name, title, f"no row of {bits} bits has {what}")
 
 
@@ -128,7 +130,7 @@ def codewords(document: Document) -> Plan | Missing:
             books, K = use.counts.shape
             canvas.text(left, top + 13, said(label, use, WIDTH - left - right), bold=True, va="center_baseline")
             ax = canvas.axes(left, top + 24, WIDTH - left - right, tall, frame=False)
-            drawn = _narrowed(use.counts)
+            drawn = _narrowed(use.counts, WIDEST)
             ax.imshow(
                 _shaded(drawn, shades, low, high, theme["empty"]), aspect="auto", interpolation="none",
                 extent=(0.5, K + 0.5, books + 0.5, 0.5),
@@ -149,12 +151,16 @@ def codewords(document: Document) -> Plan | Missing:
         for label, use in sides
         for m, (book, entropy) in enumerate(zip(use.counts, use.entropies, strict=True))
     )
-    fullest = max(sides, key=lambda side: float(side[1].entropies.mean()) / max(side[1].nbits, 1e-9))
+    # Of the entropies as they are shown.
+    full = [(label, round(float(use.entropies.mean()), 2) / max(use.nbits, 1e-9)) for label, use in sides]
     alt = (
         "Heat maps of how many rows use each codeword, a line for each codebook. "
         + "; ".join(said(label, use, 4 * WIDTH) for label, use in sides)
-        + f". {fullest[0]} fills its codes best."
+        + "."
     )
+    if len(sides) > 1:
+        even = len({share for _, share in full}) == 1
+        alt += " Both fill their codes alike." if even else f" {max(full, key=lambda f: f[1])[0]} fills its codes best."
     caption = (
         "Each line is a codebook, each cell a codeword, sorted by use. The entropy says how many of its bits a book really "
         "spends; even use spends all. Codes shaped by labels gather rows of a class, so a low figure is no fault by itself."
@@ -168,9 +174,9 @@ _USE = {
 }
 
 
-def _narrowed(counts: Floats) -> Floats:
-    """(M, K) with at most WIDEST columns, each the mean of its neighbours."""
-    step = -(-counts.shape[1] // WIDEST)
+def _narrowed(counts: Floats, most: int) -> Floats:
+    """(M, K) with at most `most` columns, each the mean of its neighbours."""
+    step = -(-counts.shape[1] // most)
     starts = np.arange(0, counts.shape[1], step)
     widths = np.diff(np.append(starts, counts.shape[1]))
     return np.asarray(np.add.reduceat(counts, starts, axis=1) / widths, np.float64)
@@ -222,7 +228,7 @@ def centers(document: Document) -> Plan | Missing:
     if not sides:
         return _missing(document, name, title, "cosines of at least two classes (centers)")
     C = max(len(matrix) for _, matrix in sides)
-    names = class_names(document, C)
+    names = [class_name(document, c) for c in range(C)]
     step = -(-C // NAMED)
     named = range(0, C, step) if C <= NAMELESS else range(0)
     room = column_width(((names[i], False) for i in named), 104)
@@ -237,7 +243,8 @@ def centers(document: Document) -> Plan | Missing:
             x = left + i * (side + 12)
             canvas.text(x, 13, fitted(label, side, NORMAL, True), size=NORMAL, bold=True, va="center_baseline")
             ax = canvas.axes(x, 26, side, side, frame=False)
-            ax.imshow(shades((matrix + 1) / 2), interpolation="none", aspect="auto")
+            cells = _narrowed(_narrowed(matrix, CELLS).T, CELLS).T
+            ax.imshow(shades((cells + 1) / 2), interpolation="none", aspect="auto")
             own = [k for k in named if k < len(matrix)]
             labels = [fitted(names[k], room) for k in own]
             ax.set_xticks(own, labels, rotation=90)
@@ -251,14 +258,10 @@ def centers(document: Document) -> Plan | Missing:
         canvas.text(left + 130, foot + 17, "cosine of two classes", colour=theme["muted"], va="center_baseline")
         return canvas.figure
 
-    pairs = [
-        (i, j)
-        for i in range(C)
-        for j in range(i + 1, C)
-        if all(j < len(matrix) for _, matrix in sides)
-    ]  # fmt: skip
-    pairs.sort(key=lambda p: -float(sides[0][1][p]))
-    kept = pairs[: NAMED * (NAMED - 1) // 2]
+    # Of all pairs the closest by the first side, out of classes that both have.
+    low, high = np.triu_indices(min(len(matrix) for _, matrix in sides), 1)
+    order = np.argsort(-sides[0][1][low, high], kind="stable")[: NAMED * (NAMED - 1) // 2]
+    kept = list(zip(low[order].tolist(), high[order].tolist(), strict=True))
     table = tuple((f"{names[i]} – {names[j]}", *(f"{m[i, j]:.2f}" for _, m in sides)) for i, j in kept)
     closest = []
     for label, m in sides:
@@ -267,22 +270,21 @@ def centers(document: Document) -> Plan | Missing:
     alt = f"Matrices of the cosines between the mean vectors of {C} classes. The two closest classes are " + ", ".join(
         f"{which} with {cosine:.2f} for {label}" for label, cosine, which in closest
     )
-    low, high = min(c for _, c, _ in closest), max(c for _, c, _ in closest)
-    apart = next(label for label, cosine, _ in closest if cosine == low)
-    alt += f": {apart} keeps its closest classes farther apart." if low < high else "."
+    apart, least, _ = min(closest, key=lambda side: side[1])
+    if len(closest) > 1:
+        same = all(cosine == least for _, cosine, _ in closest)
+        alt += ": the same." if same else f": {apart} keeps its closest classes farther apart."
+    else:
+        alt += "."
     caption = (
-        "1 on the diagonal is a class with itself; the paler the rest, the less the classes are mixed up. "
-        "Ours: mean embeddings. FAISS's codes: means of the rows as they are."
+        "1 on the diagonal is a class with itself; the nearer the rest to the colour of 0, the less the classes are mixed "
+        "up. Ours: mean embeddings. FAISS's codes: means of the rows as they are."
     )
-    if len(kept) < len(pairs):
+    if C > CELLS:
+        caption += f" Cells are means of up to {-(-C // CELLS)} classes either way."
+    if len(kept) < len(low):
         caption += f" The table holds the {len(kept)} closest pairs."
     return Plan(name, title, alt, caption, ("classes", *(label for label, _ in sides)), table, draw)
-
-
-def class_names(document: Document, C: int) -> list[str]:
-    """C names; numbers where the results have none."""
-    names = document.get("classes") or []
-    return [str(names[i]) if i < len(names) else str(i) for i in range(C)]
 
 
 # A map of rows and codewords
@@ -330,7 +332,7 @@ def plane(document: Document) -> Plan | Missing:
     if not sides:
         return _missing(document, name, title, "a map of its features (plane)")
     present = sorted({int(c) for _, m in sides for c in np.unique(m.labels) if c >= 0})
-    names = dict(zip(present, (_class_name(document, c) for c in present), strict=True))
+    names = {c: class_name(document, c) for c in present}
     tall = 230.0
 
     def said(label: str, m: Map, most: float) -> str:
@@ -371,7 +373,9 @@ def plane(document: Document) -> Plan | Missing:
     alt += ". "
     if known:
         alt += "Next to a row of its own class lie " + ", ".join(f"{s:.0%} of {label}'s" for label, s in known)
-        alt += f"; the most are {max(known, key=lambda k: k[1])[0]}'s." if len(known) > 1 else "."
+        even = len({f"{share:.0%}" for _, share in known}) == 1
+        most = "the same" if even else f"the most are {max(known, key=lambda k: k[1])[0]}'s"
+        alt += f"; {most}." if len(known) > 1 else "."
     caption = (
         "t-SNE: what lies close together was close before; distances between groups mean little. Ours: the embedding; "
         "FAISS's codes: the rows as they are. Crosses are codewords: what whole codes stand for."
@@ -379,11 +383,6 @@ def plane(document: Document) -> Plan | Missing:
     if len(present) > len(MANY_CLASSES):
         caption += f" {len(present)} classes share {len(MANY_CLASSES)} colours."
     return Plan(name, title, alt.strip(), caption, (), (), draw)
-
-
-def _class_name(document: Document, c: int) -> str:
-    names = document.get("classes") or []
-    return str(names[c]) if c < len(names) else f"class {c}"
 
 
 def _limits(ax: Axes, points: Floats, width: float, height: float) -> None:
@@ -452,7 +451,7 @@ def _points(
             weight="bold", ha="center", va="center", zorder=4,
             path_effects=[withStroke(linewidth=3 * PX, foreground=theme["ground"])],
         )  # fmt: skip
-    colours = [*of.values(), theme["muted"], theme["ink"], theme["ground"]]
+    colours = list(dict.fromkeys([*of.values(), theme["muted"], theme["ink"], theme["ground"]]))
     for dpi in (192, 144, 120, 96):  # as fine as a small file allows
         figure.set_dpi(dpi)
         canvas.draw()  # type: ignore[no-untyped-call]

@@ -23,6 +23,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 
+from .words import listed
+
 Header = tuple[str, ...]
 Table = tuple[tuple[str, ...], ...]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -147,6 +149,7 @@ MANY_CLASSES = tuple(
 WIDTH = 440  # CSS pixels, of every picture
 PX = 72 / 96  # points a CSS pixel
 SMALL, NORMAL = 11.0, 12.0  # text, in CSS pixels
+MOST = 40  # lines or bars of one picture; tables beside it hold the rest
 LINE = 17  # height of a line of a key
 
 # Everything at matplotlib's own defaults, whatever a user's matplotlibrc says, but for these.
@@ -186,16 +189,6 @@ def _svg(figure: Figure) -> bytes:
     nothing = {"Date": None, "Creator": None}
     figure.savefig(out, format="svg", dpi=150, transparent=True, metadata=nothing)  # dpi: of what is rasterised
     return out.getvalue()
-
-
-# Numbers out of a results file, which may hold anything
-
-
-def measured(value: Any, low: float = -1e30, high: float = 1e30) -> float | None:
-    """A number within [low, high] as float, or None. The bounds keep squares of it finite."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        return None
-    return float(value)
 
 
 def array(value: Any, ndim: int, low: float = -1e30, high: float = 1e30) -> Floats | None:
@@ -244,16 +237,18 @@ def fitted(text: str, width: float, size: float = SMALL, bold: bool = False) -> 
     return line[: max(keep, 0)].rstrip() + "…"
 
 
-def short(value: float, digits: int = 3) -> str:
-    """A number for reading: 3 digits, thousands with commas, nothing like 1e-05."""
-    if value == 0:
-        return "0"
-    exponent = math.floor(math.log10(abs(value)))
-    if not -5 <= exponent <= 9:
-        return f"{value:.{digits - 1}e}"
-    shown = round(value, digits - 1 - exponent)
-    exponent = math.floor(math.log10(abs(shown)))  # 9.996 is 10.0
-    return f"{shown:,.{max(0, digits - 1 - exponent)}f}"
+def leading(
+    figures: Sequence[tuple[str, float]], shown: Callable[[float], str], best: Callable[[Iterable[float]], float] = max
+) -> tuple[str, str]:
+    """(figure, names) of the best of (name, value): all whose figure reads the same, as no reader could tell them apart."""
+    figure = shown(best(value for _, value in figures))
+    names = list(dict.fromkeys(name for name, value in figures if shown(value) == figure))
+    return figure, some(names)
+
+
+def some(names: list[str]) -> str:
+    """'a, b and c', or their number where they are many."""
+    return listed(names) if len(names) <= 4 else f"{len(names):,} of them"
 
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -12,6 +12,7 @@ from ..errors import size
 from . import selection
 from .drawing_charts import (
     LINE,
+    MOST,
     NORMAL,
     WIDTH,
     Canvas,
@@ -23,14 +24,14 @@ from .drawing_charts import (
     column_width,
     fitted,
     key_lines,
+    leading,
     log_range,
     log_ticks,
-    measured,
     plain_tick,
     power,
-    short,
     text_width,
 )
+from .words import amount, count
 
 Document = selection.Document
 
@@ -45,15 +46,13 @@ TARGETS = {
     "residual": Look("rq", marker="v"),
     "faiss-ivfpq": Look("ivfpq", marker="o", filled=False),
 }
-MOST_ROWS = 1e15
-BOUNDS = {"ms": (1e-9, 1e15), "memory": (1.0, 1e18)}  # of values that can be true
 OTHERS = tuple(Look(f"other {i}", marker=marker) for i, marker in enumerate("X<>h"))
 
 
 def scale_time(document: Document) -> Plan | Missing:
     """Milliseconds a query against rows."""
     return _growth(
-        document, "ms", "scale-time", "Time against rows", "ms a query", plain_tick, lambda v: f"{short(v)} ms"
+        document, "ms", "scale-time", "Time against rows", "ms a query", plain_tick, lambda v: f"{amount(v)} ms"
     )  # fmt: skip
 
 
@@ -75,33 +74,36 @@ def _growth(
 ) -> Plan | Missing:
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in document["rows"]:
-        rows, value = measured(row.get("rows"), 1, MOST_ROWS), measured(row.get(field), *BOUNDS[field])
-        if rows is not None and value is not None:
-            lines.setdefault(str(row.get("target", row["key"])), []).append((rows, value))
+        rows, value = selection.get(row, "rows"), selection.get(row, field)
+        if rows and value:  # a log axis has no 0
+            lines.setdefault(str(row.get("target") or row["key"]), []).append((rows, value))
     if not lines:
         return Missing(
             name, title, f"no row has {'the ms of a query (ms)' if field == 'ms' else 'its memory (memory)'}"
         )
     lines = {target: sorted(points) for target, points in lines.items()}
     counts = sorted({rows for points in lines.values() for rows, _ in points})
-    far = _far(document, counts[-1])
-    fits = {target: fit for target in lines if (fit := _fit(document, target, field, far or counts[-1])) is not None}
-    carried = {target for target in fits if far is not None and _carried(document, target, field)}
-    far = far if carried else None
+    # Of memory there is a fixed part, which bends a power; the results carry it on in proportion.
+    powers = {t: e for t in lines if (e := selection.get(document, "fits", t, field, "exponent")) is not None}
+    powers = powers if field == "ms" else {}
+    far = selection.get(document, "extrapolation", "rows")
+    carried = {t: v for t in lines if (v := selection.get(document, "extrapolation", "targets", t, field))}
+    if not carried or far is None or far <= counts[-1]:
+        far, carried = None, {}
+    drawn = dict(list(lines.items())[:MOST])
     ends = []
-    unknown = [target for target in lines if target not in TARGETS]
-    style = {t: TARGETS.get(t) or OTHERS[unknown.index(t) % len(OTHERS)] for t in lines}
-    for target, points in lines.items():
-        fit = fits.get(target)
-        text = target if fit is None else f"{target} n^{fit[0]:.2f}"
-        end = (far, _at(fit, far)) if fit is not None and far is not None and target in carried else points[-1]
+    unknown = [target for target in drawn if target not in TARGETS]
+    style = {t: TARGETS.get(t) or OTHERS[unknown.index(t) % len(OTHERS)] for t in drawn}
+    for target, points in drawn.items():
+        text = f"{target} n^{powers[target]:.2f}" if target in powers else target
+        end = (far, carried[target]) if far is not None and target in carried else points[-1]
         ends.append(End(text, *end, style[target]))
     gap = 14.5
     beside = len(ends) * gap <= 330
     labels = column_width(((end.text, end.look.bold) for end in ends), 130) if beside else 0.0
     entries = [] if beside else [(end.text, end.look) for end in ends]
     high = max(210.0, len(ends) * gap) if beside else 240.0
-    every = [value for points in lines.values() for _, value in points] + [end.y for end in ends]
+    every = [value for points in drawn.values() for _, value in points] + [end.y for end in ends]
     rows_range = log_range([*counts, *([far] if far else [])], room=0.04, least=10)
     value_range = log_range(every)
 
@@ -121,14 +123,13 @@ def _growth(
         canvas.ticks(ax, "y", ticks, names)
         across = log_ticks(*rows_range)
         canvas.ticks(ax, "x", across, [_rows(t) for t in across], grid=False)
-        for target, points in lines.items():
+        for target, points in drawn.items():
             look = canvas.look(style[target])
             ax.plot(*zip(*points, strict=True), **look, zorder=3)
-            fit = fits.get(target)
-            if fit is not None and far is not None and target in carried:
-                first = points[-1][0]
+            if far is not None and target in carried:
+                last, value = points[-1]
                 dashed = {**look, "linestyle": (0, (3, 2.5)), "linewidth": 0.9, "marker": "", "alpha": 0.8}
-                ax.plot([first, far], [_at(fit, first), _at(fit, far)], **dashed, zorder=2)
+                ax.plot([last, far], [value, carried[target]], **dashed, zorder=2)
         if far:
             _parted(canvas, ax.transData, counts[-1], left, top, width, high)
         if beside:
@@ -140,63 +141,34 @@ def _growth(
         return canvas.figure
 
     header = (
-        "target", *(f"{n:,.0f} rows" for n in counts), *(("exponent",) if fits else ()),
-        *((f"{far:,.0f} rows, by the fit",) if far else ()),
+        "target", *(f"{n:,.0f} rows" for n in counts), *(("power",) if powers else ()),
+        *((f"{far:,.0f} rows, carried on",) if far else ()),
     )  # fmt: skip
     table = []
     for target, points in lines.items():
-        fit, at = fits.get(target), dict(points)
+        at = dict(points)
         cells = [shown(at[n]) if n in at else "–" for n in counts]
-        cells += ([f"{fit[0]:.2f}" if fit else "–"] if fits else []) + (
-            [shown(_at(fit, far)) if fit and target in carried else "–"] if far else []
-        )
+        cells += [f"{powers[target]:.2f}" if target in powers else "–"] if powers else []
+        cells += [shown(carried[target]) if target in carried else "–"] if far else []
         table.append((target, *cells))
-    at_most = {target: dict(points)[counts[-1]] for target, points in lines.items() if counts[-1] in dict(points)}
-    least = min(at_most, key=lambda target: at_most[target])
+    at_most = [(target, dict(points)[counts[-1]]) for target, points in lines.items() if counts[-1] in dict(points)]
+    least, smallest = leading(at_most, shown, min)
     what = "milliseconds a query" if field == "ms" else "bytes in memory"
     alt = (
         f"Lines of {what} against rows, both on log scales, measured {_span(counts)}. "
-        f"With the most rows {least} needs the least, {shown(at_most[least])}."
+        f"The least with the most rows is {least}, {smallest}."
     )
-    if fits:
-        slow = min(fits, key=lambda target: fits[target][0])
-        alt += f" {slow} grows the slowest, as the rows to the power of {fits[slow][0]:.2f}."
-    caption = "Both axes on log scales: a straight line is a power of the rows n, n^1.00 grows as fast as they do."
+    if powers:
+        slowest, slow = leading(list(powers.items()), lambda power: f"{power:.2f}", min)
+        alt += f" The slowest growth is that of {slow}, as the rows to the power of {slowest}."
+    caption = "Both axes on log scales."
+    if powers:
+        caption += " n^1.00 beside a name: its time grows as fast as the rows n; n^0.50 as their root."
     if far:
-        caption += f" Dashed: the fit carried on to {far:,.0f} rows, which nobody measured."
+        caption += f" Dashed: carried on to {far:,.0f} rows, which nobody measured."
+    if len(drawn) < len(lines):
+        caption += f" The picture holds {MOST} of {len(lines):,} lines, the table all of them."
     return Plan(name, title, alt, caption, header, tuple(table), draw)
-
-
-def _fit(document: Document, target: str, field: str, rows: float) -> tuple[float, float] | None:
-    """(exponent, factor) of factor * rows ** exponent, if what it gives for `rows` can be true."""
-    held: Any = document.get("fits")
-    for part in (target, field):
-        held = held.get(part) if isinstance(held, Mapping) else None
-    if not isinstance(held, Mapping):
-        return None
-    exponent, factor = measured(held.get("exponent"), -5, 5), measured(held.get("factor"), 1e-30)
-    if exponent is None or factor is None or measured(factor * rows**exponent, *BOUNDS[field]) is None:
-        return None
-    return exponent, factor
-
-
-def _carried(document: Document, target: str, field: str) -> bool:
-    """Whether the results carry a fit on to the rows of the extrapolation."""
-    held: Any = document.get("extrapolation")
-    for part in ("targets", target):
-        held = held.get(part) if isinstance(held, Mapping) else None
-    return isinstance(held, Mapping) and measured(held.get(field)) is not None
-
-
-def _at(fit: tuple[float, float], rows: float) -> float:
-    return float(fit[1] * rows ** fit[0])
-
-
-def _far(document: Document, measured_rows: float) -> float | None:
-    """Rows of the extrapolation, if they go beyond what was measured."""
-    held = document.get("extrapolation")
-    rows = measured(held.get("rows"), 1, MOST_ROWS) if isinstance(held, Mapping) else None
-    return rows if rows is not None and rows > measured_rows else None
 
 
 def _span(counts: Sequence[float]) -> str:
@@ -217,8 +189,8 @@ def _parted(canvas: Canvas, place: Any, last: float, left: float, top: float, wi
     y, muted = top - 8, canvas.theme["muted"]
     if x - left > text_width("measured") + 6:
         canvas.text(x - 5, y, "measured", colour=muted, ha="right", va="center_baseline")
-    if left + width - x > text_width("by the fit") + 6:
-        canvas.text(x + 5, y, "by the fit", colour=muted, va="center_baseline")
+    if left + width - x > text_width("carried on") + 6:
+        canvas.text(x + 5, y, "carried on", colour=muted, va="center_baseline")
 
 
 # Training
@@ -228,33 +200,33 @@ def training(document: Document) -> Plan | Missing:
     """How many times as fast as the plain arithmetic a step of training is."""
     name, title = "training", "Speed of a training step"
     bars: list[tuple[str, str, float, float, float]] = []
-    for row in document["rows"]:
-        ratio = measured(row.get("ratio"), 1e-9)
-        if ratio is None:
-            continue
-        low, high = (measured(row.get(key), 1e-9) for key in ("ratio_low", "ratio_high"))
-        batch = measured(row.get("batch"), 1)
-        what = str(row.get("what", row["key"]))
-        label = what if batch is None else f"{what}, batch {batch:,.0f}"
-        bars.append((label, what, ratio, min(ratio, low or ratio), max(ratio, high or ratio)))
+    timed = [row for row in document["rows"] if selection.get(row, "ratio")]
+    for row in timed:
+        ratio = selection.get(row, "ratio") or 1.0
+        low, high = (selection.get(row, key) or ratio for key in ("ratio_low", "ratio_high"))
+        what = str(row.get("what") or row["key"])
+        batch = count(selection.get(row, "batch"))
+        label = f"{what}, batch {batch}" if batch else what
+        bars.append((label, what, ratio, min(ratio, low), max(ratio, high)))
     if not bars:
         return Missing(name, title, "no row has a ratio of speeds (ratio)")
-    ratios = [ratio for _, _, ratio, _, _ in bars]
+    drawn = bars[:MOST]
+    ratios = [ratio for _, _, ratio, _, _ in drawn]
     log = max(ratios) > 10 * min(ratios)
-    names = column_width(((label, False) for label, *_ in bars), 150)
-    values = [f"{short(ratio)}×" for ratio in ratios]
+    names = column_width(((label, False) for label, *_ in drawn), 150)
+    values = [f"{amount(ratio)}×" for ratio in ratios]
     room = max(text_width(v, NORMAL, True) for v in values)
-    kinds = list(dict.fromkeys(what for _, what, *_ in bars))
+    kinds = list(dict.fromkeys(what for _, what, *_ in drawn))
     colours = ("scq", "mecoq", "phpq", "dpq")
 
     def draw(theme: Theme) -> Figure:
         pitch, top = 30.0, 12.0
-        high, left = pitch * len(bars), 8 + names + 8
+        high, left = pitch * len(drawn), 8 + names + 8
         width = WIDTH - left - room - 24
         canvas = Canvas(theme, top + high + 44)
         ax = canvas.axes(left, top, width, high)
         ax.spines["left"].set_visible(False)
-        ends = [1.0, *(v for bar in bars for v in bar[2:])]
+        ends = [1.0, *(v for bar in drawn for v in bar[2:])]
         if log:
             ax.set_xscale("log")
             ax.set_xlim(*log_range(ends, 0.03))
@@ -264,9 +236,9 @@ def training(document: Document) -> Plan | Missing:
             ax.set_xlim(0, max(ends) * 1.03)
             ticks = list(_steps(max(ends)))
             canvas.ticks(ax, "x", ticks, [f"{t:g}" for t in ticks])
-        ax.set_ylim(len(bars) - 0.5, -0.5)
+        ax.set_ylim(len(drawn) - 0.5, -0.5)
         ax.set_yticks([])
-        for i, (label, what, ratio, low, up) in enumerate(bars):
+        for i, (label, what, ratio, low, up) in enumerate(drawn):
             colour = theme["series"][colours[kinds.index(what) % len(colours)]]
             start = 1.0 if log else 0.0  # a log axis has no 0; at 1 both are as fast
             ax.barh(i, ratio - start, 0.56, left=start, color=colour, linewidth=0)
@@ -283,22 +255,23 @@ def training(document: Document) -> Plan | Missing:
     header = ("what", "batch", "times as fast", "quartiles", "pairs", "rows a second, ours", "rows a second, plain")
     table = tuple(
         (
-            what, _count(row.get("batch")), f"{short(ratio)}×", f"{short(low)} – {short(up)}", _count(row.get("pairs")),
-            _count(row.get("ours_rows_per_s")), _count(row.get("plain_rows_per_s")),
+            what, count(selection.get(row, "batch")) or "–", f"{amount(ratio)}×", f"{amount(low)} – {amount(up)}",
+            *(count(selection.get(row, key)) or "–" for key in ("pairs", "ours_rows_per_s", "plain_rows_per_s")),
         )
-        for row, (_, what, ratio, low, up) in zip(
-            (r for r in document["rows"] if measured(r.get("ratio"), 1e-9) is not None), bars, strict=True
-        )
+        for row, (_, what, ratio, low, up) in zip(timed, bars, strict=True)
     )  # fmt: skip
-    best, worst = max(bars, key=lambda bar: bar[2]), min(bars, key=lambda bar: bar[2])
+    most, quick = leading([(bar[0], bar[2]) for bar in bars], amount)
+    least, slow = leading([(bar[0], bar[2]) for bar in bars], amount, min)
     alt = (
         f"Bars of how many times as fast a training step is as the released recipe's arithmetic. The most is "
-        f"{short(best[2])} times, {best[0]}; the least {short(worst[2])} times, {worst[0]}."
+        f"{most} times, {quick}; the least {least} times, {slow}."
     )
     caption = (
         "Medians of rounds in which both ran one after the other on the same machine; whiskers are quartiles. "
         "The upright line at 1 is equal speed."
     )
+    if len(drawn) < len(bars):
+        caption += f" The picture holds {MOST} of {len(bars):,} bars, the table all of them."
     return Plan(name, title, alt, caption, header, table, draw)
 
 
@@ -310,8 +283,3 @@ def _steps(high: float) -> Sequence[float]:
     unit = 10 ** math.floor(math.log10(high))
     step = next(s * unit for s in (0.2, 0.5, 1, 2, 5) if high / (s * unit) <= 5)
     return [i * step for i in range(int(high / step + 1e-9) + 1)]
-
-
-def _count(value: Any) -> str:
-    number = measured(value)
-    return "–" if number is None else f"{number:,.0f}"

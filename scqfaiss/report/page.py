@@ -9,7 +9,6 @@ import base64
 import binascii
 import functools
 import io
-import json
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,20 +20,22 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from ..data.images import Refused, prove
+from ..data.images import Refused, decode, prove
 from ..errors import shown, size
 from ..files import PathLike, make_folder, reserve
 from ..results import FILE, read_results
 from .charts import Chart, Missing, charts
-from .intake import Gap, gaps, sound
-from .selection import Document, Row, get, name_of
+from .intake import Gap, clean, gaps, sound
+from .selection import Document, Row, embedded, get, name_of
 from .tables import Table, tables
-from .words import Point, class_name, count, summary
+from .words import Point, class_name, count, embedding_of, summary
 
 KINDS = {"comparison": "Codes at equal length", "scale": "Time and memory by size", "training": "Training steps"}
-SHOWN = ("image/png", "image/jpeg", "image/webp", "image/gif")  # what every browser shows
+SHOWN = ("image/png", "image/jpeg", "image/webp")  # what every browser shows
 SMALL = 64  # pixels; pictures narrower than this are scaled up with their pixels left sharp
-HITS = 10  # of a query that the gallery shows
+SIDE, BYTES = 192, 1 << 15  # the page shows pictures at 128 px at most, and repeats them: larger ones are made smaller
+QUERIES, SIDES, HITS = 50, 4, 10  # that the gallery shows
+LACKING = 20  # parts that are missing, of which the command tells
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Result:
-    """One results file as the page shows it."""
+    """One results file as the page shows it. name: numbered where another has it; slug: that as part of file names;
+    asked: what the cards show of the gallery.
+    """
 
     slug: str
     name: str
@@ -94,6 +97,7 @@ class Result:
     drawn: list[Chart]
     undrawn: list[Missing]
     cards: list[Card]
+    asked: str
     source: Source
     gaps: list[Gap]
 
@@ -104,7 +108,8 @@ def write_report(
 ) -> str:
     """Draw results files, or folders that hold one each, into the page `out` (.html), and charts into the folder `png`.
 
-    Returns what was written and what is missing, a line each. Raises what `results.read_results` and `files.reserve` raise.
+    Returns a line of what was written, and one for each part that is missing, at most LACKING. Raises what
+    `results.read_results` and `files.reserve` raise.
     """
     files = [Path(path) / FILE if Path(path).is_dir() else Path(path) for path in paths]
     with ExitStack() as held:
@@ -122,12 +127,9 @@ def write_report(
         slot.write(lambda f: f.write(text))
     done = f"{slot.name}: {_many(len(found), 'result')}, {_many(sum(len(r.drawn) for r in found), 'chart')}, "
     done += size(len(text)) + (f"; {_many(written, 'PNG file')} in {shown(png)}" if png is not None else "")
-    lacking = [
-        f"{result.name}: {' '.join(gap.title.split())} ({' '.join(gap.reason.split())})"
-        for result in found
-        for gap in result.gaps
-    ]
-    return f"{done}\nmissing: {shown('; '.join(lacking))}" if lacking else done
+    lacking = [f"{result.name}: {gap.title} ({gap.reason})" for result in found for gap in result.gaps]
+    more = [f"and {len(lacking) - LACKING} more"] if len(lacking) > LACKING else []
+    return "\n".join([done, *(shown(f"missing: {' '.join(text.split())}") for text in lacking[:LACKING]), *more])
 
 
 def _many(n: int, what: str) -> str:
@@ -136,9 +138,11 @@ def _many(n: int, what: str) -> str:
 
 def page(found: Sequence[Result], title: str | None = None) -> str:
     """The HTML of some results. title: default their names."""
+    if title is None:
+        title = f"Report: {', '.join(result.name for result in found)}"
     room = _room()
     return room.get_template("page.html").render(
-        title=title or f"Report: {', '.join(dict.fromkeys(result.name for result in found))}",
+        title=clean(title),
         style=Markup(room.get_template("page.css").render()),
         results=found,
         kinds={result.kind for result in found},
@@ -171,12 +175,13 @@ def pictures(found: Sequence[Result]) -> list[tuple[str, bytes]]:
 
 def results(documents: Sequence[Document]) -> list[Result]:
     """Documents of `results.read_results` as the page shows them, in their order."""
+    names: set[str] = set()
     slugs: set[str] = set()
-    return [_result(sound(document), slugs) for document in documents]
+    return [_result(sound(document), names, slugs) for document in documents]
 
 
-def _result(document: dict[str, Any], slugs: set[str]) -> Result:
-    name = document.get("name") or "unnamed"
+def _result(document: dict[str, Any], names: set[str], slugs: set[str]) -> Result:
+    name = _unused(" ".join((document.get("name") or "").split()) or "unnamed", names)
     drawn = charts(document)
     table, full = tables(document)
     undrawn = [chart for chart in drawn if isinstance(chart, Missing)]
@@ -191,6 +196,7 @@ def _result(document: dict[str, Any], slugs: set[str]) -> Result:
         drawn=[chart for chart in drawn if isinstance(chart, Chart)],
         undrawn=undrawn,
         cards=gallery(document),
+        asked=asked(document),
         source=source(document),
         gaps=[*gaps(document), *(Gap(f"chart: {chart.title}", chart.reason) for chart in undrawn)],
     )
@@ -213,29 +219,47 @@ def _unused(name: str, taken: set[str]) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- gallery
 def gallery(document: Document) -> list[Card]:
-    """The queries of the results, each with the hits of every side."""
-    held = document.get("gallery") or {}
-    queries = [q for q in _list(held.get("queries")) if isinstance(q, dict)]
-    sides = [s for s in _list(held.get("sides")) if isinstance(s, dict)]
+    """The first queries of the results, each with the hits of every side. What is no object keeps its place, and is not shown."""
+    queries, sides = _asked(document)
     rows = {row["key"]: row for row in document["rows"]}
     seen: dict[str, Picture | None] = {}
     cards = []
-    for place, query in enumerate(queries):
+    for place, query in queries[:QUERIES]:
         shown_sides = []
-        for side in sides:
+        for side in sides[:SIDES]:
             hits = _list(side.get("hits"))
             mine = _list(hits[place]) if place < len(hits) else []
             name = _side_name(rows.get(str(side.get("key"))), side)
             tiles = [
                 _tile(document, hit, seen, f"hit {rank} of {name}", query)
-                for rank, hit in enumerate((h for h in mine if isinstance(h, dict)), 1)
-                if rank <= HITS
+                for rank, hit in enumerate(mine[:HITS], 1)
+                if isinstance(hit, dict)
             ]
             judged = [tile.right for tile in tiles if tile.right is not None]
             right = f"{sum(judged)} of {len(judged)} right" if judged else "not judged" if tiles else "nothing found"
             shown_sides.append(Side(name, tiles, right))
         cards.append(Card(_tile(document, query, seen, "query"), shown_sides))
     return cards
+
+
+def asked(document: Document) -> str:
+    """What `gallery` shows of what the results hold."""
+    queries, sides = _asked(document)
+    text = f"The first {HITS} hits of each query. ✓ shares a class with the query, ✗ does not."
+    if len(queries) > QUERIES:
+        text += f" {QUERIES} of {count(len(queries))} queries are shown."
+    if len(sides) > SIDES:
+        text += f" {SIDES} of {count(len(sides))} codes are shown."
+    return text
+
+
+def _asked(document: Document) -> tuple[list[tuple[int, Row]], list[Row]]:
+    """((place, query), ...), and sides, whose hits stand in the places of the queries."""
+    held = document.get("gallery") or {}
+    queries: list[tuple[int, Row]] = [
+        (place, query) for place, query in enumerate(_list(held.get("queries"))) if isinstance(query, dict)
+    ]
+    return queries, [side for side in _list(held.get("sides")) if isinstance(side, dict)]
 
 
 def _list(value: Any) -> list[Any]:
@@ -248,9 +272,7 @@ def _side_name(row: Row | None, side: Row) -> str:
     return name_of(row) + (f", {row['bits']} bits" if row.get("bits") else "")
 
 
-def _tile(
-    document: Document, row: dict[str, Any], seen: dict[str, Picture | None], what: str, query: Row | None = None
-) -> Tile:
+def _tile(document: Document, row: Row, seen: dict[str, Picture | None], what: str, query: Row | None = None) -> Tile:
     labels = _list(row.get("labels"))
     name = ", ".join(class_name(document, label) for label in labels) or "no label"
     right = None
@@ -269,7 +291,7 @@ def _tile(
 def picture(held: Any) -> Picture | None:
     """A picture of `pictures` as a data URI; None where it is no picture that every browser shows.
 
-    What it is, its bytes say, not the type beside them.
+    What it is, its bytes say, not the type beside them. Large ones are made smaller, and of moving ones the first image stands.
     """
     if not isinstance(held, dict) or not isinstance(held.get("data"), str):
         return None
@@ -277,12 +299,35 @@ def picture(held: Any) -> Picture | None:
         data = base64.b64decode(held["data"], validate=True)
         prove(io.BytesIO(data))
         with Image.open(io.BytesIO(data)) as image:
-            kind, width, height = Image.MIME.get(image.format or ""), image.width, image.height
+            kind = Image.MIME.get(image.format or "")
+            if kind not in SHOWN:
+                return None
+            width, height = image.size if not _turned(image) else image.size[::-1]
+            if max(width, height) > SIDE or len(data) > BYTES or getattr(image, "is_animated", False):
+                kind, (data, width, height) = "image/jpeg", _smaller(data, width, height)
     except (binascii.Error, ValueError, Refused):
         return None
-    if kind not in SHOWN:
-        return None
     return Picture(f"data:{kind};base64,{base64.b64encode(data).decode()}", width, height, width < SMALL)
+
+
+def _turned(image: Image.Image) -> bool:
+    """Whether EXIF has the picture lie on its side."""
+    try:
+        return image.getexif().get(0x0112) in (5, 6, 7, 8)
+    except Exception:  # broken EXIF raises whatever Pillow meets there, and the picture is none the worse
+        return False
+
+
+def _smaller(data: bytes, width: int, height: int) -> tuple[bytes, int, int]:
+    """(JPEG, width, height) of a picture of that size, the whole of it within SIDE x SIDE pixels."""
+    longest = max(width, height)
+    side = min(SIDE, longest)
+    pixels = decode(io.BytesIO(data), side, "pad")  # in the middle, between bars
+    w, h = (max(1, round(length * side / longest)) for length in (width, height))
+    x, y = (side - w) // 2, (side - h) // 2
+    f = io.BytesIO()
+    Image.fromarray(pixels[:, y : y + h, x : x + w].transpose(1, 2, 0)).save(f, "JPEG", quality=80)
+    return f.getvalue(), w, h
 
 
 # -------------------------------------------------------------------------------------------------------------- source
@@ -299,15 +344,14 @@ def source(document: Document) -> Source:
         "GPU": machine.get("gpu") or ("none" if "gpu" in machine else None),
         "system": machine.get("system"),
         "versions": _pairs(machine.get("versions")),
+        "“of the embedding” is": embedding_of(document) if embedded(document) else None,
         "ranks that count in mAP": _counted(document, "at"),
         "at operating points": _counted(document, "sweep_at"),
         "how the codes came about": document.get("how"),
     }
     data = document.get("data") or {}
     files = [
-        (str(part), str(held.get("file", "")), _shape(held), str(held.get("sha256", "")))
-        for part, held in data.items()
-        if isinstance(held, dict)
+        (str(part), str(held.get("file", "")), _shape(held), str(held.get("sha256", ""))) for part, held in data.items()
     ]
     return Source(
         [(what, str(value)) for what, value in has.items() if value not in (None, "")],
@@ -334,27 +378,19 @@ def _shape(held: Row) -> str:
 
 
 def _otherwise(document: Document, machine: Row) -> list[str]:
-    """What rows say of their own run where it is not what the whole says."""
-    hashes = {part: held.get("sha256") for part, held in (document.get("data") or {}).items() if isinstance(held, dict)}
-    whole = {
-        "command": document.get("command"),
-        "seed": document.get("seed"),
-        "processor": machine.get("cpu"),
-        "GPU": machine.get("gpu"),
-        "versions": machine.get("versions"),
-        "data": hashes,
-    }
+    """What rows say of their own run where the whole says another thing; None says a thing, too: no GPU."""
+    named = {"cpu": "processor", "cores": "cores", "gpu": "GPU", "versions": "versions"}
+    whole = {key: document[key] for key in ("command", "seed") if key in document}
+    whole |= {key: machine[key] for key in named if key in machine}
+    if document.get("data"):
+        whole["data"] = {part: held.get("sha256") for part, held in document["data"].items()}
     found: dict[str, int] = {}
     for row in document["rows"]:
         run = row.get("run")
-        if not isinstance(run, dict):
-            continue
-        names = {"cpu": "processor", "gpu": "GPU"}
-        for key, value in run.items():
-            what = names.get(key, str(key))
-            if whole.get(what) not in (None, "", {}) and value is not None and value != whole[what]:
-                told = (
-                    _pairs(value) if isinstance(value, dict) else value if isinstance(value, str) else json.dumps(value)
-                )
-                found[f"{what}: {told}"] = found.get(f"{what}: {told}", 0) + 1
+        for key in whole if isinstance(run, dict) else ():
+            if key in run and run[key] != whole[key]:
+                value = run[key]
+                told = "none" if value is None else _pairs(value) if isinstance(value, dict) else str(value)
+                told = f"{named.get(key, key)}: {told}"
+                found[told] = found.get(told, 0) + 1
     return [f"{text} ({_many(n, 'row')})" for text, n in found.items()]

@@ -15,6 +15,7 @@ from . import selection
 from .drawing_charts import (
     LIGHT,
     LINE,
+    MOST,
     WIDTH,
     Canvas,
     End,
@@ -28,13 +29,15 @@ from .drawing_charts import (
     column_width,
     fitted,
     key_lines,
+    leading,
     linear_range,
     log_range,
     log_ticks,
-    measured,
     plain_tick,
-    short,
+    some,
 )
+from .intake import encoding
+from .words import amount, count, embedding_of, listed, score
 
 Row = selection.Row
 Document = selection.Document
@@ -45,8 +48,10 @@ MARKERS = {
 }  # fmt: skip
 OF_ROWS = ("FAISS's codes of the rows", Look("flat", marker=""))
 OF_EMBEDDING = ("FAISS's codes of the embedding", Look("flat", dash=(4, 2.5), marker=""))
-MANY_SERIES = 9  # from here on, a picture of single points keeps to ours and to codes of the rows
+EMBEDDED = " of the embedding"  # as selection.name_of says it
+MANY_SERIES = 9  # beyond that, a picture of single points leaves out what others of FAISS's codes beat
 FEW_LINES = 7  # of precision and recall, which lie close together
+NO_LENGTH = "no length was measured both for ours and for a baseline of the rows"
 
 
 def looks(document: Document) -> dict[str, Look]:
@@ -65,7 +70,8 @@ def looks(document: Document) -> dict[str, Look]:
         elif row.get("role") == "label":
             look = replace(look, width=0, size=8)
         elif row.get("role") == "ceiling":
-            look = replace(look, width=1.3, dash=(1, 1.8), marker="")
+            dash = (4, 1.5, 1, 1.5) if row.get("space") == "trained" else (1, 1.8)
+            look = replace(look, width=1.3, dash=dash, marker="")
         if row.get("space") == "trained" and row.get("role") == "baseline":
             look = replace(look, width=1.3, dash=(4, 2.5), filled=False)
         found.setdefault(selection.name_of(row), look)
@@ -74,7 +80,7 @@ def looks(document: Document) -> dict[str, Look]:
 
 def ceilings(document: Document) -> list[Row]:
     """Floats, nothing coded."""
-    return [r for r in selection.codings(document) if r.get("role") == "ceiling"]
+    return [r for r in selection.codings(document) if r.get("role") == "ceiling"][:MOST]
 
 
 def best_text(document: Document, bits: int | None) -> str:
@@ -101,11 +107,19 @@ def map_bits(document: Document) -> Plan | Missing:
     bits = sorted({row["bits"] for rows in series.values() for row in rows})
     header = ("codes", *(f"{b} bits" for b in bits), *(("floats",) if floats else ()))
     table: list[tuple[str, ...]] = []
+    lines = len(series)
     for label, rows in series.items():
         at = {row["bits"]: f"{row['map']:.3f}" for row in rows}
         table.append((label, *(at.get(b, "–") for b in bits), *(("–",) if floats else ())))
     for row in floats:
         table.append((selection.name_of(row), *("–" for _ in bits), f"{row['map']:.3f}"))
+
+    top, leaders = leading(
+        [(f"{label} at {row['bits']} bits", row["map"]) for label, rows in series.items() for row in rows], score
+    )
+    if lines > MOST:
+        kept = sorted(series, key=lambda n: (not style[n].bold, -max(row["map"] for row in series[n])))[:MOST]
+        series = {label: series[label] for label in kept}
 
     # Dashes tell codes of the embedding apart, so that their labels can be as short as the method's name.
     spaces = {rows[0].get("space") for rows in series.values() if rows[0].get("role") == "baseline"}
@@ -124,7 +138,8 @@ def map_bits(document: Document) -> Plan | Missing:
     beside = len(ends) * gap <= 330
     labels = column_width(((end.text, end.look.bold) for end in ends), 112) if beside else 0.0
     high = max(190.0, len(ends) * gap) if beside else 230.0
-    entries = split if beside else [(label, look) for label, look in style.items() if label not in points]
+    drawn = [n for n in series if n not in points] + [selection.name_of(row) for row in floats]
+    entries = split if beside else [(label, style[label]) for label in drawn]
     every = [row["map"] for rows in series.values() for row in rows] + [row["map"] for row in floats]
 
     def draw(theme: Theme) -> Figure:
@@ -162,20 +177,20 @@ def map_bits(document: Document) -> Plan | Missing:
         return canvas.figure
 
     shown = selection.shown_bits(document) or max(bits)
-    top_label, top_row = max(
-        ((label, row) for label, rows in series.items() for row in rows), key=lambda found: found[1]["map"]
-    )
     alt = (
-        f"Lines of mAP against bits a vector, {_listed(bits)}. The highest is {top_label} with {top_row['map']:.3f} "
-        f"at {top_row['bits']} bits. {best_text(document, shown)}"
+        f"Lines of mAP against bits a vector, {listed([str(b) for b in bits])}. The highest is {top}, {leaders}. "
+        f"{best_text(document, shown)}"
     ).strip()
     if floats:
         alt += " Without coding: " + ", ".join(f"{selection.name_of(r)} {r['map']:.3f}" for r in floats) + "."
     caption = f"Higher is better; mAP {_depth(document, 'at')}. Thick lines: codes by this package; thin: FAISS's own."
     if "trained" in spaces:
-        caption += " Dashed: FAISS's codes of the embedding that was trained here, so that only the codes differ."
+        caption += f" Dashed: FAISS's codes of {embedding_of(document)}"
+        caption += "; beside that point only the codes differ." if selection.embedded(document) else "."
     if floats:
-        caption += " Dotted: floats, nothing coded."
+        caption += " Dotted: floats, nothing coded; dots and dashes: those of the embedding."
+    if lines > MOST:
+        caption += f" The picture holds {MOST} of {lines:,} lines, the table all of them."
     return Plan(name, title, alt, caption, header, tuple(table), draw)
 
 
@@ -184,26 +199,18 @@ def map_ms(document: Document) -> Plan | Missing:
     name, title = "map-ms", "Quality against time"
     bits = selection.shown_bits(document)
     if bits is None:
-        return Missing(name, title, "no length was measured both for ours and for a baseline of the rows")
-    found: dict[str, list[tuple[Row, Row]]] = {}  # series -> (row, operating point)
-    for row in document["rows"]:
-        if row.get("bits") != bits or row.get("role") == "ceiling":
-            continue
-        points = [(row, p) for p in row.get("points") or () if selection.get(p, "ms") and selection.get(p, "map")]
-        if points:
-            found.setdefault(selection.name_of(row), []).extend(points)
+        return Missing(name, title, NO_LENGTH)
     style = looks(document)
-    found = {label: points for label, points in found.items() if label in style}
+    found, encoders = _settings(document, bits, style)
     if not found:
         return Missing(name, title, f"no row of {bits} bits has operating points with ms and mAP (points)")
-    cut = len(found) > MANY_SERIES
-    if cut:
-        found = {n: p for n, p in found.items() if p[0][0].get("role") == "ours" or p[0][0].get("space") == "raw"}
+    drawn = found if len(found) <= MANY_SERIES else _unbeaten(found, style)
     fronts = {label: front([p for _, p in points if p.get("pareto")]) for label, points in found.items()}
-    every = [p for points in found.values() for _, p in points]
-    spaces = {points[0][0].get("space") for points in found.values() if points[0][0].get("role") == "baseline"}
-    entries = [(label, style[label]) for label in sorted(found, key=lambda n: not style[n].bold)]
+    every = [p for points in drawn.values() for _, p in points]
+    embedded = {n for n, points in found.items() if selection.name_of(points[0][0]).endswith(EMBEDDED)}
+    entries = [(label, style[label]) for label in sorted(drawn, key=lambda n: not style[n].bold)]
     ms_range, map_range = log_range([p["ms"] for p in every]), linear_range([p["map"] for p in every])
+    axis = "ms a query, with its encoder, log scale" if any(encoders.values()) else "ms a query, log scale"
 
     def draw(theme: Theme) -> Figure:
         top, left, high = 24.0, 38.0, 230.0
@@ -216,47 +223,100 @@ def map_ms(document: Document) -> Plan | Missing:
         canvas.fractions(ax, "y")
         ticks = log_ticks(*ms_range)
         canvas.ticks(ax, "x", ticks, [plain_tick(t) for t in ticks], grid=False)
-        for label, points in found.items():
+        for label, points in drawn.items():
             look = style[label]
-            drawn = canvas.look(replace(look, size=look.size - 1.5))
+            faint = canvas.look(replace(look, size=look.size - 1.5))
             xs, ys = [p["ms"] for _, p in points], [p["map"] for _, p in points]
-            ax.plot(xs, ys, **{**drawn, "linestyle": "none"}, alpha=0.4, zorder=2)
+            ax.plot(xs, ys, **{**faint, "linestyle": "none"}, alpha=0.4, zorder=2)
             best = fronts[label]
             ax.plot(
                 [p["ms"] for p in best], [p["map"] for p in best], **canvas.look(look), zorder=4 if look.bold else 3
             )
         canvas.text(8, 12, "mAP", colour=theme["muted"], va="center_baseline")
         canvas.text(WIDTH - 14, 12, "↖ better: up and left", bold=True, ha="right", va="center_baseline")
-        canvas.text(left, foot - 9, "ms a query, log scale", colour=theme["muted"], va="center_baseline")
+        canvas.text(left, foot - 9, axis, colour=theme["muted"], va="center_baseline")
         canvas.key(foot + 4, entries)
         return canvas.figure
 
-    top_label, top = max(((n, p) for n, points in found.items() for _, p in points), key=lambda f: f[1]["map"])
-    quick_label, quick = min(((n, p) for n, points in found.items() for _, p in points), key=lambda f: f[1]["ms"])
+    # Of each series its best point, not all that come out as good: a higher nprobe seldom changes the last digit.
+    tops = {n: min((p for _, p in points), key=lambda p: (-round(p["map"], 3), p["ms"])) for n, points in found.items()}
+    quick = {n: min((p for _, p in points), key=lambda p: (p["ms"], -p["map"])) for n, points in found.items()}
+    top, highest = leading([(f"{n} at {amount(p['ms'])} ms", p["map"]) for n, p in tops.items()], score)
+    least, fastest = leading([(f"{n} with a mAP of {p['map']:.3f}", p["ms"]) for n, p in quick.items()], amount, min)
     alt = (
         f"Operating points at {bits} bits a vector, mAP against milliseconds a query on a log scale. The highest mAP is "
-        f"{top['map']:.3f}, {top_label} at {short(top['ms'])} ms; the least time {short(quick['ms'])} ms, {quick_label} "
-        f"with a mAP of {quick['map']:.3f}."
+        f"{top}, {highest}; the least time {least} ms, {fastest}."
     )
     caption = (
         f"Codes of {bits} bits; one thread, batches of 1,000 queries, mAP {_depth(document, 'sweep_at')}. Each point is a "
         "container at one setting; lines join the points of a method that none of its others beats in both time and mAP."
     )
-    if cut:
-        caption += " FAISS's codes of the embedding are left out for clearness; they are in the table of all rows."
-    elif "trained" in spaces:
-        caption += " Dashed: codes of the trained embedding."
-    rows = [(label, *pair) for label, points in found.items() for pair in points]
-    header = ("codes", "container", "nprobe", "refine", "ms a query", "mAP", "recall@10 of the codes", "on the line")
+    if any(encoders.values()):
+        caption += " Times are those of search and encoder; codes of the rows need none."
+    if embedded:
+        caption += f" Dashed: FAISS's codes of {embedding_of(document)}"
+        caption += ", and its encoder's time." if any(encoders[n] for n in embedded) else "."
+    unknown = [n for n, ms in encoders.items() if ms is None]
+    if unknown:
+        caption += f" Search alone, as its encoder was not measured: {some(unknown)}."
+    if len(drawn) < len(found):
+        caption += (
+            f" The picture leaves out {some([n for n in found if n not in drawn])}: at every setting another of FAISS's "
+            "codes, of the same rows or embedding, is as good and as fast. The table holds them."
+        )
+    header = (
+        "codes", "container", "nprobe", "refine", "search, ms a query", "with its encoder", "mAP",
+        "recall@10 of the codes", "on the line",
+    )  # fmt: skip
     table = tuple(
         (
-            label, str(row.get("container") or "–"), _plain(p.get("nprobe")), _plain(p.get("refine")), short(p["ms"]),
-            f"{p['map']:.3f}", "–" if selection.get(p, "recall") is None else f"{p['recall']:.3f}",
+            label, str(row.get("container") or "–"), _whole(p.get("nprobe")), _whole(p.get("refine")),
+            amount(p["search"]), "–" if encoders[label] is None else amount(p["ms"]), score(p["map"]),
+            "–" if selection.get(p, "recall") is None else f"{p['recall']:.3f}",
             "yes" if any(p is q for q in fronts[label]) else "no",
         )
-        for label, row, p in rows
+        for label, points in found.items()
+        for row, p in points
     )  # fmt: skip
     return Plan(name, title, alt, caption, header, table, draw)
+
+
+Settings = dict[str, list[tuple[Row, Row]]]
+
+
+def _settings(document: Document, bits: int, style: Mapping[str, Look]) -> tuple[Settings, dict[str, float | None]]:
+    """(name -> (row, operating point) of every setting at a length, name -> ms of its encoder).
+
+    ms of a point are with the encoder, as far as it was measured; search: without.
+    """
+    found: Settings = {}
+    encoders: dict[str, float | None] = {}
+    for row in document["rows"]:
+        label = selection.name_of(row)
+        if row.get("bits") != bits or row.get("role") == "ceiling" or label not in style:
+            continue
+        points = [p for p in row.get("points") or () if selection.get(p, "ms") and selection.get(p, "map")]
+        if not points:
+            continue
+        if label not in encoders:
+            encoders[label] = encoding(document, row)
+        more = encoders[label] or 0.0
+        found.setdefault(label, []).extend((row, {**p, "search": p["ms"], "ms": p["ms"] + more}) for p in points)
+    return found, encoders
+
+
+def _unbeaten(found: Settings, style: Mapping[str, Look]) -> Settings:
+    """Ours, IVFPQ of the rows, and those of FAISS's codes that no others of the same space beat at every setting."""
+    kept = {n for n, points in found.items() if style[n].bold or n == "IVFPQ"}
+    for space in ("raw", "trained"):
+        rivals = [
+            (n, p) for n, points in found.items() for row, p in points
+            if row.get("role") == "baseline" and row.get("space") == space
+        ]  # fmt: skip
+        best = front([p for _, p in rivals])
+        kept |= {n for n, p in rivals if any(p is q for q in best)}
+    first = sorted((n for n in found if n in kept), key=lambda n: not style[n].bold)[:MOST]
+    return {n: points for n, points in found.items() if n in first}
 
 
 def front(points: Sequence[Row]) -> list[Row]:
@@ -273,7 +333,7 @@ def precision_recall(document: Document) -> Plan | Missing:
     name, title = "precision-recall", "Precision at every recall"
     bits = selection.shown_bits(document)
     if bits is None:
-        return Missing(name, title, "no length was measured both for ours and for a baseline of the rows")
+        return Missing(name, title, NO_LENGTH)
     ours, base = selection.pair(document)
     level = [r for r in selection.codings(document) if r.get("bits") == bits]
     embedded = [r for r in level if r.get("role") == "baseline" and r.get("space") == "trained"]
@@ -318,11 +378,11 @@ def precision_recall(document: Document) -> Plan | Missing:
     steps = np.linspace(0, 1, 11)
     at = {label: np.interp(steps, *curve) for label, curve in lines.items()}
     table: Table = tuple((f"{r:.1f}", *(f"{ys[i]:.3f}" for ys in at.values())) for i, r in enumerate(steps))
-    best = max(at, key=lambda label: float(at[label][5]))
+    _, best = leading([(label, float(ys[5])) for label, ys in at.items()], score)
     alt = (
         f"Precision against recall at {bits} bits a vector. When half of the right rows are found, precision is "
         + ", ".join(f"{ys[5]:.3f} for {label}" for label, ys in at.items())
-        + f"; the highest is {best}."
+        + (f"; the highest: {best}." if len(at) > 1 else ".")
     )
     caption = (
         "Down a ranking more of the right rows are found (recall) and more wrong ones stand among them (precision falls). "
@@ -330,6 +390,8 @@ def precision_recall(document: Document) -> Plan | Missing:
         + ("; floats are not coded" if any(selection.name_of(r) in lines for r in ceilings(document)) else "")
         + ("; the label code has a length of its own." if any(style[n].colour == "label" for n in lines) else ".")
     )
+    if any(label.endswith(EMBEDDED) for label in lines):
+        caption += f" Of the embedding: {embedding_of(document)}."
     return Plan(name, title, alt, caption, ("recall", *lines), table, draw)
 
 
@@ -337,8 +399,7 @@ def carrier(document: Document, row: Row | None, field: str) -> list[Any]:
     """What the containers of a row's coding hold in `field`, the row's own first; they share all that is not speed."""
     if row is None:
         return []
-    same = ("method", "space", "bits")
-    rows = [row, *(r for r in document["rows"] if all(r.get(k) == row.get(k) for k in same))]
+    rows = [row, *(r for r in document["rows"] if selection.coding(r) == selection.coding(row))]
     return [r[field] for r in rows if r.get(field) is not None]
 
 
@@ -360,23 +421,16 @@ def _lengths(canvas: Canvas, ax: Axes, bits: Sequence[int]) -> None:
 
 
 def _method(label: str, mark: str = "") -> str:
-    short = label.removesuffix(" of the embedding")
-    return label if short == label else short + mark
-
-
-def _listed(bits: Sequence[int]) -> str:
-    shown = [f"{b:g}" for b in bits]
-    return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1]
+    bare = label.removesuffix(EMBEDDED)
+    return label if bare == label else bare + mark
 
 
 def _depth(document: Document, key: str) -> str:
-    at = measured(document.get(key), 1)
-    rows = measured(((document.get("data") or {}).get("database") or {}).get("rows"), 1)
+    at, rows = selection.get(document, key), selection.get(document, "data", "database", "rows")
     if at is None or (rows is not None and at >= rows):
         return "over the whole database"
     return f"of the first {at:,.0f} of each ranking"
 
 
-def _plain(value: Any) -> str:
-    number = measured(value)
-    return "–" if number is None else f"{number:g}"
+def _whole(value: Any) -> str:
+    return count(selection.number(value)) or "–"

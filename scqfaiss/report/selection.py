@@ -60,6 +60,29 @@ def name_of(row: Row) -> str:
     )
 
 
+def coding(row: Row) -> tuple[Any, ...]:
+    """(method, space, bits): rows that agree in these hold the same codes, in other containers."""
+    return row.get("method"), row.get("space"), row.get("bits")
+
+
+def by_coding(document: Document) -> dict[tuple[Any, ...], Document]:
+    """coding -> a document of its rows alone: what asks for one of many codings need not pass all rows each time."""
+    found: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
+    for row in document.get("rows", []):
+        found.setdefault(coding(row), {"rows": []})["rows"].append(row)
+    return dict(found)
+
+
+def embedded(document: Document) -> Row | None:
+    """Our row whose embedding is what baselines and the ceiling of space 'trained' code; None where nothing says whose."""
+    held = document.get("embedding")
+    if not isinstance(held, Mapping) or held.get("method") is None:
+        return None
+    wanted = (held["method"], get(held, "bits"))
+    rows = (r for r in document.get("rows", []) if r.get("role") == "ours" and get(r, "map") is not None)
+    return next((r for r in rows if (r.get("method"), get(r, "bits")) == wanted), None)
+
+
 def codings(document: Document) -> list[Row]:
     """One row for each method, space and length that has a mAP: the first, as all its containers rank alike."""
     found: dict[tuple[Any, ...], Row] = {}

@@ -15,7 +15,7 @@ from scqfaiss.report.tables import tables
 
 from .conftest import CLASSES, KINDS, comparison, jpeg, row, scale, training
 
-VOID = {"meta", "link", "img", "br", "source"}
+VOID = {"meta", "link", "img", "br"}
 OPEN_ENDED = {"li", "tr", "td", "th", "thead", "tbody"}  # whose end tags HTML lets away
 
 
@@ -97,13 +97,33 @@ def test_the_same_results_make_the_same_page(plain_charts):
 
 def test_the_frame_is_small(plain_charts):
     text = re.sub(r"data:image[^\"]*", "", made(comparison(), scale(), training()))
-    assert len(text) < 60_000
+    assert len(text) < 64_000
 
 
 def test_title(plain_charts):
     found = page.results([comparison(), scale()])
     assert "<h1>Report: cifar10, scale</h1>" in page.page(found)
     assert "<h1>&lt;mine&gt;</h1>" in page.page(found, "<mine>")
+    assert "<h1>bad ?, and enip</h1>" in page.page(found, "bad \udcff,\x00 and \u202eenip")
+    twice = page.page(page.results([comparison(), comparison()]))
+    assert "<h1>Report: cifar10, cifar10-2</h1>" in twice
+
+
+def test_regions_have_names_of_their_own(plain_charts):
+    reader = read(comparison(), comparison(), scale(), scale(), training())
+    named = [held["aria-label"] for _, held in reader.tags if held.get("role") == "region"]
+    assert len(named) == len(set(named)) == 2 * 3 + 2 * 2 + 2
+    assert "cifar10-2: All rows" in named
+
+
+def test_names_turn_no_text_around(plain_charts):
+    turned = "\u202eset\u2067\x00\x85"
+    document = {**comparison(), "name": turned, "classes": [turned] * 3}
+    document["rows"][0] |= {"container": turned}
+    text = made(document)
+    assert not set("\u202e\u2067\x00\x85") & set(text)
+    for part in ('<h2 id="t-set"><bdi>set</bdi>', "<small><bdi>set</bdi></small>", "<br><bdi>set</bdi>"):
+        assert part in text, part
 
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;{{ 7 * 7 }}"
@@ -161,7 +181,9 @@ def test_the_table_of_a_comparison():
     rows = [line for line in table.groups[2].lines if line.name == "RQ"]
     assert [line.note for line in rows] == ["IndexResidualQuantizer", "of the embedding, IndexResidualQuantizer"]
     assert [line.cells[2].best for line in rows] == [True, False]  # of unseen classes the rows know most
-    assert rows[0].cells[6].text == ""  # rows as they are need no encoder
+    # Rows as they are need no encoder, and the encoder of the embedding is that of the method that learned it.
+    assert [(line.cells[6].text, line.cells[6].best) for line in rows] == [("none", True), ("0.020", False)]
+    assert not ours.cells[6].best
     assert cells(table, "LSQ", 2).reason == "out of time"
     assert cells(table, "label code").mark == "*" and "Honesty row" in table.footnotes["*"]
     assert full is not None and full.lines == len(comparison()["rows"])
@@ -259,8 +281,9 @@ def test_pictures():
     found = page.picture({"type": "text/html", "data": data})
     assert found.uri == f"data:image/png;base64,{data}"  # its bytes say what it is
     assert (found.width, found.height, found.small) == (100, 50, False)
-    tiff = io.BytesIO()
+    tiff, gif = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (4, 4)).save(tiff, "TIFF")
+    Image.new("RGB", (4, 4)).save(gif, "GIF", save_all=True, append_images=[Image.new("RGB", (4, 4), "red")])
     broken = jpeg("red")["data"]
     for held in (
         None,
@@ -271,8 +294,72 @@ def test_pictures():
         {"data": base64.b64encode(b"<svg onload=alert(1)>").decode()},
         {"data": broken[: len(broken) // 2 // 4 * 4]},
         {"data": base64.b64encode(tiff.getvalue()).decode()},
+        {"data": base64.b64encode(gif.getvalue()).decode()},
     ):
         assert page.picture(held) is None
+
+
+def held_picture(image, kind, **options):
+    f = io.BytesIO()
+    image.save(f, kind, **options)
+    return page.picture({"data": base64.b64encode(f.getvalue()).decode()})
+
+
+def opened(picture):
+    return Image.open(io.BytesIO(base64.b64decode(picture.uri.partition(",")[2])))
+
+
+def test_large_and_moving_pictures_are_made_small_and_still():
+    noise = Image.effect_noise((900, 600), 90).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    for kind, options, size in (
+        ("PNG", {}, (192, 128)),
+        ("JPEG", {}, (192, 128)),
+        ("JPEG", {"exif": exif}, (128, 192)),
+        ("WEBP", {}, (192, 128)),
+    ):
+        found = held_picture(noise, kind, **options)
+        assert found.uri.startswith("data:image/jpeg;base64,") and len(found.uri) < 50_000
+        assert (found.width, found.height) == opened(found).size == size
+    # Of few pixels but many bytes.
+    found = held_picture(noise.resize((100, 120)), "PNG")
+    assert found.uri.startswith("data:image/jpeg;base64,") and opened(found).size == (100, 120)
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
+    for kind in ("PNG", "WEBP"):
+        found = held_picture(frames[0], kind, save_all=True, append_images=frames[1:])
+        assert found.uri.startswith("data:image/jpeg;base64,") and found.small
+        red, _, blue = opened(found).convert("RGB").getpixel((5, 5))
+        assert red > 200 and blue < 50
+    assert held_picture(noise, "JPEG", exif=b"Exif\0\0broken").width == 192
+
+
+def test_a_query_that_is_no_object_keeps_its_place():
+    document = comparison()
+    held = document["gallery"]
+    held["queries"].insert(1, "broken")
+    for side in held["sides"]:
+        side["hits"] = [[{**hit, "id": f"{q}-{hit['id']}"} for hit in hits] for q, hits in enumerate(side["hits"])]
+        side["hits"].insert(1, [])
+        side["hits"][0][2] = None
+    cards = page.gallery(intake.sound(document))
+    assert [card.query.id for card in cards] == ["50000", "50001", "50002"]
+    for q, card in enumerate(cards):
+        for side in card.sides:
+            assert {hit.id[0] for hit in side.hits} == {str(q)}
+    assert [hit.alt.split(" of ")[0] for hit in cards[0].sides[0].hits[:3]] == ["hit 1", "hit 2", "hit 4"]
+
+
+def test_a_gallery_without_end_is_cut():
+    document = comparison()
+    held = document["gallery"]
+    held["queries"] = held["queries"] * 70
+    held["sides"] = held["sides"] * 5
+    cards = page.gallery(intake.sound(document))
+    assert len(cards) == 50 and {len(card.sides) for card in cards} == {4}
+    text = page.asked(intake.sound(document))
+    assert text.endswith("50 of 210 queries are shown. 4 of 10 codes are shown.")
+    assert "shown" not in page.asked(intake.sound(comparison()))
 
 
 # -------------------------------------------------------------------------------------------------------------- source
@@ -285,7 +372,8 @@ def test_where_the_figures_come_from(plain_charts):
         "GPU none",
         "torch 2.13.0",
         "python benchmarks/ivfpq.py --train train.h5",
-        "database.h5, 54,000 rows, d = 512",
+        "database.h5 , 54,000 rows, d = 512",
+        "“of the embedding” is the embedding of SCQ at 32 bits",
         "03" * 32,
         "Everything fits into memory.",
     ):
@@ -295,13 +383,25 @@ def test_where_the_figures_come_from(plain_charts):
 
 def test_rows_that_were_measured_otherwise_are_named():
     document = comparison()
+    odd = {"cpu": "Other 1", "cores": 8, "gpu": "H 1", "seed": 7, "data": {"train": "00"}, "more": 5}
     for held in document["rows"][:3]:
-        held["run"] = {**held["run"], "cpu": "Other 1", "seed": 7, "data": {"train": "00"}, "more": 5}
+        held["run"] |= odd
     assert page.source(intake.sound(document)).others == [
         "seed: 7 (3 rows)",
         "processor: Other 1 (3 rows)",
+        "cores: 8 (3 rows)",
+        "GPU: H 1 (3 rows)",
         "data: train 00 (3 rows)",
     ]
+    document = comparison()
+    document["machine"]["gpu"] = "H 1"  # which one row did without, and one does not speak of
+    del document["rows"][1]["run"]["gpu"]
+    assert page.source(intake.sound({**document, "rows": document["rows"][:2]})).others == ["GPU: none (1 row)"]
+
+
+def test_files_named_by_their_hash_alone():
+    document = {**scale(), "data": {"train": "ab" * 32, "odd": 5}}
+    assert page.source(intake.sound(document)).files == [("train", "", "", "ab" * 32)]
 
 
 # ------------------------------------------------------------------------------------------------------------- missing
@@ -379,8 +479,59 @@ def test_text_that_nests_too_deep_is_cut_off():
 
 def test_charts_and_those_that_are_missing(plain_charts):
     text = made(comparison())
-    assert '<source media="(prefers-color-scheme: dark)" srcset="data:image/svg+xml;base64,' in text
+    for look in ("day", "night"):
+        assert f'<img class={look} src="data:image/svg+xml;base64,' in text
     assert "This chart is missing: no row has &lt;plane&gt;" in text
     assert "<b>chart: The map</b>: no row has &lt;plane&gt;" in text
     assert 'alt="A &lt;b&gt;plain&lt;/b&gt; chart: &#34;0.630&#34; &amp; more."' in text
     assert CLASSES[0] in text
+
+
+# -------------------------------------------------------------------------------------------------------------- bounds
+@pytest.mark.parametrize(
+    "kind, field, values",
+    [
+        ("comparison", "map", (17, -0.1, 1e308)),
+        ("comparison", "bits", (0, -8, 12.5, 1 << 21)),
+        ("comparison", "nlist", (-1, 2.5)),
+        ("comparison", "open_ms", (-5, 0, 1e308)),
+        ("scale", "ms", (-5, 0, 1e15 * 2, 1e308)),
+        ("scale", "rows", (0, 1e300, 2.5)),
+        ("scale", "memory", (-1, 1e19)),
+        ("scale", "build_seconds", (-1, 1e13)),
+        ("training", "ratio", (0, -1, 1e308)),
+    ],
+)
+def test_figures_that_cannot_be_true_were_not_measured(plain_charts, kind, field, values):
+    for value in values:
+        document = KINDS[kind]()
+        document["rows"] = [{**held, field: value} for held in document["rows"]]
+        found = intake.sound(document)
+        assert {held[field] for held in found["rows"]} == {None}, value
+        made(document)
+
+
+def test_bounds_reach_into_what_a_figure_holds():
+    document = comparison()
+    document["rows"][0] |= {
+        "ms": {"1000": {"one": {"p50": -5, "p95": 0.5}}},
+        "neighbours": {"coded": {"10": 1.5, "1": 1}},
+        "seconds": {"train": 1e308, "add": 0},
+        "points": ["odd", {"ms": 0, "recall": 2, "map": 0.5}],
+        "pr": {"recall": [0, 1.5], "precision": [1, 0.5]},
+    }
+    (held, *_) = intake.sound(document)["rows"]
+    assert held["ms"] == {"1000": {"one": {"p50": None, "p95": 0.5}}}
+    assert held["neighbours"] == {"coded": {"10": None, "1": 1}}
+    assert held["seconds"] == {"train": None, "add": 0}
+    assert held["points"] == [{"ms": None, "recall": None, "map": 0.5}]
+    assert held["pr"] == {"recall": [0, None], "precision": [1, 0.5]}
+    fits = {"rows": {"ms": {"exponent": 309.0, "factor": 1e-3}}}
+    assert intake.sound({**scale(), "fits": fits})["fits"] == {"rows": {"ms": {"exponent": None, "factor": 1e-3}}}
+
+
+def test_what_was_measured_stands_within_the_bounds():
+    for make in KINDS.values():
+        document = make()
+        found = intake.sound(document)
+        assert {part: found[part] for part in document} == document

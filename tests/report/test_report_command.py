@@ -49,11 +49,22 @@ def test_folders_titles_and_names_that_no_file_should_have(run, files, plain_cha
     assert sorted(p.name for p in Path("p").iterdir()) == ["a-b-c-2-map-bits.png", "a-b-c-map-bits.png"]
 
 
-def test_a_message_is_two_lines_whatever_the_results_say(run, files, plain_charts):
+def test_a_message_is_a_line_for_each_part_that_is_missing(run, files, plain_charts):
     files(odd={**scale(), "name": "a\nb\u2028c\x1b[31m", "rows": [{"key": "k\n\n", "reason": "why\nnot"}]})
     result = run("report", "odd.json", "-o", "a.html")
-    assert result.code == 0 and len(result.out.splitlines()) == 2 and "\x1b" not in result.out
-    assert "k (why not)" in result.out
+    assert result.code == 0 and "\x1b" not in result.out
+    first, *missing = result.out.splitlines()
+    assert first.startswith("a.html: 1 result, ") and len(missing) == 4
+    assert all(line.startswith("missing: a b c[31m: ") for line in missing) and missing[2].endswith(": k (why not)")
+    files(many={**scale(), "rows": [{"key": f"k{i}", "reason": "no time"} for i in range(30)]})
+    lines = run("report", "many.json", "-o", "a.html").out.splitlines()
+    assert len(lines) == 22 and lines[-1] == "and 13 more"
+    assert sum(line.startswith("missing: scale: ") for line in lines) == 20
+
+
+def test_a_title_that_is_no_text(run, files, plain_charts):
+    assert run("report", "scale.json", "-o", "a.html", "--title", "bad \udcff").code == 0
+    assert "<h1>bad ?</h1>" in Path("a.html").read_text()
 
 
 def test_nothing_missing_is_one_line(run, files, monkeypatch):
