@@ -45,6 +45,7 @@ TARGETS = {
     "lift": Look("lsq", marker="^"),
     "residual": Look("rq", marker="v"),
     "faiss-ivfpq": Look("ivfpq", marker="o", filled=False),
+    "faiss-ivfpq-l2": Look("opq", marker="s", filled=False),
 }
 OTHERS = tuple(Look(f"other {i}", marker=marker) for i, marker in enumerate("X<>h"))
 

@@ -50,7 +50,7 @@ OF_ROWS = ("FAISS's codes of the rows", Look("flat", marker=""))
 OF_EMBEDDING = ("FAISS's codes of the embedding", Look("flat", dash=(4, 2.5), marker=""))
 EMBEDDED = " of the embedding"  # as selection.name_of says it
 MANY_SERIES = 9  # beyond that, a picture of single points leaves out what others of FAISS's codes beat
-FEW_LINES = 7  # of precision and recall, which lie close together
+FEW_LINES = 8  # of precision and recall, which lie close together
 NO_LENGTH = "no length was measured both for ours and for a baseline of the rows"
 
 
@@ -188,7 +188,8 @@ def map_bits(document: Document) -> Plan | Missing:
         caption += f" Dashed: FAISS's codes of {embedding_of(document)}"
         caption += "; beside that point only the codes differ." if selection.embedded(document) else "."
     if floats:
-        caption += " Dotted: floats, nothing coded; dots and dashes: those of the embedding."
+        caption += " Dotted: floats, nothing coded"
+        caption += "; dots and dashes: those of the embedding." if any(map(_embedded, floats)) else "."
     if lines > MOST:
         caption += f" The picture holds {MOST} of {lines:,} lines, the table all of them."
     return Plan(name, title, alt, caption, header, tuple(table), draw)
@@ -207,7 +208,7 @@ def map_ms(document: Document) -> Plan | Missing:
     drawn = found if len(found) <= MANY_SERIES else _unbeaten(found, style)
     fronts = {label: front([p for _, p in points if p.get("pareto")]) for label, points in found.items()}
     every = [p for points in drawn.values() for _, p in points]
-    embedded = {n for n, points in found.items() if selection.name_of(points[0][0]).endswith(EMBEDDED)}
+    embedded = {n for n, points in found.items() if _embedded(points[0][0])}
     entries = [(label, style[label]) for label in sorted(drawn, key=lambda n: not style[n].bold)]
     ms_range, map_range = log_range([p["ms"] for p in every]), linear_range([p["map"] for p in every])
     axis = "ms a query, with its encoder, log scale" if any(encoders.values()) else "ms a query, log scale"
@@ -259,10 +260,13 @@ def map_ms(document: Document) -> Plan | Missing:
     unknown = [n for n, ms in encoders.items() if ms is None]
     if unknown:
         caption += f" Search alone, as its encoder was not measured: {some(unknown)}."
-    if len(drawn) < len(found):
+    if len(drawn) == MOST < len(found):
+        caption += f" The picture holds {MOST} of {len(found):,} codes, the table all of them."
+    elif len(drawn) < len(found):
+        out = [n for n in found if n not in drawn]
         caption += (
-            f" The picture leaves out {some([n for n in found if n not in drawn])}: at every setting another of FAISS's "
-            "codes, of the same rows or embedding, is as good and as fast. The table holds them."
+            " Left out of the picture, as others of FAISS's codes of the same rows or embedding are as good and as fast: "
+            f"{some(out)}. The table holds them."
         )
     header = (
         "codes", "container", "nprobe", "refine", "search, ms a query", "with its encoder", "mAP",
@@ -337,11 +341,13 @@ def precision_recall(document: Document) -> Plan | Missing:
     ours, base = selection.pair(document)
     level = [r for r in selection.codings(document) if r.get("bits") == bits]
     embedded = [r for r in level if r.get("role") == "baseline" and r.get("space") == "trained"]
+    whose = selection.embedded(document)
     wanted = [
         ours,
         base,
         selection.best_baseline(document, bits),
         max(embedded, key=lambda r: r["map"], default=None),
+        whose if whose in level else None,
         *ceilings(document),
         *(r for r in selection.codings(document) if r.get("role") == "label"),
         *sorted((r for r in level if r.get("role") == "ours"), key=lambda r: -r["map"]),
@@ -418,6 +424,10 @@ def _lengths(canvas: Canvas, ax: Axes, bits: Sequence[int]) -> None:
     # Powers of two first: where labels would touch, these are the ones that stay.
     order = sorted(bits, key=lambda b: (not math.log2(b).is_integer(), b))
     canvas.ticks(ax, "x", order, [f"{b:g}" for b in order], grid=False)
+
+
+def _embedded(row: Row) -> bool:
+    return selection.name_of(row).endswith(EMBEDDED)
 
 
 def _method(label: str, mark: str = "") -> str:

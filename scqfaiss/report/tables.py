@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .intake import encoding, shared
-from .selection import Document, Row, by_coding, coding, codings, fastest, get, name_of, number
+from .selection import Document, Row, by_coding, coding, codings, embedded, fastest, get, name_of, number
 from .words import RECALL, amount, count, nbytes, score, target_of
 
 LOW, HIGH = -1, 1  # which end of a column is the best one; 0: neither
@@ -105,6 +105,8 @@ def comparison(document: Document) -> Table:
     """Codes beside one another at each length: quality of the codes, costs of the container that is fastest."""
     vectors = get(document, "data", "database", "rows")
     together = by_coding(document)
+    learned = embedded(document)
+    teachers = together[coding(learned)]["rows"] if learned else []  # whose encoder stands before FAISS's codes
     spoken: dict[str, tuple[Row, float | None]] = {}  # key of a coding -> the container that its costs are told of
 
     def cost(row: Row) -> Row:
@@ -112,6 +114,9 @@ def comparison(document: Document) -> Table:
 
     def quality(*path: str) -> Callable[[Row], float | None]:
         return lambda row: shared(together[coding(row)], row, *path)
+
+    def encoder(row: Row) -> float | None:
+        return encoding({**document, "rows": [*teachers, *together[coding(row)]["rows"]]}, row)
 
     def memory(row: Row) -> float | None:
         held = get(cost(row), "bytes", "memory")
@@ -124,7 +129,7 @@ def comparison(document: Document) -> Table:
         _Column("recall@10, floats coded", "", quality("neighbours", "coded", "10"), score, HIGH),
         _Column("recall@10, rows", "", quality("neighbours", "raw", "10"), score, HIGH),
         _Column("search", "ms a query", lambda r: spoken[str(r["key"])][1], amount, LOW),
-        _Column("encoding", "ms a query", lambda r: encoding(document, r), _encoding, LOW),
+        _Column("encoding", "ms a query", encoder, _encoding, LOW),
         _Column("memory", "bytes a vector", memory, _few, LOW),
         _Column("on disk", "", lambda r: get(cost(r), "bytes", "disk"), nbytes, LOW),
         _Column("building", "s", lambda r: _seconds(cost(r)), amount, LOW, lambda r: _at_least(cost(r))),

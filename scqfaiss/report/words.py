@@ -338,8 +338,8 @@ def largest(document: Document) -> Point:
         return Point(topic, OPEN, "", "", "No search was timed.")
     n = max(r["rows"] for r in timed)
     there = sorted((r for r in timed if r["rows"] == n), key=lambda r: float(r["ms"]))
-    text = f"Of {count(n)} rows, the most that were measured, "
-    text += listed([f"{target_of(r)} needs {amount(get(r, 'ms'))} ms a query{_finds(r)}" for r in there[:1]])
+    text = f"Of {count(n)} rows, the most that were measured, {target_of(there[0])} needs {amount(get(there[0], 'ms'))} ms a "
+    text += f"query{_finds(there[0])}"
     if len(there) > 1:
         text += f"; {target_of(there[-1])}, the slowest of {len(there)} targets, {amount(get(there[-1], 'ms'))} ms"
     return Point(

@@ -350,7 +350,7 @@ def test_a_crowded_picture_of_time_keeps_faiss_strongest_and_the_table_all():
     shown = {text.get_text() for text in figure.texts}
     kept = {"SCQ", "DPQ", "IVFPQ", "PQ fast scan", "RQ of the embedding", "PQ fast scan of the embedding"}
     assert kept == shown & set(selection.series(document))
-    assert "The picture leaves out 8 of them" in plan.caption and "The table holds them." in plan.caption
+    assert "as good and as fast: 8 of them. The table holds them." in plan.caption
 
 
 def test_fronts_are_made_of_what_no_point_beats():
@@ -361,7 +361,7 @@ def test_fronts_are_made_of_what_no_point_beats():
 def test_the_table_of_precision_is_interpolated_at_tenths(drawn):
     chart = drawn["precision-recall"]
     assert chart.header[:3] == ("recall", "SCQ", "IVFPQ") and "PQ fast scan" in chart.header
-    assert len(chart.header) <= 8
+    assert len(chart.header) <= 9
     at = [row[0] for row in chart.table]
     assert at == [f"{r / 10:.1f}" for r in range(11)]
     assert chart.table[5][1] == f"{0.9 * 0.628:.3f}"
@@ -704,6 +704,11 @@ def test_no_two_series_of_a_picture_look_alike():
     curves = planned(document)["precision-recall"].header[1:]
     bare = [(found[n].colour, found[n].width, found[n].dash) for n in curves]
     assert len(set(bare)) == len(bare) == ranking_charts.FEW_LINES
+    # Beside FAISS's codes of an embedding stands the one whose it is, also where another of ours is better.
+    for row in document["rows"]:
+        if row["method"] == "dpq":
+            row["map"] = 0.9
+    assert {"DPQ", "SCQ"} <= set(planned(document)["precision-recall"].header)
     targets = [*growth_charts.TARGETS.values(), *growth_charts.OTHERS]
     assert len(set(targets)) == len(targets)
 

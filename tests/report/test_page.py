@@ -13,7 +13,7 @@ from scqfaiss.report import intake, page
 from scqfaiss.report.selection import get
 from scqfaiss.report.tables import tables
 
-from .conftest import CLASSES, KINDS, comparison, jpeg, row, scale, training
+from .conftest import CLASSES, KINDS, comparison, jpeg, row, scale, times, training
 
 VOID = {"meta", "link", "img", "br"}
 OPEN_ENDED = {"li", "tr", "td", "th", "thead", "tbody"}  # whose end tags HTML lets away
@@ -213,6 +213,39 @@ def test_a_sum_that_lacks_a_part_says_so_and_is_nobodys_best():
     assert [line.cells[9].best for line in table.groups[0].lines] == [False, True, False]
 
 
+def test_the_encoder_of_an_embedding(plain_charts):
+    def encoder(document):
+        table, _ = tables(intake.sound(document))
+        return [line.cells[6].text for line in table.groups[2].lines if line.note.startswith("of the embedding")]
+
+    document = comparison()
+    for held in document["rows"]:
+        if held["method"] == "scq" and held["bits"] == 16:  # not the length whose embedding FAISS codes
+            held["encode_ms"] = times(0.5)
+    assert encoder(document) == ["0.020"]
+    del document["embedding"]
+    assert encoder(document) == [""]
+    for held in document["rows"]:
+        if held["method"] == "rq" and held["space"] == "trained":
+            held["encode_ms"] = times(0.04)
+    assert encoder(document) == ["0.040"]
+
+
+def test_every_verdict_has_a_mark(plain_charts):
+    document = comparison()
+    for held in document["rows"]:
+        if held["method"] == "rq" and held["space"] == "raw":
+            held["map"] = {16: 0.625, 32: 0.9}[held["bits"]]
+            held["unseen_map"] = 0.1
+    document["rows"] += [
+        row("baseline", "rq", "raw", "faiss", bits, quality, 0.4) for bits, quality in ((8, 0.2), (64, 0.9))
+    ]
+    document["rows"] += [row("ours", "scq", "trained", "pq", bits, 0.63, 0.4) for bits in (8, 64)]
+    text = made(document)
+    for mark, verdict in (("▲", "ahead"), ("▼", "behind"), ("◆", "mixed")):
+        assert f"<span class=verdict><span aria-hidden=true>{mark}</span> {verdict}</span>" in text
+
+
 def test_marks_of_the_table_are_words_too(plain_charts):
     text = made(comparison())
     assert "<b>0.630<i class=vh> (best)</i></b>" in text
@@ -323,8 +356,8 @@ def test_large_and_moving_pictures_are_made_small_and_still():
         assert found.uri.startswith("data:image/jpeg;base64,") and len(found.uri) < 50_000
         assert (found.width, found.height) == opened(found).size == size
     # Of few pixels but many bytes.
-    found = held_picture(noise.resize((100, 120)), "PNG")
-    assert found.uri.startswith("data:image/jpeg;base64,") and opened(found).size == (100, 120)
+    found = held_picture(noise.crop((0, 0, 170, 190)), "PNG")
+    assert found.uri.startswith("data:image/jpeg;base64,") and opened(found).size == (170, 190)
     frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
     for kind in ("PNG", "WEBP"):
         found = held_picture(frames[0], kind, save_all=True, append_images=frames[1:])
@@ -412,6 +445,11 @@ def lacking(document):
 def test_whole_results_lack_what_could_not_be_measured():
     assert lacking(comparison()) == {"lsq/raw/32": "out of time"}
     assert lacking(scale()) == lacking(training()) == {}
+    document = comparison()
+    del document["embedding"]
+    assert lacking(document) == {"whose embedding FAISS codes": "not in the results", "lsq/raw/32": "out of time"}
+    document["rows"] = [r for r in document["rows"] if r["role"] == "ours" or r["space"] == "raw"]
+    assert lacking(document) == {"lsq/raw/32": "out of time"}  # none of FAISS's codes codes one
 
 
 FIELDS = {kind: {key: None for held in make()["rows"] for key in held} for kind, make in KINDS.items()}
@@ -482,7 +520,7 @@ def test_charts_and_those_that_are_missing(plain_charts):
     for look in ("day", "night"):
         assert f'<img class={look} src="data:image/svg+xml;base64,' in text
     assert "This chart is missing: no row has &lt;plane&gt;" in text
-    assert "<b>chart: The map</b>: no row has &lt;plane&gt;" in text
+    assert "<b><bdi>chart: The map</bdi></b>: no row has &lt;plane&gt;" in text
     assert 'alt="A &lt;b&gt;plain&lt;/b&gt; chart: &#34;0.630&#34; &amp; more."' in text
     assert CLASSES[0] in text
 
