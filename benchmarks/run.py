@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import shlex
 import subprocess
@@ -35,15 +34,14 @@ import sys
 import tempfile
 import time
 import tomllib
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import click
-import faiss
 import torch
 
+from scqfaiss import results as measured
 from scqfaiss.files import reserve
 
 HERE = Path(__file__).parent
@@ -52,13 +50,10 @@ DATA = Path(os.environ.get("SCQFAISS_DATA", HERE.parent.parent / "shared" / "dat
 
 def machine() -> str:
     """Processor, cores and versions: figures mean little without them."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        cpu = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    parts = f"torch {version('torch')}, faiss {faiss.__version__}, numpy {version('numpy')}"
-    return f"{cpu}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {parts}"
+    here = measured.machine()
+    found = here["versions"]
+    parts = ", ".join(f"{name} {found[name]}" for name in ("torch", "faiss", "numpy"))
+    return f"{here['cpu']}, {here['cores']} cores, Python {found['python']}, {parts}"
 
 
 def timed(words: list[str], folder: str) -> tuple[float, float, int, str, str]:
