@@ -21,6 +21,7 @@ or methods adds to it. `scqfaiss/results.py` tells what each figure is.
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import time
@@ -480,7 +481,9 @@ FILE_HERE = click.Path(exists=True, path_type=Path)
     type=click.IntRange(1),
     help="Database rows for baselines.",
 )
-@click.option("--pictures", type=FILE_HERE, help="Folder of pictures named ID.jpg, for the report's gallery.")
+@click.option(
+    "--pictures", type=FILE_HERE, help="Folder of pictures named by ids, 17.jpg or 00017.png, for the report's gallery."
+)
 @click.option("--picture-shape", callback=shape_of, metavar="HxW", help="Rows are grey pictures themselves.")
 @click.option("--map-rows", default=1500, show_default=True, type=click.IntRange(20), help="Rows in the 2-D map.")
 @click.option("--budget", default=0.5, show_default=True, help="Seconds of each timing, at least.")
@@ -634,23 +637,24 @@ def unseen_classes(
 
 
 def verdict(document: Any) -> str:
-    """A line for each length: what labels gain, and at which speed."""
-    lines = []
+    """A line for each length: what labels gain, and at which speed; then the same figures as one JSON object."""
+    lines, found = [], {}
     for bits in lengths(document):
         mine, other = best_ours(document, bits), best_baseline(document, bits)
         if mine is None or other is None:
             continue
+        found[f"map_{bits}"], found[f"gain_{bits}"] = mine["map"], mine["map"] - other["map"]
         line = f"{bits:3} bits: {mine['method']} {mine['map']:.4f}, best without labels {other['method']} {other['map']:.4f}"
         line += f", gain {mine['map'] - other['map']:+.4f}"
         here, there = fastest(document, mine["method"], "trained", bits), fastest(document, "ivfpq", "raw", bits)
-        if here and there:
-            ms, plain, encode = here[1]["ms"], there[1]["ms"], get(mine, "encode_ms", "1000", "one", "p50")
+        encode = get(mine, "encode_ms", "1000", "one", "p50")
+        if here and there and encode is not None:
+            ms, plain = here[1]["ms"], there[1]["ms"]
+            found[f"ratio_{bits}"], found[f"ratio_with_encoder_{bits}"] = plain / ms, plain / (ms + encode)
             line += f"; search {ms:.4f} ms in {here[0]['container']} (IVFPQ {plain:.4f}, ratio {plain / ms:.2f})"
-            line += (
-                "" if encode is None else f", with its encoder {ms + encode:.4f} (ratio {plain / (ms + encode):.2f})"
-            )
+            line += f", with its encoder {ms + encode:.4f} (ratio {plain / (ms + encode):.2f})"
         lines.append(line)
-    return "\n".join(lines)
+    return "\n".join([*lines, json.dumps({key: round(value, 4) for key, value in found.items()})])
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def build(method: str, xb: Floats, bits: int, nlist: int, seed: int, training_ro
     if plain_lists:
         text = text.replace(",", "(L2),")
         index = faiss.IndexIVFPQ(faiss.IndexFlatL2(wide), wide, nlist, M, 8, faiss.METRIC_INNER_PRODUCT)
-        index.do_polysemous_training = False
+        index.do_polysemous_training, index.cp.spherical = False, False
     else:
         index = faiss.index_factory(wide, text, faiss.METRIC_INNER_PRODUCT)
     if wide > d:

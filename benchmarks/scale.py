@@ -291,7 +291,7 @@ def store_baseline(work: Work, name: str, rows: int, z: np.ndarray, path: Path) 
     M, d = work.bits // 8, x.shape[1]
     if name == "faiss-ivfpq-l2":
         index = faiss.IndexIVFPQ(faiss.IndexFlatL2(d), d, nlist, M, 8, faiss.METRIC_INNER_PRODUCT)
-        index.do_polysemous_training = False
+        index.do_polysemous_training, index.cp.spherical = False, False
     else:
         index = faiss.index_factory(d, f"IVF{nlist},PQ{M}np", faiss.METRIC_INNER_PRODUCT)
     with threads(1):

@@ -88,7 +88,8 @@ def gallery(
     """
     sides = [row for row in pair(document) if row is not None and row.get("hits")]
     pictures: dict[str, Any] = dict(document.get("pictures", {}))  # of a run before this, which may have had the folder
-    files = {} if folder is None else {p.stem: p for p in sorted(folder.rglob("*")) if p.is_file()}
+    named = [] if folder is None else [p for p in sorted(folder.rglob("*")) if p.is_file() and p.stem.isdecimal()]
+    files = {int(p.stem): p for p in named}
 
     def shown(kind: str, row: int) -> dict[str, Any]:
         query = kind == "query"
@@ -96,7 +97,7 @@ def gallery(
         number = int(ids[kind][row])
         name = f"{kind}-{number}"
         if name not in pictures:
-            made = thumbnail(files.get(str(number)), None if shape is None else x[row].reshape(shape))
+            made = thumbnail(files.get(number), None if shape is None else x[row].reshape(shape))
             if made is not None:
                 pictures[name] = made
         own = np.flatnonzero(labels.y[row]).tolist() if labels.many else [int(labels.y[row])]

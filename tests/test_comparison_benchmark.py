@@ -156,6 +156,8 @@ def test_codes_read_back_from_faiss_rank_as_faiss_does(method, d, unit):
         assert all(len(np.unique(column)) > 1 for column in codes.T)  # no book without a dimension
         if method == "ivfpq":
             faiss.extract_index_ivf(built.index).nprobe = 8
+            norms = np.linalg.norm(faiss.extract_index_ivf(built.index).quantizer.reconstruct_n(0, 8), axis=1)
+            assert np.allclose(norms, 1, atol=1e-5) == unit  # spherical k-means for rows of length 1 alone
         D, I = built.index.search(task.xq, 10)
         coding = Coding(task.xq, task.xb, words, decoded, codes, K)
         loose = method == "fastscan"  # its tables are rounded to 8 bits
@@ -245,6 +247,8 @@ def test_ours_at_a_length_with_lists_fast_scan_and_a_gallery(tmp_path):
     done = run(tmp_path, tmp_path / "out", *asked)
     assert done.exit_code == 0, done.output
     assert "16 bits: scq:4" in done.output and "with its encoder" in done.output
+    said = json.loads(done.output.splitlines()[-1])
+    assert said["gain_16"] > 0 and said["ratio_16"] > said["ratio_with_encoder_16"] > 0
     document = read(tmp_path / "out")
     (row,) = [row for row in document["rows"] if row["role"] == "ours"]
     assert row["container"] == "fastscan" and row["refine"] in (1, 4, 16, 64, 256)

@@ -250,6 +250,8 @@ def _has_none(row: Row, field: str) -> bool:
         return row.get("role") == "ceiling"
     if field == "encode_ms":  # that of an embedding stands with the method that learned it
         return row.get("space") == "raw" or _borrowed(row)
+    if field == "distinct":  # FAISS's own codes hang on their lists: equal ones are not equal vectors
+        return str(row.get("target")).startswith("faiss-")
     return field == "unseen_map" and _borrowed(row)  # that embedding has seen all classes
 
 
