@@ -139,6 +139,7 @@ def test_lists_of_hits_against_plain_loops():
     assert shared(best, best)["10"] == 1 and shared(best, worst)["10"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pq", "opq", "ivfpq", "rq", "lsq", "fastscan"])
 @pytest.mark.parametrize(("d", "unit"), [(16, False), (30, True)])
 def test_codes_read_back_from_faiss_rank_as_faiss_does(method, d, unit):
@@ -210,6 +211,7 @@ def read(out):
     return json.loads((out / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_command_writes_results_and_goes_on(tmp_path):
     write_parts(tmp_path)
     asked = (*QUICK, "--bits=8", "--methods=label", "--baselines=ivfpq,opq", "--nlist=12", "--containers=pq,ivfpq")
@@ -241,6 +243,7 @@ def test_the_command_writes_results_and_goes_on(tmp_path):
     assert {row["method"] for row in trained} == {"ivfpq", "opq"} and not any("unseen_map" in row for row in trained)
 
 
+@pytest.mark.slow
 def test_ours_at_a_length_with_lists_fast_scan_and_a_gallery(tmp_path):
     write_parts(tmp_path)
     asked = (*QUICK, "--bits=16", "--methods=scq:4", "--baselines=ivfpq", "--spaces=raw", "--left-out=3,5")

@@ -351,6 +351,7 @@ def test_threads_share_a_gpu(no_gpu):
 
 
 # --------------------------------------------------------------------------------------------------------------- the tool
+@pytest.mark.slow
 def test_the_tool_rehearses(tmp_path):
     out = tmp_path / "table.txt"
     done = subprocess.run(

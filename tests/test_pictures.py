@@ -318,6 +318,7 @@ def processes(here, n, *arguments):
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_see_what_one_sees(photos, tmp_path):
     """Twenty steps of the joint batch, augmented: the same views, hence the same losses."""
     asked = [

@@ -87,6 +87,7 @@ def test_layers_in_torch_are_those_in_numpy(layers):
     np.testing.assert_allclose(found, Chain(12, layers)(x.copy()), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_layer_without_torch(tmp_path):
     assert set(LAYERS) == {op for op, _ in ALL} == {op for layers in SINGLE for op, _ in layers}
     x = f(7, 12, seed=1)
@@ -107,6 +108,7 @@ def test_every_layer_without_torch(tmp_path):
         ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_pictures_without_torch(tmp_path):
     how = {"pool": "hybrid", "layers": "features.5,features.12"}
     m, net = model(**how), network(**how)
@@ -142,6 +144,7 @@ def test_a_prefix_names_the_whole_model(tmp_path):
     assert props["scqfaiss.model_sha256"] == m.sha256
 
 
+@pytest.mark.slow
 def test_the_command_says_one_line(tmp_path, start):
     model().save(tmp_path / "m.safetensors")
     found = start("export-encoder", "m.safetensors", "-o", "m.onnx", cwd=tmp_path)

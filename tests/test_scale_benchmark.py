@@ -54,6 +54,7 @@ def test_every_target_of_the_package_is_measured(scale):
     assert {target for target, _, _ in scale.CASES.values()} == set(REGISTRY)
 
 
+@pytest.mark.slow
 def test_rows_fits_and_extrapolation(scale, data, tmp_path):
     done = run(scale, data, tmp_path / "out", "--rows", "2500,1200", "--baseline")
     found = read_results(tmp_path / "out")
@@ -87,6 +88,7 @@ def test_rows_fits_and_extrapolation(scale, data, tmp_path):
     assert not (tmp_path / "out" / "work").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_what_is_there(scale, data, tmp_path, monkeypatch):
     out, work = tmp_path / "out", tmp_path / "work"
     measured, really = [], scale.measure

@@ -498,6 +498,7 @@ def test_a_similarity_file_is_averaged_and_checked(one, tmp_path):
         scqfaiss.train(*one, **FAST, similarity=str(tmp_path / "none.npy"))
 
 
+@pytest.mark.slow
 def test_class_vectors_make_centers_of_that_similarity(one, tmp_path):
     path = str(tmp_path / "v.npy")
     v = np.array([[1, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [0, 0, 1.0]])
@@ -518,6 +519,7 @@ def _linear():
     return {"bits": 8, "nbits": 4, "epochs": 1, "encoder": "linear"}
 
 
+@pytest.mark.slow
 def test_similarity_of_means_is_that_of_the_rows(one):
     model = scqfaiss.train(*one, **_linear(), similarity="means")
     assert model.config["training"]["centers"] == "means"

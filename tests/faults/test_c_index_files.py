@@ -55,6 +55,7 @@ def good(here):
     return (here / "g.faissindex").read_bytes(), gallery.read_gallery("g.faissindex")
 
 
+@pytest.mark.slow
 def test_c1_every_bit(good):
     """Through read_footer alone, which decides before FAISS sees a byte; the files themselves are sampled below."""
     data = bytearray(good[0])

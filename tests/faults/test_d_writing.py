@@ -48,6 +48,7 @@ def as_user_nobody():
     os.setuid(65534)
 
 
+@pytest.mark.slow
 def test_d1_kill_during_export(tmp_path):
     found = tool("kill_export").kill_exports(tmp_path, kills=20, rows=20_000)
     assert found["old"] + found["new"] == 20
@@ -511,6 +512,7 @@ def test_target_keeps_its_mode(run, here):
     assert stat.S_IMODE(os.stat("g.faissindex").st_mode) == 0o640
 
 
+@pytest.mark.slow
 def test_d9_second_training_while_the_first_runs(run, here):
     first = ("train", "train.h5", "-o", "x.safetensors", *TINY[:-4], "--epochs", "10", "--set", "book_copies=1")
     process = subprocess.Popen(command(*first), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -77,6 +77,7 @@ def test_f1_cut_off_anywhere_and_resumed(tmp_path, settings):
         assert train(folder, **settings).to_bytes() == whole, cuts
 
 
+@pytest.mark.slow
 def test_f1_killed_and_resumed(here, start, whole):
     before = (here / "m.safetensors").read_bytes()
     process = subprocess.Popen(command(*KEPT, "--resume"), stderr=subprocess.DEVNULL, cwd=here)
@@ -98,6 +99,7 @@ def test_f1_a_finished_training_leaves_no_checkpoint(run, here):
 
 
 # ------------------------------------------------------------------------------------------------------------------- F2
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_f2_stopped_and_resumed(here, run, whole, sign):
     slow = (*SMALL, "--metrics", "m.jsonl")
@@ -326,6 +328,7 @@ def losses(path):
     return [(line["stage"], *line["loss"].values()) for line in map(json.loads, path.read_text().splitlines())]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(here, run):
     whole = ("--batch-size", "300", "--epochs", "20", "--set", "input_dropout=0", "--set", "book_copies=1")
     asked = (*SMALL[:2], *SMALL[4:-6], *whole)
@@ -341,6 +344,7 @@ def test_two_processes_train_as_one(here, run):
         np.testing.assert_allclose(a[1:], b[1:], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_stopped_within_an_epoch_and_resumed(here):
     asked = (*SMALL[:2], *SMALL[4:], "--metrics", "m.jsonl")
     both = processes(here, 2, *asked, "-o", "whole.safetensors")
@@ -363,6 +367,7 @@ def test_two_processes_stopped_within_an_epoch_and_resumed(here):
     assert lines == list(range(7, 113, 7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_f9_a_process_is_lost(here, lost):
     both = processes(here, 2, *KEPT[:-4], "--epochs", "100000", "--metrics", "m.jsonl", "--checkpoint-every", "50")

@@ -78,6 +78,7 @@ def wait_for(process, count):
 
 
 # ---------------------------------------------------------------------------------------------------- killed and stopped
+@pytest.mark.slow
 def test_j1_killed_and_resumed(here, start, whole):
     for count in (2, 5, 9):
         process = subprocess.Popen(command(*MAKE, "--resume"), stderr=subprocess.DEVNULL, cwd=here)
@@ -93,6 +94,7 @@ def test_j1_killed_and_resumed(here, start, whole):
     assert sorted(os.listdir(here)) == ["db", "f.h5"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_j2_stopped_and_resumed(here, run, whole, sign):
     process = subprocess.Popen(command(*MAKE), stderr=subprocess.PIPE, text=True, cwd=here)

@@ -579,6 +579,7 @@ def share_of_two(rank, file):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo by file")
 def test_two_processes_do_what_one_does_with_all_rows(tmp_path):
     want = one_step(build(), *joint_batch())
@@ -810,6 +811,7 @@ def pictures_of_two(rank, file):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo by file")
 def test_two_processes_see_the_views_of_one_and_do_what_it_does(tmp_path):
     want = two_steps_on_pictures(without_norm())

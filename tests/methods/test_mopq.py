@@ -191,6 +191,7 @@ def half_of_eight(rank, meeting, out):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_of_four_pairs_have_the_gradient_of_one_with_eight(tmp_path):
     torch.multiprocessing.spawn(half_of_eight, (str(tmp_path / "meet"), str(tmp_path / "g")), nprocs=2)
     method = of_eight()

@@ -492,6 +492,7 @@ def share_of_two(rank, file):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo by file")
 def test_two_processes_do_what_one_does_with_all_rows(tmp_path):
     want = two_steps(build())

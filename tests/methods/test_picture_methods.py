@@ -82,6 +82,7 @@ def made_by_two(rank, file):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo by file")
 def test_two_processes_make_half_each_and_have_all(tmp_path):
     multiprocessing.spawn(made_by_two, (str(tmp_path / "meet"),), nprocs=2)

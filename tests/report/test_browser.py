@@ -13,6 +13,8 @@ from scqfaiss.report import page
 
 from .conftest import KINDS, comparison, scale, training
 
+pytestmark = pytest.mark.slow
+
 WIDE, NARROW = 1280, 390
 VIEWS = [(width, theme) for width in (WIDE, NARROW) for theme in ("light", "dark")]
 

@@ -564,6 +564,7 @@ def test_any_number_of_classes(C):
         assert "share 20 colours" in found["plane"].caption
 
 
+@pytest.mark.slow
 def test_a_thousand_classes_make_no_large_picture():
     document = small(C=1000, classes=[], n=2000)
     rng = np.random.default_rng(0)

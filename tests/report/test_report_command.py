@@ -17,6 +17,7 @@ def refused(result, code, message):
     assert (result.code, result.error) == (code, f"Error: {message}")
 
 
+@pytest.mark.slow
 def test_a_page_of_everything(run, files):
     asked = ("report", "comparison.json", "scale.json", "training.json")
     result = run(*asked, "-o", "a.html", "--png", "charts")
