@@ -78,8 +78,6 @@ class Comparison:
     """What all rows share."""
 
     task: Task
-    train: tuple[Floats, Any]  # rows, (n,) classes or (n, C) of 0 and 1
-    class_names: tuple[str, ...] | None
     ids: dict[str, Ints]  # of queries, and of database rows in their own order
     results: Results
     run: dict[str, Any]
@@ -271,6 +269,11 @@ def ours(c: Comparison, models: Models, unseen: Models | None, method: str, bits
             sweep = Sweep("refine", REFINES, lambda value: setattr(refine, "k_factor", value))  # noqa: B023
         timed(c, row, coding, kth, search, zq, sweep)
         rows.append(row | {"key": c.key(method, "trained", bits, container), "run": c.run})
+    if not rows:
+        reason = f"none of {', '.join(c.containers)} takes {books.M} books of {books.nbits} bits ({books.kind})"
+        role = "label" if method == "label" else "ours"
+        head = {"role": role, "method": method, "space": "trained", "bits": books.bits, "run": c.run}
+        rows.append(head | {"key": coding_key + "/none", "reason": reason})
     c.finish(coding_key, rows)
 
 
@@ -575,8 +578,6 @@ def main(
         run = run_facts(command, seed, {name: part["sha256"] for name, part in data.items()})
         c = Comparison(
             task,
-            (xt, yt.y),
-            names,
             {"query": qids, "database": ids},
             results,
             run,

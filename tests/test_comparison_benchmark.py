@@ -268,6 +268,15 @@ def test_ours_at_a_length_with_lists_fast_scan_and_a_gallery(tmp_path):
                 assert hit["right"] == (hit["labels"] == query["labels"])
 
 
+def test_codes_that_no_container_takes_say_so(tmp_path):
+    write_parts(tmp_path)
+    asked = (*QUICK, "--bits=8", "--methods=label", "--baselines=,", "--spaces=raw", "--containers=residual")
+    done = run(tmp_path, tmp_path / "out", *asked)
+    assert done.exit_code == 0, (done.output, done.exception)
+    row = read(tmp_path / "out")["rows"][0]
+    assert row["reason"] == "none of residual takes 1 books of 4 bits (product)" and row["reason"] in done.output
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
