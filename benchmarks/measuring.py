@@ -15,9 +15,13 @@ from typing import Any
 
 import faiss
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from scqfaiss.results import machine
+
+try:
+    from threadpoolctl import threadpool_limits
+except ImportError:
+    sys.exit('this needs threadpoolctl: pip install "scqfaiss[report]"')
 
 PERCENTILES = (50, 95, 99)
 REPEATS = 7  # calls at least, of a batch of many queries

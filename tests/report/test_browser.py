@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import zlib
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from .conftest import KINDS, comparison, scale, training
 pytestmark = pytest.mark.slow
 
 WIDE, NARROW = 1280, 390
+PUBLISHED = sorted(Path(__file__).parents[2].glob("benchmarks/results/**/report.html"))
 VIEWS = [(width, theme) for width in (WIDE, NARROW) for theme in ("light", "dark")]
 
 # Everything wrong with a page, as {kind: [what]}; nothing, as {}. Runs inside the page.
@@ -199,6 +201,13 @@ def requests(browser, path):
 @pytest.mark.parametrize("width, theme", VIEWS)
 def test_the_whole_page(browser, whole, width, theme):
     assert faults(browser, whole, width, theme) == {}
+
+
+@pytest.mark.parametrize("width, theme", VIEWS)
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+def test_the_pages_of_our_own_results(browser, path, width, theme):
+    assert faults(browser, path, width, theme) == {}
+    assert path.stat().st_size < 3_000_000
 
 
 def test_charts_follow_the_theme(browser, whole):
