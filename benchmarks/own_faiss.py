@@ -75,8 +75,7 @@ def build(method: str, xb: Floats, bits: int, nlist: int, seed: int, training_ro
     plain_lists = method == "ivfpq" and not unit
     if plain_lists:
         text = text.replace(",", "(L2),")
-        index = faiss.IndexIVFPQ(faiss.IndexFlatL2(wide), wide, nlist, M, 8, faiss.METRIC_INNER_PRODUCT)
-        index.do_polysemous_training, index.cp.spherical = False, False
+        index = with_plain_lists(wide, nlist, M)
     else:
         index = faiss.index_factory(wide, text, faiss.METRIC_INNER_PRODUCT)
     if wide > d:
@@ -90,6 +89,13 @@ def build(method: str, xb: Floats, bits: int, nlist: int, seed: int, training_ro
     if plain_lists:
         probe_by_product(faiss.extract_index_ivf(index))
     return Built(index, text, seconds)
+
+
+def with_plain_lists(d: int, nlist: int, M: int) -> Any:
+    """An untrained IndexIVFPQ for inner products whose lists are of plain k-means; once filled it needs probe_by_product."""
+    index = faiss.IndexIVFPQ(faiss.IndexFlatL2(d), d, nlist, M, 8, faiss.METRIC_INNER_PRODUCT)
+    index.do_polysemous_training, index.cp.spherical = False, False
+    return index
 
 
 def probe_by_product(ivf: Any) -> None:

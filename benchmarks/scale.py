@@ -49,7 +49,7 @@ import click
 import faiss
 import numpy as np
 from measuring import footprint, run_facts, threads, typed
-from own_faiss import probe_by_product
+from own_faiss import probe_by_product, with_plain_lists
 from search_speed import drawn, read, recall, scored
 from upstream import sizes
 
@@ -290,8 +290,7 @@ def store_baseline(work: Work, name: str, rows: int, z: np.ndarray, path: Path) 
     x, nlist = work.load("z", rows), list_count(rows)
     M, d = work.bits // 8, x.shape[1]
     if name == "faiss-ivfpq-l2":
-        index = faiss.IndexIVFPQ(faiss.IndexFlatL2(d), d, nlist, M, 8, faiss.METRIC_INNER_PRODUCT)
-        index.do_polysemous_training, index.cp.spherical = False, False
+        index = with_plain_lists(d, nlist, M)
     else:
         index = faiss.index_factory(d, f"IVF{nlist},PQ{M}np", faiss.METRIC_INNER_PRODUCT)
     with threads(1):

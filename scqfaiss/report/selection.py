@@ -88,7 +88,7 @@ def codings(document: Document) -> list[Row]:
     found: dict[tuple[Any, ...], Row] = {}
     for row in document.get("rows", []):
         if get(row, "map") is not None:
-            found.setdefault((row.get("method"), row.get("space"), row.get("bits")), row)
+            found.setdefault(coding(row), row)
     return list(found.values())
 
 
@@ -107,18 +107,19 @@ def lengths(document: Document) -> list[int]:
     return sorted({row["bits"] for row in codings(document) if row.get("role") in roles and number(row.get("bits"))})
 
 
-def _best(rows: Iterable[Row]) -> Row | None:
+def best_of(rows: Iterable[Row]) -> Row | None:
+    """The row with the highest mAP; None of none."""
     return max(rows, key=lambda row: get(row, "map") or 0.0, default=None)
 
 
 def best_ours(document: Document, bits: int) -> Row | None:
     """The one of ours with the highest mAP at a length."""
-    return _best(r for r in codings(document) if r.get("role") == "ours" and r.get("bits") == bits)
+    return best_of(r for r in codings(document) if r.get("role") == "ours" and r.get("bits") == bits)
 
 
 def best_baseline(document: Document, bits: int) -> Row | None:
     """The baseline without labels, on the rows as they are, with the highest mAP at a length."""
-    return _best(
+    return best_of(
         r
         for r in codings(document)
         if r.get("role") == "baseline" and r.get("space") == "raw" and r.get("bits") == bits
@@ -138,7 +139,7 @@ def pair(document: Document) -> tuple[Row | None, Row | None]:
         return None, None
     ours = best_ours(document, bits)
     if ours is not None:  # of its containers the one that carries the pictures' data
-        ours = next((r for r in document["rows"] if _same(r, ours) and r.get("plane")), ours)
+        ours = next((r for r in document["rows"] if coding(r) == coding(ours) and r.get("plane")), ours)
     base = [
         r
         for r in document["rows"]
@@ -150,10 +151,6 @@ def pair(document: Document) -> tuple[Row | None, Row | None]:
     return ours, base[0] if base else best_baseline(document, bits)
 
 
-def _same(a: Row, b: Row) -> bool:
-    return all(a.get(key) == b.get(key) for key in ("method", "space", "bits"))
-
-
 def fastest(
     document: Document, method: str, space: str, bits: int, recall: float = 0.95
 ) -> tuple[Row, Mapping[str, Any]] | None:
@@ -162,7 +159,7 @@ def fastest(
     """
     best: tuple[Row, Mapping[str, Any]] | None = None
     for row in document.get("rows", []):
-        if (row.get("method"), row.get("space"), row.get("bits")) != (method, space, bits):
+        if coding(row) != (method, space, bits):
             continue
         for point in row.get("points") or []:
             ms, found = get(point, "ms"), get(point, "recall")

@@ -14,6 +14,7 @@ from .selection import (
     Document,
     Row,
     best_baseline,
+    best_of,
     best_ours,
     codings,
     embedded,
@@ -245,9 +246,7 @@ def unseen(document: Document, ours: Row, theirs: Row | None) -> Point:
 
 def label_code(document: Document, ours: Row) -> Point | None:
     """The predicted class as the whole code: what a code that knows labels must beat."""
-    row = max(
-        (r for r in codings(document) if r.get("role") == "label"), key=lambda r: get(r, "map") or 0.0, default=None
-    )
+    row = best_of(r for r in codings(document) if r.get("role") == "label")
     own, base = get(ours, "map"), get(row, "map")
     if row is None or own is None or base is None:
         return None
@@ -278,12 +277,11 @@ def same_embedding(document: Document) -> Point | None:
     if ours is None:
         return None
     bits = ours["bits"]
-    rows = [
+    row = best_of(
         r
         for r in codings(document)
         if r.get("role") == "baseline" and r.get("space") == "trained" and r.get("bits") == bits
-    ]
-    row = max(rows, key=lambda r: get(r, "map") or 0.0, default=None)
+    )
     own, base = get(ours, "map"), get(row, "map")
     if row is None or own is None or base is None:
         return None
