@@ -117,12 +117,14 @@ def test_an_interrupted_run_goes_on_with_what_is_there(scale, data, tmp_path, mo
     assert set(after["fits"]) == {"pq", "lift"}
 
 
+@pytest.mark.slow
 def test_other_rows_do_not_go_into_the_same_results(scale, data, tmp_path):
     run(scale, data, tmp_path, "--rows", "1000", "--targets", "pq")
     with pytest.raises(ConfigError, match="holds results with another noise"):
         run(scale, data, tmp_path, "--rows", "1000", "--targets", "pq", "--noise", "0.2")
 
 
+@pytest.mark.slow
 def test_the_first_rows_are_the_same_whatever_is_asked_for(scale, data, tmp_path):
     """And codes made later from stored z are those made with it."""
     work = [scale.Work(tmp_path / name, data, 16, 1, 0.1, 0) for name in "ab"]
