@@ -6,18 +6,22 @@ the first offending row otherwise. `name` is how messages call the array, usuall
 
 from __future__ import annotations
 
+import os
+import unicodedata
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError
+from .errors import DataError, shown
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 MAX_CLASSES = 1 << 20  # a larger class number is an id or a mistake, and would be paid for in memory
+PIECE = 1 << 22  # elements of a matrix of labels looked at together
 FEATURE_DTYPES = (np.float16, np.float32, np.float64)
 
 
@@ -27,17 +31,49 @@ def dims(x: Any) -> str:
 
 
 def as_array(a: Any, name: str, needs: str) -> NDArray[Any]:
-    """np.asarray, with a DataError where lists of unequal lengths or objects make no array of numbers."""
+    """np.asarray for whatever a user may hand over: tensors of torch, with gradient, on a GPU or bfloat16 too, columns of arrays.
+
+    Raises DataError where it is no array of numbers or text: a file name, a set, a generator, rows of unequal length.
+    """
+    if isinstance(a, str | bytes | os.PathLike):
+        kind = "an array; read the file first, or give it to the command line"
+        raise DataError(f"{name} is a name, '{shown(a)[:80]}', needs {kind} ({needs})")
+    if isinstance(a, Set | Mapping):
+        raise DataError(f"{name} is a {type(a).__name__}, which has no order; needs {needs}")
+    if isinstance(a, np.ma.MaskedArray) and np.ma.is_masked(a):  # type: ignore[no-untyped-call]
+        raise DataError(f"{name} holds masked values; needs {needs}")
     try:
-        return np.asarray(a)
-    except (ValueError, TypeError, OverflowError) as error:
+        found = np.asarray([_off_torch(row) for row in a] if isinstance(a, list | tuple) else _off_torch(a))
+        if found.dtype == object and found.ndim == 1 and len(found):
+            found = np.array([_off_torch(row) for row in found])  # a column of arrays, or of numbers
+    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
         raise DataError(f"{name} is no array: rows of unequal length or no numbers; needs {needs}") from error
+    if found.dtype == object and found.ndim == 0:
+        raise DataError(f"{name} is a {type(a).__name__}, no array; needs {needs}")
+    # NumPy itself has no bfloat16: those of other libraries look like raw bytes to it.
+    return found.astype(np.float32) if found.dtype.name == "bfloat16" else found
+
+
+def _off_torch(a: Any) -> Any:
+    """A tensor of torch as an array; anything else as it is. torch is not imported: whoever has a tensor has it already."""
+    if type(a).__module__.partition(".")[0] != "torch" or not hasattr(a, "detach"):
+        return a
+    a = a.detach().cpu()
+    return (a.float() if str(a.dtype) == "torch.bfloat16" else a).numpy()
 
 
 def check_feature_form(x: Any, name: str) -> None:
     """Shape and dtype alone; `x` is an array or an HDF5 dataset, nothing of it is read. Raises DataError."""
     if len(x.shape) != 2 or x.shape[1] < 1 or x.dtype.type not in FEATURE_DTYPES:
-        raise DataError(f"{name} is {dims(x)}, needs (n, d) float16, float32 or float64")
+        how = "; one row is x[None]" if len(x.shape) == 1 and x.dtype.type in FEATURE_DTYPES else ""
+        if len(x.shape) == 2 and x.dtype.kind in "iu":
+            how = "; convert them to float32, times their scale where they were quantized"
+        raise DataError(f"{name} is {dims(x)}, needs (n, d) float16, float32 or float64{how}")
+
+
+def transposed(n: int, d: int, needed: int) -> str:
+    """What to add to a message about rows of the wrong d, where n, the number of rows, would be the right one."""
+    return f"; they are stored as (d, n) = ({n:,}, {d:,}), write the transpose" if n == needed != d else ""
 
 
 def bad_rows(x: NDArray[Any]) -> NDArray[np.bool_]:
@@ -63,12 +99,16 @@ def not_finite(name: str, first: str, count: int, n: int) -> DataError:
     return DataError(f"{name}: {first} ({count:,} of {n:,} rows {'is' if count == 1 else 'are'} not finite)")
 
 
-def as_features(x: Any, name: str = "features", *, finite: bool = True) -> Floats:
+def as_features(x: Any, name: str = "features", *, finite: bool = True, one_row: bool = False) -> Floats:
     """x (n, d) float16, float32 or float64 -> (n, d) float32, C order; no copy where none is needed.
+
+    one_row: (d,) is taken as (1, d).
 
     Raises DataError on another shape or dtype and, unless finite=False, on NaN, infinity and overflow of float32.
     """
     x = as_array(x, name, "(n, d) float16, float32 or float64")
+    if one_row and x.ndim == 1:
+        x = x[None]
     check_feature_form(x, name)
     if finite:
         bad = np.flatnonzero(bad_rows(x))
@@ -136,22 +176,30 @@ class Labels:
 
 
 def as_labels(y: Any, n: int, name: str = "labels", class_names: Any = None, *, C: int | None = None) -> Labels:
-    """Integers (n,), or a 0/1 matrix (n, C), of n rows -> Labels.
+    """Integers (n,), class names (n,), or a 0/1 matrix (n, C), of n rows -> Labels.
 
-    Whole floats are taken as integers. C is the number of names where `class_names` are given, else `C` where that is
-    given, else the largest label + 1. Rows of a matrix without any label pass: only training cannot use them.
+    Whole floats are taken as integers; names are numbered in their order, or as `class_names` number them. C is the number
+    of names where `class_names` are given, else `C` where that is given, else the largest label + 1. Rows of a matrix
+    without any label pass: only training cannot use them.
     Raises DataError on wrong lengths, on labels outside 0..C-1 and on values other than 0 and 1 in a matrix.
     """
-    a = as_array(y, name, "(n,) class numbers or an (n, C) matrix of 0 and 1")
-    names = None if class_names is None else tuple(_text(c) for c in class_names)
+    a = as_array(y, name, "(n,) class numbers or names, or an (n, C) matrix of 0 and 1")
+    names = None if class_names is None else _names(class_names, name)
     if a.ndim not in (1, 2) or (a.ndim == 2 and a.shape[1] < 2):
-        raise DataError(f"{name} is {dims(a)}, needs (n,) class numbers or an (n, C) matrix of 0 and 1 with C >= 2")
+        how = "; class numbers in one column are y.ravel()" if a.ndim == 2 else ""
+        raise DataError(
+            f"{name} is {dims(a)}, needs (n,) class numbers or an (n, C) matrix of 0 and 1 with C >= 2{how}"
+        )
     if len(a) != n:
         raise DataError(f"{name} has {len(a):,} rows, features has {n:,}")
     if a.ndim == 2:
         if a.dtype.kind not in "buif":
             raise DataError(f"{name} is {dims(a)}, needs 0 and 1")
-        wrong = ((a != 0) & (a != 1)).any(axis=1)
+        pieces = range(0, len(a), max(1, PIECE // a.shape[1]))
+        wrong = np.zeros(len(a), bool)
+        for i in pieces:  # without a matrix of booleans as large as this one
+            piece = a[i : i + pieces.step]
+            wrong[i : i + pieces.step] = ((piece != 0) & (piece != 1)).any(axis=1)
         if wrong.any():
             row = int(np.argmax(wrong))
             value = a[row][(a[row] != 0) & (a[row] != 1)][0]
@@ -160,6 +208,8 @@ def as_labels(y: Any, n: int, name: str = "labels", class_names: Any = None, *, 
         if a.shape[1] != width:
             raise DataError(f"{name} has {a.shape[1]} columns, needs one for each of the {width} classes")
         return Labels(np.ascontiguousarray(a, np.uint8), width, names)
+    if a.dtype.kind in "USO":
+        return _named(a, name, names)
     a = _whole_numbers(a, name, "a class number")
     if n and int(a.max()) >= MAX_CLASSES:
         row = int(np.argmax(a >= MAX_CLASSES))
@@ -168,23 +218,65 @@ def as_labels(y: Any, n: int, name: str = "labels", class_names: Any = None, *, 
     wrong = (a < 0) | (a >= classes)
     if wrong.any():
         row, upper = int(np.argmax(wrong)), f"to {classes - 1}" if names is not None or C is not None else "upwards"
-        raise DataError(f"{name}: row {row:,} is {a[row]}, classes run 0 {upper} ({int(wrong.sum()):,} such rows)")
+        none = (
+            "; leave out rows without a label, or mark labels in an (n, C) matrix of 0 and 1" if (a == -1).any() else ""
+        )
+        raise DataError(
+            f"{name}: row {row:,} is {a[row]}, classes run 0 {upper} ({int(wrong.sum()):,} such rows){none}"
+        )
     return Labels(a, classes, names)
 
 
+def _named(a: NDArray[Any], name: str, names: tuple[str, ...] | None) -> Labels:
+    """Labels given as names (n,): classes are the names in their order, or `names` where those are given."""
+    text = np.array([_text(value) if isinstance(value, str | bytes) else "" for value in a.tolist()], dtype=str)
+    wrong = np.flatnonzero([not word.strip() for word in text.tolist()])
+    if len(wrong):
+        raise DataError(
+            f"{name}: row {wrong[0]:,} is {a[wrong[0]]!r}, not a class name ({len(wrong):,} such rows); leave those rows out"
+        )
+    found, y = np.unique(text, return_inverse=True)
+    if names is None:
+        return Labels(y.astype(np.int64), len(found), tuple(found.tolist()))
+    place = {word: c for c, word in enumerate(names)}
+    for word in found.tolist():
+        if word not in place:
+            row = int(np.argmax(text == word))
+            raise DataError(f"{name}: row {row:,} is '{shown(word)}', which class_names does not name")
+    return Labels(np.array([place[word] for word in found.tolist()], np.int64)[y], len(names), names)
+
+
+def _names(given: Any, name: str) -> tuple[str, ...]:
+    """Class names as text, each once."""
+    names = tuple(_text(c) for c in given)
+    twice = next((c for i, c in enumerate(names) if c in names[:i]), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise DataError(f"{name}: class_names holds '{shown(twice)}' more than once")
+    return names
+
+
 def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    # Letters with accents have two spellings in Unicode, of which file systems and programs choose either.
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return unicodedata.normalize("NFC", text)
 
 
-def as_ids(ids: Any, n: int, name: str = "ids", *, allow_duplicates: bool = False, advice: str = "") -> Ints:
-    """(n,) whole numbers in 0..2^63-1, each once -> (n,) int64.
+def as_id_set(ids: Any, name: str = "ids") -> Ints:
+    """Ids in no order, of a list, an array or a set, or one id; any may stand twice -> (n,) int64. Raises as as_ids."""
+    a = np.atleast_1d(as_array(list(ids) if isinstance(ids, Set) else ids, name, "(n,) int64"))
+    return as_ids(a, None, name, allow_duplicates=True)
+
+
+def as_ids(ids: Any, n: int | None, name: str = "ids", *, allow_duplicates: bool = False, advice: str = "") -> Ints:
+    """(n,) whole numbers in 0..2^63-1, each once -> (n,) int64. n=None: as many as there are.
 
     FAISS itself takes -1 (its mark for "nothing found") and duplicates without a word. Raises DataError; advice: what else
     there is to do about duplicates.
     """
-    a = as_array(ids, name, f"({n},) int64")
-    if a.ndim != 1 or len(a) != n:
-        raise DataError(f"{name} is {dims(a)}, needs ({n},) int64, one for each row of features")
+    needs = "(n,) int64" if n is None else f"({n},) int64, one for each row of features"
+    a = as_array(ids, name, needs)
+    if a.ndim != 1 or n not in (None, len(a)):
+        raise DataError(f"{name} is {dims(a)}, needs {needs}")
     a = _whole_numbers(a, name, "an id (0 to 9,223,372,036,854,775,807)")
     if (a < 0).any():
         row = int(np.argmax(a < 0))

@@ -29,7 +29,18 @@ class FileName(click.Path):
         return super().convert(value, param, ctx)
 
 
-FILE = FileName(path_type=Path)
+class RowsName(FileName):
+    """The name of a file of rows or of pictures: whether it can be one is told before anything heavy is loaded."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from .data.kinds import check_kind
+
+        path = super().convert(value, param, ctx)
+        check_kind(path)
+        return path
+
+
+FILE, ROWS = FileName(path_type=Path), RowsName(path_type=Path)
 meter = Meter()
 
 # What to type where a part is not installed.
@@ -73,17 +84,21 @@ def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default="features; in a file of pairs queries or keys",
             help="Dataset of the features in HDF5; of pairs to train on, two: queries,keys.",
         ),
-        click.option("--labels-key", default="labels", show_default=True, help="Dataset of the labels in HDF5."),
-        click.option("--ids-key", default="ids", show_default=True, help="Dataset of the ids in HDF5."),
+        click.option("--labels-key", show_default="labels", help="Dataset of the labels in HDF5."),
+        click.option("--ids-key", show_default="ids", help="Dataset of the ids in HDF5."),
         click.option(
             "--skip-bad-rows", is_flag=True, help="Leave out rows that hold NaN or infinity, and bad pictures."
         ),
         click.option("--allow-duplicate-ids", is_flag=True, help="Take ids that stand more than once."),
+        click.option("-v", "--verbose", is_flag=True, help="Tell of HDF5 datasets without checksums too."),
         click.option("--workers", default=0, help="Threads that decode pictures; default: one for each core."),
     ]
 
-    names = ("features_key", "labels_key", "ids_key", "skip_bad_rows", "allow_duplicate_ids", "workers")
-    return gathering(command, options, "keys", names, dict)
+    def given(**values: Any) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if value is not None}
+
+    names = ("features_key", "labels_key", "ids_key", "skip_bad_rows", "allow_duplicate_ids", "verbose", "workers")
+    return gathering(command, options, "keys", names, given)
 
 
 def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -160,7 +175,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("rows", type=FILE)
+@click.argument("rows", type=ROWS)
 @click.option("-o", "--out", type=FILE, required=True, help="Model file to write (.safetensors).")
 @click.option(
     "--config", type=FILE, callback=read_config, is_eager=True, help="TOML file with defaults for these options."
@@ -184,8 +199,8 @@ def cli() -> None:
 )
 @click.option("--weights", type=FILE, help="Weights that a network for pictures starts from (.safetensors or .pth).")
 @click.option("--start", type=FILE, help="Model whose network stays as it is: train other codebooks alone (pictures).")
-@click.option("--codebook-rows", type=FILE, help="Rows without labels that the codebooks learn from.")
-@click.option("--validation", type=FILE, help="Rows that train nothing and say which epoch was best, and when to stop.")
+@click.option("--codebook-rows", type=ROWS, help="Rows without labels that the codebooks learn from.")
+@click.option("--validation", type=ROWS, help="Rows that train nothing and say which epoch was best, and when to stop.")
 @click.option("--patience", default=5, show_default=True, help="Epochs without a better one that end a stage; 0: none.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--precision", default="float32", show_default=True, help="float32, bfloat16 or float16, of the encoder.")
@@ -232,7 +247,7 @@ def train(
 
 @cli.command()
 @click.argument("model", type=FILE)
-@click.argument("rows", type=FILE)
+@click.argument("rows", type=ROWS)
 @click.option("-o", "--out", type=FILE, required=True, help="Gallery to write (.faissindex).")
 @click.option("--target", help="FAISS container: ivfpq, pq, fastscan, buckets, lift, residual; default: ivfpq or lift.")
 @click.option("--bits", type=int, help="Only so many bits of every code; for methods with nested codes (dpq).")
@@ -254,7 +269,7 @@ def export(model: Path, rows: Path, out: Path, dry_run: bool, **options: Any) ->
 
 @cli.command()
 @click.argument("gallery", type=FILE)
-@click.argument("rows", type=FILE)
+@click.argument("rows", type=ROWS)
 @click.option("--model", type=FILE, help="Model of the gallery, where its encoder is not inside the file.")
 @picture_options
 @row_options
@@ -287,7 +302,7 @@ def merge(galleries: tuple[Path, ...], out: Path) -> None:
 
 @cli.command()
 @click.argument("gallery", type=FILE)
-@click.argument("queries", type=FILE)
+@click.argument("queries", type=ROWS)
 @click.option("-k", default=10, show_default=True, help="Hits per query.")
 @click.option("--threshold", type=float, help="All hits with a better score than this, instead of -k.")
 @click.option("-o", "--out", type=FILE, help="Write scores and ids to this HDF5 file.")
@@ -308,8 +323,8 @@ def search(gallery: Path, queries: Path, **options: Any) -> None:
 
 @cli.command()
 @click.argument("gallery", type=FILE)
-@click.argument("queries", type=FILE)
-@click.argument("database", type=FILE, required=False)
+@click.argument("queries", type=ROWS)
+@click.argument("database", type=ROWS, required=False)
 @click.option("--model", type=FILE, help="Model of the gallery, where its encoder is not inside the file.")
 @click.option("--at", type=int, help="Count ranks 1 to R only; default: the whole gallery.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -326,7 +341,7 @@ def evaluate(gallery: Path, queries: Path, database: Path | None, as_json: bool,
 
 
 @cli.command()
-@click.argument("images", type=FILE)
+@click.argument("images", type=ROWS)
 @click.option("-o", "--out", type=FILE, required=True, help="File of rows to write (.h5).")
 @click.option("--encoder", help="Network: squeezenet or package.module:factory; with --model, a foreign one to allow.")
 @click.option(

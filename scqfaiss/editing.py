@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Ints, as_ids
+from .arrays import Ints, as_id_set, transposed
 from .codebooks import Codebooks, Codes
 from .contract import Progress, silent
 from .data import ArraySource, Source, open_rows
@@ -100,7 +100,8 @@ def _joined(
     encoder = _encoder(held, model)
     source = as_rows(source, encoder, seeing)
     if source.d != encoder.d_in:
-        raise ConfigError(f"{source.name}: rows have d={source.d}, {held.name} needs d={encoder.d_in}")
+        how = transposed(len(source), source.d, encoder.d_in)
+        raise ConfigError(f"{source.name}: rows have d={source.d}, {held.name} needs d={encoder.d_in}{how}")
     if len(source) == 0:
         raise DataError(f"{source.name} holds 0 rows, nothing to append")
     ids = source.ids
@@ -149,7 +150,7 @@ def remove(gallery: PathLike, ids: Any) -> tuple[int, int]:
     Raises DataError on bad ids and where no row would be left; the file is then as it was.
     """
     with reserve(gallery, suffix=SUFFIX, what="changed") as slot:
-        found, _, n = _remove(slot, gallery, as_ids(ids, np.size(ids), allow_duplicates=True))
+        found, _, n = _remove(slot, gallery, as_id_set(ids))
         return found, n
 
 

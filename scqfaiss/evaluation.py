@@ -376,7 +376,7 @@ def evaluate(
     n = len(held)
     xq = as_features(xq, name)
     at = _check_work(gallery, xq, n, at, name)
-    ids = as_ids(ids, len(ids), "ids", allow_duplicates=True)
+    ids = as_ids(ids, None, "ids", allow_duplicates=True)
     queries, database = same_classes(_labels(queries, len(xq), name), _labels(database, len(ids), "database"), name)
     labels = database.take(_places(held, ids, gallery.name, database_name))
     ranked = _Ranked.of(gallery, codebooks, codes, xq, name)

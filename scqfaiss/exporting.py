@@ -17,7 +17,7 @@ from .data import ArraySource, Source, open_rows
 from .errors import ConfigError, DataError, IndexFileError, shown, size
 from .features import USUAL, Seeing, as_rows
 from .files import PathLike, Slot, reserve
-from .model import Model, encode_source
+from .model import Model, check_width, encode_source
 from .reading import read_gallery
 from .targets import REGISTRY as TARGETS
 from .targets import gpu
@@ -112,8 +112,7 @@ def encode_for(
     if len(source) == 0:
         raise DataError(f"{source.name} holds 0 rows, a gallery needs at least 1")
     container = check_target(model, target, options, len(source))
-    if source.d != model.d_in:
-        raise ConfigError(f"{source.name}: rows have d={source.d}, the model needs d={model.d_in}")
+    check_width(model, source)
     source.merge_copies()
     nbytes = container.nbytes(model.codebooks.shape, len(source))
     slot.check_space(nbytes)

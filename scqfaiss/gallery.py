@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import files
-from .arrays import Floats, Ints, as_features, as_ids
+from .arrays import Floats, Ints, as_features, as_id_set, transposed
 from .codebooks import Codebooks, Codes
 from .contract import Progress, silent
 from .data import Source, open_rows
@@ -105,11 +105,12 @@ class Gallery:
 
     def embed(self, xq: Any, name: str = "queries") -> Floats:
         """Query rows (nq, d) -> what the FAISS index is searched with, (nq, index.d) float32."""
-        xq = as_features(xq, name)
+        xq = as_features(xq, name, one_row=True)
         if self.needs_model and self.model is None:  # how wide its rows are, only the model knows
             raise ConfigError(f"{self.name} needs the model its codes came from; give --model")
         if xq.shape[1] != self.d:
-            raise ConfigError(f"{name}: queries have d={xq.shape[1]}, {self.name} needs d={self.d}")
+            how = transposed(len(xq), xq.shape[1], self.d)
+            raise ConfigError(f"{name}: queries have d={xq.shape[1]}, {self.name} needs d={self.d}{how}")
         return self.model.embed(xq) if self.needs_model and self.model is not None else xq
 
     def clip(self, k: int) -> int:
@@ -128,7 +129,7 @@ class Gallery:
     def _queries(self, xq: Any, encoded: bool, name: str, held: _Held) -> Floats:
         if not encoded:
             return self.embed(xq, name)
-        z = as_features(xq, name)
+        z = as_features(xq, name, one_row=True)
         if z.shape[1] != held.stored.index.d:
             raise ConfigError(f"{name}: encoded queries have d={z.shape[1]}, the index needs d={held.stored.index.d}")
         return z
@@ -230,8 +231,7 @@ class Gallery:
         parts = []
         for ids, what in ((allow, "allow"), (deny, "deny")):
             if ids is not None:
-                ids = np.asarray(ids)
-                batch = faiss.IDSelectorBatch(as_ids(ids, len(ids) if ids.ndim else 0, what, allow_duplicates=True))
+                batch = faiss.IDSelectorBatch(as_id_set(ids, what))
                 parts.append(batch if what == "allow" else faiss.IDSelectorNot(batch))
         return parts[0] if len(parts) == 1 else faiss.IDSelectorAnd(*parts)
 
@@ -252,8 +252,7 @@ class Gallery:
         that are not there.
         """
         held = self._held
-        ids = np.atleast_1d(np.asarray(ids))
-        ids = as_ids(ids, len(ids), "ids", allow_duplicates=True)
+        ids = as_id_set(ids)
         with self._reconstructing:
             rows = held.rows[0] if held.rows else None
             if rows is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .data import open_rows
+from .data import Source, open_rows
 from .data.images import ImageSource
 from .errors import shown, size
 from .files import PathLike
@@ -31,6 +31,7 @@ def facts(path: PathLike, keys: Mapping[str, Any]) -> dict[str, Any]:
                 "d": source.d // 2,
                 "ids": "given" if source.has_ids else "row numbers",
                 "distinct_keys": len(np.unique(source.ids)),
+                "checksums": _checksums(source),
             }
         what: dict[str, Any] = {"kind": "rows", "rows": len(source), "d": source.d}
         if isinstance(source, ImageSource):
@@ -41,7 +42,12 @@ def facts(path: PathLike, keys: Mapping[str, Any]) -> dict[str, Any]:
             "classes": source.labels.C if source.labels else 0,
             "class_names": source.labels.class_names if source.labels else None,
             "ids": "given" if source.has_ids else "row numbers",
+            "checksums": None if source.pictures else _checksums(source),
         }
+
+
+def _checksums(source: Source) -> str:
+    return "of all that is read" if source.sealed else "not of all that is read: bit errors cannot be seen"
 
 
 def gallery_facts(path: PathLike) -> dict[str, Any]:

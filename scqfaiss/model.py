@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import bundle
-from .arrays import Floats, as_features
+from .arrays import Floats, as_features, transposed
 from .codebooks import MAX_BEAM, RULES, Codebooks, Codes
 from .contract import Progress, silent
 from .data import Source
@@ -74,13 +74,14 @@ class Model:
         return self.chain.d_in
 
     def embed(self, x: Any, name: str = "rows") -> Floats:
-        """x (n, d_in) floats -> z (n, d) float32, what is coded on one side and searched with on the other.
+        """x (n, d_in) floats -> z (n, d) float32, what is coded on one side and searched with on the other; (d_in,) is one row.
 
         Raises DataError on another form or on rows that are not finite, ConfigError on another width.
         """
-        x = as_features(x, name)
+        x = as_features(x, name, one_row=True)
         if x.shape[1] != self.d_in:
-            raise ConfigError(f"{name} have d={x.shape[1]}, the model needs d={self.d_in}")
+            how = transposed(len(x), x.shape[1], self.d_in)
+            raise ConfigError(f"{name} have d={x.shape[1]}, the model needs d={self.d_in}{how}")
         return self.chain(x)
 
     def encode(self, x: Any, name: str = "rows") -> Codes:
@@ -192,10 +193,16 @@ def check_saved(path: Path, data: bytes) -> None:
     Model.load(path)
 
 
+def check_width(model: Model, source: Source) -> None:
+    """Raise ConfigError unless the rows of a source are as wide as those that the model takes."""
+    if source.d != model.d_in:
+        how = transposed(len(source), source.d, model.d_in)
+        raise ConfigError(f"{source.name}: rows have d={source.d}, the model needs d={model.d_in}{how}")
+
+
 def encode_source(model: Model, source: Source, progress: Progress = silent) -> Codes:
     """Codes (n, M) of all rows of a source, block by block; the next block is read while this one is encoded."""
-    if source.d != model.d_in:
-        raise ConfigError(f"{source.name}: rows have d={source.d}, the model needs d={model.d_in}")
+    check_width(model, source)
     codes = np.empty((len(source), model.codebooks.M), model.codebooks.code_dtype)
     # Two halves at a time: matrix products use all cores, but all else in NumPy uses one, and one half's products fill
     # the other's gaps.

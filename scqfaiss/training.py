@@ -774,6 +774,7 @@ def opened(
     of_rows: dict[str, Any] = {"role": role, "needed_by": f"method {method}", "repeated_ids": True}
     with ExitStack() as stack:
         source = stack.enter_context(open_rows(path, **keys, **of_rows))
+        source.warn_if_wide()
         books = held = None
         if codebook_rows is not None:
             of_books = {**keys, "labels_key": None} | ({"features_key": None} if role == "pairs" else {})

@@ -202,6 +202,7 @@ def test_info_describes_both_halves(run, files):
         "  d: 8",
         "  ids: given",
         "  distinct keys: 80",
+        "  checksums: of all that is read",
     ]
     assert json.loads(run("info", "test.h5", "--json", "--features-key", "keys").out)["kind"] == "rows"
 

@@ -18,8 +18,10 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..arrays import check_feature_form, dims
+from ..arrays import PIECE, check_feature_form, dims
 from ..errors import DataError, ResourceError, shown, size, warn
+from .chunks import Chunks
+from .kinds import IDS, LABELS, DefaultKey
 from .source import OpenFile, Source
 
 CHUNK_BYTES = 256 << 20  # largest chunk, and largest row: HDF5 decodes chunks whole, so this bounds the memory
@@ -36,13 +38,12 @@ class Hdf5Source(Source):
     """Rows of an HDF5 file; the keys name its datasets and may lead into groups ('g/x').
 
     `features` (n, d) float16, float32 or float64, read in pieces; where there are none, the half of a file of pairs that
-    `role` names, `queries` or `keys`. `labels` (n,) integers or (n, C) of 0 and 1, and `ids` (n,) integers,
+    `role` names, `queries` or `keys`. `labels` (n,) integers or class names or (n, C) of 0 and 1, and `ids` (n,) integers,
     read whole, each optional under its default key; file attribute `class_names` (C,), optional. repeated_ids: an id may
     stand more than once, as that of a query always may, and in either half of a file of pairs: see Source.copies.
-    purpose: what the features are for, where that has to be said. quiet: no warning of missing checksums.
+    purpose: what the features are for, where that has to be said. verbose: warn where a dataset has no checksum.
     Raises ConfigError where the file is missing, ResourceError where it declares more than it holds or more than may be
     read at once, DataError where it is damaged, incomplete, in use, spread over several files or of another form.
-    Warns once where a dataset has no checksum.
     """
 
     def __init__(
@@ -50,14 +51,14 @@ class Hdf5Source(Source):
         path: str | os.PathLike[str],
         *,
         features_key: str | None = None,
-        labels_key: str | None = "labels",
-        ids_key: str | None = "ids",
+        labels_key: str | None = LABELS,
+        ids_key: str | None = IDS,
         role: str | None = None,
         skip_bad_rows: bool = False,
         allow_duplicate_ids: bool = False,
         repeated_ids: bool = False,
         purpose: str = "",
-        quiet: bool = False,
+        verbose: bool = False,
     ) -> None:
         self._open_file = OpenFile(path)
         self._hdf5: Any = None
@@ -65,6 +66,7 @@ class Hdf5Source(Source):
         try:
             self._hdf5 = _open(path, self._open_file)
             self._unsealed: list[str] = []
+            self._chunks: dict[bytes, Chunks] = {}
             with self._damage("the file"):
                 if features_key is None:
                     features_key = self._usual_features(role)
@@ -74,12 +76,12 @@ class Hdf5Source(Source):
                 self.copies = self.half and not allow_duplicate_ids
                 labels = None
                 if labels_key is not None:
-                    labels = self._find_whole(labels_key, "--labels-key", optional=labels_key == "labels")
+                    labels = self._find_whole(labels_key, "--labels-key", optional=isinstance(labels_key, DefaultKey))
                 ids = None
                 if ids_key is not None:
-                    ids = self._find_whole(ids_key, "--ids-key", optional=ids_key == "ids")
+                    ids = self._find_whole(ids_key, "--ids-key", optional=isinstance(ids_key, DefaultKey))
                 class_names = None if labels is None else self._class_names()
-            if self._unsealed and not quiet:
+            if self._unsealed and verbose:
                 warn(f"{self.name}: {self._unsealed[0]} has no checksum, bit errors cannot be seen")
             self.settle(
                 labels,
@@ -167,6 +169,8 @@ class Hdf5Source(Source):
             raise self._outside(key, node.external[0][0])
         if node.shape is None:
             raise DataError(f"{self.name}: {shown(key)} has no shape, needs rows")
+        if not _readable(node):
+            raise DataError(f"{self.name}: {shown(key)} is of a type that is neither number nor text")
         return node
 
     def _outside(self, key: str, other: str) -> DataError:
@@ -178,7 +182,8 @@ class Hdf5Source(Source):
 
         def note(name: str, node: Any) -> bool | None:
             if isinstance(node, h5py.Dataset):
-                found.append(f"{shown(name)} {'(none)' if node.shape is None else dims(node)}")
+                form = f" {'(none)' if node.shape is None else dims(node)}" if _readable(node) else " of another type"
+                found.append(f"{shown(name)}{form}")
             return True if len(found) > LISTED else None
 
         self._hdf5.visititems(note)
@@ -228,7 +233,8 @@ class Hdf5Source(Source):
         found = self._find(key, option, optional=optional)
         if found is None:
             return None
-        if found.shape[:1] != (self.physical_rows,) or found.ndim > 2 or found.dtype.kind not in "buif":
+        text = found.ndim == 1 and h5py.check_string_dtype(found.dtype) is not None and option == "--labels-key"
+        if found.shape[:1] != (self.physical_rows,) or found.ndim > 2 or (found.dtype.kind not in "buif" and not text):
             return np.broadcast_to(np.zeros((), found.dtype), found.shape)  # settle() refuses it by its form alone
         self._check_stored(found, shown(key))
         declared = found.dtype.itemsize * math.prod(found.shape)
@@ -236,7 +242,31 @@ class Hdf5Source(Source):
             raise ResourceError(
                 f"{self.name}: {shown(key)} declares {size(declared)}, at most {size(WHOLE_BYTES)} can be read"
             )
+        if text:
+            with self._damage(shown(key)):
+                return np.asarray(found.asstr(errors="replace")[:])
+        if option == "--labels-key" and found.ndim == 2 and found.shape[1] > 1:
+            return self._matrix(found, shown(key))
         return self._rows(found, shown(key), 0, self.physical_rows)
+
+    def _matrix(self, found: Any, key: str) -> NDArray[Any]:
+        """A matrix (n, C) of labels as uint8, in pieces: in its own dtype it might take eight times the memory.
+
+        Raises DataError on what is neither 0 nor 1.
+        """
+        out = np.empty(found.shape, np.uint8)
+        step, first, count = max(1, PIECE // found.shape[1]), "", 0
+        for i in range(0, len(out), step):
+            piece = self._rows(found, key, i, min(i + step, len(out)))
+            wrong = ((piece != 0) & (piece != 1)).any(axis=1)
+            if wrong.any() and not first:
+                row = int(np.argmax(wrong))
+                first = f"row {i + row:,} holds {piece[row][(piece[row] != 0) & (piece[row] != 1)][0]}"
+            count += int(wrong.sum())
+            out[i : i + step] = piece == 1
+        if count:
+            raise DataError(f"{self.name}: {key}: {first}, needs 0 or 1 ({count:,} such rows)")
+        return out
 
     def _check_stored(self, dataset: Any, key: str) -> None:
         """ResourceError or DataError unless all that `dataset` declares was written, and in a form we can read."""
@@ -269,12 +299,14 @@ class Hdf5Source(Source):
                 raise DataError(f"{name} is packed by HDF5 filter {code}{title}, which is not installed here; use gzip")
         if h5py.h5z.FILTER_FLETCHER32 not in [f[0] for f in filters]:
             self._unsealed.append(key)
+        self._chunks[h5py.h5i.get_name(dataset.id)] = Chunks(dataset, name, [f[0] for f in filters])
 
     def _rows(self, dataset: Any, key: str, i: int, j: int) -> NDArray[Any]:
         """Rows i..j-1 of a dataset in its own dtype. DataError names the rows of the first chunk that is damaged."""
         # Straight into place, without HDF5's own conversion: NumPy turns float16 into float32 several times faster.
         out = np.empty((j - i, *dataset.shape[1:]), dataset.dtype)
         if out.size:
+            self._chunks[h5py.h5i.get_name(dataset.id)].prove(dataset, i, j)
             try:
                 dataset.read_direct(out, np.s_[i:j])
             except H5_ERRORS as error:
@@ -330,7 +362,7 @@ def holds_pictures(path: str | os.PathLike[str], key: str | None = None) -> bool
             if not isinstance(hdf5.get("images", getlink=True), h5py.HardLink):
                 return key is None  # following it is left to the reader, which looks where it leads
             node = hdf5["images"]
-            return isinstance(node, h5py.Dataset) and node.dtype.kind in "OSVu"
+            return isinstance(node, h5py.Dataset) and _readable(node) and node.dtype.kind in "OSVu"
     except H5_ERRORS as error:
         raise DataError(f"{file.name}: the file is damaged; restore a copy") from error
     finally:
@@ -345,6 +377,14 @@ def _has(hdf5: Any, *names: str) -> list[bool]:
     return [hdf5.get(name, getlink=True) is not None for name in names]
 
 
+def _readable(dataset: Any) -> bool:
+    """Whether NumPy has a type for what a dataset holds; it has none for times and some others."""
+    try:
+        return dataset.dtype is not None
+    except TypeError:
+        return False
+
+
 def _parts(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in ("", ".")]
 
@@ -356,6 +396,11 @@ def _open(path: str | os.PathLike[str], file: OpenFile) -> Any:
     except H5_ERRORS as error:
         text = str(error)  # HDF5 has no finer codes; where its words change, the general answer below remains
         if isinstance(error, BlockingIOError) or "already open for" in text:
+            if not file.locked():  # by anybody: the file itself says that it is being written
+                raise DataError(
+                    f"{file.name} was not closed by the program that wrote it; if none is writing it, "
+                    f"`h5clear -s {file.name}` makes it readable, without what was not flushed"
+                ) from error
             raise DataError(f"{file.name} is open for writing in another program") from error
         if "unable to lock" in text:
             raise DataError(

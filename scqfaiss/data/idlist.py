@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import re
@@ -12,12 +13,13 @@ import numpy as np
 from ..arrays import Ints, as_ids
 from ..errors import DataError, shown
 from . import HDF5_ENDINGS, open_rows
+from .kinds import IDS
 from .source import OpenFile
 
 _INLINE = re.compile(r" *\d+ *(,.*)?", re.DOTALL)  # what follows the first comma is for the message, if it is no id
 
 
-def read_ids(given: str | os.PathLike[str], ids_key: str = "ids") -> Ints:
+def read_ids(given: str | os.PathLike[str], ids_key: str = IDS) -> Ints:
     """'1,2,3', or a file of ids -> (n,) int64; an id may stand twice. ./123 names a file, 123 an id.
 
     A text file holds ids apart by white space or commas, a .npy file an array (n,) of integers, an HDF5 file rows, whose
@@ -41,9 +43,11 @@ def read_ids(given: str | os.PathLike[str], ids_key: str = "ids") -> Ints:
             a = np.load(io.BytesIO(raw.tobytes()), allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
             raise DataError(f"{name}: not a readable .npy array") from error
-        return as_ids(a, len(a) if getattr(a, "ndim", 0) else 0, name, allow_duplicates=True)
+        return as_ids(a, None, name, allow_duplicates=True)
+    content = raw.tobytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell and Notepad write text
     try:
-        return _parsed(raw.tobytes().decode("ascii"), name)
+        return _parsed(content.decode("utf-16" if wide else "utf-8-sig"), name)
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: not a text file of ids") from error
 
@@ -51,7 +55,7 @@ def read_ids(given: str | os.PathLike[str], ids_key: str = "ids") -> Ints:
 def _parsed(text: str, name: str) -> Ints:
     words = text.replace(",", " ").split()
     for number, word in enumerate(words):
-        if not word.isdecimal() or len(word) > 19 or int(word) >= 1 << 63:
+        if not (word.isascii() and word.isdecimal()) or len(word) > 19 or int(word) >= 1 << 63:
             raise DataError(
                 f"{name}: entry {number + 1:,} is '{shown(word[:40])}', needs an id (0 to {(1 << 63) - 1:,})"
             )

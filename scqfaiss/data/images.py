@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from ..arrays import Ints, Labels
 from ..errors import ConfigError, DataError, ResourceError, ScqError, shown, size, suggestion, warn
+from .kinds import IDS, LABELS
 from .picture_files import LIST_ENDINGS, Listing, list_file, list_folder, list_one
 from .source import BLOCK_BYTES, Source
 
@@ -359,12 +360,13 @@ class ImageSource(Source):
         path: str | os.PathLike[str],
         *,
         features_key: str | None = None,
-        labels_key: str | None = "labels",
-        ids_key: str = "ids",
+        labels_key: str | None = LABELS,
+        ids_key: str = IDS,
         skip_bad_rows: bool = False,
         allow_duplicate_ids: bool = False,
         repeated_ids: bool = False,
         workers: int = 0,
+        verbose: bool = False,
     ) -> None:
         import PIL  # noqa: F401  its absence is told before anything is read
 
@@ -381,7 +383,7 @@ class ImageSource(Source):
         elif self.path.lower().endswith(LIST_ENDINGS):
             self._list(list_file(path, labels_key=labels_key, ids_key=ids_key), labels_key, ids)
         elif self.path.lower().endswith((".h5", ".hdf5", ".hdf")):
-            self._unpack(features_key, labels_key, ids_key, ids)
+            self._unpack(features_key, labels_key, ids_key, ids | {"verbose": verbose})
         else:
             self._single = True
             self._list(list_one(path), None, ids)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..arrays import bad_rows
 from ..errors import ConfigError, DataError
 from .hdf5 import Hdf5Source
+from .kinds import IDS
 from .source import ArraySource, Source
 
 
@@ -64,21 +65,27 @@ class PairSource(Source):
         *,
         queries_key: str = "queries",
         keys_key: str = "keys",
-        ids_key: str = "ids",
+        ids_key: str = IDS,
         skip_bad_rows: bool = False,
+        verbose: bool = False,
         purpose: str = "",
     ) -> PairSource:
         """Pairs in an HDF5 file: two datasets of features, and the keys' ids where there are any. Raises as Hdf5Source."""
         how: dict[str, Any] = {"labels_key": None, "purpose": purpose}
-        keys = Hdf5Source(path, features_key=keys_key, ids_key=ids_key, repeated_ids=True, **how)
+        keys = Hdf5Source(path, features_key=keys_key, ids_key=ids_key, repeated_ids=True, verbose=verbose, **how)
         try:
             # One warning is enough where neither has a checksum.
-            queries = Hdf5Source(path, features_key=queries_key, ids_key=None, quiet=not keys.sealed, **how)
+            loud = verbose and keys.sealed
+            queries = Hdf5Source(path, features_key=queries_key, ids_key=None, verbose=loud, **how)
         except BaseException:
             with suppress(DataError):
                 keys.close()
             raise
         return PairSource(queries, keys, skip_bad_rows=skip_bad_rows)
+
+    @property
+    def sealed(self) -> bool:
+        return all(part.sealed for part in self._parts)
 
     @property
     def chunk_rows(self) -> int:

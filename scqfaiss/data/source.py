@@ -5,6 +5,7 @@ A Source reads lazily, so a file larger than memory trains and exports; labels a
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import os
@@ -83,6 +84,15 @@ class OpenFile:
                 raise DataError(f"{self.name} changed from {self.size:,} to {now:,} bytes while it was read")
             left, offset = left[got:], offset + got
 
+    def locked(self) -> bool:
+        """Whether another process holds a lock for writing, as HDF5 does while it writes."""
+        try:
+            fcntl.flock(self._file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(self._file.fileno(), fcntl.LOCK_UN)
+        except OSError:  # held, or a file system without locks
+            return True
+        return False
+
     def release(self) -> None:
         """Close without a look at what happened to the file."""
         self._file.close()
@@ -152,6 +162,19 @@ class Source(ABC):
         """
         rows = max(1, BLOCK_BYTES // (4 * self.d))
         return rows - rows % self.chunk_rows or rows
+
+    def warn_if_wide(self) -> None:
+        """Warn of a file with more dimensions than rows: MATLAB and others store a matrix transposed."""
+        if self.path is not None and not self.pairs and not self.pictures and self.d > len(self) > 1:
+            warn(
+                f"{self.name}: {self.features_name} is (n, d) = ({len(self):,}, {self.d:,}), more dimensions than rows; if it "
+                "is stored as (d, n), write the transpose"
+            )
+
+    @property
+    def sealed(self) -> bool:
+        """Whether all that is read has checksums inside the file."""
+        return False
 
     @property
     def chunk_rows(self) -> int:

@@ -79,7 +79,7 @@ def test_rows_stand_for_their_ids():
         ("-1", "ids.txt: entry 1 is '-1', needs an id (0 to 9,223,372,036,854,775,807)"),
         ("1 " + str(MAX + 1), f"ids.txt: entry 2 is '{MAX + 1}', needs an id (0 to 9,223,372,036,854,775,807)"),
         ("9" * 5000, f"ids.txt: entry 1 is '{'9' * 40}', needs an id (0 to 9,223,372,036,854,775,807)"),
-        ("\u0661", "ids.txt: not a text file of ids"),
+        ("\u0661", "ids.txt: entry 1 is '\u0661', needs an id (0 to 9,223,372,036,854,775,807)"),
         ("1\0002", "ids.txt: entry 1 is '1\\x002', needs an id (0 to 9,223,372,036,854,775,807)"),
     ],
 )

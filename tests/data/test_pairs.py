@@ -130,8 +130,8 @@ def test_keys_of_one_id_that_differ_are_refused(tmp_path):
         assert len(source) == 90
 
 
-def test_labels_asked_for_with_pairs_are_ignored_aloud(file):
-    with pytest.warns(ScqWarning, match=r"p\.h5: pairs have no labels, --labels-key is ignored$"):
+def test_labels_asked_for_with_pairs_are_refused(file):
+    with pytest.raises(ConfigError, match=r"p\.h5: --labels-key mine names nothing: pairs have no labels$"):
         open_rows(file, role="pairs", labels_key="mine").close()
 
 
@@ -172,7 +172,7 @@ def test_one_warning_tells_of_missing_checksums(tmp_path):
     path = write(tmp_path / "bare.h5", {"queries": Q, "keys": K}, sealed=False)
     with (
         pytest.warns(ScqWarning, match=r"bare\.h5: keys has no checksum") as said,
-        open_rows(path, role="pairs") as source,
+        open_rows(path, role="pairs", verbose=True) as source,
     ):
         np.testing.assert_array_equal(source.ids, np.arange(90))
     assert len(said) == 1

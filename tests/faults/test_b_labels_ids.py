@@ -1,5 +1,6 @@
 """Faults of labels and ids, rows B1 to B4 and B11 of the fault table, through files and through arrays alike."""
 
+import h5py
 import numpy as np
 import pytest
 
@@ -56,7 +57,8 @@ def test_b2_label_out_of_range(rows):
     y = changed(np.arange(20) % 10, [12, 13, 19], 10)
     refuse(rows, "x.h5: labels: row 12 is 10, classes run 0 to 9 (3 such rows)", y, None, names)
     y = changed(np.arange(20) % 10, 3, -1)
-    refuse(rows, "x.h5: labels: row 3 is -1, classes run 0 upwards (1 such rows)", y)
+    none = "leave out rows without a label, or mark labels in an (n, C) matrix of 0 and 1"
+    refuse(rows, f"x.h5: labels: row 3 is -1, classes run 0 upwards (1 such rows); {none}", y)
     matrix = np.zeros((20, 3), np.uint8)
     refuse(rows, "x.h5: labels has 3 columns, needs one for each of the 10 classes", matrix, None, names)
 
@@ -76,7 +78,25 @@ def test_b3_other_floats(rows, value, shown):
 
 def test_b3_no_numbers(rows):
     refuse(rows, "x.h5: labels is (20,) bool, needs whole numbers", np.zeros(20, bool))
-    refuse(rows, "x.h5: labels is (20,) |S3, needs whole numbers", np.full(20, b"cat"))
+
+
+@pytest.mark.parametrize("words", [np.array([b"cat", b"ant"]), np.array(["cat", "a\u0308nt"], object)])
+def test_b3_names_are_classes(tmp_path, words):
+    given = words[np.arange(20) % 2]
+    plain = [w.decode() if isinstance(w, bytes) else w.replace("a\u0308", "\u00e4") for w in given.tolist()]
+    with h5py.File(tmp_path / "x.h5", "w") as f:
+        f["features"], f["labels"] = X, given
+    for source in (open_rows(tmp_path / "x.h5"), ArraySource(X, given), ArraySource(X, given.tolist())):
+        with source:
+            assert source.labels.class_names == tuple(sorted(set(plain)))
+            assert [source.labels.class_names[c] for c in source.labels.y] == plain
+    with pytest.raises(DataError, match=r"labels: row 1 is '.*nt', which class_names does not name$"):
+        ArraySource(X, given, class_names=["cat", "dog"])
+    assert ArraySource(X, given, class_names=["dog", "cat", words[1]]).labels.y.tolist() == [1, 2] * 10
+    with pytest.raises(DataError, match=r"row 7 is '', not a class name \(1 such rows\)"):
+        ArraySource(X, changed(given, 7, words[0][:0]))
+    with pytest.raises(DataError, match="class_names holds 'cat' more than once"):
+        ArraySource(X, np.zeros(20, int), class_names=["cat", "cat"])
 
 
 def test_b4_row_without_label_passes(rows):
@@ -94,7 +114,8 @@ def test_b4_other_values(rows, value, shown):
 
 def test_b4_shapes(rows):
     needs = "needs (n,) class numbers or an (n, C) matrix of 0 and 1 with C >= 2"
-    refuse(rows, f"x.h5: labels is (20, 1) int64, {needs}", np.zeros((20, 1), np.int64))
+    column = "class numbers in one column are y.ravel()"
+    refuse(rows, f"x.h5: labels is (20, 1) int64, {needs}; {column}", np.zeros((20, 1), np.int64))
     refuse(rows, f"x.h5: labels is (20, 2, 2) int64, {needs}", np.zeros((20, 2, 2), np.int64))
 
 

@@ -1,0 +1,73 @@
+"""Chunks of an HDF5 dataset that unpack to more than they declare.
+
+HDF5's deflate filter inflates a chunk to its end, however long that is, and then reads the bytes that the dataset declares:
+a chunk of 4 kB may take 1 GiB of memory on the way, and reads as sound.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import h5py  # type: ignore[import-untyped]
+
+from ..errors import DataError, ResourceError, size
+
+DEFLATE, LZF, FLETCHER32 = h5py.h5z.FILTER_DEFLATE, 32000, h5py.h5z.FILTER_FLETCHER32
+MOST = 1032  # bytes that a byte of a deflate stream can stand for, at most (RFC 1951)
+UNPROVEN_BYTES = 64 << 20  # a chunk that cannot unpack to more than this needs no proof
+SLACK = 4096  # bytes by which packing may lengthen what cannot be packed, beside a part in a hundred
+
+
+class Chunks:
+    """The stored chunks of one dataset. Raises DataError where one is longer than what it unpacks to, or twice packed."""
+
+    def __init__(self, dataset: Any, name: str, filters: Sequence[int]) -> None:
+        self._name = name
+        self._deflate = filters.index(DEFLATE) if DEFLATE in filters else 0
+        self._open: dict[int, list[tuple[int, ...]]] = {}  # offsets of chunks not yet proven, by their first row
+        if not dataset.chunks or not {DEFLATE, LZF} & set(filters):
+            return
+        if sum(code in (DEFLATE, LZF) for code in filters) > 1:
+            raise DataError(f"{name} is packed twice, needs gzip once at most")
+        self._declared = dataset.dtype.itemsize * math.prod(dataset.chunks)
+        self._step = int(dataset.chunks[0])
+        longest = self._declared + self._declared // 100 + SLACK
+
+        def note(chunk: Any) -> None:
+            if chunk.size > longest:
+                self._refuse(chunk.chunk_offset[0], f"{size(chunk.size)} stored")
+            if DEFLATE in filters and chunk.size * MOST > max(UNPROVEN_BYTES, 2 * self._declared):
+                self._open.setdefault(int(chunk.chunk_offset[0]), []).append(chunk.chunk_offset)
+
+        dataset.id.chunk_iter(note)
+
+    def prove(self, dataset: Any, i: int, j: int) -> None:
+        """Raise ResourceError where a chunk of rows i..j-1 unpacks to more than it declares; each is looked at once."""
+        if not self._open:
+            return
+        for row in range(i - i % self._step, j, self._step):
+            for offset in self._open.get(row, ()):
+                mask, packed = dataset.id.read_direct_chunk(offset)
+                if not mask >> self._deflate & 1:  # else this chunk is stored as it is
+                    self._inflate(packed, row)
+            self._open.pop(row, None)
+
+    def _inflate(self, packed: bytes, row: int) -> None:
+        stream = zlib.decompressobj()
+        left, found = packed, 0
+        while found <= self._declared and not stream.eof and left:
+            try:
+                found += len(stream.decompress(left, 1 << 20))
+            except zlib.error:
+                return  # damaged: HDF5 finds that too
+            left = stream.unconsumed_tail
+        if found > self._declared:
+            self._refuse(row, f"more than {size(self._declared)} unpacked")
+
+    def _refuse(self, row: int, found: str) -> None:
+        raise ResourceError(
+            f"{self._name}: the chunk at row {row:,} declares {size(self._declared)}, holds {found}; write the file again"
+        )
