@@ -65,7 +65,9 @@ def assert_as_good(codes, wanted, books, z, rule="l2", terms=0, beam=1):
         size = np.square(np.linalg.norm(part, axis=1) + np.linalg.norm(books.centroids, axis=2).max())
         allowed = (2 * dsub + 8 + 2 * terms) * np.finfo(np.float32).eps * size
         bad = alive & (np.abs(gap) > allowed)
-        assert not bad.any(), f"{what}, rows {np.flatnonzero(bad)[:5]}: {gap[bad][:5]} apart, allowed {allowed[bad][:5]}"
+        assert not bad.any(), (
+            f"{what}, rows {np.flatnonzero(bad)[:5]}: {gap[bad][:5]} apart, allowed {allowed[bad][:5]}"
+        )
 
     if beam > 1:
         check(left, books.decode(codes), books.decode(wanted), "sums")
