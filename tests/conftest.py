@@ -11,13 +11,23 @@ with warnings.catch_warnings():
     import faiss
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--float32-products",
+        action="store_true",
+        help="train as with fast_products=false: in float32 also where the processor multiplies bfloat16 fast",
+    )
+
+
 @pytest.fixture(autouse=True, scope="session")
-def one_thread():
+def one_thread(pytestconfig):
     """Everything here is small: threads would cost more than they save."""
     import torch
 
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
+    if pytestconfig.getoption("--float32-products"):
+        torch.set_float32_matmul_precision = lambda precision: None  # stays 'highest'
 
 
 def blobs(n=400, d=16, C=4, seed=0, spread=0.7):

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from close import assert_encodes_as
 
 import scqfaiss.model
 from scqfaiss import Model
@@ -51,29 +52,29 @@ def test_additive_books_are_encoded_by_the_beam_of_the_model(tmp_path, monkeypat
     np.testing.assert_array_equal(wide, books.assign(X, "l2", 8))
     assert (wide != greedy).any()
     monkeypatch.setattr(scqfaiss.model, "ASSIGN_ELEMENTS", 1)
-    np.testing.assert_array_equal(models[2].encode(X), wide)
+    assert_encodes_as(models[2], X, wide)
     models[2].save(tmp_path / "m.safetensors")
     again = Model.load(tmp_path / "m.safetensors")
     assert again.config["beam"] == 8
-    np.testing.assert_array_equal(again.encode(X), wide)
+    assert_encodes_as(again, X, wide)
 
 
 def test_rows_encode_alike_in_any_company(monkeypatch):
     model = made()
     whole = model.encode(X)
     for n in (0, 1, 7, 299):
-        np.testing.assert_array_equal(model.encode(X[:n]), whole[:n])
+        assert_encodes_as(model, X[:n], whole[:n])
     monkeypatch.setattr(scqfaiss.model, "ASSIGN_ELEMENTS", 1)
-    np.testing.assert_array_equal(model.encode(X), whole)
-    np.testing.assert_array_equal(model.encode(X.astype(np.float64)), whole)
-    np.testing.assert_array_equal(model.encode(np.asfortranarray(X)), whole)
+    assert_encodes_as(model, X, whole)
+    assert_encodes_as(model, X.astype(np.float64), whole)
+    assert_encodes_as(model, np.asfortranarray(X), whole)
 
 
 def test_a_source_is_encoded_in_blocks_and_says_so(monkeypatch):
     monkeypatch.setattr(ArraySource, "block_rows", 70)
     seen = []
     codes = encode_source(made(), ArraySource(X), lambda *a: seen.append(a))
-    np.testing.assert_array_equal(codes, made().encode(X))
+    assert_encodes_as(made(), X, codes)
     assert seen == [("encode", n, 300, "") for n in (70, 140, 210, 280, 300)]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
+from close import assert_as_good, assert_close
 from pictures import Drawn
 
 import scqfaiss
@@ -59,6 +60,11 @@ def build(x=None, M=2, nbits=3, encoder="linear", begin=True, validation=None, d
     if begin:
         method.begin()
     return method.to(dtype)
+
+
+def assert_length_1(w):
+    """Codewords (M, K, dsub) were divided by their length."""
+    assert_close(w.double().norm(dim=2), np.ones(w.shape[:2]), terms=w.shape[2] + 4)
 
 
 # ---------------------------------------------------------------------------------------------------------- slow twins
@@ -295,7 +301,7 @@ def test_all_that_training_changes_is_saved():
 @pytest.mark.parametrize("train_codewords", [True, False])
 def test_codewords_have_length_1_after_a_step_that_moved_them(train_codewords):
     method = build(train_codewords=train_codewords, mecoq_lr=0.1)
-    np.testing.assert_allclose(method.codewords.detach().norm(dim=2), 1, atol=1e-6)
+    assert_length_1(method.codewords.detach())
     before = method.codewords.detach().clone()
     (turn,) = method.stages()[0].turns
     optimizer, _ = turn.make_optimizer(10)
@@ -306,7 +312,7 @@ def test_codewords_have_length_1_after_a_step_that_moved_them(train_codewords):
     optimizer.step()
     with torch.no_grad():
         method.after_step()
-    np.testing.assert_allclose(method.codewords.detach().norm(dim=2), 1, atol=1e-6)
+    assert_length_1(method.codewords.detach())
     assert torch.equal(method.codewords, before) != train_codewords
 
 
@@ -318,7 +324,7 @@ def test_dead_codewords_move_onto_rows_and_are_counted():
     facts = method.after_epoch(0)
     assert facts["codewords_used"][0] <= 2
     assert facts["revived"] >= 6
-    np.testing.assert_allclose(method.codewords.detach().norm(dim=2), 1, atol=1e-6)
+    assert_length_1(method.codewords.detach())
     assert method.after_epoch(1)["codewords_used"][0] > 5
     for kept in ({"revive_below": 0.1}, {"revive_below": 1.0, "train_codewords": False}):
         method = build(**kept)
@@ -347,7 +353,7 @@ def test_near_rows_are_the_most_similar_ones_without_the_row_itself(sign):
     like = centered @ centered.T
     np.fill_diagonal(like, -9)
     got = NearRows(torch.tensor(x)).search(torch.tensor(x), 4, torch.arange(40))
-    np.testing.assert_array_equal(got, np.argsort(-like, 1, kind="stable")[:, :4])
+    assert_close(np.take_along_axis(like, got.numpy(), 1), -np.sort(-like, 1)[:, :4], terms=40 + 3 * 5)  # up to ties
 
 
 def test_near_rows_of_a_bank_that_is_a_part_of_the_rows():
@@ -368,7 +374,8 @@ def test_the_projection_keeps_inner_products_of_the_principal_directions():
         mean, axes = mecoq.principal(x, d)
         part = ((x - mean) @ axes.T).numpy()
         gram, wanted = f @ f.T, part @ part.T
-        np.testing.assert_allclose(gram / np.trace(gram), wanted / np.trace(wanted), atol=1e-6)
+        # Products over 7 and over d, and the turn that follows the principal directions.
+        assert_close(gram / np.trace(gram), wanted / np.trace(wanted), terms=60 + 4 * 7)
         assert (f**2).mean() == pytest.approx(1, rel=1e-4)
         np.testing.assert_allclose(f.mean(0), 0, atol=1e-5)
 
@@ -456,15 +463,18 @@ def test_with_query_norm_intra_every_sub_vector_has_length_1(encoder, M):
     intra = Chain(7).then(*build(x, M=M, encoder=encoder, query_norm="intra").layers())
     assert plain.foldable and plain.layers[0][0] == "linear" and len(plain.layers) == 1
     f = plain(x).reshape(30, M, -1)
-    np.testing.assert_allclose(intra(x), (f / np.linalg.norm(f, axis=2, keepdims=True)).reshape(30, -1), atol=1e-6)
+    length = np.linalg.norm(f, axis=2, keepdims=True)
+    # A short sub-vector is off as much as the whole row is.
+    scale = np.linalg.norm(f, axis=2).max() / length.min()
+    assert_close(intra(x), (f / length).reshape(30, -1), terms=8 + 8, scale=scale)
     assert np.isfinite(intra(np.zeros((2, 7), np.float32))).all()
 
 
 def test_the_largest_inner_product_is_the_nearest_codeword_and_a_zero_sub_vector_gets_code_0():
     method = build()
     books, f = method.codebooks(), method(torch.tensor(rows(50))).detach().numpy()
-    np.testing.assert_array_equal(books.assign(f, "ip"), books.assign(f, "l2"))
-    np.testing.assert_array_equal(books.assign(3 * f, "ip"), books.assign(f, "ip"))
+    assert_as_good(books.assign(f, "l2"), books.assign(f, "ip"), books, f)
+    assert_as_good(books.assign(3 * f, "ip"), books.assign(f, "ip"), books, f, "ip")
     f[:, :4] = 0
     assert (books.assign(f, "ip")[:, 0] == 0).all()
 
@@ -504,7 +514,7 @@ def test_any_queue_goes_with_any_batch(queue, batch):
         batch_size=batch,
     )
     assert np.isfinite(model.codebooks.centroids).all()
-    np.testing.assert_allclose(np.linalg.norm(model.codebooks.centroids, axis=2), 1, atol=1e-6)
+    assert_length_1(torch.from_numpy(model.codebooks.centroids))
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
@@ -521,7 +531,7 @@ def test_rows_that_are_all_alike_train_to_finite_numbers():
         terms = method.loss(torch.tensor(x[:8]), torch.arange(8))
         sum(terms.values()).backward()
         assert torch.isfinite(method.A.grad).all()
-        np.testing.assert_allclose(method.codewords.detach().norm(dim=2), 1, atol=1e-6)
+        assert_length_1(method.codewords.detach())
 
 
 @pytest.mark.parametrize(

@@ -275,7 +275,7 @@ def test_training_lowers_the_loss_and_the_codes_tell_the_classes_apart(many):
         with torch.no_grad():
             zb, zq = (method(torch.from_numpy(p)).numpy() for p in (x, held))
         scores = method.codebooks().scores(zq, method.codebooks().assign(zb, "l2"))
-        assert np.mean(y[scores.argmax(1)] == of_held) > 0.9
+        assert np.mean(y[scores.argmax(1)] == of_held) > 2 * np.bincount(y).max() / len(y)  # far more than by chance
 
 
 def test_no_epochs_still_make_books():

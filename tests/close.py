@@ -1,0 +1,87 @@
+"""Equal as far as arithmetic can promise it: on any processor, in any order of the sums.
+
+A sum of n terms is off by at most n eps / 2 of the sum of their sizes, in whatever order and by whatever instructions it is
+taken (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2), so two such sums differ by n eps of it.
+Errors of rounding mostly cancel: of very long sums, 4 sqrt(n) stands for n.
+"""
+
+import math
+
+import numpy as np
+
+
+def long_sum(n):
+    """The `terms` of a sum of so many that their rounding averages out."""
+    return 4 * math.sqrt(n)
+
+
+def assert_close(got, want, terms, scale=None, dtype=np.float32, err_msg=""):
+    """|got - want| <= terms * eps(dtype) * scale, elementwise.
+
+    terms: how many roundings, one after the other, went into a number: a dot product of d has d, a chain of them their sum.
+    scale: the size of what was added up, a number or an array; the largest |want| if None, which is right unless terms cancel.
+    """
+    want = np.asarray(want)
+    scale = np.abs(want).max(initial=0) if scale is None else scale
+    allowed = terms * np.finfo(dtype).eps * np.broadcast_to(scale, want.shape)
+    off = np.abs(np.asarray(got, np.float64) - want)
+    assert np.shape(got) == want.shape, (np.shape(got), want.shape, err_msg)
+    assert (off <= allowed).all(), f"off by {off.max():.3g}, allowed {np.max(allowed):.3g} {err_msg}"
+
+
+def roundings(chain, inputs=1):
+    """The `terms` of what a chain of layers (encoders.chain) makes of its rows: those of all its layers, added up.
+
+    A softmax or a sigmoid turns what its logits are off by, which is relative to their size, into as much of a probability.
+    inputs: `terms` of the rows themselves.
+    """
+    total, size = inputs, 1.0
+    for op, arrays in chain.layers:
+        if "A" in arrays:
+            total += arrays["A"].shape[-1] + 1
+            size = max(1.0, float(np.linalg.norm(arrays["A"], axis=-1).max()))
+        else:
+            total = total * size if op in ("softmax", "sigmoid") else total
+            total += 8  # a few elementary operations, each within 2 eps, or a sum over members or classes
+            size = 1.0
+    return total + chain.d_out
+
+
+def assert_as_good(codes, wanted, books, z, rule="l2", terms=0, beam=1):
+    """Codes (n, M) are `wanted`, or differ where two codewords serve z equally well to the accuracy of float32.
+
+    Additive codes are greedy, one book after the other: what follows a tie may differ; with a beam above 1 the sums are
+    compared. terms: roundings in z, where it was computed in two ways.
+    """
+    assert codes.shape == np.shape(wanted)
+    left, alive = np.asarray(z, np.float64), np.ones(len(codes), bool)
+    dsub = books.centroids.shape[2]
+
+    def check(part, chosen, other, what):
+        if rule == "l2":
+            gap = np.square(part - chosen).sum(1) - np.square(part - other).sum(1)
+        else:
+            gap = ((other - chosen) * part).sum(1)
+        size = np.square(np.linalg.norm(part, axis=1) + np.linalg.norm(books.centroids, axis=2).max())
+        allowed = (2 * dsub + 8 + 2 * terms) * np.finfo(np.float32).eps * size
+        bad = alive & (np.abs(gap) > allowed)
+        assert not bad.any(), (
+            f"{what}, rows {np.flatnonzero(bad)[:5]}: {gap[bad][:5]} apart, allowed {allowed[bad][:5]}"
+        )
+
+    if beam > 1:
+        check(left, books.decode(codes), books.decode(wanted), "sums")
+        return
+    for m, book in enumerate(books.centroids.astype(np.float64)):
+        part = left[:, m * dsub : (m + 1) * dsub] if books.kind == "product" else left
+        check(part, book[codes[:, m]], book[wanted[:, m]], f"book {m}")
+        if books.kind == "additive":
+            alive &= codes[:, m] == wanted[:, m]
+            left = left - book[wanted[:, m]]
+
+
+def assert_encodes_as(model, x, wanted):
+    """The model gives rows x the codes `wanted`, up to ties."""
+    z = model.embed(x)
+    how = {"rule": model.config["rule"], "terms": roundings(model.chain), "beam": model.config.get("beam", 1)}
+    assert_as_good(model.encode(x), wanted, model.codebooks, z, **how)
