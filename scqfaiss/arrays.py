@@ -233,7 +233,7 @@ def _named(a: NDArray[Any], name: str, names: tuple[str, ...] | None) -> Labels:
     wrong = np.flatnonzero([not word.strip() for word in text.tolist()])
     if len(wrong):
         raise DataError(
-            f"{name}: row {wrong[0]:,} is {a[wrong[0]]!r}, not a class name ({len(wrong):,} such rows); leave those rows out"
+            f"{name}: row {wrong[0]:,} is '{text[wrong[0]]}', not a class name ({len(wrong):,} such rows); leave those rows out"
         )
     found, y = np.unique(text, return_inverse=True)
     if names is None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Floats, Ints, Labels, as_features, as_ids, as_labels
+from .arrays import Floats, Ints, Labels, as_features, as_ids, as_labels, transposed
 from .codebooks import Codebooks, Codes
 from .contract import Progress, silent
 from .data import Source, open_rows
@@ -490,7 +490,8 @@ def evaluate_file(
         queries = as_queries(gallery, queries, seeing)
         require_model(gallery)
         if queries.d != gallery.d:
-            raise ConfigError(f"{queries.name}: queries have d={queries.d}, {gallery.name} needs d={gallery.d}")
+            how = transposed(len(queries), queries.d, gallery.d)
+            raise ConfigError(f"{queries.name}: queries have d={queries.d}, {gallery.name} needs d={gallery.d}{how}")
         if database is None or all(s.labels is None and _identified(s) for s in (queries, database)):
             return _evaluate_by_ids(gallery, queries, database, at, bool(keys.get("skip_bad_rows")), progress)
         for source in (queries, database):

@@ -378,7 +378,8 @@ def check_queries(gallery: Gallery, queries: Source) -> None:
     """Raise ConfigError where the rows of a source cannot be searched for: before any of them is read."""
     require_model(gallery)
     if queries.d != gallery.d:
-        raise ConfigError(f"{queries.name}: queries have d={queries.d}, {gallery.name} needs d={gallery.d}")
+        how = transposed(len(queries), queries.d, gallery.d)
+        raise ConfigError(f"{queries.name}: queries have d={queries.d}, {gallery.name} needs d={gallery.d}{how}")
 
 
 def search_source(

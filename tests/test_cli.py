@@ -157,6 +157,7 @@ def test_info_on_every_kind_of_file(run, here, untouched):
         16,
         os.stat("g.faissindex").st_size,
     )
+    Path("m.toml").write_text("")
     refused(
         run("info", "m.toml"),
         2,
