@@ -30,6 +30,7 @@ from ..arrays import Ints
 from ..errors import ConfigError, DataError, ResourceError, ScqError, shown, size, suggestion, warn
 from .classes import numbered_as
 from .picture_files import LIST_ENDINGS, list_file, list_folder, list_one
+from .png_notes import NOTE_BYTES, TooLong, without_large_notes
 from .source import BLOCK_BYTES, Source
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ Pictures = NDArray[np.uint8]  # (b, 3, size, size)
 FITS = ("crop", "squash", "pad")
 USUAL_SIZE, MAX_SIZE = 224, 4096
 BLOCK_PICTURES = 16  # the fewest in a block
+MAX_SIDE = 1 << 20  # pixels: each line costs memory of its own, however short it is
 MAX_PIXELS = 178_956_970  # what Pillow itself takes for an attack, unless its settings were changed: 0.5 GB of RGB
 LARGE_PIXELS = 1 << 24  # from here on pictures are decoded one at a time: 4 bytes a pixel, several times over
 FILE_BYTES = 1 << 30  # some decoders read a file whole
@@ -92,7 +94,7 @@ def decode(f: BinaryIO, side: int, fit: str = "crop") -> NDArray[np.uint8]:
     fit: 'crop' scales the short side to `side` and cuts the middle out, 'squash' scales both sides, 'pad' scales the long
     side and adds black bars. Bicubic, antialiased. A JPEG is decoded at a half, a quarter or an eighth of its size where that
     is still twice what is needed: what comes out differs by 1 to 3 of 255 levels on average.
-    Raises Refused; more than MAX_PIXELS are refused by the header, before memory is taken for them.
+    Raises Refused; more than MAX_PIXELS, or MAX_SIDE on a side, are refused by the header, before memory is taken for them.
     """
     return _made(
         f,
@@ -115,10 +117,31 @@ def _whole(w: int, h: int, side: int, fit: str) -> tuple[int, int]:
 
 def _made(f: BinaryIO, needed: Callable[[int, int], tuple[int, int]], make: Callable[[Image.Image], T]) -> T:
     """make(picture), the picture being upright, RGB, and no smaller than needed(width, height) where it was not before."""
+    try:
+        return _made_as_it_is(f, needed, make)
+    except Refused as refused:
+        if refused.fault.kind != "damaged":
+            raise
+        from PIL import PngImagePlugin
+
+        try:
+            plain = without_large_notes(f, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+        except OSError as error:
+            raise Refused("unreadable", os.strerror(error.errno or 0)) from error
+        except TooLong:
+            raise Refused("too large", f"its texts unpack to more than {size(NOTE_BYTES)}") from None
+        if plain is None:
+            raise
+        return _made_as_it_is(plain, needed, make)
+
+
+def _made_as_it_is(f: BinaryIO, needed: Callable[[int, int], tuple[int, int]], make: Callable[[Image.Image], T]) -> T:
     from PIL import Image
 
     with _quiet(), _damage(f):
         image = Image.open(f, formats=FORMATS)
+        if max(image.size) > MAX_SIDE:
+            raise Refused("too large", f"a side has {max(image.size):,} pixels, at most {MAX_SIDE:,} are read")
         if image.width * image.height > MAX_PIXELS:
             raise _too_many_pixels()
         if not (image.width and image.height):
@@ -147,7 +170,7 @@ def _damage(f: BinaryIO) -> Iterator[None]:
     except (Refused, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise _too_many_pixels() from error
+        raise _too_many_pixels(2 * (Image.MAX_IMAGE_PIXELS or 0)) from error
     except UnidentifiedImageError as error:  # also where the header is of a format that we know, and broken
         f.seek(0)
         if MAGIC.match(f.read(16)):
@@ -159,8 +182,8 @@ def _damage(f: BinaryIO) -> Iterator[None]:
         raise Refused("damaged", "its pixels are broken or cut off") from error
 
 
-def _too_many_pixels() -> Refused:
-    return Refused("too large", f"it has more than {MAX_PIXELS:,} pixels")
+def _too_many_pixels(most: int = MAX_PIXELS) -> Refused:
+    return Refused("too large", f"it has more than {most:,} pixels")
 
 
 def _orientation(image: ImageFile) -> int:
