@@ -210,6 +210,6 @@ def check_classes(a: Source, b: Source) -> None:
     if x is not None and y is not None:
         for c, (p, q) in enumerate(zip(x, y)):
             if class_key(p) != class_key(q):
-                raise ConfigError(f"class {c} is '{shown(p)}' in {a.name} and '{shown(q)}' in {b.name}")
+                raise ConfigError(f"class {c} is '{p}' in {a.name} and '{q}' in {b.name}")
         if len(x) != len(y):
             raise ConfigError(f"{a.name} names {len(x)} classes, {b.name} names {len(y)}")
