@@ -109,7 +109,7 @@ class Comparison:
 
 
 # ----------------------------------------------------------------------------------------------------------------- reading
-def read(path: Path, role: str) -> tuple[Floats, Labels, Ints, tuple[str, ...] | None]:
+def read(path: Path, role: str) -> tuple[Floats, Labels, Ints]:
     with open_rows(path, role=role) as source:
         if source.labels is None:
             raise DataError(f"{source.name} has no labels, which a comparison needs")
@@ -119,7 +119,7 @@ def read(path: Path, role: str) -> tuple[Floats, Labels, Ints, tuple[str, ...] |
             )
         if len(source) == 0:
             raise DataError(f"{source.name} holds 0 rows, a comparison needs some")
-        return source.read(0, len(source)), source.labels, source.ids, source.labels.class_names
+        return source.read(0, len(source)), source.labels, source.ids
 
 
 def compared(train: Path, query: Path, database: Path) -> dict[str, tuple[Floats, Labels, Ints, Any]]:
@@ -131,13 +131,13 @@ def compared(train: Path, query: Path, database: Path) -> dict[str, tuple[Floats
             if source.d != b.d:
                 raise ConfigError(f"{source.name}: rows have d={source.d}, those of {b.name} d={b.d}")
     parts = {"train": read(train, "any"), "query": read(query, "queries"), "database": read(database, "keys")}
-    x, y, ids, names = parts["query"]
-    queries, rows = same_classes(y, parts["database"][1], query.name)
-    parts["query"] = x, queries, ids, names
-    parts["database"] = parts["database"][0], rows, *parts["database"][2:]
-    if parts["train"][1].many != rows.many:
+    labels = {name: y for name, (_, y, _) in parts.items()}
+    if labels["train"].many != labels["database"].many:
         raise ConfigError(f"{train.name} and {database.name} differ in kind: one label a row, and many")
-    return parts
+    # Twice with the training rows: only after the queries may the database have names for its numbers.
+    for name, path in (("train", train), ("query", query), ("train", train)):
+        labels[name], labels["database"] = same_classes(labels[name], labels["database"], path.name, database.name)
+    return {name: (x, labels[name], ids, labels[name].class_names) for name, (x, _, ids) in parts.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------- training

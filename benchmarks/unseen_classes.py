@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 import scqfaiss
-from scqfaiss.arrays import Labels
 from scqfaiss.data import open_rows
-from scqfaiss.evaluation import evaluate, measure_vectors
+from scqfaiss.evaluation import evaluate, measure_vectors, same_classes
 
 
 def main(folder: str, bits: str, seed: str, method: str = "scq") -> None:
@@ -25,6 +24,8 @@ def main(folder: str, bits: str, seed: str, method: str = "scq") -> None:
             assert source.labels is not None and not source.labels.many
             parts[name] = source.read(0, len(source)), source.labels, source.ids
     (xt, yt, _), (xq, yq, _), (xb, yb, ids) = parts.values()
+    yt, yb = same_classes(yt, yb, "train.h5", "database.h5")
+    yq, yb = same_classes(yq, yb, "query.h5", "database.h5")
     left_out = [(2 * int(seed) + i) % yt.C for i in (0, 1)]
     kept = ~np.isin(yt.y, left_out)
     renumbered = np.cumsum(~np.isin(np.arange(yt.C), left_out)) - 1
@@ -33,11 +34,11 @@ def main(folder: str, bits: str, seed: str, method: str = "scq") -> None:
     gallery = scqfaiss.open("unseen.faissindex", model=model)
     out = {}
     for key, rows in (("map", np.isin(yq.y, left_out)), ("seen_map", ~np.isin(yq.y, left_out))):
-        out[key] = evaluate(gallery, xq[rows], Labels(yq.y[rows], yq.C), ids, yb)["map"]
+        out[key] = evaluate(gallery, xq[rows], yq.take(rows), ids, yb)["map"]
     rows = np.isin(yq.y, left_out)
     mean = xb.mean(0)
     unit = [(x - mean) / np.linalg.norm(x - mean, axis=1, keepdims=True) for x in (xq[rows], xb)]
-    out["cosine_map"] = measure_vectors(unit[0], Labels(yq.y[rows], yq.C), unit[1], yb)["map"]
+    out["cosine_map"] = measure_vectors(unit[0], yq.take(rows), unit[1], yb)["map"]
     print(json.dumps(out))
 
 

@@ -22,6 +22,7 @@ from .arrays import Floats, Ints, Labels, as_features, as_ids, as_labels, transp
 from .codebooks import Codebooks, Codes
 from .contract import Progress, silent
 from .data import Source, open_rows
+from .data.classes import align, check_classes, together
 from .errors import ConfigError, DataError, IndexFileError, warn
 from .features import USUAL, FeatureSource, Seeing
 from .files import PathLike
@@ -377,7 +378,8 @@ def evaluate(
     xq = as_features(xq, name)
     at = _check_work(gallery, xq, n, at, name)
     ids = as_ids(ids, None, "ids", allow_duplicates=True)
-    queries, database = same_classes(_labels(queries, len(xq), name), _labels(database, len(ids), "database"), name)
+    queries, database = _labels(queries, len(xq), name), _labels(database, len(ids), "database")
+    queries, database = same_classes(queries, database, name, database_name)
     labels = database.take(_places(held, ids, gallery.name, database_name))
     ranked = _Ranked.of(gallery, codebooks, codes, xq, name)
     relevance = Relevance(labels, ranked.words.inverse, len(ranked.words.codes))
@@ -393,8 +395,15 @@ def _labels(y: Any, n: int, name: str) -> Labels:
     return as_labels(y, n, f"{name}: labels")
 
 
-def same_classes(queries: Labels, database: Labels, name: str) -> tuple[Labels, Labels]:
-    """Both with the same number of classes. Raises ConfigError where they are of two kinds, or matrices of two widths."""
+def same_classes(
+    queries: Labels, database: Labels, name: str, database_name: str = "the database"
+) -> tuple[Labels, Labels]:
+    """Both with the same classes, matched as data.classes.together does.
+
+    Raises ConfigError where they are of two kinds, matrices of two widths without names, or classes do not match.
+    """
+    if queries.many == database.many:
+        queries, database = together(queries, database, name, database_name)
     if queries.many != database.many or (queries.many and queries.C != database.C):
         raise ConfigError(
             f"{name} has {'many labels' if queries.many else 'one label'} a row and {queries.C} classes, "
@@ -432,34 +441,6 @@ def _agreement(gallery: Gallery, z: Floats, zs: Floats, decoded: Floats, words: 
         want = np.repeat(s[best], rows[best])[:k]
         right += int((np.abs(d - want) <= 1e-5 * np.abs(s).max()).sum())
     return right / (nq * k)
-
-
-def align(queries: Source, database: Source) -> None:
-    """Number the classes of pictures, whose folders name them, as the other side does. Raises as ImageSource.align."""
-    for source, other in ((queries, database), (database, queries)):
-        names = other.labels.class_names if other.labels else None
-        if source.pictures and source.labels is not None and names is not None:
-            if source.labels.class_names not in (None, names):
-                source.align(names)  # type: ignore[attr-defined]
-            return
-    for source, other in ((queries, database), (database, queries)):
-        if source.pictures and source.labels and source.labels.class_names and other.labels:
-            warn(
-                f"{source.name} numbers its classes by their names, {other.name} names none: that they are the same is "
-                "taken for granted"
-            )
-            return
-
-
-def check_classes(a: Source, b: Source) -> None:
-    """Raise ConfigError where two files name the same class differently."""
-    x, y = (s.labels.class_names if s.labels else None for s in (a, b))
-    if x is not None and y is not None:
-        for c, (p, q) in enumerate(zip(x, y)):
-            if p != q:
-                raise ConfigError(f"class {c} is '{p}' in {a.name} and '{q}' in {b.name}")
-        if len(x) != len(y):
-            raise ConfigError(f"{a.name} names {len(x)} classes, {b.name} names {len(y)}")
 
 
 def evaluate_file(

@@ -19,7 +19,7 @@ from .arrays import Floats, Ints, Labels
 from .checkpoints import Checkpoints
 from .codebooks import Codebooks, Shape
 from .contract import Method, Part, Progress, Task, configure, needs_of, settings, silent
-from .data import ArraySource, Source, open_rows
+from .data import ArraySource, Source, classes, open_rows
 from .data.images import ImageSource
 from .data.pairs import PairSource
 from .encoders import BACKBONES, encoder_class
@@ -190,8 +190,8 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
         align_with(start, source)
     labels = source.labels if "labels" in needs else None
     if validation is not None:
-        if isinstance(validation, ImageSource) and labels is not None and labels.class_names:
-            validation.align(labels.class_names)  # folders number their classes each for itself
+        if labels is not None:
+            classes.align_to(validation, source)
         check_validation(validation, source, labels)
     if not method.needs_encoder:
         for option, ignored in (
@@ -304,11 +304,9 @@ def align_with(start: Model, source: Source) -> None:
             f"{start.config.get('labels')}"
         )
     if names:
-        source.align(names)
+        source.align(names, "the model to start from")
     elif source.labels.class_names:
-        warn(
-            f"the model to start from names no classes: those of {source.name} are taken to be the same, in their order"
-        )
+        source.labels = classes.unnamed(source.labels, source.name, "the model to start from")
 
 
 def of_network(model: Model) -> dict[str, Any]:

@@ -26,10 +26,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import Ints, Labels
+from ..arrays import Ints
 from ..errors import ConfigError, DataError, ResourceError, ScqError, shown, size, suggestion, warn
+from .classes import numbered_as
 from .kinds import IDS, LABELS
-from .picture_files import LIST_ENDINGS, Listing, list_file, list_folder, list_one
+from .picture_files import LIST_ENDINGS, list_file, list_folder, list_one
+from .png_notes import NOTE_BYTES, TooLong, without_large_notes
 from .source import BLOCK_BYTES, Source
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ Pictures = NDArray[np.uint8]  # (b, 3, size, size)
 FITS = ("crop", "squash", "pad")
 USUAL_SIZE, MAX_SIZE = 224, 4096
 BLOCK_PICTURES = 16  # the fewest in a block
+MAX_SIDE = 1 << 20  # pixels: each line costs memory of its own, however short it is
 MAX_PIXELS = 178_956_970  # what Pillow itself takes for an attack, unless its settings were changed: 0.5 GB of RGB
 LARGE_PIXELS = 1 << 24  # from here on pictures are decoded one at a time: 4 bytes a pixel, several times over
 FILE_BYTES = 1 << 30  # some decoders read a file whole
@@ -62,7 +65,6 @@ TURNS = {
 LOCKED = 0.00018  # seconds that a picture keeps Python's lock: what opening it takes, whatever its size
 TRIED = 5  # pictures that show how long one takes
 PIECE = 4096  # pictures looked at between two looks at the results
-NAMED = 5  # classes that a message names
 LEFT_OUT = 100  # and pictures, of those that were left out: whoever has to mend them wants them all
 
 _large = threading.Lock()
@@ -93,7 +95,7 @@ def decode(f: BinaryIO, side: int, fit: str = "crop") -> NDArray[np.uint8]:
     fit: 'crop' scales the short side to `side` and cuts the middle out, 'squash' scales both sides, 'pad' scales the long
     side and adds black bars. Bicubic, antialiased. A JPEG is decoded at a half, a quarter or an eighth of its size where that
     is still twice what is needed: what comes out differs by 1 to 3 of 255 levels on average.
-    Raises Refused; more than MAX_PIXELS are refused by the header, before memory is taken for them.
+    Raises Refused; more than MAX_PIXELS, or MAX_SIDE on a side, are refused by the header, before memory is taken for them.
     """
     return _made(
         f,
@@ -116,10 +118,31 @@ def _whole(w: int, h: int, side: int, fit: str) -> tuple[int, int]:
 
 def _made(f: BinaryIO, needed: Callable[[int, int], tuple[int, int]], make: Callable[[Image.Image], T]) -> T:
     """make(picture), the picture being upright, RGB, and no smaller than needed(width, height) where it was not before."""
+    try:
+        return _made_as_it_is(f, needed, make)
+    except Refused as refused:
+        if refused.fault.kind != "damaged":
+            raise
+        from PIL import PngImagePlugin
+
+        try:
+            plain = without_large_notes(f, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+        except OSError as error:
+            raise Refused("unreadable", os.strerror(error.errno or 0)) from error
+        except TooLong:
+            raise Refused("too large", f"its texts unpack to more than {size(NOTE_BYTES)}") from None
+        if plain is None:
+            raise
+        return _made_as_it_is(plain, needed, make)
+
+
+def _made_as_it_is(f: BinaryIO, needed: Callable[[int, int], tuple[int, int]], make: Callable[[Image.Image], T]) -> T:
     from PIL import Image
 
     with _quiet(), _damage(f):
         image = Image.open(f, formats=FORMATS)
+        if max(image.size) > MAX_SIDE:
+            raise Refused("too large", f"a side has {max(image.size):,} pixels, at most {MAX_SIDE:,} are read")
         if image.width * image.height > MAX_PIXELS:
             raise _too_many_pixels()
         if not (image.width and image.height):
@@ -148,7 +171,7 @@ def _damage(f: BinaryIO) -> Iterator[None]:
     except (Refused, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise _too_many_pixels() from error
+        raise _too_many_pixels(2 * (Image.MAX_IMAGE_PIXELS or 0)) from error
     except UnidentifiedImageError as error:  # also where the header is of a format that we know, and broken
         f.seek(0)
         if MAGIC.match(f.read(16)):
@@ -160,8 +183,8 @@ def _damage(f: BinaryIO) -> Iterator[None]:
         raise Refused("damaged", "its pixels are broken or cut off") from error
 
 
-def _too_many_pixels() -> Refused:
-    return Refused("too large", f"it has more than {MAX_PIXELS:,} pixels")
+def _too_many_pixels(most: int = MAX_PIXELS) -> Refused:
+    return Refused("too large", f"it has more than {most:,} pixels")
 
 
 def _orientation(image: ImageFile) -> int:
@@ -258,12 +281,12 @@ class _Files:
 
     unit = "files"
 
-    def __init__(self, name: str, listing: Listing) -> None:
-        self._name, self._listing, self._root = name, listing, os.path.abspath(listing.root)
-        self._looks = np.zeros((len(listing.names), 3), np.int64)  # zeros: not read yet
+    def __init__(self, name: str, root: str, names: list[str]) -> None:
+        self._name, self._names, self._root = name, names, os.path.abspath(root)
+        self._looks = np.zeros((len(names), 3), np.int64)  # zeros: not read yet
 
     def called(self, k: int) -> str:
-        return self._listing.names[k]
+        return self._names[k]
 
     @contextmanager
     def opened(self, k: int) -> Iterator[BinaryIO]:
@@ -286,7 +309,7 @@ class _Files:
     def _open(self, k: int) -> int:
         """A descriptor of a regular file. Never waits, whatever the name leads to."""
         try:
-            path = os.path.join(self._root, self._listing.names[k])
+            path = os.path.join(self._root, self._names[k])
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # says nothing about the picture
@@ -302,7 +325,7 @@ class _Files:
         return fd
 
     def _changed(self, k: int) -> DataError:
-        return DataError(f"{self._name}: {shown(self._listing.names[k])} was changed or removed while it was in use")
+        return DataError(f"{self._name}: {shown(self._names[k])} was changed or removed while it was in use")
 
     def close(self) -> None:
         pass
@@ -368,8 +391,6 @@ class ImageSource(Source):
         workers: int = 0,
         verbose: bool = False,
     ) -> None:
-        import PIL  # noqa: F401  its absence is told before anything is read
-
         if workers < 0:
             raise ConfigError(f"workers={workers}, needs 0 (one for each core) or more")
         self.workers = workers or len(os.sched_getaffinity(0))
@@ -378,29 +399,31 @@ class ImageSource(Source):
         self._useful: dict[str, int] = {}  # threads, by what they do
         self._proven = self._single = False
         ids: dict[str, Any] = {"allow_duplicate_ids": allow_duplicate_ids, "repeated_ids": repeated_ids}
+        listing = None
         if os.path.isdir(path):
-            self._list(list_folder(path), labels_key, ids)
+            listing = list_folder(path)
         elif self.path.lower().endswith(LIST_ENDINGS):
-            self._list(list_file(path, labels_key=labels_key, ids_key=ids_key), labels_key, ids)
-        elif self.path.lower().endswith((".h5", ".hdf5", ".hdf")):
+            listing = list_file(path, labels_key=labels_key, ids_key=ids_key)
+        elif not self.path.lower().endswith((".h5", ".hdf5", ".hdf")):
+            self._single, listing = True, list_one(path)
+        import PIL  # noqa: F401  its absence is told before any picture is read
+
+        if listing is None:
             self._unpack(features_key, labels_key, ids_key, ids | {"verbose": verbose})
         else:
-            self._single = True
-            self._list(list_one(path), None, ids)
+            self.physical_rows = len(listing.names)
+            self._store: Store = _Files(self.name, listing.root, listing.names)
         self.d = 3 * self.size * self.size
-        if skip_bad_rows:
-            try:
+        try:
+            if skip_bad_rows:
                 self._leave_out()
-            except BaseException:
-                with suppress(ScqError):
-                    self.close()
-                raise
-
-    def _list(self, listing: Listing, labels_key: str | None, ids: dict[str, Any]) -> None:
-        self.physical_rows = len(listing.names)
-        self._store: Store = _Files(self.name, listing)
-        y = None if labels_key is None else listing.y
-        self.settle(y, listing.ids, listing.class_names, **ids)
+            if listing is not None:  # what pictures that are left out would have said of the others, nobody says
+                y, class_names, given = listing.facts(self._kept)
+                self.settle(None if labels_key is None else y, given, class_names, **ids)
+        except BaseException:
+            with suppress(ScqError):
+                self.close()
+            raise
 
     def _unpack(self, features_key: str | None, labels_key: str | None, ids_key: str, ids: dict[str, Any]) -> None:
         from .packed import PackedPictures
@@ -426,35 +449,10 @@ class ImageSource(Source):
         self.size, self.fit, self.d = size, fit, 3 * size * size
         self._useful.pop("decode", None)
 
-    def align(self, class_names: Sequence[str]) -> None:
-        """Number classes as in `class_names`, by their names; where they have none, numbers stay.
-
-        Raises ConfigError on a class that has pictures and stands not among them.
-        """
-        if self.labels is None:
-            return
-        names, labels = tuple(class_names), self.labels
-        number = {name: c for c, name in enumerate(names)}
-        if len(number) < len(names):
-            raise ConfigError(f"{self.name}: classes cannot be told apart by name, some share one")
-        own = labels.class_names or tuple(names[c] if c < len(names) else f"number {c}" for c in range(labels.C))
-        used = np.flatnonzero(labels.counts())
-        unknown = [own[c] for c in used if own[c] not in number]
-        if unknown:
-            listed = ", ".join(f"'{shown(name)}'" for name in unknown[:NAMED])
-            raise ConfigError(
-                f"{self.name}: class {listed}{' and more' if len(unknown) > NAMED else ''} is unknown here, where classes "
-                f"are {', '.join(shown(name) for name in names[:NAMED])}{', ...' if len(names) > NAMED else ''}"
-                f"{suggestion(unknown[0], names)}"
-            )
-        place = np.array([number.get(name, 0) for name in own], np.int64)  # 0: for classes without pictures
-        if labels.many:
-            y = np.zeros((len(labels), len(names)), np.uint8)
-            for c in used:
-                y[:, place[c]] |= labels.y[:, c]
-        else:
-            y = place[labels.y]
-        self.labels = Labels(y, len(names), names)
+    def align(self, class_names: Sequence[str], other: str = "the other side") -> None:
+        """Number classes as `other` does, which calls them `class_names`. Raises as classes.numbered_as."""
+        if self.labels is not None:
+            self.labels = numbered_as(self.labels, class_names, self.name, other)
 
     # ---- reading
     def read(self, i: int, j: int) -> Pictures:  # type: ignore[override]  # what rows are of depends on the source

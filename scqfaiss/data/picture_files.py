@@ -2,75 +2,122 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..arrays import MAX_CLASSES, Ints
-from ..errors import DataError, ResourceError, shown, size
+from ..arrays import Ints
+from ..errors import DataError, ResourceError, shown, size, warn
 from ..files import parse_json
+from .classes import class_key, in_order
+from .list_labels import Item, check_labels, classes_of
 from .source import OpenFile
 
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PICTURE_ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo"),
+    *(".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
+)
 LIST_ENDINGS = (".csv", ".jsonl")
 LIST_BYTES = 1 << 30  # longest list, which is read whole
-LABEL_BYTES = 8 << 30  # largest matrix of labels
 MAX_ID = (1 << 63) - 1
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
-_NUMBER = re.compile(
-    r"[+-]?[0-9]{1,400}(\.0*)?"
-)  # 3.0 is how programs write a class number that once stood beside a gap
+# What systems leave beside pictures, in small letters; also passed over: all names with a leading dot.
+_LEFT_BY_SYSTEMS = {
+    *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r"),
+    *("__macosx", "@eadir", "$recycle.bin", "system volume information"),
+}
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Pictures by name, in order: n names relative to `root`, class numbers (n,) or a matrix (n, C) of 0 and 1, ids (n,)."""
+    """Pictures by name, in order: n names relative to `root`, and what is known of them.
+
+    Either `classes`, which names the class folder that each lies in, or `items`, a line of the list `list_name` each.
+    """
 
     root: str
     names: list[str]
-    y: Any = None
     class_names: tuple[str, ...] | None = None
-    ids: Ints | None = None
+    classes: Ints | None = None
+    items: list[Item] | None = None
+    list_name: str = ""
+
+    def facts(self, rows: Ints | None = None) -> tuple[Any, tuple[str, ...] | None, Ints | None]:
+        """Of the pictures `rows`, or all, as if there were no others: class numbers (n,) or a matrix (n, C) of 0 and 1,
+        names of classes, ids (n,); None where they are not given."""
+        kept = range(len(self.names)) if rows is None else rows.tolist()
+        by_name = _numbers([self.names[k] for k in kept])
+        if self.items is None:
+            return None if self.classes is None else self.classes[list(kept)], self.class_names, by_name
+        items = [self.items[k] for k in kept]
+        ids = _ids(items, self.list_name)
+        return *classes_of(items, self.list_name), by_name if ids is None else ids
 
 
 # -------------------------------------------------------------------------------------------------------------- folders
 def list_folder(path: str | os.PathLike[str]) -> Listing:
-    """All files of a folder, sorted by their path in it; class c is the c-th of its sub-folders by name, if it has any.
+    """All files of a folder, sorted by their path in it; its sub-folders, if it has any, are the classes.
 
-    Names with a leading dot are passed over. Links are followed, but no link to a folder that holds the link itself or
-    that another link led to: such a link counts as a file, which cannot be read then. Where all names are different whole
-    numbers (0017.jpg), these are the ids. Raises DataError on files beside class folders, and on a folder that may not be
-    listed.
+    Classes are numbered by their names: by value where all are whole numbers, else in the order of the text. Names with a
+    leading dot, and what systems leave in folders (Thumbs.db, __MACOSX), are passed over. Links are followed, but no link
+    to a folder that holds the link itself or that another link led to: such a link counts as a file, which cannot be read
+    then. Where all names are different whole numbers (0017.jpg), these are the ids. Beside class folders, files with
+    another ending than a picture's are passed over with a warning. Raises DataError on pictures there, on two folders of
+    one number, and on a folder that may not be listed.
     """
     root = os.fspath(path)
     followed: set[str] = set()
     folders, names = _entries(root, "", followed)
     if folders and names:
-        raise DataError(
-            f"{shown(path)} holds {_count(names, 'file')} beside {_count(folders, 'folder')} ({shown(min(names))} beside "
-            f"{shown(min(folders))}); needs a folder for each class, or files alone"
-        )
-    classes = sorted(folders)
+        pictures = [name for name in names if name.lower().endswith(PICTURE_ENDINGS)]
+        if pictures:
+            raise DataError(
+                f"{shown(path)} holds {_count(pictures, 'picture')} beside {_count(folders, 'folder')} "
+                f"({shown(min(pictures))} beside {shown(min(folders))}); needs a folder for each class, or files alone"
+            )
+        warn(f"{shown(path)}: passed over {_count(names, 'file')} beside class folders (first: {shown(min(names))})")
+        names = []
     todo = list(folders)
     while todo:
         below, here = _entries(root, todo.pop(), followed)
         todo += below
         names += here
     names.sort()
-    if not classes:
-        return Listing(root, names, ids=_numbers(names))
-    class_names = tuple(shown(name) for name in classes)
-    if len(set(class_names)) < len(classes):
-        raise DataError(f"{shown(path)}: names of class folders cannot be told apart in print; rename them")
-    number = {name: c for c, name in enumerate(classes)}
-    y = np.array([number[name.partition("/")[0]] for name in names], np.int64)
-    return Listing(root, names, y, class_names, _numbers(names))
+    if not folders:
+        return Listing(root, names)
+    class_of = _class_folders(folders, shown(path))
+    class_names = tuple(in_order(set(class_of.values())))
+    number = {name: c for c, name in enumerate(class_names)}
+    classes = np.array([number[class_of[name.partition("/")[0]]] for name in names], np.int64)
+    return Listing(root, names, class_names, classes)
+
+
+def _class_folders(folders: list[str], name: str) -> dict[str, str]:
+    """Class of each folder. Two folders are one class where they differ in the form of Unicode alone.
+
+    Raises DataError where two folders name one class in any other way.
+    """
+    class_of = {folder: unicodedata.normalize("NFC", shown(folder)) for folder in folders}
+    first: dict[str, str] = {}
+    for folder in sorted(folders):
+        other = first.setdefault(class_key(class_of[folder]), folder)
+        if other == folder:
+            continue
+        if class_of[other] != class_of[folder]:
+            raise DataError(f"{name}: class folders {shown(other)} and {shown(folder)} are one number; rename one")
+        if unicodedata.normalize("NFC", other) != unicodedata.normalize("NFC", folder):
+            raise DataError(f"{name}: names of class folders cannot be told apart in print; rename them")
+        warn(f"{name}: two folders are called {class_of[folder]}, in two forms of Unicode; they are taken as one class")
+    return class_of
 
 
 def _count(names: list[str], what: str) -> str:
@@ -85,7 +132,7 @@ def _entries(root: str, folder: str, followed: set[str]) -> tuple[list[str], lis
     try:
         with os.scandir(here) as entries:
             for entry in entries:
-                if not entry.name.startswith("."):
+                if not entry.name.startswith(".") and entry.name.lower() not in _LEFT_BY_SYSTEMS:
                     name = f"{folder}/{entry.name}" if folder else entry.name
                     (folders if _leads_to_folder(entry, here, followed) else files).append(name)
     except OSError as error:
@@ -121,21 +168,10 @@ def list_one(path: str | os.PathLike[str]) -> Listing:
     """One picture. Raises ConfigError where there is no such file, DataError where it is none that can be read."""
     OpenFile(path).release()
     root, name = os.path.split(os.fspath(path))
-    return Listing(root, [name], ids=_numbers([name]))
+    return Listing(root, [name])
 
 
 # ---------------------------------------------------------------------------------------------------------------- lists
-@dataclass(frozen=True)
-class _Item:
-    """What one line says. labels: numbers or names, one kind in a line; several: they may be more than one."""
-
-    line: int
-    path: str
-    labels: list[int] | list[str]
-    several: bool
-    id: int | None
-
-
 def list_file(path: str | os.PathLike[str], *, labels_key: str | None = "labels", ids_key: str = "ids") -> Listing:
     """The pictures that a list names, in its order, paths being relative to its folder.
 
@@ -147,14 +183,67 @@ def list_file(path: str | os.PathLike[str], *, labels_key: str | None = "labels"
     """
     name = shown(path)
     wanted = _Columns(name, labels_key, ids_key)
-    raw = _whole(path)
+    raw = _as_utf8(_whole(path), name)
     lines = _csv_items(raw, wanted) if os.fspath(path).lower().endswith(".csv") else _json_items(raw, wanted)
+    root = os.path.dirname(os.fspath(path))
     items = list(lines)
     for item in items:
         if not _may_be_path(item.path):
             raise DataError(f"{name}: line {item.line:,}: no file can have this path")
-    y, class_names = _labels(items, name)
-    return Listing(os.path.dirname(os.fspath(path)), [item.path for item in items], y, class_names, _ids(items, name))
+    check_labels(items, name)
+    _ids(items, name)
+    names = [found_path(root, item.path, f"{name}: line {item.line:,}") for item in items]
+    _say_repeated(root, names, items, name)
+    return Listing(root, names, items=items, list_name=name)
+
+
+def _as_utf8(raw: bytes, name: str) -> bytes:
+    """UTF-16 and UTF-32 are known by their byte order mark, and turned into UTF-8."""
+    marks = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
+    marks |= {
+        codecs.BOM_UTF16_LE: "utf-16",
+        codecs.BOM_UTF16_BE: "utf-16",
+    }  # which the first of UTF-32 begins with, too
+    form = next((form for mark, form in marks.items() if raw.startswith(mark)), None)
+    if form is None:
+        return raw
+    try:
+        return raw.decode(form).encode()
+    except UnicodeError as error:
+        raise DataError(f"{name} begins as {form.upper()} and is not; save it as UTF-8") from error
+
+
+def found_path(root: str, path: str, where: str) -> str:
+    """`path` as it has to be asked for below `root`: with \\ for / as Windows writes it, or its letters composed otherwise.
+
+    Only where there is no file of the very name. Raises DataError on a path of a Windows drive.
+    """
+    if ("\\" not in path and path.isascii() and not _DRIVE.match(path)) or os.path.lexists(os.path.join(root, path)):
+        return path
+    if _DRIVE.match(path):
+        raise DataError(f"{where}: {shown(path)} is a path of Windows; write paths relative to the folder of the list")
+    plain = path.replace("\\", "/")
+    for form in (plain, unicodedata.normalize("NFC", plain), unicodedata.normalize("NFD", plain)):
+        if os.path.lexists(os.path.join(root, form)):
+            return form
+    return plain
+
+
+def _say_repeated(root: str, names: list[str], items: list[Item], name: str) -> None:
+    """Warn of pictures that stand on several lines: each line is a picture of its own."""
+    first: dict[str, int] = {}
+    repeated: dict[str, tuple[int, int]] = {}
+    for path, item in zip(names, items):
+        line = first.setdefault(path := os.path.normpath(os.path.join(root, path)), item.line)
+        if line != item.line:
+            repeated.setdefault(path, (line, item.line))
+    if repeated:
+        lines = [f"{shown(os.path.relpath(path, root))} on lines {a:,} and {b:,}" for path, (a, b) in repeated.items()]
+        warn(
+            f"{name}: {_count(lines, 'picture')} {'stands' if len(lines) == 1 else 'stand'} on more than one line "
+            f"({', '.join(lines[:5])}{', ...' if len(lines) > 5 else ''}): each line counts as a picture of its own; several "
+            "labels of one picture belong on one line"
+        )
 
 
 def _whole(path: str | os.PathLike[str]) -> bytes:
@@ -193,7 +282,7 @@ class _Columns:
             if key not in keys:
                 raise DataError(
                     f"{self.name}: line {line:,} has no '{shown(key or '')}'; "
-                    f"it has {', '.join(shown(k) for k in keys[:8]) or 'nothing'}"
+                    f"it has {', '.join(shown(k) for k in keys[:8]) or 'nothing'}{_advice(keys)}"
                 )
         found = [[key for key in wanted if key in keys] for wanted in (self._labels, self._ids)]
         for key in ("path", *found[0], *found[1]):
@@ -205,17 +294,37 @@ class _Columns:
         return next(iter(found[0]), None), next(iter(found[1]), None)
 
 
-def _csv_items(raw: bytes, wanted: _Columns) -> Iterator[_Item]:
+def _advice(keys: list[str]) -> str:
+    """What to do where the columns stand apart by something else than commas."""
+    if len(keys) == 1 and any(mark in keys[0] for mark in ";\t|"):
+        return "; columns stand apart by commas"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _csv_items(raw: bytes, wanted: _Columns) -> Iterator[Item]:
     name = wanted.name
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{name}: line {_line(raw, error.start):,} is not UTF-8") from error
+        raise DataError(f"{name}: line {_line(raw, error.start):,} is not UTF-8; save it as UTF-8") from error
     rows = _csv_rows(text, name)
     first, header = next(rows, (1, []))
     header = [column.strip() for column in header]
-    labels_key, ids_key = wanted.find(header, first)
-    everything = []
+    try:
+        labels_key, ids_key = wanted.find(header, first)
+    except DataError as error:
+        fields = header if all(map(_is_number, header)) else next(rows, (0, []))[1]
+        if fields and all(map(_is_number, fields)):
+            raise DataError(f"{error}; a .csv lists pictures, rows of numbers need .npy or .h5") from None
+        raise
     for line, fields in rows:
         if len(fields) != len(header):
             raise DataError(f"{name}: line {line:,} has {_count(fields, 'field')}, line {first:,} has {len(header)}")
@@ -227,21 +336,7 @@ def _csv_items(raw: bytes, wanted: _Columns) -> Iterator[_Item]:
             if not (word.isascii() and word.isdecimal() and len(word) < 40 and int(word) <= MAX_ID):
                 raise _no_id(name, line, word)
             id = int(word)
-        everything.append(_Item(line, row["path"], labels, len(labels) > 1, id))
-    # Text cannot tell 3 the number from 3 the name: only where all are numbers are they meant as numbers.
-    numbers = all(_NUMBER.fullmatch(str(label)) for item in everything for label in item.labels)
-    for item in everything:
-        yield (
-            _Item(
-                item.line,
-                item.path,
-                [int(str(label).partition(".")[0]) for label in item.labels],
-                item.several,
-                item.id,
-            )
-            if numbers
-            else item
-        )
+        yield Item(line, row["path"], labels, len(labels) > 1, id, text=True)
 
 
 def _csv_rows(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
@@ -266,12 +361,11 @@ def _csv_labels(field: str, name: str, line: int) -> list[str]:
     return words
 
 
-def _json_items(raw: bytes, wanted: _Columns) -> Iterator[_Item]:
+def _json_items(raw: bytes, wanted: _Columns) -> Iterator[Item]:
     name = wanted.name
     for number, text in enumerate(raw.split(b"\n")):
         line = number + 1
-        if number == 0:
-            text = text.removeprefix(b"\xef\xbb\xbf")
+        text = text.removeprefix(codecs.BOM_UTF8)  # anywhere: lists are put together from several
         if not text.strip():
             continue
         row = parse_json(text)
@@ -288,7 +382,7 @@ def _json_items(raw: bytes, wanted: _Columns) -> Iterator[_Item]:
         id = row[ids_key] if ids_key is not None else None
         if id is not None and (type(id) is not int or not 0 <= id <= MAX_ID):
             raise _no_id(name, line, id)
-        yield _Item(line, path, labels, several, id)
+        yield Item(line, path, labels, several, id)
 
 
 def _json_labels(given: list[Any], name: str, line: int) -> list[int] | list[str]:
@@ -309,44 +403,7 @@ def _line(raw: bytes, at: int) -> int:
     return raw.count(b"\n", 0, at) + 1
 
 
-def _labels(items: list[_Item], name: str) -> tuple[Any, tuple[str, ...] | None]:
-    """Class numbers (n,) or a matrix (n, C), and the names of classes; None where no line has a label."""
-    labelled = [item for item in items if item.labels]
-    if not labelled:
-        return None, None
-    named = isinstance(labelled[0].labels[0], str)
-    kinds = ("number", "name")
-    for item in labelled:
-        if isinstance(item.labels[0], str) is not named:
-            raise DataError(
-                f"{name}: line {item.line:,} gives labels by {kinds[not named]}, line {labelled[0].line:,} by {kinds[named]}"
-            )
-        for label in item.labels:
-            if not isinstance(label, str) and not 0 <= label < MAX_CLASSES:
-                raise DataError(
-                    f"{name}: line {item.line:,}: label {label} is no class number (0 to {MAX_CLASSES - 1:,})"
-                )
-    class_names = None
-    if named:
-        class_names = tuple(sorted({shown(str(label)) for item in labelled for label in item.labels}))
-        number = {class_name: c for c, class_name in enumerate(class_names)}
-        classes = [[number[shown(str(label))] for label in item.labels] for item in items]
-    else:
-        classes = [[int(label) for label in item.labels] for item in items]
-    if all(len(own) == 1 for own in classes) and not any(item.several for item in items):
-        return np.array(classes, np.int64)[:, 0], class_names
-    C = 1 + max(max(own) for own in classes if own)
-    if len(items) * C > LABEL_BYTES:
-        raise ResourceError(
-            f"{name}: labels need a matrix of {size(len(items) * C)}, at most {size(LABEL_BYTES)} can be held"
-        )
-    y = np.zeros((len(items), C), np.uint8)
-    rows = np.repeat(np.arange(len(items)), [len(own) for own in classes])
-    y[rows, [c for own in classes for c in own]] = 1
-    return y, class_names
-
-
-def _ids(items: list[_Item], name: str) -> Ints | None:
+def _ids(items: list[Item], name: str) -> Ints | None:
     with_id = [item for item in items if item.id is not None]
     if not with_id:
         return None

@@ -202,15 +202,17 @@ class Source(ABC):
     ) -> None:
         """Check labels and ids of all physical rows; with skip_bad_rows scan the features once and drop bad rows.
 
+        Where rows were dropped before, labels and ids are those of the rows kept.
+
         repeated_ids: that an id stands twice is in the nature of these rows, and no warning is due.
         """
         if labels is not None:
-            self.labels = as_labels(labels, self.physical_rows, f"{self.name}: {labels_name}", class_names)
+            self.labels = as_labels(labels, len(self), f"{self.name}: {labels_name}", class_names)
         if ids is not None:
             self.has_ids = True
             name = f"{self.name}: {ids_name}"
             allowed, advice = allow_duplicate_ids or repeated_ids, ALLOW if self.path is not None else ""
-            self._ids = as_ids(ids, self.physical_rows, name, allow_duplicates=allowed, advice=advice)
+            self._ids = as_ids(ids, len(self), name, allow_duplicates=allowed, advice=advice)
             if allow_duplicate_ids and not repeated_ids and len(np.unique(self._ids)) < len(self._ids):
                 warn(f"{name}: {len(self._ids) - len(np.unique(self._ids)):,} rows repeat an id")
         if skip_bad_rows:
@@ -223,7 +225,10 @@ class Source(ABC):
     def _keep(self, rows: Ints) -> None:
         """Go on with these rows alone, rising."""
         self._kept = rows if self._kept is None else self._kept[rows]
-        self.labels = self.labels.take(rows) if self.labels is not None else None
+        if self.labels is not None:
+            self.labels = self.labels.take(rows)
+            if self.labels.class_names is None and not self.labels.many:  # a row left out says nothing of the classes
+                self.labels = Labels(self.labels.y, 1 + int(self.labels.y.max(initial=-1)))
         self._ids = self._ids[rows] if self._ids is not None else None
 
     def merge_copies(self) -> None:

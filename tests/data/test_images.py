@@ -451,7 +451,9 @@ def lines(path, *text):
 def test_csv(photos, tmp_path):
     names = ["deer/deer1.png", "cat/cat0.png", "dog/dog1.png", "cat/cat0.png"]
     text = [f"{i + 5},{name},{name[:3]}x" for i, name in enumerate(names)]
-    with opened(lines("photos/l.csv", "\ufeffid, path ,labels", text[0], "", *text[1:])) as source:
+    with pytest.warns(ScqWarning, match=r"1 picture stands on more than one line \(cat/cat0.png on lines 4 and 6\)"):
+        source = opened(lines("photos/l.csv", "\ufeffid, path ,labels", text[0], "", *text[1:]))
+    with source:
         assert (source.names, source.ids.tolist(), source.has_ids) == (names, [5, 6, 7, 8], True)
         assert source.labels.class_names == ("catx", "deex", "dogx")
         np.testing.assert_array_equal(source.labels.y, [1, 0, 2, 0])

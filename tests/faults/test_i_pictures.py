@@ -383,11 +383,15 @@ def test_thousands_of_files_are_not_open_at_a_time(folder):
 
 # -------------------------------------------------------------------------------------------------------------- folders
 def test_files_beside_class_folders(folder):
-    for name in ("photos/cat/1.png", "photos/dog/2.png", "photos/readme.txt"):
+    for name in ("photos/cat/1.png", "photos/dog/2.png", "photos/readme.txt", "photos/labels.csv"):
         put(name)
+    passed = r"^photos: passed over 2 files beside class folders \(first: labels.csv\)$"
+    with pytest.warns(ScqWarning, match=passed), open_rows("photos") as source:
+        assert (source.names, source.labels.class_names) == (["cat/1.png", "dog/2.png"], ("cat", "dog"))
+    put("photos/x.JPEG")
     refuse(
         "photos",
-        "photos holds 1 file beside 2 folders (readme.txt beside cat); needs a folder for each class, or files alone",
+        "photos holds 1 picture beside 2 folders (x.JPEG beside cat); needs a folder for each class, or files alone",
         read=False,
     )
 
@@ -475,7 +479,9 @@ def test_a_malformed_list_is_refused_by_its_line(folder, name, text, wrong):
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_a_list_that_is_no_text(folder, ending):
     put(f"l.{ending}", b"path\na.png\n\xff\xfe.png" if ending == "csv" else b'{"path": "a"}\n\n{"path": "\xff\xfe"}')
-    refuse(f"l.{ending}", f"l.{ending}: line 3 is not {'UTF-8' if ending == 'csv' else 'a JSON object'}")
+    refuse(
+        f"l.{ending}", f"l.{ending}: line 3 is not {'UTF-8; save it as UTF-8' if ending == 'csv' else 'a JSON object'}"
+    )
     refuse(f"no.{ending}", f"no.{ending}: no such file", ConfigError)
     os.mkfifo(f"f.{ending}")
     refuse(f"f.{ending}", f"f.{ending} is a FIFO, needs to be a regular file")
@@ -488,7 +494,7 @@ def test_columns_asked_for_have_to_be_there(folder):
 
 
 def test_a_list_that_asks_for_too_much_memory(folder):
-    put("l.csv", b"path,labels\n" + b"a.png,1048575;0\n" * 9000)
+    put("l.csv", b"path,labels\n" + b"".join(b"%d.png,1048575;0\n" % k for k in range(9000)))
     refuse("l.csv", "l.csv: labels need a matrix of 9.4 GB, at most 8.6 GB can be held", ResourceError)
     put("m.csv", b"")
     os.truncate("m.csv", (1 << 30) + 1)
