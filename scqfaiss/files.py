@@ -26,6 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from . import signals
 from .errors import ConfigError, IndexFileError, ScqError, WriteError, shown, size, warn
 
 FORMAT = 1
@@ -40,10 +41,13 @@ PathLike = str | os.PathLike[str]
 
 # ------------------------------------------------------------------------------------------------------------- writing
 class Slot:
-    """A locked place for one file. `write` may be called more than once; each call replaces the file as a whole."""
+    """A locked place for one file. `write` may be called more than once; each call replaces the file as a whole.
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.path, self.name = path, name
+    outermost: reserved while no other was, hence what a command is for; with it in its place the command's work is done.
+    """
+
+    def __init__(self, path: Path, name: str, outermost: bool = False) -> None:
+        self.path, self.name, self.outermost = path, name, outermost
 
     def check_space(self, nbytes: int) -> None:
         """Raise WriteError unless the disk can take `nbytes` and 5 % more."""
@@ -65,7 +69,10 @@ class Slot:
         self.check_space(nbytes)
         temporary = self.path.with_name(f"{self.path.name}.tmp-{os.getpid()}")
         try:
-            with open(temporary, "x+b") as f:
+            with signals.held():
+                f = open(temporary, "x+b")
+                signals.unfinished(temporary)
+            with f:
                 if self.path.exists():
                     os.fchmod(f.fileno(), stat.S_IMODE(self.path.stat().st_mode))
                 fill(f)
@@ -73,10 +80,16 @@ class Slot:
                 os.fsync(f.fileno())
             if check is not None:
                 check(temporary)
-            os.replace(temporary, self.path)
+            with signals.held():
+                os.replace(temporary, self.path)
+                signals.settled(temporary)
+                if self.outermost:
+                    signals.finish()
         except BaseException as error:
-            with suppress(OSError):  # the folder may be gone, or read-only by now
-                temporary.unlink()
+            with signals.held():
+                with suppress(OSError):  # the folder may be gone, or read-only by now
+                    temporary.unlink()
+                signals.settled(temporary)
             if isinstance(error, OSError):
                 raise self._refused(error, nbytes) from error
             raise
@@ -180,41 +193,56 @@ def reserve(
     on a target that is no plain file, and while another process holds the lock.
     """
     real, name = check_target(path, inputs=inputs, suffix=suffix), shown(path)
-    with _locked(real, name, what):
+    with _locked(real, name, what) as outermost:
         own = re.compile(re.escape(real.name) + r"\.tmp-\d+")
         with suppress(OSError):  # a folder that may be written but not listed
             for leftover in os.listdir(real.parent):
                 if own.fullmatch(leftover):  # we hold the lock: nobody alive owns it
                     with suppress(OSError):
                         os.unlink(real.parent / leftover)
-        yield Slot(real, name)
+        yield Slot(real, name, outermost)
 
 
 @contextmanager
-def _locked(real: Path, name: str, what: str) -> Iterator[None]:
-    """Hold `.NAME.lock` beside the target. The kernel drops the lock with the process, so no lock is ever stale."""
+def _locked(real: Path, name: str, what: str) -> Iterator[bool]:
+    """Hold `.NAME.lock` beside the target -> whether this process holds no other one.
+
+    The kernel drops the lock with the process, so no lock is ever stale.
+    """
     lock = real.with_name(f".{real.name}.lock")
-    while True:
-        try:
-            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise WriteError(
-                f"{name}: cannot write in folder {shown(real.parent)} ({os.strerror(error.errno or 0)})"
-            ) from error
-        try:  # a signal may come at any line from here on, and must not leave the lock file
-            _take(fd, name)
-            try:
-                same = os.path.samestat(os.fstat(fd), os.stat(lock))
-            except FileNotFoundError:
-                same = False
-            if same:
-                with suppress(OSError):  # the text serves a message only: a full disk is reported where it matters
-                    os.ftruncate(fd, 0)
-                    os.pwrite(fd, f"{os.getpid()} {what}".strip().encode(), 0)
-                yield
-                return
-            # else the holder before us removed this lock file between our open and our lock: take the new one
-        finally:
+    fd, outermost = None, False
+    try:  # KeyboardInterrupt may come at any line from here on, and must not leave the lock file
+        while fd is None:
+            with signals.held():
+                fd = _open_lock(real, name, lock)
+                outermost = fd is not None and signals.unfinished(lock)
+        with suppress(OSError):  # the text serves a message only: a full disk is reported where it matters
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()} {what}".strip().encode(), 0)
+        yield outermost
+    finally:
+        if fd is not None:
+            with signals.held():
+                _let_go(fd, lock)
+                signals.settled(lock)
+
+
+def _open_lock(real: Path, name: str, lock: Path) -> int | None:
+    """Open and lock the lock file; None where it was another's, and that one removed it between our open and our lock."""
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise WriteError(
+            f"{name}: cannot write in folder {shown(real.parent)} ({os.strerror(error.errno or 0)})"
+        ) from error
+    same = False
+    try:
+        _take(fd, name)
+        with suppress(FileNotFoundError):
+            same = os.path.samestat(os.fstat(fd), os.stat(lock))
+        return fd if same else None
+    finally:
+        if not same:
             _let_go(fd, lock)
 
 
