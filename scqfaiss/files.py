@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import stat
 import struct
@@ -48,9 +49,13 @@ class Slot:
 
     def __init__(self, path: Path, name: str, outermost: bool = False) -> None:
         self.path, self.name, self.outermost = path, name, outermost
+        self.temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
 
     def check_space(self, nbytes: int) -> None:
-        """Raise WriteError unless the disk can take `nbytes` and 5 % more."""
+        """Raise WriteError unless the disk can take `nbytes` and 5 % more, and one file may be as large."""
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if most != resource.RLIM_INFINITY and nbytes > most:
+            raise WriteError(f"{self.name}: needs {size(nbytes)}, a file may hold {size(most)} here (ulimit -f)")
         try:
             free = shutil.disk_usage(self.path.parent).free
         except OSError as error:  # the folder went away
@@ -61,17 +66,23 @@ class Slot:
     def write(
         self, fill: Callable[[BinaryIO], object], check: Callable[[Path], None] | None = None, nbytes: int = 0
     ) -> None:
+        """Prepare the file, and have it take its place."""
+        self.prepare(fill, check, nbytes)
+        self.place()
+
+    def prepare(
+        self, fill: Callable[[BinaryIO], object], check: Callable[[Path], None] | None = None, nbytes: int = 0
+    ) -> None:
         """fill(f) writes the content; check(path) reads the finished temporary file back and raises if it is wrong.
 
         nbytes: the expected size, tested against the free space first. On any exception, KeyboardInterrupt included,
         the temporary file is removed and the target is as it was. Raises WriteError on what the disk refuses.
         """
         self.check_space(nbytes)
-        temporary = self.path.with_name(f"{self.path.name}.tmp-{os.getpid()}")
         try:
             with signals.held():
-                f = open(temporary, "x+b")
-                signals.unfinished(temporary)
+                f = open(self.temporary, "x+b")
+                signals.unfinished(self.temporary)
             with f:
                 if self.path.exists():
                     os.fchmod(f.fileno(), stat.S_IMODE(self.path.stat().st_mode))
@@ -79,19 +90,25 @@ class Slot:
                 f.flush()
                 os.fsync(f.fileno())
             if check is not None:
-                check(temporary)
+                check(self.temporary)
+        except BaseException as error:
+            self.drop()
+            if isinstance(error, OSError):
+                raise self._refused(error, nbytes) from error
+            raise
+
+    def place(self) -> None:
+        """Have the prepared file take its place, which needs no room on the disk. Raises WriteError."""
+        try:
             with signals.held():
-                os.replace(temporary, self.path)
-                signals.settled(temporary)
+                os.replace(self.temporary, self.path)
+                signals.settled(self.temporary)
                 if self.outermost:
                     signals.finish()
         except BaseException as error:
-            with signals.held():
-                with suppress(OSError):  # the folder may be gone, or read-only by now
-                    temporary.unlink()
-                signals.settled(temporary)
+            self.drop()
             if isinstance(error, OSError):
-                raise self._refused(error, nbytes) from error
+                raise self._refused(error, 0) from error
             raise
         try:
             _sync_folder(self.path.parent)
@@ -99,11 +116,27 @@ class Slot:
             why = os.strerror(error.errno or errno.EIO)
             raise WriteError(f"{self.name}: written whole, but a power cut may undo it ({why})") from error
 
+    def drop(self) -> None:
+        """Remove the temporary file, if there is one."""
+        with signals.held():
+            with suppress(OSError):  # the folder may be gone, or read-only by now
+                self.temporary.unlink()
+            signals.settled(self.temporary)
+
     def append(self, data: bytes) -> None:
-        """Add to the end of the file, for logs alone: whoever reads one must pass over a last line that was cut off."""
+        """Add to the end of the file, for logs alone: whoever reads one must pass over a last line that was cut off.
+
+        Raises WriteError; the file then ends where it ended.
+        """
         try:
-            with open(self.path, "ab") as f:
-                f.write(data)
+            with open(self.path, "ab", buffering=0) as f:
+                end = f.tell()
+                try:
+                    if f.write(data) != len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # the rest found no room
+                except OSError:
+                    f.truncate(end)
+                    raise
         except OSError as error:
             raise self._refused(error, len(data)) from error
 
@@ -200,7 +233,11 @@ def reserve(
                 if own.fullmatch(leftover):  # we hold the lock: nobody alive owns it
                     with suppress(OSError):
                         os.unlink(real.parent / leftover)
-        yield Slot(real, name, outermost)
+        slot = Slot(real, name, outermost)
+        try:
+            yield slot
+        finally:
+            slot.drop()  # what was prepared and took no place
 
 
 @contextmanager

@@ -6,8 +6,8 @@ Each round starts a real `python -m scqfaiss train` (or export, append) over a s
 looks at the exit code and at what is left. Moments are random within the time an undisturbed run takes; of `train` every other
 one lies in the first three seconds; of `export` and `append` every other one up to 30 milliseconds after the temporary file
 appeared. Nothing can be done about a signal before Python runs the program's first line: those are counted apart, as "too
-early", with the code they end with. Prints JSON. Exit code 1 if any other round ends with a code other than 0 and 130, with a file
-that does not go with its code, or with a temporary or lock file left.
+early", with the code they end with. Prints JSON. Exit code 1 if any other round ends with a code other than 0 and 130, with a
+file that does not go with its code, or with a temporary or lock file left.
 """
 
 import argparse
