@@ -50,6 +50,7 @@ class Slot:
     def __init__(self, path: Path, name: str, outermost: bool = False) -> None:
         self.path, self.name, self.outermost = path, name, outermost
         self.temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        self._holds = False
 
     def check_space(self, nbytes: int) -> None:
         """Raise WriteError unless the disk can take `nbytes` and 5 % more, and one file may be as large."""
@@ -62,6 +63,24 @@ class Slot:
             raise self._refused(error, nbytes) from error
         if nbytes * 1.05 > free:
             raise WriteError(f"{self.name}: needs {size(nbytes * 1.05)}, {size(free)} free")
+
+    def hold(self, nbytes: int) -> None:
+        """Take the room for `nbytes` and 5 % more now, where the file system can: others may fill the disk until it is needed.
+
+        Raises WriteError where there is none.
+        """
+        self.check_space(nbytes)
+        try:
+            with signals.held():
+                f = open(self.temporary, "x+b")
+                self._holds = True
+                signals.unfinished(self.temporary)
+            with f:
+                os.posix_fallocate(f.fileno(), 0, max(int(nbytes * 1.05), 1))
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                self.drop()
+                raise self._refused(error, nbytes) from error
 
     def write(
         self, fill: Callable[[BinaryIO], object], check: Callable[[Path], None] | None = None, nbytes: int = 0
@@ -78,12 +97,14 @@ class Slot:
         nbytes: the expected size, tested against the free space first. On any exception, KeyboardInterrupt included,
         the temporary file is removed and the target is as it was. Raises WriteError on what the disk refuses.
         """
-        self.check_space(nbytes)
         try:
             with signals.held():
-                f = open(self.temporary, "x+b")
-                signals.unfinished(self.temporary)
+                f = open(self.temporary, "w+b" if self._holds else "x+b")  # "w" gives up what is held
+                if not self._holds:
+                    signals.unfinished(self.temporary)
+                self._holds = True
             with f:
+                self.check_space(nbytes)
                 if self.path.exists():
                     os.fchmod(f.fileno(), stat.S_IMODE(self.path.stat().st_mode))
                 fill(f)
@@ -103,6 +124,7 @@ class Slot:
             with signals.held():
                 os.replace(self.temporary, self.path)
                 signals.settled(self.temporary)
+                self._holds = False
                 if self.outermost:
                     signals.finish()
         except BaseException as error:
@@ -122,6 +144,7 @@ class Slot:
             with suppress(OSError):  # the folder may be gone, or read-only by now
                 self.temporary.unlink()
             signals.settled(self.temporary)
+            self._holds = False
 
     def append(self, data: bytes) -> None:
         """Add to the end of the file, for logs alone: whoever reads one must pass over a last line that was cut off.

@@ -36,6 +36,7 @@ from .rows import MEMORY_SHARE, PictureRows, SourceRows, free_memory, statistics
 CHECK_ROWS = 100_000  # rows on which the use of codewords is counted after training
 MAX_COUNT = 2**31 - 1  # of epochs, of rows in a batch, and the largest seed
 CHECK_PICTURES = 1_000  # and pictures, each of which costs a pass through the network
+HEADER = 1 << 16  # bytes of a model's file that hold no weights
 DEFAULT_BACKBONE = "squeezenet"
 MAX_BITS = 4096  # of a code: longer ones are no short codes, and a slip of the keyboard must not fill the memory
 
@@ -558,17 +559,19 @@ def fit(
 
 
 def check_room(what: Plan, source: Source, method: Method, slot: Slot | None, kept: Checkpoints | None) -> None:
-    """Raise WriteError unless the model finds room on its disk, and on theirs the checkpoints that stand side by side."""
+    """Hold room for the model on its disk. Raises WriteError unless there is, and for the checkpoints that stand side by side."""
     model = 0
     if slot is not None:
         model = model_bytes(what, Chain(what.d_in(source)).then(*method.layers()))
-        slot.check_space(model)
+        slot.check_space(model + HEADER)
     if kept is not None and isinstance(method, torch.nn.Module):
         stages = sum(stage.epochs > 0 for stage in method.stages())
         state = sum(t.nbytes for t in method.state_dict().values())
         # As it is, as finished stages left it, the best one; and two moments of each parameter, as the optimisers keep them.
         copies = max(stages, 1) + (method.task.validation is not None)
         kept.check_room(copies * state + 2 * sum(p.nbytes for p in method.parameters()), slot, model)
+    if slot is not None:
+        slot.hold(model + HEADER)
 
 
 def model_bytes(what: Plan, chain: Chain) -> int:
