@@ -5,8 +5,9 @@ An exception out of a signal handler comes up inside whatever runs at that momen
 it or swallow it, and so do callbacks from C++. The handler here raises nothing: it removes the files that are unfinished, says
 that it stopped, and ends the process. Once the command's own file has taken its place, a signal changes nothing any more.
 
-Only the program takes signals (`take`). In a process that merely imports the package all of this is without effect, and Ctrl-C is
-Python's KeyboardInterrupt. Nothing heavy is imported here: this comes before everything else.
+Only the program takes signals (`take`). In a process that merely imports the package all of this is without effect, and Ctrl-C
+is Python's KeyboardInterrupt. Hardly anything is imported here, dataclasses neither: in every millisecond before `take` a signal
+does what Python lets it do, which is a traceback or death by the signal.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 TAKEN = (signal.SIGINT, signal.SIGTERM)
@@ -24,16 +24,16 @@ STOPPED = 130  # exit code
 MESSAGE = "stopped; nothing was left half-written"
 
 
-@dataclass
 class _State:
-    process: int = 0  # whose signals are taken: not those of a child that was forked off
-    held: int = 0  # blocks that a signal has to wait for
-    waiting: bool = False  # one does
-    leaving: bool = False
-    finished: int | None = None  # the exit code, once nothing can change it
-    late: int = 0  # signals that came after that
-    unfinished: list[str] = field(default_factory=list)  # files to remove
-    words: list[Callable[[], str | None]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.process = 0  # whose signals are taken: not those of a child that was forked off
+        self.held = 0  # blocks that a signal has to wait for
+        self.waiting = False  # one does
+        self.leaving = False
+        self.finished: int | None = None  # the exit code, once nothing can change it
+        self.late = 0  # signals that came after that
+        self.unfinished: list[str] = []  # files to remove
+        self.words: list[Callable[[], str | None]] = []
 
 
 _state = _State()
