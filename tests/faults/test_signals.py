@@ -15,6 +15,7 @@ from scqfaiss.files import reserve
 
 from .conftest import TINY
 
+TOOLS = Path(__file__).parents[2] / "tools"
 NUMBERS = [signal.SIGINT, signal.SIGTERM]
 COMMANDS = {
     "export": ("export", "m.safetensors", "database.h5", "-o", "g.faissindex", "--target", "buckets"),
@@ -286,6 +287,17 @@ def test_while_python_ends(here, arguments, code):
     """In the functions called at exit, and once Python has given up its handlers."""
     done = script(LATE, arguments=arguments, number=15)
     assert done.returncode == code, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["train", "export", "append"])
+def test_real_signals_at_random_moments(tmp_path, what, monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    import interrupt
+
+    found = interrupt.interrupt(tmp_path, what, count=6, rows=5_000)
+    assert found["wrong"] == []
+    assert sum(found["found"].values()) == 6
 
 
 def test_what_was_ignored_stays_ignored(program, monkeypatch):
