@@ -174,6 +174,8 @@ class Checkpoints:
                     break
                 with suppress(OSError):
                     self.path(older.pop()).unlink()
+        with suppress(OSError):  # made in vain; one with checkpoints stays
+            self.folder.rmdir()
         steps = self.steps()
         return f"step {steps[0]:,} is kept in {shown(self.folder)}" if steps else ""
 

@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import re
-import resource
 import shutil
 import stat
 import struct
@@ -50,13 +49,10 @@ class Slot:
     def __init__(self, path: Path, name: str, outermost: bool = False) -> None:
         self.path, self.name, self.outermost = path, name, outermost
         self.temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        self._holds = False
+        self._holds, self._nbytes = False, 0
 
     def check_space(self, nbytes: int) -> None:
-        """Raise WriteError unless the disk can take `nbytes` and 5 % more, and one file may be as large."""
-        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        if most != resource.RLIM_INFINITY and nbytes > most:
-            raise WriteError(f"{self.name}: needs {size(nbytes)}, a file may hold {size(most)} here (ulimit -f)")
+        """Raise WriteError unless the disk can take `nbytes` and 5 % more."""
         try:
             free = shutil.disk_usage(self.path.parent).free
         except OSError as error:  # the folder went away
@@ -97,6 +93,7 @@ class Slot:
         nbytes: the expected size, tested against the free space first. On any exception, KeyboardInterrupt included,
         the temporary file is removed and the target is as it was. Raises WriteError on what the disk refuses.
         """
+        self._nbytes = nbytes
         try:
             with signals.held():
                 f = open(self.temporary, "w+b" if self._holds else "x+b")  # "w" gives up what is held
@@ -130,7 +127,7 @@ class Slot:
         except BaseException as error:
             self.drop()
             if isinstance(error, OSError):
-                raise self._refused(error, 0) from error
+                raise self._refused(error, self._nbytes) from error
             raise
         try:
             _sync_folder(self.path.parent)

@@ -171,7 +171,7 @@ def test_room_is_asked_for_before_the_first_step(run, here, disk, monkeypatch):
 @pytest.mark.slow
 def test_a_limit_on_files_is_asked_for_before_the_first_step(here, untouched, start):
     found = start("train", "train.h5", "-o", "x.safetensors", *TINY, "--epochs", "1000000", limit=1000)
-    assert found.code == 4 and found.error.endswith("a file may hold 1.0 kB here (ulimit -f)")
+    assert found.code == 4 and found.error.endswith("grew past the largest file allowed here (ulimit -f)")
     untouched()
 
 
