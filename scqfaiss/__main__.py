@@ -1,5 +1,17 @@
-"""python -m scqfaiss"""
+"""The program: `scqfaiss`, or `python -m scqfaiss`. Signals first, then everything that takes time to import."""
 
-from .cli import main
+from typing import NoReturn
 
-main()
+from . import signals
+
+
+def main() -> NoReturn:
+    """Run the command line."""
+    signals.take()
+    from . import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

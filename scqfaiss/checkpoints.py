@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -22,13 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import bundle, files
-from .errors import CheckpointError, ConfigError, ScqError, WriteError, shown, warn
-from .files import PathLike, make_folder, reserve
+from .errors import CheckpointError, ConfigError, ScqError, WriteError, shown, size, warn
+from .files import PathLike, Slot, make_folder, reserve
 
 KEPT = 2  # a damaged newest one leaves the one before it
 SECONDS = 60.0  # between two checkpoints, unless steps are asked for: a short training writes none
 _NAME = re.compile(r"step-(\d+)\.safetensors")
-_LITTER = re.compile(r"(step-\d+\.safetensors\.tmp-\d+|\.step-\d+\.safetensors\.lock)")
+_FINISHED = "finished.safetensors"  # the model of a training that is over and could not be written
+_LITTER = re.compile(r"((step-\d+|finished)\.safetensors\.tmp-\d+|\.(step-\d+|finished)\.safetensors\.lock)")
 
 
 def flatten(value: Any, path: str, tensors: dict[str, NDArray[Any]]) -> Any:
@@ -81,7 +83,7 @@ class Checkpoints:
         return dict(json.loads(json.dumps(dict(self._identity()))))
 
     def check_start(self, resume: bool) -> None:
-        """Raise ConfigError where checkpoints of an unfinished training would be lost, or say that there are none.
+        """Raise ConfigError where checkpoints of an unfinished training, or its model, would be lost, or say that there are none.
 
         Raises WriteError where none could be written.
         """
@@ -93,8 +95,34 @@ class Checkpoints:
             raise ConfigError(
                 f"{self.name} holds step {steps[0]:,} of an unfinished training; continue with --resume, or delete it"
             )
-        if resume and not steps:
+        over = (self.folder / _FINISHED).exists()
+        if over and not resume:
+            raise ConfigError(
+                f"{self.name} holds the model of a finished training; have it written with --resume, or delete it"
+            )
+        if resume and not steps and not over:
             warn(f"{self.name} holds no checkpoint: training starts at the beginning")
+
+    def check_room(self, nbytes: int, slot: Slot | None, model: int) -> None:
+        """Raise WriteError unless as many checkpoints of `nbytes` find room as stand side by side for a moment.
+
+        slot, model: where the model goes, if into a file, and its bytes, for which there must be room on the same disk.
+        """
+        if not self.writes:
+            return
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        need = nbytes * max(KEPT + 1 - len(self.steps()), 1)
+        try:
+            if slot is not None and os.stat(there).st_dev == os.stat(slot.path.parent).st_dev:
+                need += model
+            free = shutil.disk_usage(there).free
+        except OSError as error:
+            raise WriteError(f"{self.name}: {os.strerror(error.errno or 0)}") from error
+        if need > free:
+            raise WriteError(
+                f"{self.name}: checkpoints of {size(nbytes)} need {size(need)}, {size(free)} free; make room, or name a "
+                "folder on another disk with --checkpoints"
+            )
 
     def steps(self) -> list[int]:
         """The steps there are checkpoints of, newest first. By name: clocks change."""
@@ -114,26 +142,67 @@ class Checkpoints:
         if self.writes:
             tensors: dict[str, NDArray[Any]] = {}
             tree = flatten(state, "state", tensors)
-            data = bundle.Bundle(
-                tensors, {"identity": self.identity, "hints": self.hints, "step": step, "state": tree}
-            ).to_bytes()
-
-            def check(temporary: Path) -> None:
-                bundle.read(temporary)
-
-            make_folder(self.folder)
-            with reserve(self.path(step), suffix=".safetensors", what="written") as slot:
-                slot.write(lambda f: f.write(data), check, len(data))
+            self._write(self.path(step), tensors, {"step": step, "state": tree})
             for old in self.steps()[KEPT:]:
                 with suppress(OSError):
                     self.path(old).unlink()
         self._last = step, time.monotonic()
 
+    def _write(self, path: Path, tensors: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+        data = bundle.Bundle(dict(tensors), {"identity": self.identity, "hints": self.hints, **facts}).to_bytes()
+
+        def check(temporary: Path) -> None:
+            bundle.read(temporary)
+
+        make_folder(self.folder)
+        with reserve(path, suffix=".safetensors", what="written") as slot:
+            slot.write(lambda f: f.write(data), check, len(data))
+
+    def keep(self, model: bytes) -> str:
+        """Keep the model of a training that is over -> where what is left stands, for a message; "" where nothing is left.
+
+        On a full disk the older of two checkpoints makes room for it, the newest stays.
+        """
+        held = {"model": np.frombuffer(model, np.uint8)}
+        older = self.steps()[1:]
+        while True:
+            try:
+                self._write(self.folder / _FINISHED, held, {})
+                return f"the finished model is kept in {shown(self.folder)}"
+            except WriteError:
+                if not older:
+                    break
+                with suppress(OSError):
+                    self.path(older.pop()).unlink()
+        with suppress(OSError):  # made in vain; one with checkpoints stays
+            self.folder.rmdir()
+        steps = self.steps()
+        return f"step {steps[0]:,} is kept in {shown(self.folder)}" if steps else ""
+
+    def finished(self) -> bytes | None:
+        """The model that `keep` kept, if there is one; a damaged one is named and passed over.
+
+        Raises ConfigError naming every field in which the training differs.
+        """
+        path = self.folder / _FINISHED
+        if not path.exists():
+            return None
+        try:
+            found, _ = bundle.read(path)
+            identity, model = found.config["identity"], found.tensors["model"].tobytes()
+        except (ScqError, KeyError):
+            warn(f"{self.name}: {_FINISHED} is damaged")
+            return None
+        wrong = bundle.differences(identity, self.identity)
+        if wrong:
+            raise ConfigError(f"{self.name} holds the model of another training: {', '.join(wrong)}")
+        return model
+
     def last_hints(self) -> dict[str, Any]:
         """The hints of the newest sound checkpoint of whatever training."""
-        for step in self.steps():
+        for path in (self.folder / _FINISHED, *map(self.path, self.steps())):
             try:
-                return dict(bundle.read(self.path(step))[0].config["hints"])
+                return dict(bundle.read(path)[0].config["hints"])
             except (ScqError, KeyError, TypeError, ValueError):
                 continue
         return {}
@@ -167,4 +236,4 @@ class Checkpoints:
         """Remove all checkpoints, once their training is whole; a folder with anything else in it stays."""
         if self.writes:
             # What a kill left of writing one goes too: whoever trains holds the lock of the model.
-            files.clear_folder(self.folder, _NAME, _LITTER)
+            files.clear_folder(self.folder, _NAME, re.compile(re.escape(_FINISHED)), _LITTER)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import tomllib
 import warnings
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from . import __version__
+from . import __version__, signals
 from .errors import ConfigError, ScqError, ScqWarning, shown
 from .files import open_regular
 from .progress import Meter, to_stderr
@@ -457,7 +456,7 @@ def run(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         return fail(error.format_message(), 2, error)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        return fail("stopped; nothing was left half-written", 130)
+        return fail(signals.MESSAGE, signals.STOPPED)
     except ImportError as error:
         part = (error.name or "").partition(".")[0]
         if part == "scqfaiss":
@@ -496,12 +495,9 @@ def fail(message: str, code: int, error: BaseException | None = None) -> int:
     return code
 
 
-def _stop(*_: Any) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def main() -> NoReturn:
-    """The `scqfaiss` program."""
+    """The `scqfaiss` program, but for its signals, which are taken before this module is imported."""
+    signals.take()
     for fd in (0, 1, 2):  # one that was closed would be given to the next file opened, and prints would land in it
         try:
             os.fstat(fd)
@@ -509,10 +505,11 @@ def main() -> NoReturn:
             os.open(os.devnull, os.O_RDWR)
     if sys.stdout is not None:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names beyond the locale's letters
-    signal.signal(signal.SIGTERM, _stop)
     warnings.simplefilter("always", ScqWarning)
     warnings.showwarning = show_warning  # type: ignore[assignment]
-    sys.exit(run())
+    code = run()
+    signals.finish(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,26 @@ def run(folder: Path, say: Callable[[str], Any], progress: Meter) -> list[Row]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WriteError(f"{shown(folder)}: cannot make this folder ({error.strerror})") from error
+    with reserve(folder / "results.json") as slot:  # the last file, and what a signal goes by
+        rows = rows_of_table(folder, say, progress)
+        say(table(rows))
+        seconds = time.monotonic() - started
+        text = json.dumps({"rows": rows, "seconds": round(seconds, 1), "faiss": faiss.__version__}, indent=1)
+        slot.write(lambda f: f.write(text.encode() + b"\n"))
+    say(
+        f"\n{seconds:.0f} seconds. In {shown(folder)}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))}"
+    )
+    say("\nNext, type:")
+    say(f"  scqfaiss info {shown(folder)}/gallery.faissindex")
+    say(
+        f"  scqfaiss search {shown(folder)}/gallery.faissindex {shown(folder)}/query.h5 --model {shown(folder)}/model.safetensors"
+    )
+    say(f"  scqfaiss train {shown(folder)}/train.h5 -o mine.safetensors --bits 24")
+    return rows
+
+
+def rows_of_table(folder: Path, say: Callable[[str], Any], progress: Meter) -> list[Row]:
+    """Everything but the table: rows, models, galleries, hits."""
     parts = write_parts(folder)
     train, query, database = (parts[name] for name in PARTS)
     say(f"handwritten digits: {len(train[0])} to train, {len(query[0])} queries, {len(database[0])} in the database\n")
@@ -63,20 +83,6 @@ def run(folder: Path, say: Callable[[str], Any], progress: Meter) -> list[Row]:
         (folder / leftover).unlink()
     search_with_faiss_alone(folder, query[0])
     progress.close()
-    say(table(rows))
-    seconds = time.monotonic() - started
-    with reserve(folder / "results.json") as slot:
-        text = json.dumps({"rows": rows, "seconds": round(seconds, 1), "faiss": faiss.__version__}, indent=1)
-        slot.write(lambda f: f.write(text.encode() + b"\n"))
-    say(
-        f"\n{seconds:.0f} seconds. In {shown(folder)}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))}"
-    )
-    say("\nNext, type:")
-    say(f"  scqfaiss info {shown(folder)}/gallery.faissindex")
-    say(
-        f"  scqfaiss search {shown(folder)}/gallery.faissindex {shown(folder)}/query.h5 --model {shown(folder)}/model.safetensors"
-    )
-    say(f"  scqfaiss train {shown(folder)}/train.h5 -o mine.safetensors --bits 24")
     return rows
 
 

@@ -290,6 +290,8 @@ class Engine:
             for s, handler in before.items():
                 if handler is not None:
                     signal.signal(s, handler)
+        if got:  # after the last look: as if it came now
+            signal.raise_signal(got[0])
 
 
 @dataclass

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 
 class ScqError(Exception):
@@ -77,6 +76,8 @@ def shown(name: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """ "; did you mean 'x'?" for the known word nearest to `word`, or ""."""
+    from difflib import get_close_matches  # with re behind it, which the program's first milliseconds do without
+
     near = get_close_matches(word, list(known), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from . import __version__, bundle
+from . import __version__, bundle, signals
 from .arrays import Floats, bad_rows
 from .contract import Progress, silent
 from .data import HDF5_ENDINGS, Source, open_rows
@@ -381,14 +381,27 @@ def _identity(eye: _Eye, rows: FeatureSource, dtype: str, part_rows: int) -> dic
 
 @contextmanager
 def _resumable(parts: _Parts) -> Iterator[None]:
-    """Raise Stopped, saying how to go on, where somebody interrupts and there are finished parts."""
+    """Say how to go on where somebody interrupts, or the disk is full, and there are finished parts."""
+
+    def done() -> str | None:
+        count = sum(len(parts.range(k)) for k in parts.there())
+        return f"stopped at {count:,} of {len(parts.rows):,} pictures; continue with --resume" if count else None
+
     try:
-        yield
+        with signals.saying(done):
+            yield
     except KeyboardInterrupt:
-        done = sum(len(parts.range(k)) for k in parts.there())
-        if not done:
+        text = done()
+        if text is None:
             raise
-        raise Stopped(f"stopped at {done:,} of {len(parts.rows):,} pictures; continue with --resume") from None
+        raise Stopped(text) from None
+    except WriteError as error:
+        there = len(parts.there())
+        if not there:
+            raise
+        raise WriteError(
+            f"{error}; {there:,} of {parts.count:,} parts stay: make room, then the same command with --resume goes on"
+        ) from error
 
 
 def _fill(f: BinaryIO, parts: _Parts, facts: Mapping[str, Any]) -> None:

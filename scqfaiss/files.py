@@ -26,6 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from . import signals
 from .errors import ConfigError, IndexFileError, ScqError, WriteError, shown, size, warn
 
 FORMAT = 1
@@ -40,10 +41,15 @@ PathLike = str | os.PathLike[str]
 
 # ------------------------------------------------------------------------------------------------------------- writing
 class Slot:
-    """A locked place for one file. `write` may be called more than once; each call replaces the file as a whole."""
+    """A locked place for one file. `write` may be called more than once; each call replaces the file as a whole.
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.path, self.name = path, name
+    outermost: reserved while no other was, hence what a command is for; with it in its place the command's work is done.
+    """
+
+    def __init__(self, path: Path, name: str, outermost: bool = False) -> None:
+        self.path, self.name, self.outermost = path, name, outermost
+        self.temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        self._holds, self._nbytes = False, 0
 
     def check_space(self, nbytes: int) -> None:
         """Raise WriteError unless the disk can take `nbytes` and 5 % more."""
@@ -54,7 +60,32 @@ class Slot:
         if nbytes * 1.05 > free:
             raise WriteError(f"{self.name}: needs {size(nbytes * 1.05)}, {size(free)} free")
 
+    def hold(self, nbytes: int) -> None:
+        """Take the room for `nbytes` and 5 % more now, where the file system can: others may fill the disk until it is needed.
+
+        Raises WriteError where there is none.
+        """
+        self.check_space(nbytes)
+        try:
+            with signals.held():
+                f = open(self.temporary, "x+b")
+                self._holds = True
+                signals.unfinished(self.temporary)
+            with f:
+                os.posix_fallocate(f.fileno(), 0, max(int(nbytes * 1.05), 1))
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                self.drop()
+                raise self._refused(error, nbytes) from error
+
     def write(
+        self, fill: Callable[[BinaryIO], object], check: Callable[[Path], None] | None = None, nbytes: int = 0
+    ) -> None:
+        """Prepare the file, and have it take its place."""
+        self.prepare(fill, check, nbytes)
+        self.place()
+
+    def prepare(
         self, fill: Callable[[BinaryIO], object], check: Callable[[Path], None] | None = None, nbytes: int = 0
     ) -> None:
         """fill(f) writes the content; check(path) reads the finished temporary file back and raises if it is wrong.
@@ -62,23 +93,41 @@ class Slot:
         nbytes: the expected size, tested against the free space first. On any exception, KeyboardInterrupt included,
         the temporary file is removed and the target is as it was. Raises WriteError on what the disk refuses.
         """
-        self.check_space(nbytes)
-        temporary = self.path.with_name(f"{self.path.name}.tmp-{os.getpid()}")
+        self._nbytes = nbytes
         try:
-            with open(temporary, "x+b") as f:
+            with signals.held():
+                f = open(self.temporary, "w+b" if self._holds else "x+b")  # "w" gives up what is held
+                if not self._holds:
+                    signals.unfinished(self.temporary)
+                self._holds = True
+            with f:
+                self.check_space(nbytes)
                 if self.path.exists():
                     os.fchmod(f.fileno(), stat.S_IMODE(self.path.stat().st_mode))
                 fill(f)
                 f.flush()
                 os.fsync(f.fileno())
             if check is not None:
-                check(temporary)
-            os.replace(temporary, self.path)
+                check(self.temporary)
         except BaseException as error:
-            with suppress(OSError):  # the folder may be gone, or read-only by now
-                temporary.unlink()
+            self.drop()
             if isinstance(error, OSError):
                 raise self._refused(error, nbytes) from error
+            raise
+
+    def place(self) -> None:
+        """Have the prepared file take its place, which needs no room on the disk. Raises WriteError."""
+        try:
+            with signals.held():
+                os.replace(self.temporary, self.path)
+                signals.settled(self.temporary)
+                self._holds = False
+                if self.outermost:
+                    signals.finish()
+        except BaseException as error:
+            self.drop()
+            if isinstance(error, OSError):
+                raise self._refused(error, self._nbytes) from error
             raise
         try:
             _sync_folder(self.path.parent)
@@ -86,11 +135,28 @@ class Slot:
             why = os.strerror(error.errno or errno.EIO)
             raise WriteError(f"{self.name}: written whole, but a power cut may undo it ({why})") from error
 
+    def drop(self) -> None:
+        """Remove the temporary file, if there is one."""
+        with signals.held():
+            with suppress(OSError):  # the folder may be gone, or read-only by now
+                self.temporary.unlink()
+            signals.settled(self.temporary)
+            self._holds = False
+
     def append(self, data: bytes) -> None:
-        """Add to the end of the file, for logs alone: whoever reads one must pass over a last line that was cut off."""
+        """Add to the end of the file, for logs alone: whoever reads one must pass over a last line that was cut off.
+
+        Raises WriteError; the file then ends where it ended.
+        """
         try:
-            with open(self.path, "ab") as f:
-                f.write(data)
+            with open(self.path, "ab", buffering=0) as f:
+                end = f.tell()
+                try:
+                    if f.write(data) != len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # the rest found no room
+                except OSError:
+                    f.truncate(end)
+                    raise
         except OSError as error:
             raise self._refused(error, len(data)) from error
 
@@ -180,41 +246,60 @@ def reserve(
     on a target that is no plain file, and while another process holds the lock.
     """
     real, name = check_target(path, inputs=inputs, suffix=suffix), shown(path)
-    with _locked(real, name, what):
+    with _locked(real, name, what) as outermost:
         own = re.compile(re.escape(real.name) + r"\.tmp-\d+")
         with suppress(OSError):  # a folder that may be written but not listed
             for leftover in os.listdir(real.parent):
                 if own.fullmatch(leftover):  # we hold the lock: nobody alive owns it
                     with suppress(OSError):
                         os.unlink(real.parent / leftover)
-        yield Slot(real, name)
+        slot = Slot(real, name, outermost)
+        try:
+            yield slot
+        finally:
+            slot.drop()  # what was prepared and took no place
 
 
 @contextmanager
-def _locked(real: Path, name: str, what: str) -> Iterator[None]:
-    """Hold `.NAME.lock` beside the target. The kernel drops the lock with the process, so no lock is ever stale."""
+def _locked(real: Path, name: str, what: str) -> Iterator[bool]:
+    """Hold `.NAME.lock` beside the target -> whether this process holds no other one.
+
+    The kernel drops the lock with the process, so no lock is ever stale.
+    """
     lock = real.with_name(f".{real.name}.lock")
-    while True:
-        try:
-            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise WriteError(
-                f"{name}: cannot write in folder {shown(real.parent)} ({os.strerror(error.errno or 0)})"
-            ) from error
-        try:  # a signal may come at any line from here on, and must not leave the lock file
-            _take(fd, name)
-            try:
-                same = os.path.samestat(os.fstat(fd), os.stat(lock))
-            except FileNotFoundError:
-                same = False
-            if same:
-                with suppress(OSError):  # the text serves a message only: a full disk is reported where it matters
-                    os.ftruncate(fd, 0)
-                    os.pwrite(fd, f"{os.getpid()} {what}".strip().encode(), 0)
-                yield
-                return
-            # else the holder before us removed this lock file between our open and our lock: take the new one
-        finally:
+    fd, outermost = None, False
+    try:  # KeyboardInterrupt may come at any line from here on, and must not leave the lock file
+        while fd is None:
+            with signals.held():
+                fd = _open_lock(real, name, lock)
+                outermost = fd is not None and signals.unfinished(lock)
+        with suppress(OSError):  # the text serves a message only: a full disk is reported where it matters
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()} {what}".strip().encode(), 0)
+        yield outermost
+    finally:
+        if fd is not None:
+            with signals.held():
+                _let_go(fd, lock)
+                signals.settled(lock)
+
+
+def _open_lock(real: Path, name: str, lock: Path) -> int | None:
+    """Open and lock the lock file; None where it was another's, and that one removed it between our open and our lock."""
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise WriteError(
+            f"{name}: cannot write in folder {shown(real.parent)} ({os.strerror(error.errno or 0)})"
+        ) from error
+    same = False
+    try:
+        _take(fd, name)
+        with suppress(FileNotFoundError):
+            same = os.path.samestat(os.fstat(fd), os.stat(lock))
+        return fd if same else None
+    finally:
+        if not same:
             _let_go(fd, lock)
 
 

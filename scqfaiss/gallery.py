@@ -22,7 +22,7 @@ from .data import Source, open_rows
 from .data.idlist import read_ids
 from .errors import ConfigError, DataError, IndexFileError, shown, warn
 from .features import USUAL, FeatureSource, Seeing, as_rows
-from .files import PathLike, reserve
+from .files import PathLike, Slot, reserve
 from .model import Model
 from .reading import Stored, read_gallery, stamp_of, target_of
 from .targets import REGISTRY as TARGETS
@@ -438,12 +438,14 @@ def search_file(
         raise ConfigError("a search by threshold looks into every list; leave --nprobe out")
     lists = {"allow": filter_ids, "deny": deny_ids}
 
-    def run() -> tuple[Any, Any, Any]:
+    def run(slot: Slot | None = None) -> tuple[Any, Any, Any]:
         options: dict[str, Any] = {what: read_ids(ids) for what, ids in lists.items() if ids is not None}
         with open_rows(queries, **{**keys, "labels_key": None}, role="queries") as source:
             gallery = open_gallery(path, model=model, device=device, mmap=mmap)
             source = as_queries(gallery, source, seeing)
             names = [shown(name) for name in source.names] if isinstance(source, FeatureSource) else source.ids
+            if slot is not None and threshold is None:
+                slot.check_space(12 * len(source) * min(k, gallery.ntotal))
             if threshold is not None:
                 return range_search_source(gallery, source, threshold, progress, **options), source.ids, names
             return search_source(gallery, source, k, progress, nprobe=nprobe, **options), source.ids, names
@@ -453,7 +455,7 @@ def search_file(
     else:
         given = (path, queries, model, *(ids for ids in lists.values() if ids is not None and os.path.exists(ids)))
         with reserve(out, inputs=[p for p in given if p is not None]) as slot:
-            hits, query_ids, names = run()
+            hits, query_ids, names = run(slot)
             write: Callable[..., None] = write_hits if threshold is None else write_ranges
             slot.write(lambda f: write(f, *hits, query_ids), nbytes=12 * hits[-1].size)
     return _said(hits, query_ids) + (f", written to {shown(out)}" if out is not None else "") + _first(hits, names)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, WriteError, warn
 from .files import PathLike, Slot, open_regular, parse_json, reserve
 
 
@@ -17,6 +17,7 @@ class Log:
 
     def __init__(self, slot: Slot | None = None, board: Any = None) -> None:
         self.slot, self.board = slot, board
+        self.waiting = b""  # lines that found no room on the disk
 
     def start(self, step: int) -> None:
         """Begin at `step`: lines of later steps are those of a training that was cut off, and are written anew."""
@@ -32,10 +33,30 @@ class Log:
 
     def __call__(self, facts: Mapping[str, Any]) -> None:
         if self.slot is not None:
-            self.slot.append((json.dumps(facts) + "\n").encode())
+            self.waiting += (json.dumps(facts) + "\n").encode()
+            self.flush()
         if self.board is not None:
             for name, value in _scalars(facts):
                 self.board.add_scalar(f"{facts['stage']}/{name}", value, facts["step"])
+
+    def flush(self) -> None:
+        """Write the lines that wait; where there is no room for them, say so: the training is worth more than its log."""
+        if self.slot is not None and self.waiting:
+            first = self.waiting.count(b"\n") == 1
+            try:
+                self.slot.append(self.waiting)
+                self.waiting = b""
+            except WriteError as error:
+                if first:
+                    warn(f"{error}; training goes on, and will try again after the next epoch")
+
+    def close(self) -> None:
+        """Write what waits, or say what is lost."""
+        self.flush()
+        if self.waiting:
+            assert self.slot is not None
+            lost = self.waiting.count(b"\n")
+            warn(f"{self.slot.name}: the last {lost:,} epochs are missing, there was no room for them")
 
 
 def _scalars(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -74,4 +95,6 @@ def log_to(path: PathLike | None, tensorboard: PathLike | None) -> Iterator[Log]
                 raise ConfigError("tensorboard is not installed: pip install tensorboard") from None
             board = SummaryWriter(str(Path(tensorboard)))
             stack.callback(board.close)
-        yield Log(slot, board)
+        log = Log(slot, board)
+        stack.callback(log.close)
+        yield log

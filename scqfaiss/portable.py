@@ -126,6 +126,8 @@ def export_encoder(model_path: PathLike, out: PathLike, *, encoder: str | None =
         backbone = None
         if model.takes_pictures:
             backbone = backbone_of(model, Seeing(encoder, device="cpu"), shown(model_path))
+        weights = [a for _, arrays in model.chain.layers for a in arrays.values()]
+        slot.check_space(sum(a.nbytes for a in [*weights, *(model.backbone or {}).values()]))
         data = to_bytes(model, backbone, shown(model_path))
         slot.write(
             lambda f: f.write(data),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import __version__, parallel
+from . import __version__, parallel, signals
 from .arrays import Floats, Ints, Labels
 from .checkpoints import Checkpoints
 from .codebooks import Codebooks, Shape
@@ -26,8 +26,8 @@ from .encoders import BACKBONES, encoder_class
 from .encoders.base import Stats
 from .encoders.chain import Chain
 from .engine import PRECISIONS, Engine
-from .errors import CheckpointError, ConfigError, DataError, ResourceError, shown, size, suggestion, warn
-from .files import PathLike, check_target, open_regular, reserve
+from .errors import CheckpointError, ConfigError, DataError, ResourceError, WriteError, shown, size, suggestion, warn
+from .files import PathLike, Slot, check_target, open_regular, reserve
 from .methods import ALIASES, MISTAKEN, REGISTRY
 from .metrics import log_to
 from .model import SUFFIX, Model
@@ -36,6 +36,7 @@ from .rows import MEMORY_SHARE, PictureRows, SourceRows, free_memory, statistics
 CHECK_ROWS = 100_000  # rows on which the use of codewords is counted after training
 MAX_COUNT = 2**31 - 1  # of epochs, of rows in a batch, and the largest seed
 CHECK_PICTURES = 1_000  # and pictures, each of which costs a pass through the network
+HEADER = 1 << 16  # bytes of a model's file that hold no weights
 DEFAULT_BACKBONE = "squeezenet"
 MAX_BITS = 4096  # of a code: longer ones are no short codes, and a slip of the keyboard must not fill the memory
 
@@ -504,8 +505,12 @@ def fit(
     traces: Traces = Traces(),
     memory: int | None = None,
     progress: Progress = silent,
+    slot: Slot | None = None,
 ) -> Model:
-    """Train what a Plan asks for. Same rows, same settings, same machine: the same bytes (on CPU)."""
+    """Train what a Plan asks for. Same rows, same settings, same machine: the same bytes (on CPU).
+
+    slot: where to prepare the model's file, for which room is asked before the first step.
+    """
     request = what.request
     devices = [torch.device(what.device)] if what.device != "cpu" else []
     check_whole("checkpoint-every", traces.checkpoint_every, 0)
@@ -525,6 +530,11 @@ def fit(
             method = build(what, source, codebook_source, validation, memory=memory, progress=progress)
             if kept is not None and isinstance(method.task.rows, SourceRows | PictureRows):
                 kept.hints["memory"] = method.task.rows.memory
+            check_room(what, source, method, slot, kept)
+            over = kept.finished() if kept is not None and traces.resume else None
+            if over is not None:  # all that is missing is its file
+                model = Model.from_bytes(over, "the finished model")
+                return prepared(model, slot, kept)
             engine = Engine(
                 method,
                 request.seed,
@@ -543,6 +553,56 @@ def fit(
             if "allocate memory" not in str(error):  # torch has no class of its own for the memory of the CPU
                 raise
             raise ResourceError("out of memory; lower --batch-size, or train on fewer rows or shorter codes") from error
+    return prepared(outcome(what, source, method, losses), slot, kept)
+
+
+def check_room(what: Plan, source: Source, method: Method, slot: Slot | None, kept: Checkpoints | None) -> None:
+    """Hold room for the model on its disk. Raises WriteError unless there is, and for the checkpoints that stand side by side."""
+    model = 0
+    if slot is not None:
+        model = model_bytes(what, Chain(what.d_in(source)).then(*method.layers()))
+        slot.check_space(model + HEADER)
+    if kept is not None and isinstance(method, torch.nn.Module):
+        stages = sum(stage.epochs > 0 for stage in method.stages())
+        state = sum(t.nbytes for t in method.state_dict().values())
+        # As it is, as finished stages left it, the best one; and two moments of each parameter, as the optimisers keep them.
+        copies = max(stages, 1) + (method.task.validation is not None)
+        kept.check_room(copies * state + 2 * sum(p.nbytes for p in method.parameters()), slot, model)
+    if slot is not None:
+        slot.hold(model + HEADER)
+
+
+def model_bytes(what: Plan, chain: Chain) -> int:
+    """About the bytes of the model's file."""
+    shape = Shape(what.method.kind(what.config), what.M, what.nbits, chain.d_out)
+    of_books = shape.K * shape.d * (shape.M if shape.kind == "additive" else 1)
+    weights = sum(a.size for _, arrays in chain.layers for a in arrays.values()) + of_books
+    if what.network is not None:
+        weights += sum(t.numel() for t in what.network.net.state_dict().values())
+    return 4 * weights
+
+
+def prepared(model: Model, slot: Slot | None, kept: Checkpoints | None) -> Model:
+    """The model, with its file ready to take its place; where that fails, the training is not lost."""
+    if slot is None:
+        return model
+    try:
+        model.prepare(slot)
+    except (WriteError, CheckpointError) as error:
+        there = kept.keep(model.to_bytes()) if kept is not None else ""
+        if not there or kept is None:
+            raise
+        folder = shown(kept.folder)
+        raise type(error)(
+            f"{error}; {there}: make room and type the same with --resume, or with --resume --checkpoints {folder} and "
+            "another -o"
+        ) from error
+    return model
+
+
+def outcome(what: Plan, source: Source, method: Method, losses: Any) -> Model:
+    """The model that a trained method comes to, with all that its file tells of the training."""
+    request = what.request
     chain = Chain(what.d_in(source)).then(*method.layers())
     books: Codebooks = method.codebooks()
     labels: Labels | None = source.labels if "labels" in what.needs else None
@@ -747,13 +807,16 @@ def train_file(
         traces = replace(traces, checkpoints=traces.checkpoints or folder)
         if os.path.realpath(traces.checkpoints or "") == os.path.realpath(out):
             raise ConfigError(f"{shown(out)} is the model; choose another folder for checkpoints")
+        checkpoints = Checkpoints(traces.checkpoints or folder)
         with opened(path, codebook_rows, validation, keys, request.method) as (source, books, held):
             what = plan(request, source, held)
-            model = fit(what, source, books, held, traces=traces, memory=memory, progress=progress)
+            with signals.saying(lambda: "stopped; continue with --resume" if checkpoints.steps() else None):
+                model = fit(what, source, books, held, traces=traces, memory=memory, progress=progress, slot=slot)
+        # Closing says whether the rows were changed while they were read: only then does the file take its place.
         if slot is None:
             return ""
-        model.save_to(slot)
-        Checkpoints(traces.checkpoints or folder).clear()
+        slot.place()
+        checkpoints.clear()
     return f"{slot.name}: {describe(model)}"
 
 
@@ -819,10 +882,6 @@ def dry_run(
         stages = method.stages()
         n, chain = len(source), Chain(what.d_in(source)).then(*method.layers())
     shape = Shape(what.method.kind(what.config), what.M, what.nbits, chain.d_out)
-    of_books = shape.K * shape.d * (shape.M if shape.kind == "additive" else 1)
-    weights = sum(a.size for _, arrays in chain.layers for a in arrays.values()) + of_books
-    if what.network is not None:
-        weights += sum(t.numel() for t in what.network.net.state_dict().values())
     form = f"of d={what.d_in(source)} ({size(4 * n * source.d)} as float32)"
     if what.network is not None:
         side = what.network.size
@@ -831,7 +890,7 @@ def dry_run(
         f"{'pictures' if source.pictures else 'pairs' if source.pairs else 'rows'}: {n:,} {form}",
         f"classes: {source.labels.C if source.labels else 0}",
         f"codes: {shape.M} x {shape.nbits} bits, {shape.code_size} bytes a vector, z of d={shape.d}",
-        f"model: about {size(4 * weights)}",
+        f"model: about {size(model_bytes(what, chain))}",
         *(f"stage {s.name}: {s.epochs} epochs, {s.epochs * s.steps_per_epoch:,} steps" for s in stages if s.epochs),
         f"device: {what.device}",
     ]

@@ -150,7 +150,9 @@ def test_d3_disk_full(run, here, untouched, monkeypatch, what, when):
         raise OSError(errno.ENOSPC, "full")
 
     if when == "write":
-        monkeypatch.setattr(files, "open", lambda p, m: Full(real(p, m)) if m == "x+b" else real(p, m), raising=False)
+        monkeypatch.setattr(
+            files, "open", lambda p, m: Full(real(p, m)) if m in ("x+b", "w+b") else real(p, m), raising=False
+        )
     else:
         monkeypatch.setattr(files.os, when, refuse)
     arguments = {

@@ -242,7 +242,8 @@ def test_j5_nothing_to_resume(here, run, whole):
 def test_j6_no_room_for_the_file_keeps_the_parts(here, run, start, whole):
     Path("f.h5").write_bytes(b"before")
     found = start(*MAKE, limit=100_000)
-    assert (found.code, found.error) == (4, "Error: f.h5: grew past the largest file allowed here (ulimit -f)")
+    stay = "15 of 15 parts stay: make room, then the same command with --resume goes on"
+    assert (found.code, found.error) == (4, f"Error: f.h5: grew past the largest file allowed here (ulimit -f); {stay}")
     assert Path("f.h5").read_bytes() == b"before"
     assert len(parts()) == 15
     assert run(*MAKE, "--resume").out.endswith(", 15 of 15 parts were there\n")
