@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import bundle
-from .arrays import Floats, as_features
+from .arrays import MAX_CLASSES, Floats, as_features
 from .codebooks import MAX_BEAM, RULES, Codebooks, Codes
 from .contract import Progress, silent
 from .data import Source
@@ -35,7 +35,8 @@ class Model:
 
     config: plain JSON values; 'method', 'rule' ('l2' or 'ip') and 'encoder' are always there, and 'beam' where it is
     not 1: how many partial sums the encoding of additive books carries along. 'nested' is true where every prefix of a
-    code was trained to be a code; 'prefix' stands in a model that was cut from another: its SHA-256 and its bits.
+    code was trained to be a code; 'C' counts the classes that the training told apart, 'classes' lists their numbers where
+    others were left out; 'prefix' stands in a model that was cut from another: its SHA-256 and its bits.
     """
 
     def __init__(
@@ -56,6 +57,10 @@ class Model:
         if whole is not None and not _tells_of_a_whole(whole):
             raise CheckpointError(
                 f"the model is a prefix of {whole!r}, needs the SHA-256 and the bits of the whole one"
+            )
+        if not _tells_of_classes(config):
+            raise CheckpointError(
+                "the class numbers of the model need to be whole numbers that rise, one for each of its classes"
             )
         if (backbone is None) != ("backbone" not in config) or not isinstance(config.get("backbone", {}), dict):
             raise CheckpointError("a network for pictures needs its tensors and its description")
@@ -178,6 +183,18 @@ class Model:
             raise CheckpointError(f"{shown(path)}: {error}") from error
         model._sha256 = json.dumps(model.config, sort_keys=True), sha256
         return model
+
+
+def _tells_of_classes(config: Mapping[str, Any]) -> bool:
+    """Whether a config that holds 'C', and 'classes', holds what training writes."""
+    C, numbers = config.get("C", 0), config.get("classes")
+    if type(C) is not int or not 0 <= C <= MAX_CLASSES:
+        return False
+    if numbers is None:
+        return "classes" not in config
+    if not isinstance(numbers, list) or len(numbers) != C or any(type(c) is not int for c in numbers):
+        return False
+    return all(a < b for a, b in zip([-1, *numbers], [*numbers, MAX_CLASSES]))
 
 
 def _tells_of_a_whole(found: Any) -> bool:

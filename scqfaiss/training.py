@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import __version__, parallel
+from . import __version__, classes, parallel
 from .arrays import Floats, Ints, Labels
 from .checkpoints import Checkpoints
 from .codebooks import Codebooks, Shape
@@ -94,6 +94,7 @@ class Plan:
     nbits: int
     network: Any = None  # encoders.backbone.Backbone, where rows are pictures
     start: Model | None = None
+    labels: Labels | None = None  # of the training rows, by the classes that are told apart
 
     @property
     def needs(self) -> frozenset[str]:
@@ -193,6 +194,8 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
         if isinstance(validation, ImageSource) and labels is not None and labels.class_names:
             validation.align(labels.class_names)  # folders number their classes each for itself
         check_validation(validation, source, labels)
+    if labels is not None:
+        labels = classes.trained(labels, source.name) if start is None else classes.of_start(labels, start, source.name)
     if not method.needs_encoder:
         for option, ignored in (
             ("--encoder", request.encoder != Request.encoder),
@@ -216,7 +219,7 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
         network = make_network(request, chosen, encoder, encoder_config, start)
         chosen = network.factory
     request = replace(request, encoder=chosen)
-    found = Plan(request, method, config, encoder, encoder_config, device, M, nbits, network, start)
+    found = Plan(request, method, config, encoder, encoder_config, device, M, nbits, network, start, labels)
     for rows in (source, validation):
         found.shape(rows)
     method.check(config, found.d_in(source), C, M, nbits, chosen)
@@ -377,7 +380,7 @@ def check_validation(validation: Source, source: Source, labels: Labels | None) 
     theirs = validation.labels
     if theirs is None:
         raise DataError(f"{validation.name} has no labels, which validation needs; name them with --labels-key")
-    if theirs.many != labels.many or theirs.C > labels.C or (labels.many and theirs.C != labels.C):
+    if theirs.many != labels.many or (labels.many and theirs.C != labels.C):
         kinds = [f"{'many labels' if of.many else 'one label'} a row and {of.C} classes" for of in (theirs, labels)]
         raise ConfigError(f"{validation.name} has {kinds[0]}, {source.name} has {kinds[1]}")
 
@@ -431,9 +434,9 @@ def build(
     if "labels" in what.needs:
         from .methods.cfa import labelled_rows
 
-        assert source.labels is not None
-        kept = labelled_rows(source.labels, request.method, getattr(what.config, "unlabeled", "error"))
-        labels = source.labels if kept is None else source.labels.take(kept)
+        assert what.labels is not None
+        kept = labelled_rows(what.labels, request.method, getattr(what.config, "unlabeled", "error"))
+        labels = what.labels if kept is None else what.labels.take(kept)
     d = what.d_in(source)
     what.shape(codebook_source)
 
@@ -469,11 +472,11 @@ def build(
         encoder.precision = PRECISIONS[request.precision]
     held = None
     if validation is not None and what.method.needs_encoder:
-        of = validation.labels if "labels" in what.needs else None
-        of = (
-            of and labels and Labels(of.y, labels.C, labels.class_names)
-        )  # a part of the rows may lack the last classes
-        held = Part(rows_of(validation), of, validation.ids)
+        if labels is None or validation.labels is None:
+            held = Part(rows_of(validation), None, validation.ids)
+        else:
+            theirs, known = classes.of_validation(validation.labels, labels, validation.name)
+            held = Part(rows_of(validation, known), theirs, validation.ids if known is None else validation.ids[known])
     task = Task(
         rows=rows,
         labels=labels,
@@ -547,7 +550,7 @@ def fit(
             raise ResourceError("out of memory; lower --batch-size, or train on fewer rows or shorter codes") from error
     chain = Chain(what.d_in(source)).then(*method.layers())
     books: Codebooks = method.codebooks()
-    labels: Labels | None = source.labels if "labels" in what.needs else None
+    labels = what.labels
     unlabeled = int((labels.y.sum(1) == 0).sum()) if labels and labels.many else 0  # present only with unlabeled=drop
     config = {
         "method": request.method,
@@ -559,10 +562,14 @@ def fit(
         "settings": recorded(what.config) | (recorded(what.encoder_config) if what.encoder else {}),
         "C": labels.C if labels else 0,
         "labels": "none" if labels is None else "many" if labels.many else "one",
-        "class_names": list(labels.class_names) if labels and labels.class_names else None,
+        "class_names": list(source.labels.class_names)
+        if labels and source.labels and source.labels.class_names
+        else None,
         "training": {"rows": len(source), "skipped_rows": source.dropped, "unlabeled_rows": unlabeled, "loss": losses}
         | method.summary(),
     }
+    if labels and labels.numbers is not None:
+        config["classes"] = labels.numbers.tolist()
     if method.beam != 1:
         config["beam"] = method.beam
     if method.nested:
@@ -612,6 +619,8 @@ def fingerprint(part: Part) -> str:
             sha.update(np.ascontiguousarray(x).data)
     for a in (part.labels.y if part.labels else None, part.ids):
         sha.update(b"none" if a is None else f"{a.dtype} {a.shape}".encode() + a.tobytes())
+    if part.labels and part.labels.numbers is not None:
+        sha.update(part.labels.numbers.tobytes())
     return sha.hexdigest()
 
 
@@ -830,7 +839,7 @@ def dry_run(
         form = f"of {side} x {side} pixels ({size(n * source.d)}), to features of d={what.d_in(source)}"
     lines = [
         f"{'pictures' if source.pictures else 'pairs' if source.pairs else 'rows'}: {n:,} {form}",
-        f"classes: {source.labels.C if source.labels else 0}",
+        f"classes: {classes.described(what.labels)}",
         f"codes: {shape.M} x {shape.nbits} bits, {shape.code_size} bytes a vector, z of d={shape.d}",
         f"model: about {size(4 * weights)}",
         *(f"stage {s.name}: {s.epochs} epochs, {s.epochs * s.steps_per_epoch:,} steps" for s in stages if s.epochs),

@@ -25,7 +25,7 @@ ORDER = [
     ["model"],
     ["features"],
     ["reading"],
-    ["checkpoints", "metrics", "rows"],
+    ["checkpoints", "classes", "metrics", "rows"],
     ["engine"],
     ["training", "gallery"],
     ["exporting"],
