@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -211,16 +212,18 @@ def check_saved(path: Path, data: bytes) -> None:
 
 def encode_source(model: Model, source: Source, progress: Progress = silent) -> Codes:
     """Codes (n, M) of all rows of a source, block by block; the next block is read while this one is encoded."""
+    from threadpoolctl import threadpool_limits  # a model needs NumPy and safetensors alone
+
     if source.d != model.d_in:
         raise ConfigError(f"{source.name}: rows have d={source.d}, the model needs d={model.d_in}")
     codes = np.empty((len(source), model.codebooks.M), model.codebooks.code_dtype)
-    # Two halves at a time: matrix products use all cores, but all else in NumPy uses one, and one half's products fill
-    # the other's gaps.
-    with ThreadPoolExecutor(2) as pool:
+    workers = max(2, len(os.sched_getaffinity(0)))
+    # A part for each core, each on one thread from end to end: products on all cores would leave them between one another
+    # and, beside a busy process, wait for the one that lost its core.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         for i, x in read_ahead(source.blocks()):
-            half = len(x) // 2
             parts = pool.map(
-                lambda rows: model.assign(model.chain(rows)), (x[:half], x[half:])
+                lambda rows: model.assign(model.chain(rows)), np.array_split(x, workers)
             )  # checked by the source
             codes[i : i + len(x)] = np.concatenate(list(parts))
             progress("encode", i + len(x), len(source), "")

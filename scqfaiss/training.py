@@ -32,6 +32,7 @@ from .methods import ALIASES, MISTAKEN, REGISTRY
 from .metrics import log_to
 from .model import SUFFIX, Model
 from .rows import MEMORY_SHARE, PictureRows, SourceRows, free_memory, statistics
+from .threads import considerate
 
 CHECK_ROWS = 100_000  # rows on which the use of codewords is counted after training
 MAX_COUNT = 2**31 - 1  # of epochs, of rows in a batch, and the largest seed
@@ -514,7 +515,7 @@ def fit(
     request = what.request
     devices = [torch.device(what.device)] if what.device != "cpu" else []
     check_whole("checkpoint-every", traces.checkpoint_every, 0)
-    with log_to(traces.metrics, traces.tensorboard) as log, torch.random.fork_rng(devices=devices):
+    with log_to(traces.metrics, traces.tensorboard) as log, torch.random.fork_rng(devices=devices), considerate():
         torch.manual_seed(request.seed)  # forked: the caller's random state stays as it was
         kept = None
         if traces.checkpoints is not None:

@@ -20,7 +20,7 @@ ORDER = [
     ["files"],
     ["bundle", "results"],
     ["contract"],
-    ["parallel"],
+    ["parallel", "threads"],
     ["data", "encoders", "methods", "targets", "baselines"],
     ["model"],
     ["features"],
@@ -40,7 +40,7 @@ ENTRANCES = {"scqfaiss", "scqfaiss.__init__", "scqfaiss.__main__"}  # they open 
 # Who may load what. Types alone (under TYPE_CHECKING) are free: they load nothing.
 ALLOWED = {
     "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training$|rows$|parallel$|engine$|"
-    r"checkpoints$|metrics$|portable$)",
+    r"checkpoints$|metrics$|portable$|threads$)",
     "faiss": r"scqfaiss\.(targets\.(?!__init__)|baselines$|reading$|exporting$|gallery$|evaluation$|demo$)",
     "h5py": r"scqfaiss\.data\.",
     "PIL": r"scqfaiss\.(data\.images|report\.page)$",

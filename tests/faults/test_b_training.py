@@ -195,7 +195,7 @@ def test_labels_that_are_ids(run, here, untouched, monkeypatch):
     monkeypatch.setattr("scqfaiss.training.free_memory", lambda: 100_000)
     message = "wide.h5: centers of 50 classes need about 120 kB, 100 kB free; are the labels class numbers?"
     result = run("train", "wide.h5", "-o", "x.safetensors", *TINY)
-    assert (result.code, result.error) == (5, message)
+    refused(result, 5, message)
     untouched()
     warned = "wide.h5: every row has a class of its own, numbered up to 490,000; are the labels class numbers?"
     assert result.warnings == [warned]
