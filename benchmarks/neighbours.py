@@ -98,6 +98,7 @@ def beside(count: int) -> Iterator[None]:
     finally:
         for process in busy:
             process.kill()
+            process.wait()
 
 
 def processor_seconds() -> tuple[float, float]:
