@@ -41,6 +41,7 @@ from ranking import (
     METRICS,
     Coding,
     Task,
+    carry,
     exact_neighbours,
     hits_map,
     hits_precision,
@@ -137,7 +138,18 @@ def compared(train: Path, query: Path, database: Path) -> dict[str, tuple[Floats
     # Twice with the training rows: only after the queries may the database have names for its numbers.
     for name, path in (("train", train), ("query", query), ("train", train)):
         labels[name], labels["database"] = same_classes(labels[name], labels["database"], path.name, database.name)
-    return {name: (x, labels[name], ids, labels[name].class_names) for name, (x, _, ids) in parts.items()}
+    return told_apart({name: (x, labels[name], ids, labels[name].class_names) for name, (x, _, ids) in parts.items()})
+
+
+def told_apart(parts: dict[str, tuple[Floats, Labels, Ints, Any]]) -> dict[str, tuple[Floats, Labels, Ints, Any]]:
+    """The same by the classes that occur in any part alone: a table over 10,000 of which 5 do would be all zeros."""
+    used = np.unique(np.concatenate([np.flatnonzero(labels.counts()) for _, labels, _, _ in parts.values()]))
+    C = max(labels.C for _, labels, _, _ in parts.values())
+    if len(used) in (0, C):
+        return parts
+    given = next((names for _, _, _, names in parts.values() if names is not None), None)
+    names = tuple(class_name(given, int(c)) for c in used)
+    return {part: (x, labels.among(used), ids, names) for part, (x, labels, ids, _) in parts.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------- training
@@ -175,7 +187,7 @@ class Models:
 def without(x: Floats, labels: Labels, left_out: tuple[int, ...]) -> tuple[Floats, Any] | None:
     """Training rows and labels without some classes, those left numbered anew; None where fewer than 2 classes are left."""
     kept_classes = np.setdiff1d(np.arange(labels.C), left_out)
-    rows = ~labels.hot()[:, list(left_out)].any(1)
+    rows = ~carry(labels, left_out)
     y = labels.y[rows][:, kept_classes] if labels.many else np.searchsorted(kept_classes, labels.y[rows])
     there = y.any(0).sum() if labels.many else len(np.unique(y))
     return (x[rows], y) if there >= 2 else None

@@ -70,7 +70,7 @@ class Task:
     @cached_property
     def unseen_queries(self) -> NDArray[np.bool_]:
         """(nq,) queries of the classes left out."""
-        return np.asarray(self.queries.hot()[:, list(self.unseen)].any(1))
+        return carry(self.queries, self.unseen)
 
     def only_unseen(self, labels: Labels) -> Labels:
         """Labels by which unseen_map is told: of several, those of the classes left out alone."""
@@ -79,6 +79,11 @@ class Task:
         kept = np.zeros(labels.C, np.uint8)
         kept[list(self.unseen)] = 1
         return Labels(labels.y * kept, labels.C)
+
+
+def carry(labels: Labels, classes: tuple[int, ...]) -> NDArray[np.bool_]:
+    """(n,) rows that carry one of these classes."""
+    return np.asarray(labels.y[:, list(classes)].any(1) if labels.many else np.isin(labels.y, classes))
 
 
 def exact_neighbours(zq: Floats, zb: Floats, metric: str = "ip") -> Ints:
@@ -141,13 +146,13 @@ def ranking(task: Task, coding: Coding, k: int = 10) -> tuple[dict[str, Any], ND
     n, words = len(task.xb), len(coding.decoded)
     relevance = Relevance(task.database, coding.words.inverse, words)
     strict = Relevance(task.only_unseen(task.database), coding.words.inverse, words) if task.unseen else None
-    hot, unseen_hot = task.queries.hot(), task.only_unseen(task.queries).hot()
+    y, unseen_y = task.queries.y, task.only_unseen(task.queries).y
     at_k = [k for k in AT_K if k <= n] or [n]
     sums, curve = np.zeros(1 + 2 * len(at_k)), np.zeros(len(LEVELS))
     unseen: list[float] = []
-    kth = np.empty(len(hot), np.float32)
+    kth = np.empty(len(y), np.float32)
     for q, scores in enumerate(coding.scores()):
-        rows, relevant = tie_blocks(scores, relevance.rows, relevance.per_word(hot[q]))
+        rows, relevant = tie_blocks(scores, relevance.rows, relevance.per_word(y[q]))
         sums += [
             average_precision(rows, relevant, task.at),
             *(precision_at(rows, relevant, k) for k in at_k),
@@ -156,14 +161,14 @@ def ranking(task: Task, coding: Coding, k: int = 10) -> tuple[dict[str, Any], ND
         curve += precision_at_levels(rows, relevant)
         kth[q] = kth_score(scores, relevance.rows, k)
         if strict is not None and task.unseen_queries[q]:
-            rows, relevant = tie_blocks(scores, strict.rows, strict.per_word(unseen_hot[q]))
+            rows, relevant = tie_blocks(scores, strict.rows, strict.per_word(unseen_y[q]))
             unseen.append(average_precision(rows, relevant, task.at))
-    means = (sums / len(hot)).tolist()
+    means = (sums / len(y)).tolist()
     found = {
         "map": means[0],
         "precision_at_k": dict(zip(map(str, at_k), means[1 : 1 + len(at_k)])),
         "label_recall_at_k": dict(zip(map(str, at_k), means[1 + len(at_k) :])),
-        "pr": {"recall": LEVELS.round(4).tolist(), "precision": (curve / len(hot)).round(5).tolist()},
+        "pr": {"recall": LEVELS.round(4).tolist(), "precision": (curve / len(y)).round(5).tolist()},
         "distinct_codes": words,
         "mse": coding.error(),
     }
@@ -175,9 +180,9 @@ def ranking(task: Task, coding: Coding, k: int = 10) -> tuple[dict[str, Any], ND
 def unseen_map(task: Task, coding: Coding) -> float:
     """mAP of the queries whose classes were left out, over the whole database: for codes of a training of its own."""
     relevance = Relevance(task.only_unseen(task.database), coding.words.inverse, len(coding.decoded))
-    hot = task.only_unseen(task.queries).hot()
+    y = task.only_unseen(task.queries).y
     found = [
-        average_precision(*tie_blocks(scores, relevance.rows, relevance.per_word(hot[q])), task.at)
+        average_precision(*tie_blocks(scores, relevance.rows, relevance.per_word(y[q])), task.at)
         for q, scores in enumerate(coding.scores())
         if task.unseen_queries[q]
     ]

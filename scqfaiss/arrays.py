@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -139,11 +139,17 @@ def _whole_numbers(a: NDArray[Any], name: str, what: str) -> Ints:
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of n rows: one class a row, y (n,) int64, or many, y (n, C) uint8 of 0 and 1. C classes, names optional."""
+    """Labels of n rows: one class a row, y (n,) int64, or many, y (n, C) uint8 of 0 and 1. C classes, names optional.
+
+    numbers (C,) int64, rising: the class numbers of the rows, where these are `among` a choice of classes, of `declared` in all;
+    None where class c is number c.
+    """
 
     y: NDArray[Any]
     C: int
     class_names: tuple[str, ...] | None = None
+    numbers: Ints | None = None
+    declared: int = 0
 
     def __len__(self) -> int:
         return len(self.y)
@@ -154,7 +160,9 @@ class Labels:
         return self.y.ndim == 2
 
     def class_name(self, c: int) -> str:
-        return self.class_names[c] if self.class_names else str(c)
+        if self.class_names:
+            return self.class_names[c]
+        return str(c if self.numbers is None else self.numbers[c])
 
     def counts(self) -> Ints:
         """(C,) rows that carry each class."""
@@ -172,7 +180,25 @@ class Labels:
 
     def take(self, rows: Any) -> Labels:
         """The labels of `rows` (indices, slice or mask)."""
-        return Labels(self.y[rows], self.C, self.class_names)
+        return replace(self, y=self.y[rows])
+
+    def among(self, numbers: Ints) -> Labels:
+        """The same rows told apart by the classes `numbers` (C',) alone, rising: these become 0..C'-1.
+
+        A row of any other class gets -1; of many labels a row those of other classes are left out.
+        """
+        names = self.class_names
+        if names is not None:
+            names = tuple(names[c] for c in numbers) if int(numbers.max()) < len(names) else None
+        if self.many:
+            y = np.zeros((len(self), len(numbers)), np.uint8)
+            known = numbers < self.C
+            y[:, known] = self.y[:, numbers[known]]
+        else:
+            place = np.full(max(self.C, int(numbers.max()) + 1), -1)
+            place[numbers] = np.arange(len(numbers))
+            y = place[self.y]
+        return Labels(y, len(numbers), names, numbers, self.C)
 
 
 def as_labels(y: Any, n: int, name: str = "labels", class_names: Any = None, *, C: int | None = None) -> Labels:

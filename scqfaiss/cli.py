@@ -49,6 +49,7 @@ _PIP = {
     "h5py": "pip install h5py",
     "safetensors": "pip install safetensors",
     "numpy": "pip install numpy",
+    "threadpoolctl": "pip install threadpoolctl",
     "PIL": 'pip install "scqfaiss[images]"',
     "onnx": 'pip install "scqfaiss[onnx]"',
     "onnxruntime": 'pip install "scqfaiss[onnx]"',

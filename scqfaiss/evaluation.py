@@ -146,20 +146,24 @@ class Relevance:
         self.sets: NDArray[np.uint8] | None = None  # None: one label a row, a set is a class
         n_sets, row_set = database.C, database.y
         if database.many:
-            self.sets, row_set = np.unique(database.y, axis=0, return_inverse=True)
+            self.classes = np.flatnonzero(database.counts())  # those without rows are relevant to no query
+            self.sets, row_set = np.unique(database.y[:, self.classes], axis=0, return_inverse=True)
             n_sets = len(self.sets)
         pairs, self.count = np.unique(inverse * n_sets + row_set.ravel(), return_counts=True)
         self.word, self.set = pairs // n_sets, pairs % n_sets
         self.rows = np.bincount(inverse, minlength=u)
         self._cache: dict[bytes, Ints] = {}
 
-    def per_word(self, hot: NDArray[np.uint8]) -> Ints:
-        """hot (C,) labels of a query -> (u,) relevant rows of each word."""
-        key = hot.tobytes()
+    def per_word(self, y: Any) -> Ints:
+        """y: the class of a query, or its labels (C,) of 0 and 1 -> (u,) relevant rows of each word."""
+        key = y.tobytes()
         if key not in self._cache:
             if 8 * self.u * (len(self._cache) + 1) > CACHE_BYTES:
                 self._cache.clear()
-            shares = (hot > 0 if self.sets is None else self.sets @ hot.astype(np.int64) > 0)[self.set]
+            if self.sets is None:
+                shares = self.set == y
+            else:
+                shares = (self.sets @ y[self.classes].astype(np.int64) > 0)[self.set]
             self._cache[key] = np.bincount(self.word[shares], self.count[shares], self.u).astype(np.int64)
         return self._cache[key]
 
@@ -175,20 +179,20 @@ def measure(
 
     -> {"map", "precision_at_k", "recall_at_k", "queries_without_relevant"}; queries without any relevant row count as 0.
     """
-    hot, n = queries.hot(), int(relevance.rows.sum())
+    n = int(relevance.rows.sum())
     at_k = [k for k in AT_K if k <= n] or [n]
     sums, none = np.zeros(1 + 2 * len(at_k)), 0
     for q, s in enumerate(scores):
-        rows, relevant = tie_blocks(s, relevance.rows, relevance.per_word(hot[q]))
+        rows, relevant = tie_blocks(s, relevance.rows, relevance.per_word(queries.y[q]))
         none += not relevant.any()
         sums += [
             average_precision(rows, relevant, at),
             *(precision_at(rows, relevant, k) for k in at_k),
             *(recall_at(rows, relevant, k) for k in at_k),
         ]
-        if q % 64 == 63 or q + 1 == len(hot):
-            progress("evaluate", q + 1, len(hot), "")
-    means = (sums / max(len(hot), 1)).tolist()
+        if q % 64 == 63 or q + 1 == len(queries):
+            progress("evaluate", q + 1, len(queries), "")
+    means = (sums / max(len(queries), 1)).tolist()
     return {
         "map": means[0],
         "precision_at_k": dict(zip(map(str, at_k), means[1 : 1 + len(at_k)])),

@@ -58,6 +58,8 @@ def build(
         "model_sha256": model.origin,
         "class_names": model.config.get("class_names"),
     }
+    if "classes" in model.config:
+        card["classes"] = model.config["classes"]
     if model.takes_pictures:
         card["pictures"] = True  # they can be searched for, with the model
     if "prefix" in model.config:

@@ -37,9 +37,12 @@ def facts(path: PathLike, keys: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(source, ImageSource):
             source.prove()  # a listing alone would not tell whether they can be used
             what = {"kind": "pictures", "pictures": len(source)}
+        used = [] if source.labels is None else np.flatnonzero(source.labels.counts()).tolist()
+        if source.labels is not None and len(used) < source.labels.C:
+            what["class_numbers"] = used
         return what | {
             "labels": "none" if source.labels is None else "many" if source.labels.many else "one",
-            "classes": source.labels.C if source.labels else 0,
+            "classes": len(used),
             "class_names": source.labels.class_names if source.labels else None,
             "ids": "given" if source.has_ids else "row numbers",
             "checksums": None if source.pictures else _checksums(source),

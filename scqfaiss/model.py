@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import bundle
-from .arrays import Floats, as_features, transposed
+from .arrays import MAX_CLASSES, Floats, as_features, transposed
 from .codebooks import MAX_BEAM, RULES, Codebooks, Codes
 from .contract import Progress, silent
 from .data import Source
@@ -35,7 +36,8 @@ class Model:
 
     config: plain JSON values; 'method', 'rule' ('l2' or 'ip') and 'encoder' are always there, and 'beam' where it is
     not 1: how many partial sums the encoding of additive books carries along. 'nested' is true where every prefix of a
-    code was trained to be a code; 'prefix' stands in a model that was cut from another: its SHA-256 and its bits.
+    code was trained to be a code; 'C' counts the classes that the training told apart, 'classes' lists their numbers where
+    others were left out; 'prefix' stands in a model that was cut from another: its SHA-256 and its bits.
     """
 
     def __init__(
@@ -56,6 +58,10 @@ class Model:
         if whole is not None and not _tells_of_a_whole(whole):
             raise CheckpointError(
                 f"the model is a prefix of {whole!r}, needs the SHA-256 and the bits of the whole one"
+            )
+        if not _tells_of_classes(config):
+            raise CheckpointError(
+                "the class numbers of the model need to be whole numbers that rise, one for each of its classes"
             )
         if (backbone is None) != ("backbone" not in config) or not isinstance(config.get("backbone", {}), dict):
             raise CheckpointError("a network for pictures needs its tensors and its description")
@@ -194,6 +200,18 @@ class Model:
         return model
 
 
+def _tells_of_classes(config: Mapping[str, Any]) -> bool:
+    """Whether a config that holds 'C', and 'classes', holds what training writes."""
+    C, numbers = config.get("C", 0), config.get("classes")
+    if type(C) is not int or not 0 <= C <= MAX_CLASSES:
+        return False
+    if numbers is None:
+        return "classes" not in config
+    if not isinstance(numbers, list) or len(numbers) != C or any(type(c) is not int for c in numbers):
+        return False
+    return all(a < b for a, b in zip([-1, *numbers], [*numbers, MAX_CLASSES]))
+
+
 def _tells_of_a_whole(found: Any) -> bool:
     """Whether the 'prefix' of a config is what Model.prefix writes."""
     return isinstance(found, dict) and isinstance(found.get("sha256"), str) and type(found.get("bits")) is int
@@ -215,15 +233,17 @@ def check_width(model: Model, source: Source) -> None:
 
 def encode_source(model: Model, source: Source, progress: Progress = silent) -> Codes:
     """Codes (n, M) of all rows of a source, block by block; the next block is read while this one is encoded."""
+    from threadpoolctl import threadpool_limits  # a model needs NumPy and safetensors alone
+
     check_width(model, source)
     codes = np.empty((len(source), model.codebooks.M), model.codebooks.code_dtype)
-    # Two halves at a time: matrix products use all cores, but all else in NumPy uses one, and one half's products fill
-    # the other's gaps.
-    with ThreadPoolExecutor(2) as pool:
+    workers = max(2, len(os.sched_getaffinity(0)))
+    # A part for each core, each on one thread from end to end: products on all cores would leave them between one another
+    # and, beside a busy process, wait for the one that lost its core.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         for i, x in read_ahead(source.blocks()):
-            half = len(x) // 2
             parts = pool.map(
-                lambda rows: model.assign(model.chain(rows)), (x[:half], x[half:])
+                lambda rows: model.assign(model.chain(rows)), np.array_split(x, workers)
             )  # checked by the source
             codes[i : i + len(x)] = np.concatenate(list(parts))
             progress("encode", i + len(x), len(source), "")

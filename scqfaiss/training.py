@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import __version__, parallel, signals
+from . import __version__, class_numbers, parallel, signals
 from .arrays import Floats, Ints, Labels
 from .checkpoints import Checkpoints
 from .codebooks import Codebooks, Shape
@@ -32,6 +32,7 @@ from .methods import ALIASES, MISTAKEN, REGISTRY
 from .metrics import log_to
 from .model import SUFFIX, Model
 from .rows import MEMORY_SHARE, PictureRows, SourceRows, free_memory, statistics
+from .threads import considerate
 
 CHECK_ROWS = 100_000  # rows on which the use of codewords is counted after training
 MAX_COUNT = 2**31 - 1  # of epochs, of rows in a batch, and the largest seed
@@ -95,6 +96,7 @@ class Plan:
     nbits: int
     network: Any = None  # encoders.backbone.Backbone, where rows are pictures
     start: Model | None = None
+    labels: Labels | None = None  # of the training rows, by the classes that are told apart
 
     @property
     def needs(self) -> frozenset[str]:
@@ -194,6 +196,8 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
         if labels is not None:
             classes.align_to(validation, source)
         check_validation(validation, source, labels)
+    if labels is not None:
+        labels = class_numbers.trained(labels, source.name) if start is None else class_numbers.of_start(labels, start, source.name)
     if not method.needs_encoder:
         for option, ignored in (
             ("--encoder", request.encoder != Request.encoder),
@@ -217,7 +221,7 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
         network = make_network(request, chosen, encoder, encoder_config, start)
         chosen = network.factory
     request = replace(request, encoder=chosen)
-    found = Plan(request, method, config, encoder, encoder_config, device, M, nbits, network, start)
+    found = Plan(request, method, config, encoder, encoder_config, device, M, nbits, network, start, labels)
     for rows in (source, validation):
         found.shape(rows)
     method.check(config, found.d_in(source), C, M, nbits, chosen)
@@ -376,7 +380,7 @@ def check_validation(validation: Source, source: Source, labels: Labels | None) 
     theirs = validation.labels
     if theirs is None:
         raise DataError(f"{validation.name} has no labels, which validation needs; name them with --labels-key")
-    if theirs.many != labels.many or theirs.C > labels.C or (labels.many and theirs.C != labels.C):
+    if theirs.many != labels.many or (labels.many and theirs.C != labels.C):
         kinds = [f"{'many labels' if of.many else 'one label'} a row and {of.C} classes" for of in (theirs, labels)]
         raise ConfigError(f"{validation.name} has {kinds[0]}, {source.name} has {kinds[1]}")
 
@@ -430,9 +434,9 @@ def build(
     if "labels" in what.needs:
         from .methods.cfa import labelled_rows
 
-        assert source.labels is not None
-        kept = labelled_rows(source.labels, request.method, getattr(what.config, "unlabeled", "error"))
-        labels = source.labels if kept is None else source.labels.take(kept)
+        assert what.labels is not None
+        kept = labelled_rows(what.labels, request.method, getattr(what.config, "unlabeled", "error"))
+        labels = what.labels if kept is None else what.labels.take(kept)
     d = what.d_in(source)
     what.shape(codebook_source)
 
@@ -468,11 +472,11 @@ def build(
         encoder.precision = PRECISIONS[request.precision]
     held = None
     if validation is not None and what.method.needs_encoder:
-        of = validation.labels if "labels" in what.needs else None
-        of = (
-            of and labels and Labels(of.y, labels.C, labels.class_names)
-        )  # a part of the rows may lack the last classes
-        held = Part(rows_of(validation), of, validation.ids)
+        if labels is None or validation.labels is None:
+            held = Part(rows_of(validation), None, validation.ids)
+        else:
+            theirs, known = class_numbers.of_validation(validation.labels, labels, validation.name)
+            held = Part(rows_of(validation, known), theirs, validation.ids if known is None else validation.ids[known])
     task = Task(
         rows=rows,
         labels=labels,
@@ -514,7 +518,7 @@ def fit(
     request = what.request
     devices = [torch.device(what.device)] if what.device != "cpu" else []
     check_whole("checkpoint-every", traces.checkpoint_every, 0)
-    with log_to(traces.metrics, traces.tensorboard) as log, torch.random.fork_rng(devices=devices):
+    with log_to(traces.metrics, traces.tensorboard) as log, torch.random.fork_rng(devices=devices), considerate():
         torch.manual_seed(request.seed)  # forked: the caller's random state stays as it was
         kept = None
         if traces.checkpoints is not None:
@@ -605,7 +609,7 @@ def outcome(what: Plan, source: Source, method: Method, losses: Any) -> Model:
     request = what.request
     chain = Chain(what.d_in(source)).then(*method.layers())
     books: Codebooks = method.codebooks()
-    labels: Labels | None = source.labels if "labels" in what.needs else None
+    labels = what.labels
     unlabeled = int((labels.y.sum(1) == 0).sum()) if labels and labels.many else 0  # present only with unlabeled=drop
     config = {
         "method": request.method,
@@ -617,10 +621,14 @@ def outcome(what: Plan, source: Source, method: Method, losses: Any) -> Model:
         "settings": recorded(what.config) | (recorded(what.encoder_config) if what.encoder else {}),
         "C": labels.C if labels else 0,
         "labels": "none" if labels is None else "many" if labels.many else "one",
-        "class_names": list(labels.class_names) if labels and labels.class_names else None,
+        "class_names": list(source.labels.class_names)
+        if labels and source.labels and source.labels.class_names
+        else None,
         "training": {"rows": len(source), "skipped_rows": source.dropped, "unlabeled_rows": unlabeled, "loss": losses}
         | method.summary(),
     }
+    if labels and labels.numbers is not None:
+        config["classes"] = labels.numbers.tolist()
     if method.beam != 1:
         config["beam"] = method.beam
     if method.nested:
@@ -670,6 +678,8 @@ def fingerprint(part: Part) -> str:
             sha.update(np.ascontiguousarray(x).data)
     for a in (part.labels.y if part.labels else None, part.ids):
         sha.update(b"none" if a is None else f"{a.dtype} {a.shape}".encode() + a.tobytes())
+    if part.labels and part.labels.numbers is not None:
+        sha.update(part.labels.numbers.tobytes())
     return sha.hexdigest()
 
 
@@ -888,7 +898,7 @@ def dry_run(
         form = f"of {side} x {side} pixels ({size(n * source.d)}), to features of d={what.d_in(source)}"
     lines = [
         f"{'pictures' if source.pictures else 'pairs' if source.pairs else 'rows'}: {n:,} {form}",
-        f"classes: {source.labels.C if source.labels else 0}",
+        f"classes: {class_numbers.described(what.labels)}",
         f"codes: {shape.M} x {shape.nbits} bits, {shape.code_size} bytes a vector, z of d={shape.d}",
         f"model: about {size(model_bytes(what, chain))}",
         *(f"stage {s.name}: {s.epochs} epochs, {s.epochs * s.steps_per_epoch:,} steps" for s in stages if s.epochs),

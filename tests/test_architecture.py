@@ -21,12 +21,12 @@ ORDER = [
     ["files"],
     ["bundle", "results"],
     ["contract"],
-    ["parallel"],
+    ["parallel", "threads"],
     ["data", "encoders", "methods", "targets", "baselines"],
     ["model"],
     ["features"],
     ["reading"],
-    ["checkpoints", "metrics", "rows"],
+    ["checkpoints", "class_numbers", "metrics", "rows"],
     ["engine"],
     ["training", "gallery"],
     ["exporting"],
@@ -41,7 +41,7 @@ ENTRANCES = {"scqfaiss", "scqfaiss.__init__", "scqfaiss.__main__"}  # they open 
 # Who may load what. Types alone (under TYPE_CHECKING) are free: they load nothing.
 ALLOWED = {
     "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training$|rows$|parallel$|engine$|"
-    r"checkpoints$|metrics$|portable$)",
+    r"checkpoints$|metrics$|portable$|threads$)",
     "faiss": r"scqfaiss\.(targets\.(?!__init__)|baselines$|reading$|exporting$|gallery$|evaluation$|demo$)",
     "h5py": r"scqfaiss\.data\.",
     "PIL": r"scqfaiss\.(data\.images|report\.page)$",

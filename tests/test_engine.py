@@ -252,9 +252,9 @@ def test_validation_is_checked_before_anything_is_read(one):
     with pytest.raises(DataError, match=r"^validation has no labels, which validation needs"):
         scqfaiss.train(x, y, validation=x, **small)
     with pytest.raises(
-        ConfigError, match=r"^validation has one label a row and 9 classes, x has one label a row and 4"
+        ConfigError, match=r"^validation has many labels a row and 9 classes, x has one label a row and 4"
     ):
-        scqfaiss.train(x, y, validation=(x[:3], [0, 1, 8]), **small)
+        scqfaiss.train(x, y, validation=(x[:3], np.eye(3, 9)), **small)
     with pytest.raises(DataError, match=r"^validation holds 0 rows"):
         scqfaiss.train(x, y, validation=(x[:0], y[:0]), **small)
 

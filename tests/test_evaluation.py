@@ -151,12 +151,12 @@ def test_relevant_rows_per_word_equal_a_loop(many):
         database, queries = Labels(rng.integers(0, 4, 150), 5), Labels(np.arange(5), 5)
     relevance = Relevance(database, inverse, 10)
     assert relevance.rows.tolist() == [(inverse == w).sum() for w in range(10)]
-    for hot in queries.hot():
+    for label, hot in zip(queries.y, queries.hot()):
         want = [
             sum(1 for row in range(150) if inverse[row] == w and (database.hot()[row] & hot).any()) for w in range(10)
         ]
         for _ in range(2):  # the second answer comes from the cache
-            assert relevance.per_word(hot).tolist() == want
+            assert relevance.per_word(label).tolist() == want
 
 
 @pytest.mark.parametrize("metric", ["ip", "l2"])

@@ -18,6 +18,7 @@ from PIL import Image
 from plain_steps import PlainSteps
 
 from scqfaiss import gallery, parallel
+from scqfaiss.arrays import Labels
 from scqfaiss.cli import run as cli
 from scqfaiss.data import open_rows
 from scqfaiss.encoders.chain import Chain
@@ -219,6 +220,24 @@ def test_classes_of_a_start_are_known_by_name(photos, model, kept, tmp_path):
     (tmp_path / "red").rename(tmp_path / "a_red")
     with pytest.raises(ConfigError, match="class 'a_red' is unknown here"):
         started(tmp_path, kept)
+
+
+def test_numbers_of_a_start_are_those_it_was_trained_on(photos, tmp_path):
+    """Pictures without class names: the same classes by number, whatever stands between them."""
+    numbers = np.array([3, 17, 9999])
+    with open_rows(photos / "train") as source:
+        y = source.labels.y
+        source.labels = Labels(numbers[y], 10_000)
+        model = fit(plan(request(epochs=1), source), source)
+        assert (model.config["C"], model.config["classes"]) == (3, numbers.tolist())
+        model.save(tmp_path / "m.safetensors")
+        asked = Request(method="label", device="cpu", start=tmp_path / "m.safetensors")
+        source.labels = Labels(numbers[y % 2], 18)  # none of the last class
+        again = fit(plan(asked, source), source)
+        assert (again.config["C"], again.config["classes"]) == (3, numbers.tolist())
+        source.labels = Labels(y, 3)
+        with pytest.raises(ConfigError, match="the model to start from was not trained on class 0, 1, 2"):
+            plan(asked, source)
 
 
 def test_a_start_sees_colours_as_its_model_did(photos, model, tmp_path):

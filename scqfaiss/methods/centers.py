@@ -101,8 +101,11 @@ def from_vectors(vectors: Matrix, labels: Labels | None = None) -> Matrix:
     return np.asarray(np.clip(S, 0, 1))
 
 
-def read_matrix(path: str, C: int, square: bool) -> tuple[Matrix, str]:
-    """A (C, C) or (C, e) .npy file -> (float64 matrix, its SHA-256). Raises ConfigError or DataError."""
+def read_matrix(path: str, labels: Labels, square: bool) -> tuple[Matrix, str]:
+    """A (C, C) or (C, e) .npy file -> (float64 matrix, its SHA-256). Raises ConfigError or DataError.
+
+    Where classes without rows were left out the file may hold all that were declared: those left out are passed over.
+    """
     name = shown(path)
     if not Path(path).is_file():
         raise ConfigError(f"{name}: no such file")
@@ -110,10 +113,15 @@ def read_matrix(path: str, C: int, square: bool) -> tuple[Matrix, str]:
         a = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{name}: not a sound .npy file") from error
+    whole = labels.numbers is not None and a.ndim == 2 and len(a) == labels.declared
+    C = labels.declared if whole else labels.C
     if a.ndim != 2 or len(a) != C or a.dtype.kind not in "fiu" or (square and a.shape[1] != C):
         raise DataError(
             f"{name} is {a.shape} {a.dtype}, needs ({C}, {C if square else 'e'}) numbers, a row for each class"
         )
+    if whole:
+        assert labels.numbers is not None
+        a = a[np.ix_(labels.numbers, labels.numbers)] if square else a[labels.numbers]
     a = a.astype(np.float64)
     if not np.isfinite(a).all():
         raise DataError(f"{name}: row {int(np.argmin(np.isfinite(a).all(1)))} is not finite")
@@ -179,7 +187,7 @@ def similarity_matrix(
     if class_vectors:
         if similarity != "auto":
             raise ConfigError("similarity and class_vectors exclude each other; give one")
-        vectors, sha = read_matrix(class_vectors, labels.C, square=False)
+        vectors, sha = read_matrix(class_vectors, labels, square=False)
         return from_vectors(vectors, labels), f"class vectors {sha[:12]}"
     if similarity == "cooccurrence" or (similarity == "auto" and labels.many):
         return cooccurrence(labels), "cooccurrence"
@@ -188,7 +196,7 @@ def similarity_matrix(
     if similarity == "means":
         assert means is not None
         return from_vectors(means - means.mean(0), labels), similarity
-    S, sha = read_matrix(similarity, labels.C, square=True)
+    S, sha = read_matrix(similarity, labels, square=True)
     return check_similarity(S, shown(similarity)), f"similarity {sha[:12]}"
 
 

@@ -172,7 +172,7 @@ class Guide(cfa.Features):
         """Class vectors that are as wide as z stand as they are; of others only their cosines can be kept."""
         if not config.class_vectors or cfa.kind_of_cfa(config, task.encoder_name) != "released":
             return None
-        vectors, sha = sca.read_matrix(config.class_vectors, labels.C, square=False)
+        vectors, sha = sca.read_matrix(config.class_vectors, labels, square=False)
         if vectors.shape[1] != d:
             return None
         sca.from_vectors(vectors, labels)  # refuses those of length zero

@@ -194,10 +194,13 @@ def test_impossible_similarities_are_refused(S, words):
         sca.check_similarity(np.array(S), "s")
 
 
+LABELS = Labels(np.arange(3), 3)
+
+
 def test_a_matrix_file_is_checked(tmp_path):
     def read(a, square=True):
         np.save(tmp_path / "s.npy", a)
-        return sca.read_matrix(str(tmp_path / "s.npy"), 3, square)
+        return sca.read_matrix(str(tmp_path / "s.npy"), LABELS, square)
 
     matrix, sha = read(np.eye(3, dtype=np.int64))
     np.testing.assert_array_equal(matrix, np.eye(3))
@@ -214,6 +217,6 @@ def test_a_matrix_file_is_checked(tmp_path):
         read(np.array([[object()]]))
     (tmp_path / "s.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(DataError, match=r"s.npy: not a sound .npy file$"):
-        sca.read_matrix(str(tmp_path / "s.npy"), 3, True)
+        sca.read_matrix(str(tmp_path / "s.npy"), LABELS, True)
     with pytest.raises(ConfigError, match=r"none.npy: no such file$"):
-        sca.read_matrix(str(tmp_path / "none.npy"), 3, True)
+        sca.read_matrix(str(tmp_path / "none.npy"), LABELS, True)
