@@ -12,6 +12,7 @@ Names load on first use: importing the package loads neither torch nor faiss.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import forks as forks  # looks first, before any library is loaded
 from .errors import (
     CheckpointError,
     ConfigError,

@@ -16,6 +16,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from . import calls
 from .codebooks import Codebooks
 from .contract import Layers, Stage, Task, Usual, check_product_shape, setting
 from .errors import ConfigError, DataError, warn
@@ -88,7 +89,7 @@ class PQ(Usual):
         pq.cp.seed = (self.task.seed + 1) % 2**31
         pq.cp.niter = self.config.iterations
         pq.cp.min_points_per_centroid = 1  # said above, in our words
-        pq.train(x)
+        calls.train(pq, x)
         self.centroids = faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub)
 
     def layers(self) -> Layers:
@@ -125,9 +126,9 @@ class OPQ(PQ):
         pq.cp.seed, pq.cp.min_points_per_centroid = (self.task.seed + 1) % 2**31, 1
         opq = faiss.OPQMatrix(d, self.task.M, pq.d)
         opq.pq = pq
-        opq.train(x)
+        calls.train(opq, x)
         self.A = faiss.vector_to_array(opq.A).reshape(opq.d_out, opq.d_in)
-        super().train_books(opq.apply(x))
+        super().train_books(calls.apply(opq, x))
 
     def layers(self) -> Layers:
         return [*super().layers(), ("linear", {"A": self.A})]
@@ -152,7 +153,7 @@ class RQ(PQ):
         rq.max_beam_size = self.beam
         rq.cp.seed, rq.cp.niter = (self.task.seed + 1) % 2**31, self.config.iterations
         rq.cp.min_points_per_centroid = 1
-        rq.train(x)
+        calls.train(rq, x)
         self.centroids = faiss.vector_to_array(rq.codebooks).reshape(rq.M, self.task.K, rq.d)
 
     def codebooks(self) -> Codebooks:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from . import files
+from . import calls, files
 from .arrays import Floats, Ints, as_features, as_ids
 from .codebooks import Codebooks, Codes
 from .contract import Progress, silent
@@ -23,6 +22,7 @@ from .data.idlist import read_ids
 from .errors import ConfigError, DataError, IndexFileError, shown, warn
 from .features import USUAL, FeatureSource, Seeing, as_rows
 from .files import PathLike, reserve
+from .forks import Lock
 from .model import Model
 from .reading import Stored, read_gallery, stamp_of, target_of
 from .targets import REGISTRY as TARGETS
@@ -66,7 +66,7 @@ class Gallery:
         self.model, self.name = model, name
         self._path: str | None = None
         self._how: dict[str, Any] = {}
-        self._refreshing, self._reconstructing = threading.Lock(), threading.Lock()
+        self._refreshing, self._reconstructing = Lock(), Lock()
 
     @property
     def index(self) -> Any:
@@ -174,8 +174,7 @@ class Gallery:
                 raise ConfigError("a GPU search scores every row; leave nprobe out, or use device cpu")
             return held.on_gpu.search(encoded_rows(index, z), k)
         if target is None:
-            found: tuple[NDArray[np.float32], Ints] = index.search(z, k)
-            return found
+            return calls.search(index, z, k)
         return target.search(index, z, k, sel=sel, nprobe=nprobe)
 
     def range_search(

@@ -508,6 +508,7 @@ def fit(
     progress: Progress = silent,
 ) -> Model:
     """Train what a Plan asks for. Same rows, same settings, same machine: the same bytes (on CPU)."""
+    parallel.one_thread_after_fork()
     request = what.request
     devices = [torch.device(what.device)] if what.device != "cpu" else []
     check_whole("checkpoint-every", traces.checkpoint_every, 0)

@@ -14,13 +14,13 @@ MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorte
 
 # Imports point from right to left; rooms of one line hold one another at arm's length.
 ORDER = [
-    ["errors"],
+    ["errors", "forks"],
     ["arrays"],
     ["codebooks"],
     ["files"],
     ["bundle", "results"],
     ["contract"],
-    ["parallel"],
+    ["parallel", "calls"],
     ["data", "encoders", "methods", "targets", "baselines"],
     ["model"],
     ["features"],
@@ -41,7 +41,7 @@ ENTRANCES = {"scqfaiss", "scqfaiss.__init__", "scqfaiss.__main__"}  # they open 
 ALLOWED = {
     "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training$|rows$|parallel$|engine$|"
     r"checkpoints$|metrics$|portable$)",
-    "faiss": r"scqfaiss\.(targets\.(?!__init__)|baselines$|reading$|exporting$|gallery$|evaluation$|demo$)",
+    "faiss": r"scqfaiss\.(calls$|targets\.(?!__init__)|baselines$|reading$|exporting$|gallery$|evaluation$|demo$)",
     "h5py": r"scqfaiss\.data\.",
     "PIL": r"scqfaiss\.(data\.images|report\.page)$",
     "matplotlib": r"scqfaiss\.report\.(charts|\w+_charts)$",

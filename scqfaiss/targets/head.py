@@ -13,6 +13,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import calls
 from ..errors import ConfigError
 
 
@@ -82,14 +83,14 @@ def kind_of(index: Any) -> str:
 def encoded(index: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows as the user has them -> the vectors that codes stand for, (n, d of the codebooks)."""
     for t in chain(index):
-        x = x if is_tile(t) else t.apply(x)
+        x = x if is_tile(t) else calls.apply(t, x)
     return x
 
 
 def through(index: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows as the user has them -> rows as the index behind the transforms takes them."""
     for t in chain(index):
-        x = t.apply(x)
+        x = calls.apply(t, x)
     return x
 
 
