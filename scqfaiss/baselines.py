@@ -20,6 +20,7 @@ from . import calls
 from .codebooks import Codebooks
 from .contract import Layers, Stage, Task, Usual, check_product_shape, setting
 from .errors import ConfigError, DataError, warn
+from .exponents import balanced, exponent, times
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,22 @@ class PQ(Usual):
         if self.config.raw:
             return x
         self.mean = x.mean(0, dtype=np.float64)
-        x = x - self.mean.astype(np.float32)
-        faiss.normalize_L2(x)
+        with np.errstate(over="ignore"):
+            x = balanced(x - self.mean.astype(np.float32))
+        bad = np.flatnonzero(~np.isfinite(x).all(1))
+        if len(bad):
+            raise DataError(
+                f"{len(bad):,} of {len(x):,} training rows are too large for float32 once they are centered"
+            )
+        calls.normalize(x)
         return x
 
     def fit(self) -> None:
         with one_thread():
-            self.train_books(self.prepared_rows())
+            x = self.prepared_rows()
+            power = exponent(x)  # of raw rows whose squares leave float32
+            self.train_books(times(x, -power) if power else x)
+            self.centroids = times(self.centroids, power) if power else self.centroids
 
     def train_books(self, x: NDArray[np.float32]) -> None:
         pq = faiss.ProductQuantizer(x.shape[1], self.task.M, self.task.nbits)

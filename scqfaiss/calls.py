@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import forks
+from .exponents import exponent, times
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -118,6 +119,12 @@ def apply(transform: Any, x: NDArray[Any]) -> Floats:
     return y
 
 
+def normalize(x: Floats) -> None:
+    """Bring rows (n, d), C order, to L2 norm 1 where they are; zero rows stay. Their squares must fit into float32."""
+    one_thread_after_fork()
+    faiss.fvec_renorm_L2(x.shape[1], len(x), faiss.swig_ptr(x))
+
+
 def train(learner: Any, x: NDArray[Any]) -> None:
     """Train a quantizer or a transform on rows (n, d)."""
     x = _rows(x, learner.d_in if isinstance(learner, faiss.VectorTransform) else learner.d)
@@ -131,14 +138,19 @@ def kmeans(x: NDArray[Any], k: int, **parameters: int) -> Floats:
     for name, value in parameters.items():
         setattr(chosen, name, value)
     learner, index = faiss.Clustering(x.shape[1], k, chosen), faiss.IndexFlatL2(x.shape[1])
-    x = _rows(x, index.d)
+    power = exponent(x)
+    x = _rows(times(x, -power) if power else x, index.d)
     learner.train_c(len(x), faiss.swig_ptr(x), index)
-    return np.asarray(faiss.vector_to_array(learner.centroids)).reshape(k, x.shape[1])
+    found = np.asarray(faiss.vector_to_array(learner.centroids)).reshape(k, x.shape[1])
+    return times(found, power) if power else found
 
 
 def nearest(x: NDArray[Any], centroids: NDArray[Any]) -> Ints:
     """x (n, d), centroids (k, d) -> (n,) index of the nearest centroid of each row, by squared L2 distance."""
-    centroids = np.ascontiguousarray(centroids, np.float32)
+    x, centroids = np.ascontiguousarray(x, np.float32), np.ascontiguousarray(centroids, np.float32)
+    power = exponent(x) or exponent(centroids)
+    if power:  # squares of either would leave float32
+        x, centroids = times(x, -power), times(centroids, -power)
     x = _rows(x, centroids.shape[1])
     D, I = np.empty((len(x), 1), np.float32), np.empty((len(x), 1), np.int64)
     sizes = x.shape[1], len(x), len(centroids), 1

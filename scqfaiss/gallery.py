@@ -28,11 +28,8 @@ from .reading import Stored, read_gallery, stamp_of, target_of
 from .targets import REGISTRY as TARGETS
 from .targets import gpu
 from .targets import target as find_target
-from .targets.head import encoded as encoded_rows
 from .targets.head import inner
-
-MAX_SCORE = float(np.finfo(np.float32).max)
-
+from .targets.queries import MAX_SCORE, prepared, ranges, unscaled
 
 SHOWN = 10  # hits a query in the text of a search
 
@@ -169,13 +166,16 @@ class Gallery:
             if nprobe > lists:
                 warn(f"nprobe={nprobe:,} is more than the {lists:,} lists of {self.name}: visited all of them")
             nprobe = min(nprobe, lists)
+        if held.on_gpu is not None and nprobe is not None:
+            raise ConfigError("a GPU search scores every row; leave nprobe out, or use device cpu")
+        core, x, powers = prepared(index, z, name, held.on_gpu is not None)
         if held.on_gpu is not None:
-            if nprobe is not None:
-                raise ConfigError("a GPU search scores every row; leave nprobe out, or use device cpu")
-            return held.on_gpu.search(encoded_rows(index, z), k)
-        if target is None:
-            return calls.search(index, z, k)
-        return target.search(index, z, k, sel=sel, nprobe=nprobe)
+            D, I = held.on_gpu.search(x, k)
+        elif target is None:
+            D, I = calls.search(core, x, k)
+        else:
+            D, I = target.search(core, x, k, sel=sel, nprobe=nprobe)
+        return unscaled(D, powers, I, name), I
 
     def range_search(
         self,
@@ -202,7 +202,14 @@ class Gallery:
         if len(z) == 0:
             return np.zeros(1, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int64)
         sel = self._selector(held, allow, deny)
-        lims, D, I = target.range_search(held.stored.index, z, threshold, sel=sel)
+        core, x, powers = prepared(held.stored.index, z, name)
+        if powers is None:
+            lims, D, I = target.range_search(core, x, threshold, sel=sel)
+        else:  # a threshold for each power
+            lims, D, I = ranges(
+                lambda rows, power: target.range_search(core, x[rows], power, sel=sel), threshold, powers
+            )
+            D = unscaled(D, np.repeat(powers, np.diff(lims)), I, name, np.repeat(np.arange(len(x)), np.diff(lims)))
         sign = -1 if held.stored.index.metric_type == faiss.METRIC_INNER_PRODUCT else 1
         order = np.lexsort((I, sign * D, np.repeat(np.arange(len(z)), np.diff(lims))))
         return lims, D[order], I[order]

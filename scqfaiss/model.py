@@ -81,7 +81,7 @@ class Model:
         x = as_features(x, name)
         if x.shape[1] != self.d_in:
             raise ConfigError(f"{name} have d={x.shape[1]}, the model needs d={self.d_in}")
-        return self.chain(x)
+        return self.chain(x, name)
 
     def encode(self, x: Any, name: str = "rows") -> Codes:
         """x (n, d_in) floats -> codes (n, M) uint8, or uint16 above 8 bits a book. Labels play no part. Raises as embed."""
@@ -203,7 +203,9 @@ def encode_source(model: Model, source: Source, progress: Progress = silent) -> 
         for i, x in read_ahead(source.blocks()):
             half = len(x) // 2
             parts = pool.map(
-                lambda rows: model.assign(model.chain(rows)), (x[:half], x[half:])
+                lambda rows, first: model.assign(model.chain(rows, source.name, first)),
+                (x[:half], x[half:]),
+                (i, i + half),
             )  # checked by the source
             codes[i : i + len(x)] = np.concatenate(list(parts))
             progress("encode", i + len(x), len(source), "")

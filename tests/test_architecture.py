@@ -16,6 +16,7 @@ MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorte
 ORDER = [
     ["errors", "forks"],
     ["arrays"],
+    ["exponents"],
     ["codebooks"],
     ["files"],
     ["bundle", "results"],
