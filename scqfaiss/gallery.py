@@ -65,6 +65,31 @@ class Gallery:
         self._how: dict[str, Any] = {}
         self._refreshing, self._reconstructing = Lock(), Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the path and the hash of its file, and its model: it is opened again where it is unpickled.
+
+        Raises ConfigError where there is no such file or hash, and for a gallery on a GPU.
+        """
+        why = None
+        if self._path is None:
+            why = "was not opened from a file"
+        elif self._held.on_gpu is not None:
+            why = f"lies on {self._how['device']}, which another process has to open itself"
+        elif self._held.stored.stamp is None:
+            why = "is a plain FAISS file, without a hash to know it by"
+        if why is not None:
+            raise ConfigError(f"{self.name} cannot be pickled: it {why}; pass the path and open it there")
+        return _reopened, (self._path, self._held.stored.stamp, self.model, self._how)
+
+    def __copy__(self) -> Gallery:
+        """Another gallery on the same index; each is refreshed by itself."""
+        out = Gallery(self.index, self.card, self.model, self.name)
+        out._held, out._path, out._how = self._held, self._path, dict(self._how)
+        return out
+
+    def __deepcopy__(self, memo: Any) -> Gallery:
+        return self.__copy__()  # an index is never changed, only replaced
+
     @property
     def index(self) -> Any:
         return self._held.stored.index
@@ -302,6 +327,14 @@ class Gallery:
                 raise ConfigError(f"{self.name}: the new file takes other queries than the one that is open")
             self._held = _place(stored, self._how["device"])
             return True
+
+
+def _reopened(path: str, stamp: Any, model: Model | None, how: dict[str, Any]) -> Gallery:
+    """The gallery that was pickled. Raises as open_gallery does, and ConfigError where another file stands there now."""
+    gallery = open_gallery(path, model=model, **how)
+    if gallery._held.stored.stamp != stamp:
+        raise ConfigError(f"{shown(path)} is another file than the one whose gallery was pickled; open it anew")
+    return gallery
 
 
 def _place(stored: Stored, device: str) -> _Held:

@@ -161,11 +161,23 @@ class Model:
     @staticmethod
     def load(path: PathLike) -> Model:
         """Read a model file. Raises ConfigError where it is missing, CheckpointError where it is damaged or foreign."""
-        found, sha256 = bundle.read(path)
+        return Model._of(*bundle.read(path), shown(path))
+
+    @staticmethod
+    def from_bytes(data: bytes, name: str = "the model") -> Model:
+        """The inverse of to_bytes. Raises as load does; name: what messages call it."""
+        return Model._of(bundle.from_bytes(data, name), hashlib.sha256(data).hexdigest(), name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its file is written: with its hash, and without code."""
+        return Model.from_bytes, (self.to_bytes(),)
+
+    @staticmethod
+    def _of(found: bundle.Bundle, sha256: str, name: str) -> Model:
         config = dict(found.config)
         for key in ("method", "encoder"):
             if not isinstance(config.get(key), str):
-                raise CheckpointError(f"{shown(path)}: a model that names no {key}")
+                raise CheckpointError(f"{name}: a model that names no {key}")
         try:
             shape = config.pop("codebooks")
             chain = chains.unpack(found.tensors, config.pop("chain"))
@@ -173,9 +185,9 @@ class Model:
             of_network = {n.removeprefix(NETWORK): t for n, t in found.tensors.items() if n.startswith(NETWORK)}
             model = Model(chain, codebooks, config, of_network or None)
         except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{shown(path)}: a model without {error}") from error
+            raise CheckpointError(f"{name}: a model without {error}") from error
         except ScqError as error:  # the parts do not fit together, whatever each of them raised
-            raise CheckpointError(f"{shown(path)}: {error}") from error
+            raise CheckpointError(f"{name}: {error}") from error
         model._sha256 = json.dumps(model.config, sort_keys=True), sha256
         return model
 

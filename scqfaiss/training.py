@@ -31,6 +31,7 @@ from .files import PathLike, check_target, open_regular, reserve
 from .methods import ALIASES, MISTAKEN, REGISTRY
 from .metrics import log_to
 from .model import SUFFIX, Model
+from .parts import missing
 from .rows import MEMORY_SHARE, PictureRows, SourceRows, free_memory, statistics
 
 CHECK_ROWS = 100_000  # rows on which the use of codewords is counted after training
@@ -127,10 +128,11 @@ def method_class(name: str) -> type[Method]:
     module, _, cls = REGISTRY[name].partition(":")
     try:
         found: type[Method] = getattr(import_module(module), cls)
-    except ModuleNotFoundError as error:
-        if error.name != "faiss":
+    except Exception as error:
+        lacking = missing(error, f"method {name}")
+        if lacking is None:
             raise
-        raise ConfigError(f'method {name} needs FAISS: pip install "scqfaiss[cpu]"') from None
+        raise lacking from error
     return found
 
 
@@ -848,10 +850,11 @@ def verdict(name: str, shape: Shape) -> str:
         from .targets import gpu, target
 
         container = target(name)
-    except ModuleNotFoundError as error:
-        if error.name != "faiss":
+    except Exception as error:
+        lacking = missing(error)
+        if lacking is None:
             raise
-        return f'target {name}: unknown without FAISS: pip install "scqfaiss[cpu]"'
+        return f"target {name}: unknown: {lacking}"
     reason = container.supports(shape)
     if reason is not None:
         return f"target {name}: no ({reason})"

@@ -15,6 +15,7 @@ MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorte
 # Imports point from right to left; rooms of one line hold one another at arm's length.
 ORDER = [
     ["errors", "forks"],
+    ["parts"],
     ["arrays"],
     ["exponents"],
     ["codebooks"],
