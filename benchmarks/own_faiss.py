@@ -19,6 +19,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from scqfaiss import calls
 from scqfaiss.arrays import Floats
 from scqfaiss.evaluation import Words
 from scqfaiss.targets.base import unpack_codes
@@ -100,7 +101,7 @@ def with_plain_lists(d: int, nlist: int, M: int) -> Any:
 
 def probe_by_product(ivf: Any) -> None:
     """Let queries choose among lists by inner product, with the centroids that rows were given to by distance."""
-    centroids = ivf.quantizer.reconstruct_n(0, ivf.nlist)
+    centroids = calls.stored_rows(ivf.quantizer)
     flat = faiss.IndexFlatIP(ivf.d)
     flat.add(centroids)
     ivf.quantizer, ivf.own_fields = flat, False

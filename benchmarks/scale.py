@@ -54,6 +54,7 @@ from search_speed import drawn, read, recall, scored
 from upstream import sizes
 
 import scqfaiss
+from scqfaiss import calls
 from scqfaiss.exporting import SUFFIX, build, write
 from scqfaiss.files import make_folder, reserve
 from scqfaiss.model import Model
@@ -302,7 +303,7 @@ def store_baseline(work: Work, name: str, rows: int, z: np.ndarray, path: Path) 
         probe_by_product(index)
 
     def look(nprobe: int) -> np.ndarray:
-        return index.search(z, K_NEAREST, params=faiss.SearchParametersIVF(nprobe=nprobe))[0]
+        return calls.search(index, z, K_NEAREST, faiss.SearchParametersIVF(nprobe=nprobe))[0]
 
     with threads(0):
         best = look(nlist)

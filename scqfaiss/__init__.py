@@ -12,6 +12,7 @@ Names load on first use: importing the package loads neither torch nor faiss.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import forks as forks  # looks first, before any library is loaded
 from .errors import (
     CheckpointError,
     ConfigError,
@@ -71,8 +72,6 @@ _LAZY = {
     "train": ("training", "train"),
 }
 
-_EXTRA = {"faiss": "cpu"}  # a part that an extra brings
-
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
@@ -80,12 +79,12 @@ def __getattr__(name: str) -> Any:
     module, attribute = _LAZY[name]
     try:
         found = getattr(import_module(f".{module}", __name__), attribute)
-    except ModuleNotFoundError as error:
-        if error.name not in _EXTRA:
+    except Exception as error:
+        from .parts import missing
+
+        lacking = missing(error, name)
+        if lacking is None:
             raise
-        extra = _EXTRA[error.name]
-        raise ConfigError(
-            f'{name} needs {error.name}, which is not installed: pip install "scqfaiss[{extra}]"'
-        ) from None
+        raise lacking from error
     globals()[name] = found
     return found

@@ -16,9 +16,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from . import calls
 from .codebooks import Codebooks
 from .contract import Layers, Stage, Task, Usual, check_product_shape, setting
 from .errors import ConfigError, DataError, warn
+from .exponents import balanced, exponent, times
 
 
 @dataclass(frozen=True)
@@ -75,20 +77,29 @@ class PQ(Usual):
         if self.config.raw:
             return x
         self.mean = x.mean(0, dtype=np.float64)
-        x = x - self.mean.astype(np.float32)
-        faiss.normalize_L2(x)
+        with np.errstate(over="ignore"):
+            x = balanced(x - self.mean.astype(np.float32))
+        bad = np.flatnonzero(~np.isfinite(x).all(1))
+        if len(bad):
+            raise DataError(
+                f"{len(bad):,} of {len(x):,} training rows are too large for float32 once they are centered"
+            )
+        calls.normalize(x)
         return x
 
     def fit(self) -> None:
         with one_thread():
-            self.train_books(self.prepared_rows())
+            x = self.prepared_rows()
+            power = exponent(x)  # of raw rows whose squares leave float32
+            self.train_books(times(x, -power) if power else x)
+            self.centroids = times(self.centroids, power) if power else self.centroids
 
     def train_books(self, x: NDArray[np.float32]) -> None:
         pq = faiss.ProductQuantizer(x.shape[1], self.task.M, self.task.nbits)
         pq.cp.seed = (self.task.seed + 1) % 2**31
         pq.cp.niter = self.config.iterations
         pq.cp.min_points_per_centroid = 1  # said above, in our words
-        pq.train(x)
+        calls.train(pq, x)
         self.centroids = faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub)
 
     def layers(self) -> Layers:
@@ -125,9 +136,9 @@ class OPQ(PQ):
         pq.cp.seed, pq.cp.min_points_per_centroid = (self.task.seed + 1) % 2**31, 1
         opq = faiss.OPQMatrix(d, self.task.M, pq.d)
         opq.pq = pq
-        opq.train(x)
+        calls.train(opq, x)
         self.A = faiss.vector_to_array(opq.A).reshape(opq.d_out, opq.d_in)
-        super().train_books(opq.apply(x))
+        super().train_books(calls.apply(opq, x))
 
     def layers(self) -> Layers:
         return [*super().layers(), ("linear", {"A": self.A})]
@@ -152,7 +163,7 @@ class RQ(PQ):
         rq.max_beam_size = self.beam
         rq.cp.seed, rq.cp.niter = (self.task.seed + 1) % 2**31, self.config.iterations
         rq.cp.min_points_per_centroid = 1
-        rq.train(x)
+        calls.train(rq, x)
         self.centroids = faiss.vector_to_array(rq.codebooks).reshape(rq.M, self.task.K, rq.d)
 
     def codebooks(self) -> Codebooks:

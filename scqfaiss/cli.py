@@ -16,6 +16,7 @@ import click
 from . import __version__, signals
 from .errors import ConfigError, ScqError, ScqWarning, shown
 from .files import open_regular
+from .parts import missing
 from .progress import Meter, to_stderr
 
 
@@ -41,22 +42,6 @@ class RowsName(FileName):
 
 FILE, ROWS = FileName(path_type=Path), RowsName(path_type=Path)
 meter = Meter()
-
-# What to type where a part is not installed.
-_PIP = {
-    "faiss": 'pip install "scqfaiss[cpu]"',
-    "torch": "pip install torch",
-    "h5py": "pip install h5py",
-    "safetensors": "pip install safetensors",
-    "numpy": "pip install numpy",
-    "threadpoolctl": "pip install threadpoolctl",
-    "PIL": 'pip install "scqfaiss[images]"',
-    "onnx": 'pip install "scqfaiss[onnx]"',
-    "onnxruntime": 'pip install "scqfaiss[onnx]"',
-    "onnxscript": 'pip install "scqfaiss[onnx]"',
-    "matplotlib": 'pip install "scqfaiss[report]"',
-    "jinja2": 'pip install "scqfaiss[report]"',
-}
 
 
 def gathering(
@@ -445,7 +430,13 @@ def one_line(message: str) -> str:
 def run(arguments: list[str] | None = None) -> int:
     """One command -> its exit code: 0; 2, 3, 4, 5 (see errors.py); 130 stopped. Errors are one line on stderr."""
     try:
-        cli.main(arguments, prog_name="scqfaiss", standalone_mode=False)
+        try:
+            cli.main(arguments, prog_name="scqfaiss", standalone_mode=False)
+        except Exception as error:
+            lacking = missing(error)
+            if lacking is None:
+                raise
+            raise lacking from error
         if sys.stdout is not None:
             sys.stdout.flush()
         return 0
@@ -458,14 +449,6 @@ def run(arguments: list[str] | None = None) -> int:
         return fail(error.format_message(), 2, error)
     except (KeyboardInterrupt, click.exceptions.Abort):
         return fail(signals.MESSAGE, signals.STOPPED)
-    except ImportError as error:
-        part = (error.name or "").partition(".")[0]
-        if part == "scqfaiss":
-            raise
-        if part not in _PIP:  # a shared object of one of them, as a rule
-            return fail(f"a library does not load ({error})", 2, error)
-        missing = isinstance(error, ModuleNotFoundError) and error.name == part
-        return fail(f"{part} {'is not installed' if missing else 'does not load'}: {_PIP[part]}", 2, error)
     except MemoryError as error:
         return fail("out of memory; use smaller batches or fewer rows", 5, error)
     except SystemExit as error:  # click's answer to a closed pipe

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError, DataError
+from .exponents import exponent, exponents, times
 
 Codes = NDArray[np.unsignedinteger[Any]]
 
@@ -153,9 +154,30 @@ class Codebooks:
             raise ConfigError(f"features have d={z.shape[-1]}, the codebooks need d={self.d}")
         if beam < 1:
             raise ConfigError(f"beam is {beam}, needs 1 or more")
+        if beam > 1 and self.kind == "additive" and rule != "l2":
+            raise ConfigError(f"beam={beam} needs the assignment rule 'l2', got '{rule}'")
+        of_books, of_rows = exponent(self.centroids), exponents(z)
+        if of_books == 0 and of_rows is None:
+            return self._assign(z, rule, beam)
+        # Squares or products would leave float32: rows and books times one power of two keep all distances in order.
+        peaks = np.frexp(np.abs(z).max(1, initial=0))[1]
+        powers = np.maximum(peaks, np.frexp(np.abs(self.centroids).max())[1])
+        codes = np.empty((len(z), self.M), self.code_dtype)
+        for power in np.unique(powers):
+            rows = powers == power
+            books = Codebooks(self.kind, times(self.centroids, -power), self.metric)
+            part = times(z[rows], -power)
+            if (
+                rule == "ip" and self.kind == "product"
+            ):  # a factor of the row alone changes nothing, nor one of the books
+                books = Codebooks(self.kind, times(self.centroids, -of_books), self.metric)
+                part = times(z[rows], -peaks[rows])
+            codes[rows] = books._assign(part, rule, beam)
+        return codes
+
+    def _assign(self, z: NDArray[np.float32], rule: str, beam: int) -> Codes:
+        """The same for rows and books whose squares stay in float32."""
         if beam > 1 and self.kind == "additive":
-            if rule != "l2":
-                raise ConfigError(f"beam={beam} needs the assignment rule 'l2', got '{rule}'")
             return self._beam_search(z, beam)
         codes = np.empty((len(z), self.M), self.code_dtype)
         dsub = self.centroids.shape[2]

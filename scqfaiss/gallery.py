@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from . import files
+from . import calls, files
 from .arrays import Floats, Ints, as_features, as_id_set, transposed
 from .codebooks import Codebooks, Codes
 from .contract import Progress, silent
@@ -23,16 +22,14 @@ from .data.idlist import read_ids
 from .errors import ConfigError, DataError, IndexFileError, shown, warn
 from .features import USUAL, FeatureSource, Seeing, as_rows
 from .files import PathLike, Slot, reserve
+from .forks import Lock
 from .model import Model
 from .reading import Stored, read_gallery, stamp_of, target_of
 from .targets import REGISTRY as TARGETS
 from .targets import gpu
 from .targets import target as find_target
-from .targets.head import encoded as encoded_rows
 from .targets.head import inner
-
-MAX_SCORE = float(np.finfo(np.float32).max)
-
+from .targets.queries import MAX_SCORE, prepared, ranges, unscaled
 
 SHOWN = 10  # hits a query in the text of a search
 
@@ -66,7 +63,32 @@ class Gallery:
         self.model, self.name = model, name
         self._path: str | None = None
         self._how: dict[str, Any] = {}
-        self._refreshing, self._reconstructing = threading.Lock(), threading.Lock()
+        self._refreshing, self._reconstructing = Lock(), Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the path and the hash of its file, and its model: it is opened again where it is unpickled.
+
+        Raises ConfigError where there is no such file or hash, and for a gallery on a GPU.
+        """
+        why = None
+        if self._path is None:
+            why = "was not opened from a file"
+        elif self._held.on_gpu is not None:
+            why = f"lies on {self._how['device']}, which another process has to open itself"
+        elif self._held.stored.stamp is None:
+            why = "is a plain FAISS file, without a hash to know it by"
+        if why is not None:
+            raise ConfigError(f"{self.name} cannot be pickled: it {why}; pass the path and open it there")
+        return _reopened, (self._path, self._held.stored.stamp, self.model, self._how)
+
+    def __copy__(self) -> Gallery:
+        """Another gallery on the same index; each is refreshed by itself."""
+        out = Gallery(self.index, self.card, self.model, self.name)
+        out._held, out._path, out._how = self._held, self._path, dict(self._how)
+        return out
+
+    def __deepcopy__(self, memo: Any) -> Gallery:
+        return self.__copy__()  # an index is never changed, only replaced
 
     @property
     def index(self) -> Any:
@@ -170,14 +192,16 @@ class Gallery:
             if nprobe > lists:
                 warn(f"nprobe={nprobe:,} is more than the {lists:,} lists of {self.name}: visited all of them")
             nprobe = min(nprobe, lists)
+        if held.on_gpu is not None and nprobe is not None:
+            raise ConfigError("a GPU search scores every row; leave nprobe out, or use device cpu")
+        core, x, powers = prepared(index, z, name, held.on_gpu is not None)
         if held.on_gpu is not None:
-            if nprobe is not None:
-                raise ConfigError("a GPU search scores every row; leave nprobe out, or use device cpu")
-            return held.on_gpu.search(encoded_rows(index, z), k)
-        if target is None:
-            found: tuple[NDArray[np.float32], Ints] = index.search(z, k)
-            return found
-        return target.search(index, z, k, sel=sel, nprobe=nprobe)
+            D, I = held.on_gpu.search(x, k)
+        elif target is None:
+            D, I = calls.search(core, x, k)
+        else:
+            D, I = target.search(core, x, k, sel=sel, nprobe=nprobe)
+        return unscaled(D, powers, I, name), I
 
     def range_search(
         self,
@@ -204,7 +228,14 @@ class Gallery:
         if len(z) == 0:
             return np.zeros(1, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int64)
         sel = self._selector(held, allow, deny)
-        lims, D, I = target.range_search(held.stored.index, z, threshold, sel=sel)
+        core, x, powers = prepared(held.stored.index, z, name)
+        if powers is None:
+            lims, D, I = target.range_search(core, x, threshold, sel=sel)
+        else:  # a threshold for each power
+            lims, D, I = ranges(
+                lambda rows, power: target.range_search(core, x[rows], power, sel=sel), threshold, powers
+            )
+            D = unscaled(D, np.repeat(powers, np.diff(lims)), I, name, np.repeat(np.arange(len(x)), np.diff(lims)))
         sign = -1 if held.stored.index.metric_type == faiss.METRIC_INNER_PRODUCT else 1
         order = np.lexsort((I, sign * D, np.repeat(np.arange(len(z)), np.diff(lims))))
         return lims, D[order], I[order]
@@ -295,6 +326,14 @@ class Gallery:
                 raise ConfigError(f"{self.name}: the new file takes other queries than the one that is open")
             self._held = _place(stored, self._how["device"])
             return True
+
+
+def _reopened(path: str, stamp: Any, model: Model | None, how: dict[str, Any]) -> Gallery:
+    """The gallery that was pickled. Raises as open_gallery does, and ConfigError where another file stands there now."""
+    gallery = open_gallery(path, model=model, **how)
+    if gallery._held.stored.stamp != stamp:
+        raise ConfigError(f"{shown(path)} is another file than the one whose gallery was pickled; open it anew")
+    return gallery
 
 
 def _place(stored: Stored, device: str) -> _Held:

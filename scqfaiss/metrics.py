@@ -91,8 +91,9 @@ def log_to(path: PathLike | None, tensorboard: PathLike | None) -> Iterator[Log]
         if tensorboard is not None:
             try:
                 from torch.utils.tensorboard import SummaryWriter  # type: ignore[attr-defined,unused-ignore]
-            except ImportError:
-                raise ConfigError("tensorboard is not installed: pip install tensorboard") from None
+            except Exception as error:  # what it is built on breaks in ways of its own
+                what = "is not installed" if isinstance(error, ImportError) else "does not load"
+                raise ConfigError(f"tensorboard {what}: pip install tensorboard") from error
             board = SummaryWriter(str(Path(tensorboard)))
             stack.callback(board.close)
         log = Log(slot, board)

@@ -88,7 +88,7 @@ class Model:
         if x.shape[1] != self.d_in:
             how = transposed(len(x), x.shape[1], self.d_in)
             raise ConfigError(f"{name} have d={x.shape[1]}, the model needs d={self.d_in}{how}")
-        return self.chain(x)
+        return self.chain(x, name)
 
     def encode(self, x: Any, name: str = "rows") -> Codes:
         """x (n, d_in) floats -> codes (n, M) uint8, or uint16 above 8 bits a book. Labels play no part. Raises as embed."""
@@ -176,9 +176,13 @@ class Model:
         return Model._of(*bundle.read(path), shown(path))
 
     @staticmethod
-    def from_bytes(data: bytes, name: str) -> Model:
-        """The inverse of to_bytes; name: for messages. Raises CheckpointError on anything else."""
+    def from_bytes(data: bytes, name: str = "the model") -> Model:
+        """The inverse of to_bytes. Raises as load does; name: what messages call it."""
         return Model._of(bundle.from_bytes(data, name), hashlib.sha256(data).hexdigest(), name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its file is written: with its hash, and without code."""
+        return Model.from_bytes, (self.to_bytes(),)
 
     @staticmethod
     def _of(found: bundle.Bundle, sha256: str, name: str) -> Model:
@@ -242,8 +246,9 @@ def encode_source(model: Model, source: Source, progress: Progress = silent) -> 
     # and, beside a busy process, wait for the one that lost its core.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         for i, x in read_ahead(source.blocks()):
+            cuts = i + len(x) * np.arange(workers + 1) // workers
             parts = pool.map(
-                lambda rows: model.assign(model.chain(rows)), np.array_split(x, workers)
+                lambda j, k: model.assign(model.chain(x[j - i : k - i], source.name, int(j))), cuts[:-1], cuts[1:]
             )  # checked by the source
             codes[i : i + len(x)] = np.concatenate(list(parts))
             progress("encode", i + len(x), len(source), "")

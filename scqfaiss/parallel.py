@@ -17,10 +17,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from . import forks
 from .errors import ConfigError, ResourceError, ScqError, ScqWarning
 
 TIMEOUT = 1800.0  # seconds that a process waits for the others: the slowest k-means and checkpoint must fit in
 ROLL_CALL = 3.0  # seconds in which those who are alive say so, after one was lost
+
+
+def one_thread_after_fork() -> None:
+    """Set torch to one thread in a child made by fork; nothing elsewhere (see forks.py)."""
+    forks.one_thread(torch.set_num_threads)
+
+
+os.register_at_fork(after_in_child=one_thread_after_fork)
+one_thread_after_fork()
 
 
 def rank() -> int:

@@ -63,6 +63,8 @@ class Layer(nn.Module):
         return x - self.mean
 
     def _normalize(self, x: Tensor) -> Tensor:
+        peak = x.abs().amax(-1, keepdim=True)  # the squares of large and small numbers leave float32
+        x = x / torch.where(peak > 0, peak, torch.ones_like(peak))
         norm = x.square().sum(-1, keepdim=True).sqrt()
         return x / torch.where(norm > 0, norm, torch.ones_like(norm))  # a zero row stays zero
 

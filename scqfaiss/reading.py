@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from . import files
 from .codebooks import Shape
 from .errors import ConfigError, IndexFileError, ResourceError, shown
 from .files import PathLike
+from .forks import Lock
 from .targets import REGISTRY as TARGETS
 from .targets import target as find_target
 from .targets.base import Options, Target, check_options
@@ -26,7 +26,7 @@ MIN_FAISS = (1, 14, 2)  # the first with limits on what a file may make it alloc
 BYTE_LIMIT_FLOOR = 256 << 20
 LOOP_LIMIT_FLOOR = 10**6
 LOOK_BYTES = 96 << 20  # read to find out whether a file without a card has inverted lists
-_limits_lock = threading.Lock()  # the limits are process-wide
+_limits_lock = Lock()  # the limits are process-wide
 
 
 @contextmanager

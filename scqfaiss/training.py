@@ -31,6 +31,7 @@ from .files import PathLike, Slot, check_target, open_regular, reserve
 from .methods import ALIASES, MISTAKEN, REGISTRY
 from .metrics import log_to
 from .model import SUFFIX, Model
+from .parts import missing
 from .rows import MEMORY_SHARE, PictureRows, SourceRows, free_memory, statistics
 from .threads import considerate
 
@@ -130,10 +131,11 @@ def method_class(name: str) -> type[Method]:
     module, _, cls = REGISTRY[name].partition(":")
     try:
         found: type[Method] = getattr(import_module(module), cls)
-    except ModuleNotFoundError as error:
-        if error.name != "faiss":
+    except Exception as error:
+        lacking = missing(error, f"method {name}")
+        if lacking is None:
             raise
-        raise ConfigError(f'method {name} needs FAISS: pip install "scqfaiss[cpu]"') from None
+        raise lacking from error
     return found
 
 
@@ -197,7 +199,11 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
             classes.align_to(validation, source)
         check_validation(validation, source, labels)
     if labels is not None:
-        labels = class_numbers.trained(labels, source.name) if start is None else class_numbers.of_start(labels, start, source.name)
+        labels = (
+            class_numbers.trained(labels, source.name)
+            if start is None
+            else class_numbers.of_start(labels, start, source.name)
+        )
     if not method.needs_encoder:
         for option, ignored in (
             ("--encoder", request.encoder != Request.encoder),
@@ -515,6 +521,7 @@ def fit(
 
     slot: where to prepare the model's file, for which room is asked before the first step.
     """
+    parallel.one_thread_after_fork()
     request = what.request
     devices = [torch.device(what.device)] if what.device != "cpu" else []
     check_whole("checkpoint-every", traces.checkpoint_every, 0)
@@ -915,10 +922,11 @@ def verdict(name: str, shape: Shape) -> str:
         from .targets import gpu, target
 
         container = target(name)
-    except ModuleNotFoundError as error:
-        if error.name != "faiss":
+    except Exception as error:
+        lacking = missing(error)
+        if lacking is None:
             raise
-        return f'target {name}: unknown without FAISS: pip install "scqfaiss[cpu]"'
+        return f"target {name}: unknown: {lacking}"
     reason = container.supports(shape)
     if reason is not None:
         return f"target {name}: no ({reason})"

@@ -15,13 +15,15 @@ MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorte
 
 # Imports point from right to left; rooms of one line hold one another at arm's length.
 ORDER = [
-    ["errors", "signals"],
+    ["errors", "forks", "signals"],
+    ["parts"],
     ["arrays"],
+    ["exponents"],
     ["codebooks"],
     ["files"],
     ["bundle", "results"],
     ["contract"],
-    ["parallel", "threads"],
+    ["calls", "parallel", "threads"],
     ["data", "encoders", "methods", "targets", "baselines"],
     ["model"],
     ["features"],
@@ -42,7 +44,7 @@ ENTRANCES = {"scqfaiss", "scqfaiss.__init__", "scqfaiss.__main__"}  # they open 
 ALLOWED = {
     "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training$|rows$|parallel$|engine$|"
     r"checkpoints$|metrics$|portable$|threads$)",
-    "faiss": r"scqfaiss\.(targets\.(?!__init__)|baselines$|reading$|exporting$|gallery$|evaluation$|demo$)",
+    "faiss": r"scqfaiss\.(calls$|targets\.(?!__init__)|baselines$|reading$|exporting$|gallery$|evaluation$|demo$)",
     "h5py": r"scqfaiss\.data\.",
     "PIL": r"scqfaiss\.(data\.images|report\.page)$",
     "matplotlib": r"scqfaiss\.report\.(charts|\w+_charts)$",

@@ -78,12 +78,11 @@ def no_gpu(monkeypatch):
         state.devices.append(number)
         copy = faiss.clone_index(index)
 
-        def search(q, k):
-            assert q.dtype == np.float32 and q.flags.c_contiguous and q.shape[1] == copy.d
-            state.searches.append(len(q))
-            return copy.search(q, k)
+        def search(n, *arguments):
+            state.searches.append(n)
+            copy.search_c(n, *arguments)
 
-        return SimpleNamespace(search=search)
+        return SimpleNamespace(d=copy.d, search_c=search)
 
     monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
     monkeypatch.setattr(faiss, "GpuClonerOptions", lambda: SimpleNamespace(use_cuvs=True), raising=False)
@@ -239,7 +238,7 @@ def test_memory_that_is_short(no_gpu, monkeypatch):
 
     books, codes, ids, q = parts("product", 4, 8, 3)
     on = gpu.OnGpu(gpu.form(books, codes, ids), 0)
-    on._core.search = full
+    on._core.search_c = full
     why = r"\(StandardGpuResources: alloc fail \(cudaMalloc error out of memory \[2\]\)\)"
     with pytest.raises(ResourceError, match=rf"^the GPU search failed {why}; use device cpu$"):
         on.search(q, 5)
@@ -335,16 +334,15 @@ def test_refresh_stays_on_its_gpu(here, no_gpu):
 def test_threads_share_a_gpu(no_gpu):
     books, codes, ids, q = parts("product", 4, 8, 3)
     on = gpu.OnGpu(gpu.form(books, codes, ids), 0)
-    search, busy = on._core.search, []
+    search, busy = on._core.search_c, []
 
-    def alone(x, k):
+    def alone(*arguments):
         busy.append(1)
         assert len(busy) == 1
-        found = search(x, k)
+        search(*arguments)
         busy.pop()
-        return found
 
-    on._core.search = alone
+    on._core.search_c = alone
     with ThreadPoolExecutor(4) as pool:
         for D, I in pool.map(lambda _: on.search(q, 9), range(16)):
             equals_oracle((D, I), books, codes, ids, q)

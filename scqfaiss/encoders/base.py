@@ -10,7 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..errors import DataError
 from .chain import Arrays
+
+LEAST_SPREAD = 1e-27  # of the widest column
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,17 @@ class Encoder(nn.Module):
 def standardising(
     mean: NDArray[np.float64], sd: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(scale, shift), float32 (d,): x * scale + shift has mean 0 and standard deviation 1 (less in nearly constant columns)."""
+    """(scale, shift), float32 (d,): x * scale + shift has mean 0 and standard deviation 1 (less in nearly constant columns).
+
+    Raises DataError for rows so alike that float32 has no room for what is divided by their spread.
+    """
+    widest = float(sd.max(initial=0))
+    if 0 < widest < LEAST_SPREAD:
+        raise DataError(
+            f"the training rows vary by {widest:.1g}, too little for float32: multiply these and all other rows by a constant"
+        )
     # Dividing by a spread that is rounding noise beside the others' would blow the noise up.
-    floor = max(1e-3 * float(sd.max(initial=0)), 1e-30)
+    floor = max(1e-3 * widest, 1e-30)
     still = sd <= 1e-6 * np.abs(mean)
     scale = np.where(still, 0.0, 1.0 / np.maximum(sd, floor))
     return scale.astype(np.float32), (-mean * scale).astype(np.float32)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, DataError
+from ..exponents import balanced
 
 Arrays = Mapping[str, NDArray[np.float32]]
 Floats = NDArray[np.float32]
@@ -60,6 +61,7 @@ def _center(x: Floats, a: Arrays) -> Floats:
 
 
 def _normalize(x: Floats, a: Arrays) -> Floats:
+    x = balanced(x)
     norm = np.sqrt(np.einsum("nd,nd->n", x, x))[:, None]
     return np.asarray(x / np.where(norm > 0, norm, 1))  # a zero row stays zero, as in FAISS
 
@@ -90,6 +92,7 @@ LAYERS: dict[str, tuple[Callable[[Floats, Arrays], Floats], tuple[str, ...], boo
     "sigmoid": (_sigmoid, (), False),
 }
 _IN_PLACE = {"relu", "tanh"}
+_MAY_OVERFLOW = {"linear", "heads", "center"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,8 +148,12 @@ class Chain:
         """True where FAISS itself can run the chain inside an index file."""
         return all(LAYERS[op][2] for op, _ in self.layers)
 
-    def __call__(self, x: Floats) -> Floats:
-        """x (n, d_in) float32 -> z (n, d_out) float32. Other rows change a row's result by rounding at most."""
+    def __call__(self, x: Floats, name: str = "rows", first: int = 0) -> Floats:
+        """x (n, d_in) float32 -> z (n, d_out) float32. Other rows change a row's result by rounding at most.
+
+        Raises DataError for a row whose numbers become too large for float32; name, first: how it calls the rows, and the
+        number of the first of them.
+        """
         if not self.layers:
             return x
         out, step = np.empty((len(x), self.d_out), np.float32), self.block_rows
@@ -155,7 +162,12 @@ class Chain:
             for n, (op, arrays) in enumerate(self.layers):
                 if n == 0 and op in _IN_PLACE:
                     y = y.copy()  # the caller's rows stay as they are
-                y = LAYERS[op][0](y, arrays)
+                with np.errstate(over="ignore", invalid="ignore"):  # looked for right after
+                    y = LAYERS[op][0](y, arrays)
+                    lost = op in _MAY_OVERFLOW and not np.isfinite(y.sum(dtype=np.float64))
+                if lost:
+                    row = int(np.argmax(~np.isfinite(y).all(1))) % len(x[i : i + step])  # heads: one row after another
+                    raise DataError(f"{name}: row {first + i + row:,} is too large for the encoder (layer {n}, {op})")
             out[i : i + step] = y
         return out
 

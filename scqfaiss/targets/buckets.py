@@ -20,15 +20,15 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import calls
+from ..calls import Hits, Ranges
 from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError, warn
 from .base import (
     DEFAULTS,
     METRIC,
-    Hits,
     Ids,
     Options,
-    Ranges,
     Target,
     TargetInfo,
     inject,
@@ -131,8 +131,7 @@ class Buckets(Target):
         core, x = inner(index), through(index, x)
         if _holds_words(core):  # best words first, all rows of a word alike: the first word outside ends the scan
             params = parameters(core, sel, core.nlist, max_empty_result_buckets=0 if sel is not None else 1)
-            lims, D, I = core.range_search(x, radius, params=params)
-            return lims.astype(np.int64), D, I
+            return calls.range_search(core, x, radius, params)
         parts = [
             _range_boxes(core, x[i : i + RANGE_QUERIES], radius, sel) for i in range(0, max(len(x), 1), RANGE_QUERIES)
         ]
@@ -168,6 +167,7 @@ def _of_words(product: Codebooks, words: Codes, inverse: NDArray[np.int64], ids:
     inject(index.pq.centroids, np.zeros(2 * product.d), "dummies")
     index.is_trained = True
     if product.metric == "l2":
+        calls.one_thread_after_fork()
         index.precompute_table()
     add(index, inverse, np.zeros((len(ids), 1), np.uint8), ids)
     index.nprobe = min(PLAIN_NPROBE, len(words))
@@ -204,14 +204,14 @@ def _boxes(corners: NDArray[np.float32]) -> Any:
     """(high, low) of each list (nlist, 2 d) -> IndexFlat, or for many an IndexIVFFlat over larger boxes around them."""
     flat = faiss.IndexFlatIP(corners.shape[1])
     if len(corners) <= FLAT_BOXES:
-        flat.add(corners)
+        calls.add(flat, corners)
         return flat
     lists = Partition(corners, round(np.sqrt(len(corners))))(corners)
     lists = _cut(lists, lists, len(lists))
     order = np.argsort(lists, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(lists[order]) > 0])
     high, low = np.hsplit(corners[order], 2)
-    flat.add(np.hstack([np.maximum.reduceat(high, starts), np.minimum.reduceat(low, starts)]))
+    calls.add(flat, np.hstack([np.maximum.reduceat(high, starts), np.minimum.reduceat(low, starts)]))
     index = faiss.IndexIVFFlat(flat, flat.d, flat.ntotal, faiss.METRIC_INNER_PRODUCT)
     index.own_fields = True
     flat.this.disown()
@@ -248,13 +248,8 @@ def _corners(x: NDArray[np.float32], d: int) -> NDArray[np.float32]:
 
 
 def _search_preassigned(ivf: Any, x: NDArray[np.float32], k: int, bounds: Any, lists: Any, sel: Any) -> Hits:
-    """FAISS's own, which its Python layer offers without parameters; lists (nq, nprobe), -1 for none."""
-    D, I = np.empty((len(x), k), np.float32), np.empty((len(x), k), np.int64)
-    x, bounds, lists = (np.ascontiguousarray(a) for a in (x, bounds, lists))
-    pointers = [faiss.swig_ptr(a) for a in (lists, bounds, D, I)]
-    params = parameters(ivf, sel, lists.shape[1])
-    ivf.search_preassigned_c(len(x), faiss.swig_ptr(x), k, *pointers, False, params)
-    return D, I
+    """Search the lists (nq, nprobe) of each query, -1 for none."""
+    return calls.search_preassigned(ivf, x, k, bounds, lists, parameters(ivf, sel, lists.shape[1]))
 
 
 def _search_words(core: Any, x: NDArray[np.float32], k: int, sel: Any) -> Hits:
@@ -262,11 +257,11 @@ def _search_words(core: Any, x: NDArray[np.float32], k: int, sel: Any) -> Hits:
     nprobe = min(k if sel is None else 4 * k, core.nlist)
     # max_codes alone counts before the selector and would lose rows; the soft form counts after it.
     more = {"max_codes": k} if sel is None else {"max_codes": k, "ensure_topk_full": True}
-    D, I = core.search(x, k, params=parameters(core, sel, nprobe, **more))
+    D, I = calls.search(core, x, k, parameters(core, sel, nprobe, **more))
     todo = np.flatnonzero((I < 0).any(1))
     while len(todo) and nprobe < core.nlist:
         nprobe = min(8 * nprobe, core.nlist)
-        D[todo], I[todo] = core.search(np.ascontiguousarray(x[todo]), k, params=parameters(core, sel, nprobe, **more))
+        D[todo], I[todo] = calls.search(core, x[todo], k, parameters(core, sel, nprobe, **more))
         todo = todo[(I[todo] < 0).any(1)]
     return D, I
 
@@ -282,25 +277,18 @@ def _range_boxes(core: Any, x: NDArray[np.float32], radius: float, sel: Any) -> 
     """Hits above radius from the lists whose bound is -> hits of each query (nq,), D, I."""
     boxes = inner(core.quantizer)
     slack = ROUNDING * abs(radius) + ROUNDING
-    lims, _, near = boxes.range_search(_corners(x, boxes.d // 2), radius - slack)
-    counts = np.diff(lims.astype(np.int64))
+    lims, _, near = calls.range_search(boxes, _corners(x, boxes.d // 2), radius - slack)
+    counts = np.diff(lims)
     keys = np.full((len(x), max(1, int(counts.max(initial=0)))), -1, np.int64)  # -1: FAISS passes over it
     keys[np.arange(keys.shape[1]) < counts[:, None]] = near
-    x, unused = np.ascontiguousarray(x), np.zeros(keys.shape, np.float32)
-    found = faiss.RangeSearchResult(len(x))
-    pointers = faiss.swig_ptr(keys), faiss.swig_ptr(unused)
-    params = parameters(core, sel, keys.shape[1])
-    core.range_search_preassigned_c(len(x), faiss.swig_ptr(x), float(radius), *pointers, found, False, params)
-    lims = faiss.rev_swig_ptr(found.lims, len(x) + 1).copy().astype(np.int64)
-    D, I = (faiss.rev_swig_ptr(a, int(lims[-1])).copy() for a in (found.distances, found.labels))
+    lims, D, I = calls.range_search_preassigned(core, x, radius, keys, parameters(core, sel, keys.shape[1]))
     return np.diff(lims), D, I
 
 
 def _best_boxes(boxes: Any, q: NDArray[np.float32], width: int) -> Hits:
     """The `width` largest bounds and their boxes, best first."""
     if isinstance(boxes, faiss.IndexFlat):
-        found: Hits = boxes.search(q, width)
-        return found
+        return calls.search(boxes, q, width)
     # Boxes in lists, these in larger boxes: the bound of a larger box is not below those of the boxes inside.
     larger = faiss.downcast_index(boxes.quantizer)
     return _visit(boxes, q, width, None, lambda rows, width: _best_boxes(larger, q[rows], width))
@@ -344,7 +332,7 @@ def _tune(index: Any, books: Codebooks, codes: Codes) -> None:
     exact, _ = _search_boxes(core, x, k, None)
     core.nprobe = min(FIRST, core.nlist)
     while core.nprobe < core.nlist:
-        found = np.abs(core.search(x, k)[0] - exact) <= 10 * ROUNDING * np.abs(exact).max(1, keepdims=True)
+        found = np.abs(calls.search(core, x, k)[0] - exact) <= 10 * ROUNDING * np.abs(exact).max(1, keepdims=True)
         if found.all(1).mean() >= NEARLY_ALL:  # one outlier would ask for half of the lists
             break
         core.nprobe = min(2 * core.nprobe, core.nlist)

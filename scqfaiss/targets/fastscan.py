@@ -18,14 +18,14 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import calls
+from ..calls import Hits, Ranges
 from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError
 from .base import (
     DEFAULTS,
-    Hits,
     Ids,
     Options,
-    Ranges,
     Target,
     TargetInfo,
     kind_reason,
@@ -65,6 +65,7 @@ class FastScan(Target):
         if codebooks.kind == "additive":
             codebooks, codes = _spread(codebooks, codes)
         narrow, tile = as_product(codebooks)
+        calls.one_thread_after_fork()
         index = faiss.IndexPQFastScan(index_pq(narrow, codes))  # filled first: it takes no codes itself
         if options.refine >= 0:
             exact = index_pq(*merged(narrow, codes))  # 8-bit books score faster
@@ -108,7 +109,7 @@ class FastScan(Target):
             rest = through(index, np.ascontiguousarray(x[short]))
             if exact is None:
                 exact = index_pq(product_books(scan), unblocked(scan))
-            D[short], I[short] = exact.search(rest, k)
+            D[short], I[short] = calls.search(exact, rest, k)
             I[short] = np.where(I[short] < 0, -1, ids_at(index, I[short]))
         return D, I
 
@@ -117,8 +118,7 @@ class FastScan(Target):
         params = None
         if isinstance(behind_ids(index), faiss.IndexRefine):
             params = faiss.IndexRefineSearchParameters(k_factor=factor)
-        found: Hits = index.search(np.ascontiguousarray(x), k, params=params)
-        return found
+        return calls.search(index, x, k, params)
 
     def ranges(self, index: Any) -> bool:
         return _parts(index)[1] is not None

@@ -16,9 +16,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import calls
+from ..calls import Hits
 from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError, DataError, ResourceError
-from .base import Hits, Ids
+from .base import Ids
 from .head import chain, inner, prepend
 from .ivfpq import one_list
 from .reshape import as_product, merged, merged_shape, padded
@@ -138,7 +140,7 @@ class OnGpu:
             q = np.where(self._places < 0, np.float32(0), q[:, self._places])
             try:
                 with self._lock:
-                    D[i : i + len(q)], I[i : i + len(q)] = self._core.search(np.ascontiguousarray(q), k)
+                    D[i : i + len(q)], I[i : i + len(q)] = calls.search(self._core, q, k)
             except RuntimeError as error:
                 raise ResourceError(f"the GPU search failed ({_why(error)}); use device cpu") from error
         return D, I

@@ -13,7 +13,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import calls
 from ..errors import ConfigError
+from ..exponents import balanced
 
 
 def wrap(index: Any, d_in: int, layers: Sequence[tuple[str, Mapping[str, NDArray[np.float32]]]]) -> Any:
@@ -82,14 +84,19 @@ def kind_of(index: Any) -> str:
 def encoded(index: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows as the user has them -> the vectors that codes stand for, (n, d of the codebooks)."""
     for t in chain(index):
-        x = x if is_tile(t) else t.apply(x)
+        x = x if is_tile(t) else _applied(t, x)
     return x
+
+
+def _applied(t: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    # FAISS takes the root of squares in float32, and makes zeros of what is too large or too small for that.
+    return calls.apply(t, balanced(x) if isinstance(t, faiss.NormalizationTransform) else x)
 
 
 def through(index: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows as the user has them -> rows as the index behind the transforms takes them."""
     for t in chain(index):
-        x = t.apply(x)
+        x = _applied(t, x)
     return x
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from .. import calls
 from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError
 from .base import (
@@ -27,7 +28,7 @@ from .base import (
     table_bytes,
 )
 from .head import inner, kind_of
-from .lists import decoded, ivfpq, kmeans, nearest, rows_of
+from .lists import decoded, ivfpq, kmeans, rows_of
 from .reshape import merged, merged_shape, split
 
 TRAIN_ROWS = 64  # rows a list that k-means looks at
@@ -40,7 +41,7 @@ def one_list(codebooks: Codebooks, codes: Codes, ids: Ids, nlist: int = 1) -> An
     More than one such list gives the same answers: rows are dealt in turn, and a GPU scans the lists side by side.
     """
     coarse = faiss.IndexFlat(codebooks.d, METRIC[codebooks.metric])
-    coarse.add(np.zeros((nlist, codebooks.d), np.float32))
+    calls.add(coarse, np.zeros((nlist, codebooks.d), np.float32))
     # by_residual: what the GPU class demands
     return ivfpq(codebooks, coarse, np.arange(len(codes)) % nlist, codes, ids, by_residual=True)
 
@@ -74,15 +75,15 @@ class IVFPQ(Target):
         if nlist <= 1:
             return one_list(*merged(codebooks, codes), ids)
         if like is not None:
-            centroids = inner(like).quantizer.reconstruct_n(0, nlist)
+            centroids = calls.stored_rows(inner(like).quantizer)
         else:
             few = np.linspace(0, len(codes), min(len(codes), TRAIN_ROWS * nlist), endpoint=False).astype(int)
             centroids = kmeans(codebooks.decode(codes[few]), nlist)
         lists = np.empty(len(codes), np.int64)
         for i, x in decoded(codebooks, codes):
-            lists[i : i + len(x)] = nearest(x, centroids)
+            lists[i : i + len(x)] = calls.nearest(x, centroids)
         coarse = faiss.IndexFlat(codebooks.d, METRIC[codebooks.metric])
-        coarse.add(centroids)
+        calls.add(coarse, centroids)
         books, codes = merged(codebooks, codes)
         index = ivfpq(books, coarse, lists, codes, ids, by_residual=False)
         index.nprobe = min(options.nprobe, nlist) or -(-nlist // NPROBE_SHARE)
@@ -97,7 +98,7 @@ class IVFPQ(Target):
     def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
         """Raises ConfigError for codes of residuals, which we never write."""
         index = inner(index)
-        if index.by_residual and index.quantizer.reconstruct_n(0, index.nlist).any():
+        if index.by_residual and calls.stored_rows(index.quantizer).any():
             raise ConfigError("the codes stand for residuals of coarse centroids, not for vectors")
         _, codes, ids = rows_of(index)
         return *split(product_books(index), codes, shape), ids

@@ -9,6 +9,7 @@ from typing import Any
 
 import faiss
 
+from .. import calls
 from ..codebooks import Codebooks, Codes, Shape
 from .base import (
     DEFAULTS,
@@ -35,7 +36,7 @@ def index_pq(codebooks: Codebooks, codes: Codes) -> Any:
     inject(index.pq.centroids, codebooks.centroids, "codebooks")
     index.is_trained = True
     if len(codes):
-        index.add_sa_codes(pack(codes, codebooks.nbits))
+        calls.add_codes(index, pack(codes, codebooks.nbits))
     return index
 
 

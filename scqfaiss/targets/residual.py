@@ -10,6 +10,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from .. import calls
 from ..codebooks import Codebooks, Codes, Shape
 from .base import (
     DEFAULTS,
@@ -50,12 +51,13 @@ class Residual(Target):
         if norms and len(codes):
             squares = np.concatenate([np.square(x.astype(np.float64)).sum(1) for _, x in decoded(b, codes)])
             squares = squares.astype(np.float32)
+            calls.one_thread_after_fork()
             rq.train_norm(len(squares), faiss.swig_ptr(squares))
             packed, plain = np.zeros((len(codes), rq.code_size), np.uint8), np.ascontiguousarray(codes, np.int32)
             rq.pack_codes(len(plain), faiss.swig_ptr(plain), faiss.swig_ptr(packed), -1, faiss.swig_ptr(squares))
-            index.add_sa_codes(packed)
+            calls.add_codes(index, packed)
         elif len(codes):
-            index.add_sa_codes(pack(codes, b.nbits))
+            calls.add_codes(index, pack(codes, b.nbits))
         return with_ids(index, ids)
 
     def holds(self, index: Any) -> bool:

@@ -18,6 +18,7 @@ from close import assert_encodes_as
 import scqfaiss
 from scqfaiss import bundle, evaluation
 from scqfaiss.errors import CheckpointError, ScqError
+from scqfaiss.parts import PIP, missing
 
 from .conftest import TINY, blobs, checked, command, write_h5
 
@@ -343,7 +344,7 @@ def test_g4_part_missing(here, untouched, module, arguments, pip):
 
 def test_g4_method_and_names_that_need_faiss(here, untouched):
     result = without("faiss", "train", "train.h5", "-o", "x.safetensors", "--method", "pq")
-    refused(result, 2, 'method pq needs FAISS: pip install "scqfaiss[cpu]"')
+    refused(result, 2, 'method pq needs faiss, which is not installed: pip install "scqfaiss[cpu]"')
     untouched()
 
 
@@ -391,3 +392,61 @@ def test_average_precision_refuses_more_relevant_than_rows():
 def test_help_is_a_process_of_its_own(here):
     done = subprocess.run(command("--help"), capture_output=True, text=True, timeout=50)
     assert done.returncode == 0 and done.stderr == ""
+
+
+BROKEN = """
+import importlib.abc, importlib.util, sys
+
+
+class Breaker(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_loader(name, self) if name == sys.argv[1] else None
+
+    def exec_module(self, module):
+        exec(compile(sys.argv[2], "broken.py", "exec"), module.__dict__)
+
+
+sys.meta_path.insert(0, Breaker())
+from scqfaiss.cli import run
+sys.exit(run(sys.argv[3:]))
+"""
+
+
+TRAIN = ("train", "train.h5", "-o", "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "module, raises, arguments, message",
+    [
+        ("faiss", "RuntimeError('no CUDA\\n runtime')", SEARCH, "(no CUDA runtime): "),
+        ("faiss", "ImportError('libx.so')", SEARCH, ": "),
+        ("torch", "OSError('libx.so')", TRAIN, "(libx.so): "),
+        ("h5py", "ValueError('size changed')", ("info", "train.h5"), "(size changed): "),
+    ],
+)
+def test_g4_part_that_breaks_while_it_loads(here, untouched, module, raises, arguments, message):
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN, module, f"raise {raises}", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    why = f"{module} does not load{message if message == ': ' else ' ' + message}{PIP[module]}"
+    refused(checked(done.returncode, done.stdout, done.stderr), 2, why)
+    untouched()
+
+
+def test_g4_python_names_of_a_part_that_breaks(here):
+    code = BROKEN.partition("from scqfaiss.cli")[0] + "import scqfaiss\ntry:\n    scqfaiss.open\n"
+    code += "except scqfaiss.ConfigError as error:\n    print(error)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "faiss", "raise RuntimeError('x')"], capture_output=True, text=True, timeout=50
+    )
+    assert done.stdout == 'open needs faiss, which does not load (x): pip install "scqfaiss[cpu]"\n'
+
+
+def test_an_error_after_loading_is_no_broken_part():
+    try:
+        np.linalg.cholesky(-np.eye(2))
+    except np.linalg.LinAlgError as error:
+        assert missing(error) is None

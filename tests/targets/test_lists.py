@@ -4,11 +4,12 @@ import faiss
 import numpy as np
 import pytest
 
+from scqfaiss.calls import nearest
 from scqfaiss.errors import ConfigError
 from scqfaiss.targets import lists, target
 from scqfaiss.targets.base import Options
 from scqfaiss.targets.ivfpq import one_list
-from scqfaiss.targets.lists import Partition, decoded, kmeans, list_sizes, nearest, rows_of, words_of
+from scqfaiss.targets.lists import Partition, decoded, kmeans, list_sizes, rows_of, words_of
 
 from .conftest import KINDS, assert_best, random_books, random_codes, random_queries
 
