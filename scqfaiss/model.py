@@ -246,9 +246,11 @@ def encode_source(model: Model, source: Source, progress: Progress = silent) -> 
     # and, beside a busy process, wait for the one that lost its core.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         for i, x in read_ahead(source.blocks()):
-            cuts = i + len(x) * np.arange(workers + 1) // workers
+            cuts = len(x) * np.arange(workers) // workers
             parts = pool.map(
-                lambda j, k: model.assign(model.chain(x[j - i : k - i], source.name, int(j))), cuts[:-1], cuts[1:]
+                lambda rows, first: model.assign(model.chain(rows, source.name, first)),
+                np.split(x, cuts[1:]),
+                (i + cuts).tolist(),
             )  # checked by the source
             codes[i : i + len(x)] = np.concatenate(list(parts))
             progress("encode", i + len(x), len(source), "")
