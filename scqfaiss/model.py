@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from . import bundle
 from .arrays import Floats, as_features
+from .cards import check_config
 from .codebooks import MAX_BEAM, RULES, Codebooks, Codes
 from .contract import Progress, silent
 from .data import Source
@@ -24,6 +25,7 @@ from .files import PathLike, reserve
 
 SUFFIX = ".safetensors"
 NETWORK = "backbone."  # what the names of the network's tensors begin with
+MAX_NUMBER = 1e18  # in the tensors of a model: squares and products stay in float32
 ASSIGN_ELEMENTS = 1 << 20  # distances to a book held at a time: 4 MB, which stays in the cache
 
 
@@ -163,9 +165,10 @@ class Model:
         """Read a model file. Raises ConfigError where it is missing, CheckpointError where it is damaged or foreign."""
         found, sha256 = bundle.read(path)
         config = dict(found.config)
-        for key in ("method", "encoder"):
-            if not isinstance(config.get(key), str):
-                raise CheckpointError(f"{shown(path)}: a model that names no {key}")
+        check_config(config, shown(path))
+        for name, t in found.tensors.items():
+            if t.dtype == np.float32 and not name.startswith(NETWORK) and np.abs(t).max(initial=0) > MAX_NUMBER:
+                raise CheckpointError(f"{shown(path)}: tensor {shown(name)} holds numbers above {MAX_NUMBER:g}")
         try:
             shape = config.pop("codebooks")
             chain = chains.unpack(found.tensors, config.pop("chain"))
@@ -182,7 +185,7 @@ class Model:
 
 def _tells_of_a_whole(found: Any) -> bool:
     """Whether the 'prefix' of a config is what Model.prefix writes."""
-    return isinstance(found, dict) and isinstance(found.get("sha256"), str) and type(found.get("bits")) is int
+    return isinstance(found, dict) and len(str(found.get("sha256"))) == 64 and type(found.get("bits")) is int
 
 
 def check_saved(path: Path, data: bytes) -> None:

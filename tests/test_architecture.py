@@ -17,7 +17,7 @@ ORDER = [
     ["errors"],
     ["arrays"],
     ["codebooks"],
-    ["files"],
+    ["files", "cards"],
     ["bundle", "results"],
     ["contract"],
     ["parallel"],
