@@ -601,7 +601,7 @@ def fields(folder: Path, count: int, seed: int) -> list[tuple[str, str, str]]:
         if kind == "model":
             path = work / "f.safetensors"
             forge_model(rng, model, path)
-            look = lambda path=path: look_at_model(path, work)  # noqa: E731
+            look = lambda path=path, work=work: look_at_model(path, work)  # noqa: E731
         else:
             path = work / "f.faissindex"
             if kind == "stream":
@@ -611,7 +611,7 @@ def fields(folder: Path, count: int, seed: int) -> list[tuple[str, str, str]]:
                 for _ in range(rng.integers(1, 4)):
                     forged = forge_json(rng, forged)
                 seal_any(path, stream, forged)
-            look = lambda path=path, model=model: look_at_gallery(path, model, work)  # noqa: E731
+            look = lambda path=path, model=model, work=work: look_at_gallery(path, model, work)  # noqa: E731
         found.append((f"{kind} {i} of {card['target']}", *outcome(look, path.stat().st_size)))
         shutil.rmtree(work)
     return found

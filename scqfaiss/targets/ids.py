@@ -85,5 +85,5 @@ def repeated(index: Any) -> int:
     parts, distinct = -(-n // SORTED_AT_A_TIME), 0
     for part in range(parts):
         some = np.sort(np.concatenate([ids[ids % parts == part] for ids in id_blocks(index)]))
-        distinct += np.count_nonzero(some[1:] != some[:-1]) + (len(some) > 0)
+        distinct += int(np.count_nonzero(some[1:] != some[:-1])) + (len(some) > 0)
     return n - distinct
