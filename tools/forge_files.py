@@ -627,7 +627,7 @@ def table(title: str, found: list[tuple[str, str, str]], show: int) -> int:
         print(f"  {n:6,}  {word}")
     for word in bad:
         some = [(name, detail) for name, found_word, detail in found if found_word == word]
-        for what, n in Counter(detail[:60] for _, detail in some).most_common(show):
+        for what, n in Counter(detail[:400] for _, detail in some).most_common(show):
             first = next(name for name, detail in some if detail.startswith(what))
             print(f"          {word}: {n:,} x {what!a}, first {first}")
     sys.stdout.flush()

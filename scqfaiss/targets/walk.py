@@ -188,6 +188,7 @@ def _walk_pq(index: Any, name: str) -> float:
 
 def _walk_rq(index: Any, name: str) -> float:
     rq = index.rq
+    _need(rq.is_trained, f"{name}: its quantizer is not trained")
     _need(rq.d == index.d, f"{name}: d differs inside: {index.d} and {rq.d}")
     nbits = faiss.vector_to_array(rq.nbits)
     _need(len(nbits) == rq.M and rq.M > 0 and (nbits == nbits[0]).all() and 1 <= nbits[0] <= 16, f"{name}: M or nbits")
