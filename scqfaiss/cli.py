@@ -148,9 +148,9 @@ def parse_settings(context: click.Context, _: click.Parameter, pairs: tuple[str,
 
 
 def say(text: str) -> None:
-    """What a command found; of several processes the first one speaks."""
+    """What a command found; of several processes the first one speaks. What stands in files reaches no terminal raw."""
     if text:
-        click.echo(text)
+        click.echo("\n".join(shown(line) for line in text.split("\n")))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -225,7 +225,7 @@ def train(
     request, traces = training.asked(options)
     more: dict[str, Any] = {"codebook_rows": codebook_rows, "validation": validation, "keys": keys}
     if dry_run:
-        click.echo(training.dry_run(rows, out, request, **more))
+        say(training.dry_run(rows, out, request, **more))
     else:
         say(training.train_file(rows, out, request, traces=traces, progress=meter, **more))
 
@@ -247,9 +247,9 @@ def export(model: Path, rows: Path, out: Path, dry_run: bool, **options: Any) ->
     from . import exporting
 
     if dry_run:
-        click.echo(exporting.export_plan(model, rows, out, **options))
+        say(exporting.export_plan(model, rows, out, **options))
     else:
-        click.echo(exporting.export_file(model, rows, out, progress=meter, **options))
+        say(exporting.export_file(model, rows, out, progress=meter, **options))
 
 
 @cli.command()
@@ -262,7 +262,7 @@ def append(gallery: Path, rows: Path, **options: Any) -> None:
     """Encode ROWS, or pictures, and add them to GALLERY. Rows without ids are numbered on from the largest id there is."""
     from .editing import append_file
 
-    click.echo(append_file(gallery, rows, progress=meter, **options))
+    say(append_file(gallery, rows, progress=meter, **options))
 
 
 @cli.command()
@@ -272,7 +272,7 @@ def remove(gallery: Path, ids: str) -> None:
     """Take vectors out of GALLERY by their ids."""
     from .editing import remove_file
 
-    click.echo(remove_file(gallery, ids))
+    say(remove_file(gallery, ids))
 
 
 @cli.command()
@@ -282,7 +282,7 @@ def merge(galleries: tuple[Path, ...], out: Path) -> None:
     """Join GALLERIES of one model and one target into one."""
     from .editing import merge_files
 
-    click.echo(merge_files(galleries, out))
+    say(merge_files(galleries, out))
 
 
 @cli.command()
@@ -303,7 +303,7 @@ def search(gallery: Path, queries: Path, **options: Any) -> None:
     """Search GALLERY with the rows of QUERIES, or with pictures: a file or a folder of them."""
     from .gallery import search_file
 
-    click.echo(search_file(gallery, queries, progress=meter, **options))
+    say(search_file(gallery, queries, progress=meter, **options))
 
 
 @cli.command()
@@ -322,7 +322,7 @@ def evaluate(gallery: Path, queries: Path, database: Path | None, as_json: bool,
     """
     from .evaluation import evaluate_file, report_text
 
-    click.echo(report_text(evaluate_file(gallery, queries, database, progress=meter, **options), as_json))
+    say(report_text(evaluate_file(gallery, queries, database, progress=meter, **options), as_json))
 
 
 @cli.command()
@@ -354,7 +354,7 @@ def features(images: Path, out: Path, encoder: str | None, device: str, precisio
     """See IMAGES (a folder, a list, HDF5, or a picture) with a network and write what it sees as rows."""
     from .features import Seeing, features_file
 
-    click.echo(features_file(images, out, seeing=Seeing(encoder, device, precision), progress=meter, **options))
+    say(features_file(images, out, seeing=Seeing(encoder, device, precision), progress=meter, **options))
 
 
 @cli.command("export-encoder")
@@ -367,7 +367,7 @@ def export_encoder(model: Path, out: Path, encoder: str | None) -> None:
     """Write the encoder of MODEL as ONNX: pictures, or rows, in; what galleries are searched with out."""
     from . import portable
 
-    click.echo(portable.export_encoder(model, out, encoder=encoder))
+    say(portable.export_encoder(model, out, encoder=encoder))
 
 
 @cli.command()
@@ -378,7 +378,7 @@ def info(file: Path, as_json: bool, keys: dict[str, Any]) -> None:
     """Describe a gallery, a model or a file of rows."""
     from .inspection import describe_file
 
-    click.echo(describe_file(file, as_json, keys))
+    say(describe_file(file, as_json, keys))
 
 
 @cli.command()
@@ -387,7 +387,7 @@ def verify(file: Path) -> None:
     """Check a gallery or a model: checksum, structure, card. Exit code 3 where anything is wrong."""
     from .gallery import verify_file
 
-    click.echo(verify_file(file))
+    say(verify_file(file))
 
 
 @cli.command()
@@ -399,7 +399,7 @@ def report(results: tuple[Path, ...], out: Path, **options: Any) -> None:
     """Draw RESULTS of benchmarks, files or folders that hold results.json, into one page that needs no network."""
     from .report.page import write_report
 
-    click.echo(write_report(results, out, **options))
+    say(write_report(results, out, **options))
 
 
 @cli.command()
@@ -410,7 +410,7 @@ def demo(out: Path) -> None:
     """Train, export, search and compare on the handwritten digits inside the package; under a minute."""
     from .demo import run
 
-    run(out, click.echo, meter)
+    run(out, say, meter)
 
 
 def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
@@ -419,7 +419,8 @@ def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **
     if issubclass(category, ScqWarning):
         to_stderr(f"Warning: {one_line(str(message))}")
     else:
-        to_stderr(warnings.formatwarning(message, category, *rest[:2]), nl=False)
+        lines = warnings.formatwarning(message, category, *rest[:2]).split("\n")
+        to_stderr("\n".join(map(shown, lines)), nl=False)
 
 
 def one_line(message: str) -> str:

@@ -522,7 +522,7 @@ def verify_file(path: PathLike) -> str:
     """Full verification of a gallery or a model; returns one line. Raises when anything is wrong."""
     if Path(path).suffix == ".safetensors":
         model = Model.load(path)
-        return f"{shown(path)}: sound, model of method {model.config['method']}, SHA-256 {model.sha256[:12]}"
+        return f"{shown(path)}: sound, model of method {shown(model.config['method'])}, SHA-256 {model.sha256[:12]}"
     stored = read_gallery(path)
     if stored.card is None:
         raise IndexFileError(f"{shown(path)}: no checksum, nothing to verify: written by another program, or cut off")

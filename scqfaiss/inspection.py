@@ -109,13 +109,14 @@ def describe_file(path: PathLike, as_json: bool, keys: Mapping[str, Any]) -> str
         return json.dumps(found, sort_keys=True)
     lines = [f"{shown(path)}: {found.pop('kind')}"]
     for key, value in found.items():
+        # Keys are text out of the file, too.
         if value is None or (isinstance(value, dict) and not value):
             continue
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items())
         elif isinstance(value, (list, tuple)):
             value = ", ".join(map(str, value)) if len(value) <= 20 else f"{len(value)} values"
-        elif key == "bytes":
+        elif key == "bytes" and type(value) is int:
             value = f"{value:,} ({size(value)})"
-        lines.append(f"  {key.replace('_', ' ')}: {shown(str(value))}")
+        lines.append(f"  {shown(key.replace('_', ' '))}: {shown(str(value))}")
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from . import bundle
 from .arrays import MAX_CLASSES, Floats, as_features, transposed
+from .cards import check_config
 from .codebooks import MAX_BEAM, RULES, Codebooks, Codes
 from .contract import Progress, silent
 from .data import Source
@@ -25,6 +26,7 @@ from .files import PathLike, reserve
 
 SUFFIX = ".safetensors"
 NETWORK = "backbone."  # what the names of the network's tensors begin with
+MAX_NUMBER = 1e18  # in the tensors of a model: squares and products stay in float32
 ASSIGN_ELEMENTS = 1 << 20  # distances to a book held at a time: 4 MB, which stays in the cache
 
 
@@ -187,9 +189,10 @@ class Model:
     @staticmethod
     def _of(found: bundle.Bundle, sha256: str, name: str) -> Model:
         config = dict(found.config)
-        for key in ("method", "encoder"):
-            if not isinstance(config.get(key), str):
-                raise CheckpointError(f"{name}: a model that names no {key}")
+        check_config(config, name)
+        for key, t in found.tensors.items():
+            if t.dtype == np.float32 and not key.startswith(NETWORK) and np.abs(t).max(initial=0) > MAX_NUMBER:
+                raise CheckpointError(f"{name}: tensor {shown(key)} holds numbers above {MAX_NUMBER:g}")
         try:
             shape = config.pop("codebooks")
             chain = chains.unpack(found.tensors, config.pop("chain"))
@@ -218,7 +221,7 @@ def _tells_of_classes(config: Mapping[str, Any]) -> bool:
 
 def _tells_of_a_whole(found: Any) -> bool:
     """Whether the 'prefix' of a config is what Model.prefix writes."""
-    return isinstance(found, dict) and isinstance(found.get("sha256"), str) and type(found.get("bits")) is int
+    return isinstance(found, dict) and len(str(found.get("sha256"))) == 64 and type(found.get("bits")) is int
 
 
 def check_saved(path: Path, data: bytes) -> None:

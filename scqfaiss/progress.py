@@ -8,6 +8,8 @@ import time
 
 import click
 
+from .errors import shown
+
 WIDTH = 30
 REDRAW_SECONDS = 0.1
 PLAIN_SECONDS = 10.0  # without a terminal: a sign of life this often
@@ -39,7 +41,7 @@ class Meter:
         if not finished and now - self.drawn < (REDRAW_SECONDS if self.terminal else PLAIN_SECONDS):
             return
         self.drawn = now
-        text = f"{what}: {done:,} of {total:,}" + (f", {detail}" if detail else "")
+        text = shown(f"{what}: {done:,} of {total:,}" + (f", {detail}" if detail else ""))
         if self.terminal:
             filled = WIDTH * done // max(total, 1)
             left = (now - self.started) / done * (total - done) if done else 0.0

@@ -9,22 +9,27 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import faiss
+import numpy as np
 
 from . import files
+from .cards import check_card, told
 from .codebooks import Shape
 from .errors import ConfigError, IndexFileError, ResourceError, shown
 from .files import PathLike
 from .forks import Lock
 from .targets import REGISTRY as TARGETS
 from .targets import target as find_target
-from .targets.base import Options, Target, check_options
+from .targets.base import Options, Target, check_options, product_books
 from .targets.head import inner
+from .targets.ids import behind_ids, id_blocks, repeated
+from .targets.reshape import merged, split
 from .targets.walk import walk
 
 MIN_FAISS = (1, 14, 2)  # the first with limits on what a file may make it allocate
 # FAISS holds sizes that never stand in the file (d_in * d_out * 4 of a transform) to the limit too, hence the floor.
 BYTE_LIMIT_FLOOR = 256 << 20
 LOOP_LIMIT_FLOOR = 10**6
+MERGED_ROUNDING = 1e-6  # of the largest number in the books: sums of two float32
 LOOK_BYTES = 96 << 20  # read to find out whether a file without a card has inverted lists
 _limits_lock = Lock()  # the limits are process-wide
 
@@ -82,7 +87,8 @@ def _load(f: BinaryIO, name: str, stream: int | None, mapped: bool = False, list
     try:
         if not mapped:
             with _read_limits(*limits):
-                return faiss.read_index(faiss.PyCallbackIOReader(get)), used
+                index = faiss.read_index(faiss.PyCallbackIOReader(get))
+            return _null(index), used
         # FAISS maps either inverted lists or flat codes, and only by a path. Under both flags lists that claim to stand in
         # another file are not opened: that for lists leaves data where it is.
         of_lists = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
@@ -110,6 +116,7 @@ def _load(f: BinaryIO, name: str, stream: int | None, mapped: bool = False, list
                 if flags == of_lists:
                     raise
                 index = faiss.read_index(path, of_lists)  # lists behind more than that look saw
+        _null(index)
         if not whole:
             used = _end_of_lists(index, end)
         if used > end:
@@ -132,8 +139,9 @@ def _end_of_lists(index: Any, end: int) -> int:
     """Where mapped lists end in the file, of which FAISS only checks that they begin there; `end` where there are none: of
     flat codes FAISS sees that they lie in the file.
     """
-    ivf = inner(index)
-    lists = faiss.downcast_InvertedLists(ivf.invlists) if isinstance(ivf, faiss.IndexIVF) else None
+    ivf = inner(index)  # of a transform with nothing behind it, None: the walk refuses that
+    has_lists = isinstance(ivf, faiss.IndexIVF) and ivf.invlists is not None
+    lists = faiss.downcast_InvertedLists(ivf.invlists) if has_lists else None
     if not isinstance(lists, faiss.OnDiskInvertedLists) or not lists.nlist:
         return end
     last = lists.lists.at(lists.nlist - 1)
@@ -157,6 +165,13 @@ class Stored:
         return None if self.card is None else shape_of_card(self.card)
 
 
+def _null(index: Any) -> Any:
+    """FAISS reads the mark of an absent index as one."""
+    if index is None:
+        raise RuntimeError("there is no index")
+    return index
+
+
 def shape_of_card(card: Mapping[str, Any]) -> Shape:
     return Shape(card["kind"], card["M"], card["nbits"], card["d"], card["metric"])
 
@@ -165,10 +180,10 @@ def options_of(card: Mapping[str, Any], target: Target) -> Options:
     """The options that a gallery was exported with. Raises IndexFileError for such as no export writes."""
     found = card.get("options", {})
     try:
-        options = Options(**found)
+        options = Options(**found)  # TypeError: no object, or of other names
         check_options(target.INFO, options)
     except (TypeError, ConfigError) as error:
-        raise IndexFileError(f"the card says options={shown(str(found))[:80]}, which no export writes") from error
+        raise IndexFileError(f"the card says options={told(found)}, which no export writes") from error
     return options
 
 
@@ -205,11 +220,15 @@ def read_gallery(path: PathLike, *, verify: bool = True, mmap: bool = False) -> 
     target = target_of(index, (card or {}).get("target"))
     if card is not None:
         _compare(card, index, target, name)
+        if verify:
+            _compare_ids(card, index, name)
+    elif target is not None and target.INFO.name in ("fastscan", "buckets") and target.disagreement(index):
+        target = None  # their searches rely on how we build them: another's is left to FAISS
     return Stored(index, card, target, stamp)
 
 
 def _has_lists(name: Any) -> bool:
-    return name in TARGETS and find_target(name).INFO.faiss_class == "IndexIVFPQ"
+    return isinstance(name, str) and name in TARGETS and find_target(name).INFO.faiss_class == "IndexIVFPQ"
 
 
 def target_of(index: Any, told: Any = None) -> Target | None:
@@ -221,10 +240,11 @@ def target_of(index: Any, told: Any = None) -> Target | None:
 
 
 def _compare(card: Mapping[str, Any], index: Any, target: Target | None, name: str) -> None:
-    """Raise IndexFileError where card and index disagree."""
+    """Raise IndexFileError where card and index disagree, or parts of either."""
+    check_card(card, name)
     if target is None:
         raise IndexFileError(
-            f"{name}: the card says target={card.get('target')}, the index is a {type(inner(index)).__name__}"
+            f"{name}: the card says target={told(card.get('target'))}, the index is a {type(inner(index)).__name__}"
         )
     stored = target.shape_of(index)
     found = {"target": target.INFO.name, "n": index.ntotal}
@@ -232,8 +252,6 @@ def _compare(card: Mapping[str, Any], index: Any, target: Target | None, name: s
         stored = replace(stored, M=2 * stored.M, nbits=4)  # 4-bit books that stand in pairs: see targets/reshape.py
     found |= {"kind": stored.kind, "d": stored.d, "M": stored.M, "nbits": stored.nbits, "K": stored.K}
     found["metric"] = stored.metric
-    if card.get("encoder") not in ("none", "folded", "model") or type(card.get("d_in")) is not int:
-        raise IndexFileError(f"{name}: the card does not say how queries are encoded")
     if card["encoder"] != "model":
         found["d_in"] = index.d
     try:
@@ -242,5 +260,39 @@ def _compare(card: Mapping[str, Any], index: Any, target: Target | None, name: s
         raise IndexFileError(f"{name}: {error}") from error
     found |= {key: value for key, value in target.facts(index).items() if key in card}  # the first files lack them
     for key, value in found.items():
-        if card.get(key) != value:
-            raise IndexFileError(f"{name}: the card says {key}={card.get(key)}, the index has {value}")
+        if type(card.get(key)) is not type(value) or card.get(key) != value:
+            raise IndexFileError(f"{name}: the card says {key}={told(card.get(key))}, the index has {value}")
+    if "bits" in card and card["bits"] != card["M"] * card["nbits"]:
+        raise IndexFileError(f"{name}: the card says bits={card['bits']}, and M={card['M']} of nbits={card['nbits']}")
+    wrong = target.disagreement(index)
+    if wrong is None and card["M"] != target.shape_of(index).M:
+        wrong = _unmerged(target, index, shape_of_card(card))
+    if wrong is not None:
+        raise IndexFileError(f"{name}: {wrong}")
+
+
+def _unmerged(target: Target, index: Any, shape: Shape) -> str | None:
+    """What is wrong with 8-bit books that the card calls pairs of 4-bit books, or None."""
+    core = inner(index) if isinstance(inner(index), faiss.IndexIVFPQ) else behind_ids(index)
+    coarse = faiss.downcast_index(core.quantizer) if isinstance(core, faiss.IndexIVFPQ) else core
+    books = product_books(coarse if isinstance(coarse, faiss.IndexPQ) else core, shape.kind)
+    pairs, codes = split(books, np.zeros((0, books.M), np.uint8), shape)
+    again = merged(pairs, codes)[0].centroids
+    scale = float(np.abs(books.centroids).max())
+    far = np.argwhere(np.abs(again - books.centroids) > MERGED_ROUNDING * scale)
+    if not len(far):
+        return None
+    at = tuple(far[0])
+    return f"codeword {at[1]} of book {at[0]} is {books.centroids[at]:g}, the two 4-bit codewords make {again[at]:g}"
+
+
+def _compare_ids(card: Mapping[str, Any], index: Any, name: str) -> None:
+    """Raise IndexFileError for ids below 0, FAISS's mark for no row, and where more rows repeat an id than the card says."""
+    for ids in id_blocks(index):
+        if int(ids.min()) < 0:
+            raise IndexFileError(f"{name}: the index holds id {ids.min()}, ids are 0 or larger")
+    found, allowed = repeated(index), card.get("repeated_ids", 0)
+    if found != allowed:
+        raise IndexFileError(
+            f"{name}: the card says {allowed:,} rows repeat an id, in the index {found:,} do; export again"
+        )

@@ -20,7 +20,7 @@ ORDER = [
     ["arrays"],
     ["exponents"],
     ["codebooks"],
-    ["files"],
+    ["files", "cards"],
     ["bundle", "results"],
     ["contract"],
     ["calls", "parallel", "threads"],

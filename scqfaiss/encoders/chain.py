@@ -190,7 +190,8 @@ def unpack(tensors: Mapping[str, NDArray[Any]], config: Mapping[str, Any]) -> Ch
     for name, a in tensors.items():
         part = name.split(".")
         if part[0] == "encoder":
-            if len(part) != 3 or not part[1].isdigit() or int(part[1]) >= len(ops):
+            number = part[1] if len(part) == 3 and len(part[1]) < 6 else ""
+            if not number.isdecimal() or int(number) >= len(ops):
                 raise CheckpointError(f"tensor {name} belongs to no encoder layer")
             found[int(part[1])][part[2]] = a
     return Chain(d_in, [(str(op), arrays) for op, arrays in zip(ops, found)])

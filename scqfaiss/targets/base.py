@@ -51,6 +51,7 @@ class Options:
 DEFAULTS = Options()
 MAX_LISTS = 1 << 24
 MAX_REFINE = 1000  # candidates a hit
+COMPARED = 4096  # rows
 
 
 class Target(ABC):
@@ -75,6 +76,14 @@ class Target(ABC):
     @abstractmethod
     def holds(self, index: Any) -> bool:
         """Whether build could have made this index."""
+
+    def disagreement(self, index: Any) -> str | None:
+        """None, or what parts of an index of this target say against one another, though FAISS searches it.
+
+        Looks at codes and vectors of at most COMPARED rows, spread over all, where a look at every row would cost more than
+        the hash of the file does.
+        """
+        return None
 
     @abstractmethod
     def shape_of(self, index: Any) -> Shape:

@@ -18,6 +18,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+from faiss.contrib.inspect_tools import get_invlist
 from numpy.typing import NDArray
 
 from .. import calls
@@ -25,6 +26,7 @@ from ..calls import Hits, Ranges
 from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError, warn
 from .base import (
+    COMPARED,
     DEFAULTS,
     METRIC,
     Ids,
@@ -37,8 +39,9 @@ from .base import (
     product_books,
     product_shape,
     table_bytes,
+    unpack_codes,
 )
-from .head import inner, kind_of, prepend, through
+from .head import chain, inner, kind_of, prepend, through
 from .lists import Partition, add, decoded, ivfpq, rows_of, words_of
 from .pq import codes_of, index_pq
 from .reshape import as_product, merged, merged_shape, split
@@ -99,7 +102,17 @@ class Buckets(Target):
         index = inner(index)
         if not isinstance(index, faiss.IndexIVFPQ):
             return False
-        return isinstance(faiss.downcast_index(index.quantizer), (faiss.IndexPQ, faiss.IndexPreTransform))
+        if _holds_words(index):
+            return bool(index.by_residual) and (index.pq.M, index.pq.nbits) == (1, 1)
+        return _is_over_boxes(index)
+
+    def disagreement(self, index: Any) -> str | None:
+        """A row beside its word adds nothing to its score; rows lie within the box of their list."""
+        core = inner(index)
+        if _holds_words(core):
+            rest = np.abs(faiss.vector_to_array(core.pq.centroids)).max()
+            return f"rows add {rest:g} to their words, not 0" if rest else None
+        return _outside(core, kind_of(index))
 
     def shape_of(self, index: Any) -> Shape:
         core = inner(index)
@@ -151,6 +164,57 @@ class Buckets(Target):
 
 def _holds_words(core: Any) -> bool:
     return isinstance(faiss.downcast_index(core.quantizer), faiss.IndexPQ)
+
+
+def _is_over_boxes(core: Any) -> bool:
+    """Whether the coarse quantizer of an IndexIVFPQ holds boxes, behind the transform that _of_boxes puts there."""
+    first, boxes, d = chain(core.quantizer), inner(core.quantizer), core.d
+    if core.by_residual or core.metric_type != faiss.METRIC_INNER_PRODUCT or boxes.metric_type != core.metric_type:
+        return False
+    if len(first) != 1 or not isinstance(first[0], faiss.RemapDimensionsTransform) or boxes.d % 2:
+        return False
+    half = boxes.d // 2  # of additive codes, d is a multiple of it
+    places = np.r_[np.arange(half), np.full(half, -1)]
+    same = half <= d and np.array_equal(faiss.vector_to_array(first[0].map), places)
+    return bool(same and isinstance(boxes, (faiss.IndexFlat, faiss.IndexIVFFlat)))
+
+
+def _outside(core: Any, kind: str) -> str | None:
+    """Of the boxes, a list with a row outside its own, or a box outside the larger one around it."""
+    boxes, books = inner(core.quantizer), product_books(core, kind)
+    if boxes.d != 2 * books.d:
+        return f"boxes are of {boxes.d // 2} dimensions, codes of {books.d}"
+    step = max(1, core.ntotal // COMPARED)
+    corners = _all_boxes(boxes)
+    for number in range(core.nlist):
+        size = core.invlists.list_size(number)
+        if not size:
+            continue
+        packed = faiss.rev_swig_ptr(core.invlists.get_codes(number), size * core.code_size).reshape(size, -1)[::step]
+        x = books.decode(unpack_codes(np.ascontiguousarray(packed), core.pq.M, core.pq.nbits))
+        high, low = np.split(corners[number], 2)
+        slack = ROUNDING * max(1e-30, float(np.abs(corners[number]).max()))
+        if (x > high + slack).any() or (x < low - slack).any():
+            return f"list {number:,} holds a row outside its box"
+    if isinstance(boxes, faiss.IndexIVFFlat):
+        larger = faiss.downcast_index(boxes.quantizer).reconstruct_n(0, boxes.nlist)
+        for number in range(boxes.nlist):
+            inside = corners[get_invlist(boxes.invlists, number)[0]]
+            high, low = np.split(larger[number], 2)
+            if len(inside) and ((inside[:, : len(high)] > high).any() or (inside[:, len(high) :] < low).any()):
+                return f"larger box {number:,} does not hold its boxes"
+    return None
+
+
+def _all_boxes(boxes: Any) -> NDArray[np.float32]:
+    """(nlist, 2 d) (high, low) of each list."""
+    if isinstance(boxes, faiss.IndexFlat):
+        return np.asarray(boxes.reconstruct_n(0, boxes.ntotal))
+    out = np.empty((boxes.ntotal, boxes.d), np.float32)
+    for number in range(boxes.nlist):
+        ids, codes = get_invlist(boxes.invlists, number)
+        out[ids] = codes.view(np.float32).reshape(len(ids), -1)
+    return out
 
 
 def _of_words(product: Codebooks, words: Codes, inverse: NDArray[np.int64], ids: Ids) -> Any:

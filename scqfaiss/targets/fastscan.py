@@ -23,12 +23,14 @@ from ..calls import Hits, Ranges
 from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError
 from .base import (
+    COMPARED,
     DEFAULTS,
     Ids,
     Options,
     Target,
     TargetInfo,
     kind_reason,
+    pack,
     product_books,
     product_shape,
     table_bytes,
@@ -78,7 +80,33 @@ class FastScan(Target):
         return prepend(tile, with_ids(index, ids))
 
     def holds(self, index: Any) -> bool:
-        return isinstance(_parts(index)[0], faiss.IndexPQFastScan)
+        scan, exact = _parts(index)
+        return isinstance(scan, faiss.IndexPQFastScan) and (exact is None or isinstance(exact, faiss.IndexPQ))
+
+    def disagreement(self, index: Any) -> str | None:
+        """Both stages hold the same codebooks, those of the second merged, and the same code bytes."""
+        scan, exact = _parts(index)
+        if exact is None:
+            return None
+        shape, own = merged_shape(product_shape(scan)), product_shape(exact)
+        if shape != own:
+            return f"the scan holds {scan.pq.M} x 4 bits, its second stage {own.M} x {own.nbits}, not {shape.M} x {shape.nbits}"
+        want, found = merged(product_books(scan), np.zeros((0, scan.pq.M), np.uint8))[0], product_books(exact)
+        different = np.argwhere(want.centroids != found.centroids)
+        if len(different):
+            at = tuple(different[0])
+            return (
+                f"codebook {at[0]} of the scan says {want.centroids[at]:g}, of its second stage {found.centroids[at]:g}"
+            )
+        n, size = int(scan.ntotal), int(exact.code_size)
+        step = 32 * COMPARED  # whole blocks of rows
+        for i in range(0, n, step):
+            rows = min(step, n - i)
+            codes = faiss.rev_swig_ptr(exact.codes.data(), n * size)[i * size : (i + rows) * size].reshape(rows, size)
+            wrong = np.flatnonzero((pack(unblocked(scan, i, rows), 4) != codes).any(1))
+            if len(wrong):
+                return f"row {i + wrong[0]:,} has one code in the scan and another in its second stage"
+        return None
 
     def shape_of(self, index: Any) -> Shape:
         scan, kind = _parts(index)[0], kind_of(index)
@@ -178,9 +206,12 @@ def _layout(M: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return place, shift
 
 
-def unblocked(scan: Any) -> Codes:
-    """The codes (n, M) of a faiss.IndexPQFastScan, whose rows stand in blocks of 32."""
-    blocks = faiss.vector_to_array(scan.codes).reshape(-1, 16 * scan.M2)  # M2 nibbles of 32 rows
+def unblocked(scan: Any, first: int = 0, rows: int | None = None) -> Codes:
+    """The codes (rows, M) of a faiss.IndexPQFastScan, whose rows stand in blocks of 32; first: a multiple of that."""
+    rows = scan.ntotal - first if rows is None else rows
+    size, length = 16 * scan.M2, scan.codes.size()  # M2 nibbles of 32 rows
+    held = faiss.rev_swig_ptr(scan.codes.data(), length) if length else np.zeros(0, np.uint8)
+    blocks = held[first // 32 * size : -(-(first + rows) // 32) * size].reshape(-1, size)
     place, shift = _layout(scan.M)
     codes = blocks[:, place] >> shift.astype(np.uint8) & 15  # block row m
-    return np.ascontiguousarray(codes.reshape(-1, scan.M)[: scan.ntotal])
+    return np.ascontiguousarray(codes.reshape(-1, scan.M)[:rows])

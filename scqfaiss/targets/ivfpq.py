@@ -23,6 +23,7 @@ from .base import (
     Target,
     TargetInfo,
     kind_reason,
+    metric_of,
     product_books,
     product_shape,
     table_bytes,
@@ -50,6 +51,17 @@ def is_flat_ivfpq(index: Any) -> bool:
     """Whether an index, behind its encoder, is an IndexIVFPQ whose lists are found by their centroids."""
     index = inner(index)
     return isinstance(index, faiss.IndexIVFPQ) and isinstance(faiss.downcast_index(index.quantizer), faiss.IndexFlat)
+
+
+def residual_centroids(index: Any) -> str | None:
+    """Where the codes are said to be of residuals, as one_list says, but the centroids are not 0: what they are."""
+    index = inner(index)
+    norm = float(np.abs(index.quantizer.reconstruct_n(0, index.nlist)).max()) if index.by_residual else 0.0
+    if norm:
+        return f"the codes are those of residuals, and the centroids reach {norm:g}, not 0"
+    if faiss.downcast_index(index.quantizer).metric_type != index.metric_type:
+        return f"the lists have metric {metric_of(index)}, their centroids {metric_of(index.quantizer)}"
+    return None
 
 
 class IVFPQ(Target):
@@ -91,6 +103,9 @@ class IVFPQ(Target):
 
     def holds(self, index: Any) -> bool:
         return is_flat_ivfpq(index) and kind_of(index) == "product"
+
+    def disagreement(self, index: Any) -> str | None:
+        return residual_centroids(index)
 
     def shape_of(self, index: Any) -> Shape:
         return product_shape(inner(index))

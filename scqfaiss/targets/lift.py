@@ -12,7 +12,7 @@ from typing import Any
 from ..codebooks import Codebooks, Codes, Shape
 from .base import DEFAULTS, Ids, Options, Target, TargetInfo, kind_reason, product_books, product_shape, table_bytes
 from .head import inner, kind_of, prepend
-from .ivfpq import is_flat_ivfpq, one_list
+from .ivfpq import is_flat_ivfpq, one_list, residual_centroids
 from .lists import rows_of
 from .reshape import as_product, merged, merged_shape, split
 
@@ -33,6 +33,9 @@ class Lift(Target):
 
     def holds(self, index: Any) -> bool:
         return is_flat_ivfpq(index) and kind_of(index) == "additive"
+
+    def disagreement(self, index: Any) -> str | None:
+        return residual_centroids(index)
 
     def shape_of(self, index: Any) -> Shape:
         return product_shape(inner(index), "additive")

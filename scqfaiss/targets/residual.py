@@ -13,6 +13,7 @@ import numpy as np
 from .. import calls
 from ..codebooks import Codebooks, Codes, Shape
 from .base import (
+    COMPARED,
     DEFAULTS,
     METRIC,
     Ids,
@@ -27,6 +28,7 @@ from .base import (
 )
 from .ids import behind_ids, with_ids, without_ids
 from .lists import decoded
+from .walk import stored_norms
 
 AQ = faiss.AdditiveQuantizer
 
@@ -63,6 +65,28 @@ class Residual(Target):
     def holds(self, index: Any) -> bool:
         return isinstance(behind_ids(index), faiss.IndexResidualQuantizer)
 
+    def disagreement(self, index: Any) -> str | None:
+        """Of squared L2, the norm behind a code is that of the vector it stands for."""
+        core = behind_ids(index)
+        if metric_of(core) != "l2" or not core.ntotal:
+            return None
+        books, s = self._books(core), self.shape_of(index)
+        step = max(1, core.ntotal // COMPARED)
+        held = faiss.rev_swig_ptr(core.codes.data(), core.codes.size()).reshape(core.ntotal, -1)[::step]
+        packed = np.ascontiguousarray(held[:, : s.code_size])
+        squares = np.square(books.decode(unpack_codes(packed, s.M, s.nbits)).astype(np.float64)).sum(1)
+        stored = np.concatenate([norms for _, norms in stored_norms(core)])[::step]
+        wrong = np.flatnonzero(np.abs(stored - squares) > 1e-4 * squares.max() + 1e-30)
+        if len(wrong):
+            row = wrong[0]
+            return f"row {row * step:,} has the squared norm {squares[row]:g}, the file says {stored[row]:g}"
+        return None
+
+    @staticmethod
+    def _books(core: Any) -> Codebooks:
+        s = Shape("additive", core.rq.M, core.rq.nbits.at(0), core.d, metric_of(core))
+        return Codebooks(s.kind, np.asarray(faiss.vector_to_array(core.rq.codebooks)).reshape(s.M, s.K, s.d), s.metric)
+
     def shape_of(self, index: Any) -> Shape:
         index = behind_ids(index)
         return Shape("additive", index.rq.M, index.rq.nbits.at(0), index.d, metric_of(index))
@@ -70,10 +94,9 @@ class Residual(Target):
     def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
         s = self.shape_of(index)
         index, ids = without_ids(index)
-        table = np.asarray(faiss.vector_to_array(index.rq.codebooks)).reshape(s.M, s.K, s.d)
         packed = faiss.vector_to_array(index.codes).reshape(index.ntotal, index.code_size)
         codes = unpack_codes(np.ascontiguousarray(packed[:, : s.code_size]), s.M, s.nbits)  # a norm follows the code
-        return Codebooks("additive", table, s.metric), codes, ids
+        return self._books(index), codes, ids
 
     def nbytes(self, shape: Shape, n: int) -> int:
         return n * (shape.code_size + 8 + 4 * (shape.metric == "l2")) + table_bytes(shape) + 2000

@@ -210,8 +210,8 @@ SPOILT = {
     "boxes visited 0 times": ("many boxes", set_to(boxes_of, nprobe=0), "IndexIVFFlat: coarse d or nprobe"),
     "ids cut": ("pq", cut(lambda i: i.id_map), "number of ids differs"),
     "ids of a scan cut": ("fastscan", cut(lambda i: i.id_map), "number of ids differs"),
-    "rows behind ids": ("residual", set_to(lambda i: i, ntotal=61), "number of ids differs"),
-    "metric": ("pq", lambda i: set_metric(core(i), faiss.METRIC_L1), "unknown metric"),
+    "rows behind ids": ("residual", set_to(lambda i: i, ntotal=61), "number of rows differs inside: 61 and 60"),
+    "metric": ("pq", lambda i: set_metric(core(i), faiss.METRIC_L1), "metric differs inside: ip and 2"),
     "untrained": ("residual", set_to(core, is_trained=False), "is not trained"),
     "rows in front": ("lift", set_to(lambda i: i, ntotal=61), "number of rows differs inside"),
 }
@@ -254,9 +254,9 @@ def encoder_of_nan(op, arrays):
 
 # Made as a whole.
 STRANGE = {
-    "nine in one another": (lambda: nested(8), "more than 8 indexes in one another"),
+    "nine in one another": (lambda: nested(8), "class IndexIDMap cannot stand behind ids"),
     "ninety in one another": (lambda: nested(90), ""),
-    "boxes and nothing else": (boxes_alone, "IndexIVFFlat: code size differs"),
+    "boxes and nothing else": (boxes_alone, "class IndexIVFFlat cannot stand in a file"),
     "ids of a graph": (lambda: (id_map_of(hnsw(60, 9)), sound("pq")[1]), "class IndexHNSWFlat is not one"),
     "NaN in an encoder": (
         lambda: encoder_of_nan("linear", {"A": np.full((9, 9), np.nan, np.float32)}),
@@ -266,7 +266,7 @@ STRANGE = {
         lambda: encoder_of_nan("center", {"mean": np.full(9, np.nan, np.float32)}),
         "CenteringTransform: mean are not finite",
     ),
-    "lists of lists": (lambda: lists_of_lists(), "the card says target=ivfpq, the index is a IndexIVFPQ"),
+    "lists of lists": (lambda: lists_of_lists(), "class IndexIVFPQ cannot stand as coarse quantizer"),
 }
 
 

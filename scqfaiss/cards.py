@@ -1,0 +1,132 @@
+"""Facts in files: what kind of value stands under each key of an index card and of a model's config.
+
+Both are JSON that anybody may have written under a sound hash. Every value is looked at here, before anything uses it; keys
+that are unknown are passed over, they may be those of a newer version.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .codebooks import KINDS, METRICS, RULES
+from .errors import CheckpointError, IndexFileError, shown
+
+MOST = 1 << 62  # of a count
+DEPTH = 16  # of lists and objects in one another
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+Rule = tuple[Callable[[Any], bool], str]  # what a value must be, in code and in words
+
+
+def told(value: Any) -> str:
+    """A value out of a file for a message: one line of at most 80 printable characters."""
+    text = str(value) if not isinstance(value, int) or abs(value) < MOST else "a huge number"
+    return shown(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+def _count(low: int) -> Rule:
+    return (lambda v: type(v) is int and low <= v < MOST), f"a whole number from {low}"
+
+
+def _one_of(words: tuple[str, ...]) -> Rule:
+    return (lambda v: isinstance(v, str) and v in words), f"one of {', '.join(words)}"
+
+
+_TEXT: Rule = (lambda v: isinstance(v, str) and len(v) <= 1000), "text"
+_BOOL: Rule = (lambda v: type(v) is bool), "true or false"
+_HASH: Rule = (lambda v: isinstance(v, str) and _SHA256.fullmatch(v) is not None), "a SHA-256 of 64 digits"
+_OBJECT: Rule = (lambda v: isinstance(v, dict)), "an object"
+_NAMES: Rule = (
+    lambda v: v is None or (isinstance(v, list) and all(isinstance(name, str) for name in v)),
+    "a list of names",
+)
+
+# The card of a gallery; those of the second table need not be there.
+_CARD: dict[str, Rule] = {
+    "target": _TEXT,
+    "kind": _one_of(KINDS),
+    "metric": _one_of(METRICS),
+    "n": _count(0),
+    **dict.fromkeys(("M", "K", "nbits", "d"), _count(1)),
+}
+_QUERIES: dict[str, Rule] = {"encoder": _one_of(("none", "folded", "model")), "d_in": _count(1)}
+_CARD_MORE: dict[str, Rule] = {
+    "model_sha256": _HASH,
+    "method": _TEXT,
+    "faiss": _TEXT,
+    "rule": _one_of(RULES),
+    "options": _OBJECT,
+    "class_names": _NAMES,
+    "pictures": _BOOL,
+    "by_residual": _BOOL,
+    **dict.fromkeys(("bits", "model_bits", "nlist", "nprobe"), _count(1)),
+    **dict.fromkeys(("skipped_rows", "repeated_ids"), _count(0)),
+}
+_MODEL: dict[str, Rule] = {"method": _TEXT, "encoder": _TEXT, "chain": _OBJECT, "codebooks": _OBJECT}
+_MODEL_MORE: dict[str, Rule] = {
+    **dict.fromkeys(("labels", "long_name"), (lambda v: v is None or isinstance(v, str), "text")),
+    "class_names": _NAMES,
+    "bits": _count(1),
+    **dict.fromkeys(("settings", "training", "data", "backbone", "prefix"), _OBJECT),
+}
+
+
+def check_card(card: Mapping[str, Any], name: str) -> None:
+    """Raise IndexFileError, naming the key, for a card that no export writes."""
+    try:
+        _check_plain(card, "the card")
+        for key, (holds, _) in _QUERIES.items():
+            if not holds(card.get(key)):
+                raise ValueError("the card does not say how queries are encoded")
+        _check(card, _CARD, "the card", required=True)
+        _check(card, _CARD_MORE, "the card")
+    except ValueError as error:
+        raise IndexFileError(f"{name}: {error}") from None
+
+
+def check_config(config: Mapping[str, Any], name: str) -> None:
+    """Raise CheckpointError, naming the key, for the config of a model that no training writes."""
+    try:
+        _check_plain(config, "the model's config")
+        for key in ("method", "encoder"):
+            if not isinstance(config.get(key), str):
+                raise ValueError(f"a model that names no {key}")
+        for key in ("chain", "codebooks"):
+            if key not in config:
+                raise ValueError(f"a model without {key!r}")
+        _check(config, _MODEL, "the model's config", required=True)
+        _check(config, _MODEL_MORE, "the model's config")
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error}") from None
+
+
+def _check(found: Mapping[str, Any], rules: Mapping[str, Rule], what: str, required: bool = False) -> None:
+    for key, (holds, words) in rules.items():
+        if (required or key in found) and not holds(found.get(key)):
+            raise ValueError(f"{what} says {key}={told(found.get(key))}, needs {words}")
+
+
+def _check_plain(value: Any, what: str, depth: int = 0) -> None:
+    """Raise ValueError for what JSON, a terminal or UTF-8 cannot take: NaN, huge numbers, half characters, endless depth."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{what} says {value}, which is no number")
+    if isinstance(value, int) and abs(value) > MOST:
+        raise ValueError(f"{what} holds a number of {value.bit_length():,} bits, at most 62 are read")
+    if isinstance(value, str) and not _encodes(value):
+        raise ValueError(f"{what} holds text that is no Unicode: {told(value)}")
+    if isinstance(value, list | dict):
+        if depth >= DEPTH:
+            raise ValueError(f"{what} holds lists more than {DEPTH} deep in one another")
+        for part in value if isinstance(value, list) else [*value, *value.values()]:
+            _check_plain(part, what, depth + 1)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

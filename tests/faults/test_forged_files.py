@@ -1,0 +1,124 @@
+"""Forged files under sound hashes: a small run of tools/forge_files.py, and single cases of every kind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+import scqfaiss
+from scqfaiss.cards import check_card, check_config
+from scqfaiss.errors import CheckpointError, IndexFileError
+from scqfaiss.reading import read_gallery
+from scqfaiss.targets.head import inner
+from tests.targets.conftest import sound, write
+
+ROOT = Path(scqfaiss.__file__).parents[1]
+
+
+def test_a_few_forged_files_do_no_harm():
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / "forge_files.py", "--nestings", "25", "--fields", "36"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "answers right" in done.stdout and "refused" in done.stdout
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 10**400, float("nan"), "x", ["x"], {"x": 1}])
+@pytest.mark.parametrize("key", ["target", "kind", "M", "d", "n", "metric", "options", "encoder", "d_in", "bits"])
+def test_a_value_of_the_card_is_looked_at_before_it_is_used(key, value, tmp_path):
+    index, card = sound("pq")
+    check_card(card, "g")
+    forged = card | {key: value}
+    try:
+        write(tmp_path / "g.faissindex", index, forged)
+    except ValueError:  # NaN is no JSON: what writes refuses it
+        with pytest.raises(IndexFileError):
+            check_card(forged, "g")
+        return
+    with pytest.raises(IndexFileError):
+        read_gallery(tmp_path / "g.faissindex")
+
+
+@pytest.mark.parametrize("key", ["method", "encoder", "chain", "codebooks", "settings", "training", "class_names"])
+def test_a_value_of_the_config_is_looked_at_before_it_is_used(key):
+    config = {"method": "dpq", "encoder": "mlp", "chain": {}, "codebooks": {}}
+    check_config(config, "m")
+    for value in (True, -1, 10**400, float("nan"), [1]):
+        with pytest.raises(CheckpointError):
+            check_config(config | {key: value}, "m")
+
+
+@pytest.mark.parametrize("stream", [b"null", b"IxPTnull"])
+@pytest.mark.parametrize("mmap", [False, True])
+def test_an_absent_index_is_refused(stream, mmap, tmp_path):
+    write_stream(tmp_path / "g.faissindex", stream)
+    with pytest.raises(IndexFileError):
+        read_gallery(tmp_path / "g.faissindex", mmap=mmap)
+
+
+def write_stream(path, stream):
+    from scqfaiss import files
+
+    with open(path, "x+b") as f:
+        files.seal(f, lambda put: put(stream), dict(sound("pq")[1]))
+
+
+def ids_of(index):
+    lists = inner(index).invlists
+    return faiss.rev_swig_ptr(lists.get_ids(0), lists.list_size(0))
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize(
+    "new, message", [(-1, "the index holds id -1"), (11, "the card says 0 rows repeat an id, in the index 1 do")]
+)
+def test_ids_are_held_against_the_card(new, message, mmap, tmp_path):
+    index, card = sound("ivfpq")
+    ids_of(index)[0] = new
+    write(tmp_path / "g.faissindex", index, card)
+    with pytest.raises(IndexFileError, match=message):
+        read_gallery(tmp_path / "g.faissindex", mmap=mmap)
+    if new == 11:
+        write(tmp_path / "told.faissindex", index, card | {"repeated_ids": 1})
+        assert read_gallery(tmp_path / "told.faissindex", mmap=mmap).index.ntotal == 60
+
+
+def large_codeword(index):
+    faiss.copy_array_to_vector(np.full(index.pq.centroids.size(), 3e38, np.float32), index.pq.centroids)
+
+
+def other_stage(index):
+    exact = faiss.downcast_index(faiss.downcast_index(index.index).refine_index)
+    values = faiss.vector_to_array(exact.pq.centroids)
+    values[0] += 1
+    faiss.copy_array_to_vector(values, exact.pq.centroids)
+
+
+def unmerge(index):
+    values = faiss.vector_to_array(index.pq.centroids)
+    values[5] += 1
+    faiss.copy_array_to_vector(values, index.pq.centroids)
+
+
+@pytest.mark.parametrize(
+    "name, spoil, message",
+    [
+        ("ivfpq", large_codeword, "codebooks have norm"),
+        ("fastscan", other_stage, "codebook 0 of the scan says"),
+        ("ivfpq l2", unmerge, "the two 4-bit codewords make"),
+    ],
+)
+def test_parts_of_a_file_are_held_against_each_other(name, spoil, message, tmp_path):
+    index, card = sound(name)
+    spoil(index)
+    write(tmp_path / "g.faissindex", index, card)
+    with pytest.raises(IndexFileError, match=message):
+        read_gallery(tmp_path / "g.faissindex")
