@@ -255,7 +255,7 @@ def _walk_transform(t: Any, reach: float) -> float:
         _need(t.A.size() == t.d_in * t.d_out and t.b.size() == (t.d_out if t.have_bias else 0), f"{name}: size")
         norms = [float(np.square(_finite(part, f"{name}: coefficients")).sum() ** 0.5) for part in (t.A, t.b)]
         t.set_is_orthonormal()  # FAISS computes the flag before it has read the sizes, and always says yes
-        return norms[0] * reach + norms[1]
+        return float(norms[0] * reach + norms[1])
     if name == "CenteringTransform":
         _need(t.d_in == t.d_out == t.mean.size(), f"{name}: size")
         return reach + float(np.square(_finite(t.mean, f"{name}: mean")).sum() ** 0.5)
