@@ -22,6 +22,7 @@ from .targets import target as find_target
 from .targets.base import Options, Target, check_options, product_books
 from .targets.head import inner
 from .targets.ids import behind_ids, id_blocks, repeated
+from .targets.product_tables import ProductTables
 from .targets.reshape import merged, split
 from .targets.walk import walk
 
@@ -56,10 +57,10 @@ class _Enough(Exception):
     """A look at the head of a file has seen what it came for."""
 
 
-def _load(f: BinaryIO, name: str, stream: int | None, mapped: bool = False, listed: bool = False) -> tuple[Any, int]:
+def _load(f: BinaryIO, name: str, stream: int | None, mapped: bool = False) -> tuple[Any, int]:
     """The index at the start of the open file and the bytes FAISS read; at most `stream` of them where that is known.
 
-    mapped: lists and codes stay in the file, read when they are searched. listed: it has inverted lists, says its card.
+    mapped: lists and codes stay in the file, read when they are searched.
     """
     size = os.fstat(f.fileno()).st_size
     end, used, look = size if stream is None else stream, 0, mapped
@@ -67,7 +68,7 @@ def _load(f: BinaryIO, name: str, stream: int | None, mapped: bool = False, list
 
     limits = max(size, BYTE_LIMIT_FLOOR), max(LOOP_LIMIT_FLOOR, size // 8)
     refused: list[BaseException] = []
-    lists = False
+    lists, tables = False, ProductTables()
 
     def get(n: int) -> bytes:
         nonlocal used, lists
@@ -79,6 +80,7 @@ def _load(f: BinaryIO, name: str, stream: int | None, mapped: bool = False, list
             refused.append(error)
             raise
         used += len(block)
+        tables(block)
         lists = lists or block == b"ilar"
         if block == b"ilod":  # lists kept in another file, which FAISS would open by the name it finds here
             raise RuntimeError(block)
@@ -93,20 +95,19 @@ def _load(f: BinaryIO, name: str, stream: int | None, mapped: bool = False, list
         # another file are not opened: that for lists leaves data where it is.
         of_lists = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
         flags, whole = of_lists, False
-        if not listed:
-            # A first look goes through `get`: with the flag for lists FAISS gives up where they begin, because `get` is no
-            # file, and at large arrays by the limit. A damaged head must not reach the reader of flat codes: it may crash.
-            try:
-                with _read_limits(LOOK_BYTES, limits[1]):
-                    faiss.read_index(faiss.PyCallbackIOReader(get), of_lists)
-                whole = True
-            except (RuntimeError, _Enough) as error:  # FAISS hands on what `get` raises, or words of its own
-                if refused and not isinstance(refused[0], _Enough):
-                    raise
-                if not lists and not refused and "limit" not in str(error):
-                    raise
-                refused.clear()
-            flags = of_lists if lists else of_lists | faiss.IO_FLAG_MMAP_IFC
+        # A first look goes through `get`: with the flag for lists FAISS gives up where they begin, because `get` is no
+        # file, and at large arrays by the limit. A damaged head must not reach the reader of flat codes: it may crash.
+        try:
+            with _read_limits(LOOK_BYTES, limits[1]):
+                faiss.read_index(faiss.PyCallbackIOReader(get), of_lists)
+            whole = True
+        except (RuntimeError, _Enough) as error:  # FAISS hands on what `get` raises, or words of its own
+            if refused and not isinstance(refused[0], _Enough):
+                raise
+            if tables.refused or (not lists and not refused and "limit" not in str(error)):
+                raise
+            refused.clear()
+        flags = of_lists if lists else of_lists | faiss.IO_FLAG_MMAP_IFC
         # The same descriptor under a name: a file swapped in meanwhile cannot mix.
         path = f"/proc/self/fd/{f.fileno()}"
         with _read_limits(*limits):
@@ -204,8 +205,7 @@ def read_gallery(path: PathLike, *, verify: bool = True, mmap: bool = False) -> 
         card = stream = None
         if files.has_footer(f):
             card, stream = files.read_footer(f, name, hash_all=verify)
-        listed = _has_lists((card or {}).get("target"))
-        index, used = _load(f, name, stream, mmap, listed)
+        index, used = _load(f, name, stream, mmap)
         if stream is not None and used != stream:
             raise IndexFileError(f"{name}: the index ends after {used:,} bytes, the card says {stream:,}")
         if stream is None and used != os.fstat(f.fileno()).st_size:
@@ -225,10 +225,6 @@ def read_gallery(path: PathLike, *, verify: bool = True, mmap: bool = False) -> 
     elif target is not None and target.INFO.name in ("fastscan", "buckets") and target.disagreement(index):
         target = None  # their searches rely on how we build them: another's is left to FAISS
     return Stored(index, card, target, stamp)
-
-
-def _has_lists(name: Any) -> bool:
-    return isinstance(name, str) and name in TARGETS and find_target(name).INFO.faiss_class == "IndexIVFPQ"
 
 
 def target_of(index: Any, told: Any = None) -> Target | None:
@@ -291,8 +287,8 @@ def _compare_ids(card: Mapping[str, Any], index: Any, name: str) -> None:
     for ids in id_blocks(index):
         if int(ids.min()) < 0:
             raise IndexFileError(f"{name}: the index holds id {ids.min()}, ids are 0 or larger")
-    found, allowed = repeated(index), card.get("repeated_ids", 0)
-    if found != allowed:
+    found, allowed = repeated(index), card.get("repeated_ids")  # older galleries do not count them
+    if allowed is not None and found != allowed:
         raise IndexFileError(
             f"{name}: the card says {allowed:,} rows repeat an id, in the index {found:,} do; export again"
         )

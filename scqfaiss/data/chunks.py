@@ -1,7 +1,8 @@
 """Chunks of an HDF5 dataset that unpack to more than they declare.
 
 HDF5's deflate filter inflates a chunk to its end, however long that is, and then reads the bytes that the dataset declares:
-a chunk of 4 kB may take 1 GiB of memory on the way, and reads as sound.
+a chunk of 4 kB may take 1 GiB of memory on the way, and reads as sound. One that inflates to less reads as sound too, what
+is lacking taken from whatever stood in memory. So each chunk is inflated once, within bounds, before HDF5 may have it.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import h5py  # type: ignore[import-untyped]
 from ..errors import DataError, ResourceError, size
 
 DEFLATE, LZF, FLETCHER32 = h5py.h5z.FILTER_DEFLATE, 32000, h5py.h5z.FILTER_FLETCHER32
-MOST = 1032  # bytes that a byte of a deflate stream can stand for, at most (RFC 1951)
-UNPROVEN_BYTES = 64 << 20  # a chunk that cannot unpack to more than this needs no proof
 SLACK = 4096  # bytes by which packing may lengthen what cannot be packed, beside a part in a hundred
 
 
 class Chunks:
-    """The stored chunks of one dataset. Raises DataError where one is longer than what it unpacks to, or twice packed."""
+    """The stored chunks of one dataset. Raises ResourceError where one is longer than what it declares, DataError where it is
+    packed twice.
+    """
 
     def __init__(self, dataset: Any, name: str, filters: Sequence[int]) -> None:
         self._name = name
@@ -39,13 +40,13 @@ class Chunks:
         def note(chunk: Any) -> None:
             if chunk.size > longest:
                 self._refuse(chunk.chunk_offset[0], f"{size(chunk.size)} stored")
-            if DEFLATE in filters and chunk.size * MOST > max(UNPROVEN_BYTES, 2 * self._declared):
+            if DEFLATE in filters:
                 self._open.setdefault(int(chunk.chunk_offset[0]), []).append(chunk.chunk_offset)
 
         dataset.id.chunk_iter(note)
 
     def prove(self, dataset: Any, i: int, j: int) -> None:
-        """Raise ResourceError where a chunk of rows i..j-1 unpacks to more than it declares; each is looked at once."""
+        """Raise ResourceError where a chunk of rows i..j-1 unpacks to anything but what it declares; each is looked at once."""
         if not self._open:
             return
         for row in range(i - i % self._step, j, self._step):
@@ -64,8 +65,9 @@ class Chunks:
             except zlib.error:
                 return  # damaged: HDF5 finds that too
             left = stream.unconsumed_tail
-        if found > self._declared:
-            self._refuse(row, f"more than {size(self._declared)} unpacked")
+        if found != self._declared:
+            more = f"more than {size(self._declared)}" if found > self._declared else size(found)
+            self._refuse(row, f"{more} unpacked")
 
     def _refuse(self, row: int, found: str) -> None:
         raise ResourceError(

@@ -170,13 +170,13 @@ def same_names(a: Sequence[str], b: Sequence[str]) -> bool:
 
 
 def align(a: Source, b: Source) -> None:
-    """Number the classes of two sources alike, as together() does; those of pictures and of rows without names.
+    """Number the classes of two sources alike, as together() does; those of labels given as names, and those without names.
 
-    Rows that have names on both sides stay as they are: check_classes() refuses what does not fit.
+    Numbers that have names on both sides stay as they are: check_classes() refuses what does not fit.
     """
     if a.labels is None or b.labels is None or a.labels.many != b.labels.many:
         return
-    if a.labels.class_names and b.labels.class_names and not (a.pictures or b.pictures):
+    if a.labels.class_names and b.labels.class_names and not (a.named or b.named):
         return
     a.labels, b.labels = together(a.labels, b.labels, a.name, b.name)
     _widen(a, b.labels.C)
@@ -191,7 +191,7 @@ def align_to(a: Source, b: Source) -> None:
         if a.labels.class_names is not None:
             a.labels = unnamed(a.labels, a.name, b.name)
         _widen(a, b.labels.C)
-    elif a.labels.class_names is None or a.pictures:
+    elif a.labels.class_names is None or a.named:
         a.labels, _ = together(a.labels, b.labels, a.name, b.name)
     else:
         check_classes(a, b)

@@ -31,6 +31,10 @@ def read_ids(given: str | os.PathLike[str], ids_key: str = IDS) -> Ints:
     name, ending = shown(given), Path(text).suffix.lower()
     if ending in HDF5_ENDINGS:
         with open_rows(text, labels_key=None, ids_key=ids_key, allow_duplicate_ids=True) as source:
+            if not source.has_ids:
+                raise DataError(
+                    f"{name} has no ids, and its row numbers are none; name their dataset '{shown(ids_key)}'"
+                )
             return source.ids
     file = OpenFile(text)
     try:

@@ -372,7 +372,7 @@ class ImageSource(Source):
     once here, and those left out. Raises ConfigError where the file is missing, DataError where it is bad by itself.
     """
 
-    pictures = True
+    pictures = named = True
     features_name = "pictures"
     size = USUAL_SIZE
     fit = FITS[0]

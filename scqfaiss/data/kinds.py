@@ -27,7 +27,6 @@ _ONWARD = {
     ".tsv": "numpy.loadtxt and numpy.save make .npy of columns of numbers",
     ".mat": "save it with -v7.3, which is HDF5, and write features as (d, n), which MATLAB stores as (n, d)",
     ".ivecs": "whole numbers are no features; ids go into .npy or .h5",
-    ".faissindex": "a gallery is no file of rows",
 }
 
 

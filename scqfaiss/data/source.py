@@ -131,6 +131,7 @@ class Source(ABC):
     copies = False  # rows of one id are copies of one row, for merge_copies() to prove
     dropped = 0  # bad rows left out by skip_bad_rows
     has_ids = False
+    named = False  # labels come as names, so that their numbers mean nothing outside this source
     _ids: Ints | None = None
     _kept: Ints | None = None
 
@@ -207,6 +208,7 @@ class Source(ABC):
         repeated_ids: that an id stands twice is in the nature of these rows, and no warning is due.
         """
         if labels is not None:
+            self.named = self.named or np.asarray(labels).dtype.kind in "USO"
             self.labels = as_labels(labels, len(self), f"{self.name}: {labels_name}", class_names)
         if ids is not None:
             self.has_ids = True

@@ -197,7 +197,7 @@ def _outside(core: Any, kind: str) -> str | None:
         if (x > high + slack).any() or (x < low - slack).any():
             return f"list {number:,} holds a row outside its box"
     if isinstance(boxes, faiss.IndexIVFFlat):
-        larger = faiss.downcast_index(boxes.quantizer).reconstruct_n(0, boxes.nlist)
+        larger = calls.stored_rows(boxes.quantizer)
         for number in range(boxes.nlist):
             inside = corners[get_invlist(boxes.invlists, number)[0]]
             high, low = np.split(larger[number], 2)
@@ -209,7 +209,7 @@ def _outside(core: Any, kind: str) -> str | None:
 def _all_boxes(boxes: Any) -> NDArray[np.float32]:
     """(nlist, 2 d) (high, low) of each list."""
     if isinstance(boxes, faiss.IndexFlat):
-        return np.asarray(boxes.reconstruct_n(0, boxes.ntotal))
+        return calls.stored_rows(boxes)
     out = np.empty((boxes.ntotal, boxes.d), np.float32)
     for number in range(boxes.nlist):
         ids, codes = get_invlist(boxes.invlists, number)

@@ -56,7 +56,9 @@ def is_flat_ivfpq(index: Any) -> bool:
 def residual_centroids(index: Any) -> str | None:
     """Where the codes are said to be of residuals, as one_list says, but the centroids are not 0: what they are."""
     index = inner(index)
-    norm = float(np.abs(index.quantizer.reconstruct_n(0, index.nlist)).max()) if index.by_residual else 0.0
+    norm = 0.0
+    if index.by_residual:
+        norm = float(np.abs(calls.stored_rows(index.quantizer)).max())
     if norm:
         return f"the codes are those of residuals, and the centroids reach {norm:g}, not 0"
     if faiss.downcast_index(index.quantizer).metric_type != index.metric_type:

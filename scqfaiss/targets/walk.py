@@ -7,6 +7,7 @@ that float32 can search with.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,7 +62,8 @@ def _need(condition: Any, what: str) -> None:
 
 def _finite(vector: Any, what: str) -> NDArray[np.float64]:
     """The numbers of a FAISS float vector in float64, once they are finite."""
-    values = np.asarray(faiss.vector_to_array(vector), np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN says so when it is converted
+        values = np.asarray(faiss.vector_to_array(vector), np.float64)
     _need(np.isfinite(values).all(), f"{what} are not finite")
     return values
 
@@ -253,16 +255,16 @@ def _walk_transform(t: Any, reach: float) -> float:
     name = type(t).__name__
     if name == "LinearTransform":
         _need(t.A.size() == t.d_in * t.d_out and t.b.size() == (t.d_out if t.have_bias else 0), f"{name}: size")
-        norms = [float(np.square(_finite(part, f"{name}: coefficients")).sum() ** 0.5) for part in (t.A, t.b)]
+        norms = [float(np.linalg.norm(_finite(part, f"{name}: coefficients"))) for part in (t.A, t.b)]
         t.set_is_orthonormal()  # FAISS computes the flag before it has read the sizes, and always says yes
-        return float(norms[0] * reach + norms[1])
+        return norms[0] * reach + norms[1]
     if name == "CenteringTransform":
         _need(t.d_in == t.d_out == t.mean.size(), f"{name}: size")
         return reach + float(np.square(_finite(t.mean, f"{name}: mean")).sum() ** 0.5)
     if name == "RemapDimensionsTransform":
         places = faiss.vector_to_array(t.map)  # FAISS reads the query wherever these say
         _need(len(places) == t.d_out and places.min() >= -1 and places.max() < t.d_in, f"{name}: places")
-        return reach * float(t.d_out) ** 0.5
+        return reach * math.sqrt(t.d_out)
     _need(name in TRANSFORMS, f"{name} is not one we write")
     _need(t.norm == 2 and t.d_in == t.d_out, f"{name}: norm {t.norm}, or d differs")
     return 1.0

@@ -64,7 +64,10 @@ def test_rows_stand_for_their_ids():
     assert read_ids("rows.h5").tolist() == [9, 4, MAX]
     with open("bare.h5", "x+b") as f:
         write_rows(f, x)
-    assert read_ids("bare.h5").tolist() == [0, 1, 2]
+    with pytest.raises(
+        DataError, match=r"^bare\.h5 has no ids, and its row numbers are none; name their dataset 'ids'$"
+    ):
+        read_ids("bare.h5")
     with h5py.File("other.h5", "w") as f:
         f.create_dataset("features", data=x, fletcher32=True)
         f.create_dataset("numbers", data=[7, 8, 9], fletcher32=True)

@@ -258,8 +258,8 @@ def layer(name):
         (lambda t, c: c["chain"].update(d_in=10**18), "encoder layer 0 (linear) is (4, 16), needs"),
         (lambda t, c: c["chain"].update(d_in=-1), "the encoder's config needs d_in and a list of layers"),
         (lambda t, c: c.pop("chain"), "a model without 'chain'"),
-        (lambda t, c: c.update(chain=3), "a model without "),
-        (lambda t, c: c.update(codebooks=None), "a model without "),
+        (lambda t, c: c.update(chain=3), "the model's config says chain=3, needs an object"),
+        (lambda t, c: c.update(codebooks=None), "the model's config says codebooks=None, needs an object"),
         (
             lambda t, c: c["codebooks"].update(kind="../x"),
             "codebooks are of kind '../x', need one of product, additive",

@@ -7,15 +7,27 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
+from targets.conftest import sound, write
 
 import scqfaiss
 from scqfaiss.cards import check_card, check_config
-from scqfaiss.errors import CheckpointError, IndexFileError
+from scqfaiss.errors import CheckpointError, IndexFileError, ResourceError
 from scqfaiss.reading import read_gallery
 from scqfaiss.targets.head import inner
-from tests.targets.conftest import sound, write
 
 ROOT = Path(scqfaiss.__file__).parents[1]
+
+
+@pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
+@pytest.mark.parametrize("mmap", [False, True])
+def test_tables_of_products_that_no_limit_of_faiss_knows_of(mmap, tmp_path):
+    """131 kB that FAISS would turn into 1.9 GB of products between codewords."""
+    index = faiss.IndexResidualQuantizer(1, 8, 12, faiss.METRIC_INNER_PRODUCT, faiss.AdditiveQuantizer.ST_LUT_nonorm)
+    faiss.copy_array_to_vector(np.zeros(8 * 4096, np.float32), index.rq.codebooks)
+    index.rq.is_trained = index.is_trained = True
+    write(tmp_path / "g.faissindex", index, sound("residual")[1])
+    with pytest.raises(ResourceError, match="claims more data than a file of"):
+        read_gallery(tmp_path / "g.faissindex", mmap=mmap)
 
 
 def test_a_few_forged_files_do_no_harm():
@@ -83,12 +95,13 @@ def ids_of(index):
 def test_ids_are_held_against_the_card(new, message, mmap, tmp_path):
     index, card = sound("ivfpq")
     ids_of(index)[0] = new
-    write(tmp_path / "g.faissindex", index, card)
+    write(tmp_path / "g.faissindex", index, card | {"repeated_ids": 0})
     with pytest.raises(IndexFileError, match=message):
         read_gallery(tmp_path / "g.faissindex", mmap=mmap)
     if new == 11:
-        write(tmp_path / "told.faissindex", index, card | {"repeated_ids": 1})
-        assert read_gallery(tmp_path / "told.faissindex", mmap=mmap).index.ntotal == 60
+        for name, told in (("told", {"repeated_ids": 1}), ("older", {})):  # older galleries do not count them
+            write(tmp_path / f"{name}.faissindex", index, card | told)
+            assert read_gallery(tmp_path / f"{name}.faissindex", mmap=mmap).index.ntotal == 60
 
 
 def large_codeword(index):

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -249,6 +250,7 @@ def test_endings_of_sound_pictures(ending):
     put(f"x{ending}")
     with open_rows(f"x{ending}") as source:
         source.prove()
+    Path("x.heic").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"ending '\.heic' is unknown"):
         open_rows("x.heic")
 

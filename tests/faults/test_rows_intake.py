@@ -16,7 +16,7 @@ import torch
 
 import scqfaiss
 from scqfaiss.data import open_rows
-from scqfaiss.data.chunks import UNPROVEN_BYTES
+from scqfaiss.data.classes import align
 from scqfaiss.data.idlist import read_ids
 from scqfaiss.data.kinds import check_kind
 from scqfaiss.errors import ConfigError, DataError, ResourceError
@@ -178,7 +178,7 @@ def test_ids_in_text_of_other_programs(tmp_path):
         assert read_ids(tmp_path / "ids.txt").tolist() == [17, 18, 40]
 
 
-ENDINGS = ["x.npz", "x.parquet", "x.pt", "x.pkl", "x.mat", "x.txt", "x.ivecs", "x.faissindex"]
+ENDINGS = ["x.npz", "x.parquet", "x.pt", "x.pkl", "x.mat", "x.txt", "x.ivecs"]
 
 
 def test_other_files_come_with_a_way_onward(tmp_path, monkeypatch):
@@ -324,7 +324,6 @@ def test_a_chunk_as_long_as_it_declares_is_proven_before_it_is_unpacked(tmp_path
     noise = np.random.default_rng(0).standard_normal((rows, 16)).astype(np.float32)
     with h5py.File(path, "w") as f:  # of 2 MB, which noise nearly fills
         f.create_dataset("features", data=noise, chunks=(rows, 16), compression="gzip", fletcher32=True)
-        assert f["features"].id.get_chunk_info(0).size * 1032 > UNPROVEN_BYTES
     with open_rows(path) as source:
         np.testing.assert_array_equal(source.read(5, 900), noise[5:900])
     with h5py.File(path, "w") as f:
@@ -333,6 +332,34 @@ def test_a_chunk_as_long_as_it_declares_is_proven_before_it_is_unpacked(tmp_path
     with peak_memory(100 << 20), open_rows(path) as source:
         with pytest.raises(ResourceError, match=r"the chunk at row 0 declares 2.1 MB, holds more than 2.1 MB unpacked"):
             source.read(0, 10)
+    with h5py.File(path, "w") as f:
+        f.create_dataset("features", data=noise, chunks=(rows // 2, 16), compression="gzip", shuffle=True)
+        f["features"].id.write_direct_chunk((rows // 2, 0), deflated(4000))
+    with open_rows(path) as source:
+        np.testing.assert_array_equal(source.read(0, rows // 2), noise[: rows // 2])
+        with pytest.raises(ResourceError, match=r"the chunk at row 16,384 declares 1.0 MB, holds 4.0 kB unpacked"):
+            source.read(0, rows)
+
+
+def test_rows_without_ids_are_no_list_of_ids(tmp_path, run, here, x):
+    with h5py.File("bare.h5", "w") as f:
+        f["features"] = x
+    for command in (("remove", "g.faissindex", "--ids"), ("search", "folded.faissindex", "query.h5", "--filter-ids")):
+        done = run(*command, "bare.h5")
+        assert (done.code, done.error) == (
+            3,
+            "Error: bare.h5 has no ids, and its row numbers are none; name their dataset 'ids'",
+        )
+
+
+def test_classes_given_as_names_meet_by_name(tmp_path):
+    x, words = np.ones((6, 2), np.float32), np.array(["ant", "bee", "cat", "dog", "eel", "fox"], object)
+    for name, some in (("all", words), ("few", words[[3, 1, 5]])):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as f:
+            f["features"], f["labels"] = x[: len(some)], some
+    with open_rows(tmp_path / "few.h5") as few, open_rows(tmp_path / "all.h5") as every:
+        align(few, every)
+        assert few.labels.y.tolist() == [3, 1, 5] and few.labels.class_names == every.labels.class_names
 
 
 def test_packed_twice_is_refused(tmp_path):
