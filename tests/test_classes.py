@@ -41,6 +41,7 @@ def facts(model):
     return {key: value for key, value in model.config.items() if key != "classes"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
 @pytest.mark.parametrize(
     "asked",

@@ -187,6 +187,7 @@ def test_evaluate_json_keeps_the_contract(run, here):
     assert text.startswith(f"mAP@50  {found['map']:.4f}")
 
 
+@pytest.mark.slow
 def test_progress_goes_to_stderr_only(run, here, start):
     result = start("train", "train.h5", "-o", "x.safetensors", *TINY)
     assert result.code == 0

@@ -299,6 +299,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_lost(tmp_path):
         assert (tmp_path / "out" / "results.json").read_bytes() == before, asked
 
 
+@pytest.mark.slow
 def test_queries_without_the_classes_left_out(tmp_path):
     parts = write_parts(tmp_path)
     x, labels, ids = parts["query"]

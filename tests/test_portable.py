@@ -137,6 +137,7 @@ def test_pictures_without_torch(tmp_path):
     assert str(Path(scqfaiss.__file__).parent).encode() not in first and b".py" not in first
 
 
+@pytest.mark.slow
 def test_a_prefix_names_the_whole_model(tmp_path):
     config = {"method": "dpq", "rule": "l2", "encoder": "linear", "nested": True}
     m = scqfaiss.Model(Chain(12, [LINEAR, ("tanh", {})]), Codebooks("additive", f(2, 16, 8), "ip"), config)
@@ -155,6 +156,7 @@ def test_the_command_says_one_line(tmp_path, start):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     of_layers(LINEAR, ("tanh", {})).save(tmp_path / "m.safetensors")
     (tmp_path / "m.onnx").write_bytes(b"before")
@@ -175,6 +177,7 @@ def test_the_check_sees(z):
         portable._compare(z, want, "x")
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_written(tmp_path, monkeypatch):
     of_layers(LINEAR, ("tanh", {})).save(tmp_path / "m.safetensors")
     monkeypatch.setattr(portable.Layer, "_linear", lambda self, x: x if float(x.sum()) > 0 else -x)

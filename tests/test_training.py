@@ -106,6 +106,7 @@ def test_statistics_equal_numpy(memory):
         np.testing.assert_allclose(getattr(found, name), want, rtol=1e-5, atol=2e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_streamed_rows_train_like_held_ones(one):
     x, y = one
     source = SmallBlocks(x, y)
@@ -555,6 +556,7 @@ def test_labels_that_are_not_used_are_a_notice(one):
     ]
 
 
+@pytest.mark.slow
 def test_many_labels_train_from_sets_of_classes(many):
     x, y = many
     model = scqfaiss.train(x, y, **SCQ | {"epochs": 40})

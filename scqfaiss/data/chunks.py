@@ -14,14 +14,14 @@ from typing import Any
 
 import h5py  # type: ignore[import-untyped]
 
-from ..errors import DataError, ResourceError, size
+from ..errors import DataError, size
 
 DEFLATE, LZF, FLETCHER32 = h5py.h5z.FILTER_DEFLATE, 32000, h5py.h5z.FILTER_FLETCHER32
 SLACK = 4096  # bytes by which packing may lengthen what cannot be packed, beside a part in a hundred
 
 
 class Chunks:
-    """The stored chunks of one dataset. Raises ResourceError where one is longer than what it declares, DataError where it is
+    """The stored chunks of one dataset. Raises DataError where one is longer than what it declares, or
     packed twice.
     """
 
@@ -46,7 +46,7 @@ class Chunks:
         dataset.id.chunk_iter(note)
 
     def prove(self, dataset: Any, i: int, j: int) -> None:
-        """Raise ResourceError where a chunk of rows i..j-1 unpacks to anything but what it declares; each is looked at once."""
+        """Raise DataError where a chunk of rows i..j-1 unpacks to anything but what it declares; each is looked at once."""
         if not self._open:
             return
         for row in range(i - i % self._step, j, self._step):
@@ -70,6 +70,6 @@ class Chunks:
             self._refuse(row, f"{more} unpacked")
 
     def _refuse(self, row: int, found: str) -> None:
-        raise ResourceError(
+        raise DataError(
             f"{self._name}: the chunk at row {row:,} declares {size(self._declared)}, holds {found}; write the file again"
         )

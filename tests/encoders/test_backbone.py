@@ -299,6 +299,7 @@ def test_the_gradient_reaches_what_hybrid_pooling_learns():
     )  # in float64; the quotient is off by 1e-8 of the third slope
 
 
+@pytest.mark.slow
 def test_the_network_stops_behind_the_last_layer_unless_it_is_wanted_whole():
     b = made(layers="first,second")
     runs = []

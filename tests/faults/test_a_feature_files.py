@@ -176,6 +176,7 @@ def test_a3_one_huge_chunk(train):
     assert grown < 200
 
 
+@pytest.mark.slow
 @linux
 def test_a3_zeros_at_900_to_1_stream_through(train):
     import zlib

@@ -90,6 +90,7 @@ def test_c1_random_flips_of_whole_files(good):
             rejected(flipped)
 
 
+@pytest.mark.slow
 def test_c1_every_truncation(good):
     """One cut is sound: at the exact end of the FAISS stream. It warns and answers right."""
     data, stored = good
@@ -318,6 +319,7 @@ print(rejected, count - rejected)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["g", "p", "folded"])
 def test_c3_fuzzed_streams_under_valid_trailers(here, name):
     """1,000 forged files each: refused, or searched without a crash. The hash cannot help here, the walk has to."""
@@ -412,6 +414,7 @@ def calls(tree):
             yield f.attr if isinstance(f, ast.Attribute) else getattr(f, "id", ""), node
 
 
+@pytest.mark.slow
 def test_c7_calls_that_abort_are_not_made():
     """add_sa_codes on IVF fast-scan corrupts the heap, LSQ's norm_from_LUT and adding to MMAP_IFC abort: never written."""
     for path in PACKAGE.rglob("*.py"):

@@ -88,6 +88,7 @@ def test_d2_signal_inside_the_fill(run, here, untouched, monkeypatch, number):
     untouched()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_d2_signal_to_a_process(here, untouched, number):
     process = subprocess.Popen(
@@ -115,6 +116,7 @@ def wait_for(what, seconds=30.0):
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 100, 2000])
 def test_d3_file_size_limit(here, untouched, start, limit):
     grew = "grew past the largest file allowed here (ulimit -f)"
@@ -178,6 +180,7 @@ def test_d3_words_before_any_work(run, here, untouched, monkeypatch):
     untouched()
 
 
+@pytest.mark.slow
 def test_d3_small_tmpfs(here, start):
     disk = here / "disk"
     disk.mkdir()
@@ -454,6 +457,7 @@ def test_d8_two_exporters_race(here):
     assert outcomes.count("wrote") >= 20
 
 
+@pytest.mark.slow
 def test_d8_two_export_processes_race(here):
     """Both are started at once: each ends with 0, or with 4 and the words of the lock; the file is one of the two."""
     wholes = {}
@@ -572,6 +576,7 @@ def test_d11_same_bytes_whenever_they_are_made(run, here, monkeypatch):
     assert Path("again.faissindex").read_bytes() == old
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["info", "g.faissindex"], ["--help"], ["search", "--help"]])
 def test_d12_stdout_closed_early(here, arguments):
     """Nobody reads: the pipe is closed before the first byte. And a disk that is full, in its place."""
@@ -599,6 +604,7 @@ def test_d12_head_and_files_already_written(here):
     assert scqfaiss.data.hdf5 and Path("h.h5").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_d12_stderr_gone_changes_nothing(here):
     """Progress and warnings that nobody can see stop no work; the exit code is all that is left."""
     for redirect in ("2>&-", "2>/dev/full", ">&- 2>&- <&-"):

@@ -342,12 +342,14 @@ def test_g4_part_missing(here, untouched, module, arguments, pip):
     untouched()
 
 
+@pytest.mark.slow
 def test_g4_method_and_names_that_need_faiss(here, untouched):
     result = without("faiss", "train", "train.h5", "-o", "x.safetensors", "--method", "pq")
     refused(result, 2, 'method pq needs faiss, which is not installed: pip install "scqfaiss[cpu]"')
     untouched()
 
 
+@pytest.mark.slow
 def test_g4_what_is_not_needed_is_not_asked_for(here):
     """Encoding and writing needs no torch, describing a model no FAISS, help neither."""
     assert without("torch", "export", "m.safetensors", "database.h5", "-o", "x.faissindex").code == 0

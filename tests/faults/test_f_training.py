@@ -65,6 +65,7 @@ def cut_off(folder, *cuts, **settings):
             train(folder, cut, **settings)
 
 
+@pytest.mark.slow
 # ------------------------------------------------------------------------------------------------------------------- F1
 @pytest.mark.parametrize("settings", [{}, {"recipe": "released", "clip_norm": 1.0, "precision": "bfloat16"}])
 def test_f1_cut_off_anywhere_and_resumed(tmp_path, settings):
@@ -164,6 +165,7 @@ def test_resume_without_a_checkpoint_starts_at_the_beginning(run, here):
     assert "m.checkpoints holds no checkpoint: training starts at the beginning" in found.warnings
 
 
+@pytest.mark.slow
 def test_f3_other_contents_of_a_file_that_a_setting_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
@@ -184,6 +186,7 @@ def test_f3_other_names_of_the_classes(run, here):
     assert "class names is [] there and ['a', 'b', 'c', 'd'] here" in found.error
 
 
+@pytest.mark.slow
 def test_f3_rows_are_held_or_streamed_as_they_were(tmp_path):
     """What memory is free decides the order of rows: a resumed training keeps that of the first."""
     from scqfaiss import training

@@ -30,6 +30,7 @@ def test_tables_of_products_that_no_limit_of_faiss_knows_of(mmap, tmp_path):
         read_gallery(tmp_path / "g.faissindex", mmap=mmap)
 
 
+@pytest.mark.slow
 def test_a_few_forged_files_do_no_harm():
     done = subprocess.run(
         [sys.executable, ROOT / "tools" / "forge_files.py", "--nestings", "25", "--fields", "36"],

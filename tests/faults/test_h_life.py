@@ -35,6 +35,7 @@ def there(here, run, untouched):
     return untouched
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["append", "remove"])
 def test_d1_kill_during_an_edit(tmp_path, what):
     found = tool("kill_export").kill_exports(tmp_path, kills=4, rows=20_000, what=what)
@@ -153,6 +154,7 @@ def test_d8_edits_while_another_process_holds_the_lock(run, there):
     assert not Path(".folded.faissindex.lock").exists()
 
 
+@pytest.mark.slow
 def test_d8_two_appends_at_once(here):
     """Both are started at once: each ends with 0, or with 4 and the words of the lock; what succeeded is inside, whole."""
     shards = []

@@ -118,6 +118,7 @@ def test_a_folder_with_bad_pictures_stops_with_a_full_account(photos, run, worke
     assert descriptors() == before
 
 
+@pytest.mark.slow
 def test_the_first_bad_picture_met_in_use_counts_all(photos):
     before = descriptors()
     with open_rows("photos") as source:
@@ -214,6 +215,7 @@ def test_a_cut_picture_is_named_wherever_it_is_cut(folder, format, capfd):
     assert capfd.readouterr() == ("", "")  # libraries below Pillow must not speak to the user
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
 def test_damage_anywhere_is_refused_or_passes_but_nothing_else(folder, format, capfd):
     """Flipped bits: a picture comes out, or DataError; no other error, no warning, no word on stderr."""

@@ -129,6 +129,7 @@ def test_j2_stopped_while_the_file_is_written(here, run, whole, monkeypatch):
     assert Path("f.h5").read_bytes() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cuts", [[1], [2, 3, 14], [15]])
 def test_j1_cut_off_anywhere(here, whole, cuts):
     for k in cuts:
@@ -160,6 +161,7 @@ def test_j1_what_a_kill_left_of_writing_a_part_goes_too(here, run, whole):
     assert sorted(os.listdir(here)) == ["db", "f.h5"]
 
 
+@pytest.mark.slow
 # --------------------------------------------------------------------------------------------------------------- damage
 @pytest.mark.parametrize(
     "harm",
@@ -238,6 +240,7 @@ def test_j5_nothing_to_resume(here, run, whole):
     assert Path("f.h5").read_bytes() == whole
 
 
+@pytest.mark.slow
 # ----------------------------------------------------------------------------------------------------------------- disk
 def test_j6_no_room_for_the_file_keeps_the_parts(here, run, start, whole):
     Path("f.h5").write_bytes(b"before")
@@ -250,6 +253,7 @@ def test_j6_no_room_for_the_file_keeps_the_parts(here, run, start, whole):
     assert Path("f.h5").read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_j6_no_room_for_a_part(here, start):
     found = start(*MAKE, limit=10_000)
     assert found.code == 4

@@ -83,6 +83,7 @@ def test_the_aligned_simplex_gives_each_class_its_own_axis(C, d):
     assert ((c != 0).sum(0) > 0).sum() == C  # the other places stay empty
 
 
+@pytest.mark.slow
 def test_the_optimiser_finds_the_simplex():
     C = 10
     c = sca.optimise(2 * np.eye(C) - 1, 36, steps=2000, decay_every=400)
@@ -100,6 +101,7 @@ def test_no_vectors_beat_the_simplex(C, d, seed):
     np.testing.assert_allclose(sca.loss(torch.from_numpy(sca.simplex(C, C - 1)), target).item(), bound, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_optimiser_comes_nearer_to_an_attainable_similarity():
     # Cosines of real vectors can be met exactly, so the errors reported must be small.
     v = np.random.default_rng(1).standard_normal((5, 3))
@@ -125,6 +127,7 @@ def test_class_centers_take_the_aligned_simplex_where_every_class_fits():
     )
 
 
+@pytest.mark.slow
 def test_target_simplex_is_met_better_than_plain():
     S = np.full((4, 4), 0.1) + 0.9 * np.eye(4)
     plain, simplex = (sca.class_centers(S, "s", target, 6, 2, 0) for target in ("plain", "simplex"))

@@ -466,6 +466,7 @@ class Cut(Exception):
     """Stands for a kill between two steps."""
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
 @pytest.mark.parametrize("settings", [{}, {"end_to_end": True}, {"recipe": "released", "d": 8}])
 def test_a_training_that_was_cut_off_goes_on_to_the_same_bytes(settings, one, tmp_path):

@@ -289,6 +289,7 @@ class Cut(Exception):
     """Stands for a kill between two steps."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("cuts", [[2], [4], [9], [5, 5]])  # in the first epoch, at its end, in later ones
 def test_a_training_that_is_cut_off_and_resumed_comes_to_the_same_bits(cuts, channels_last, tmp_path):

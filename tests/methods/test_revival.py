@@ -328,6 +328,7 @@ class Cut(Exception):
     """The end of a training, from outside."""
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* holds no checkpoint")
 def test_a_training_cut_off_between_revivals_resumes_to_the_same_bytes(one, tmp_path):
     x, y = one

@@ -232,6 +232,7 @@ def test_every_chart_is_drawn_in_both_themes(drawn):
     assert sum(len(chart.light) + len(chart.dark) for chart in pictures) < 900_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DOCUMENTS)
 def test_no_text_overlaps_or_leaves_the_canvas(kind):
     _, missing = check(DOCUMENTS[kind](), (LIGHT, DARK))
@@ -483,6 +484,7 @@ def test_documents_without_a_part(make):
     assert all(isinstance(plan, Missing) for plan in bare.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
 def test_odd_values_count_as_missing(odd):
     # 10 ** 400 is an int of JSON, too, which no float holds.
@@ -554,6 +556,7 @@ def test_pictures_of_another_of_ours_are_better_than_none():
     assert "DPQ" in planned(document)["plane"].alt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("C", [1, 2, 12, 13, 40, 200])
 def test_any_number_of_classes(C):
     document = small(C=C, classes=[f"class number {i} of them" for i in range(C)])
@@ -581,6 +584,7 @@ def test_a_thousand_classes_make_no_large_picture():
     assert len(rendered(found["plane"]).light) < 200_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make, name", [(scale, "scale-time"), (training, "training"), (small, "map-bits")])
 def test_long_results_do_not_make_long_pictures(make, name):
     document = make()
@@ -593,6 +597,7 @@ def test_long_results_do_not_make_long_pictures(make, name):
         assert plan.draw(LIGHT).get_figheight() * 96 < 1500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [
@@ -611,6 +616,7 @@ def test_any_class_and_method_name(names):
     assert {f"scq{names[0]}", f"other{names[1]}", f"other{names[3].strip(chr(0x202E))}"} <= shown
 
 
+@pytest.mark.slow
 def test_one_length_many_series_and_crowded_lengths():
     crowded = ("map-bits", "map-ms", "precision-recall")
     check(small(bits=(24, 28, 31, 32, 33, 36, 1000)), only=crowded)
@@ -633,6 +639,7 @@ def test_points_that_all_lie_together():
     assert "plane" in check(document)[0]
 
 
+@pytest.mark.slow
 def test_scales_of_every_width():
     check(scale(["buckets"]))
     check(scale([f"target {i}" for i in range(40)]))

@@ -435,6 +435,7 @@ def test_queries_in_blocks_are_the_same_queries(pairs, monkeypatch):
         np.testing.assert_array_equal(a[1], b[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n, d", [(8500, 512), (20000, 64), (4097, 8)])
 def test_the_bytes_announced_are_enough(n, d):
     books = random_books("product", 4, 8, d)

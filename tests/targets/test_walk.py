@@ -415,6 +415,7 @@ print(refused, count - refused)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["fastscan", "fastscan additive", "words", "boxes", "many boxes", "lift", "residual l2"]
 )
