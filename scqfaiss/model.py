@@ -167,7 +167,11 @@ class Model:
         config = dict(found.config)
         check_config(config, shown(path))
         for name, t in found.tensors.items():
-            if t.dtype == np.float32 and not name.startswith(NETWORK) and np.abs(t).max(initial=0) > MAX_NUMBER:
+            if (
+                t.dtype == np.float32
+                and not name.startswith(NETWORK)
+                and np.abs(t[np.isfinite(t)]).max(initial=0) > MAX_NUMBER
+            ):
                 raise CheckpointError(f"{shown(path)}: tensor {shown(name)} holds numbers above {MAX_NUMBER:g}")
         try:
             shape = config.pop("codebooks")

@@ -262,7 +262,7 @@ def _walk_transform(t: Any, reach: float) -> float:
     if name == "RemapDimensionsTransform":
         places = faiss.vector_to_array(t.map)  # FAISS reads the query wherever these say
         _need(len(places) == t.d_out and places.min() >= -1 and places.max() < t.d_in, f"{name}: places")
-        return reach * float(t.d_out) ** 0.5
+        return reach * float(np.sqrt(t.d_out))
     _need(name in TRANSFORMS, f"{name} is not one we write")
     _need(t.norm == 2 and t.d_in == t.d_out, f"{name}: norm {t.norm}, or d differs")
     return 1.0
