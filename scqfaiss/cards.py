@@ -58,7 +58,6 @@ _CARD_MORE: dict[str, Rule] = {
     "method": _TEXT,
     "faiss": _TEXT,
     "rule": _one_of(RULES),
-    "options": _OBJECT,
     "class_names": _NAMES,
     "pictures": _BOOL,
     "by_residual": _BOOL,

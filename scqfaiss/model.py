@@ -191,7 +191,8 @@ class Model:
         config = dict(found.config)
         check_config(config, name)
         for key, t in found.tensors.items():
-            if t.dtype == np.float32 and not key.startswith(NETWORK) and np.abs(t).max(initial=0) > MAX_NUMBER:
+            of_rows = t.dtype == np.float32 and not key.startswith(NETWORK)
+            if of_rows and np.abs(t[np.isfinite(t)]).max(initial=0) > MAX_NUMBER:
                 raise CheckpointError(f"{name}: tensor {shown(key)} holds numbers above {MAX_NUMBER:g}")
         try:
             shape = config.pop("codebooks")

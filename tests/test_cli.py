@@ -164,6 +164,7 @@ def test_info_on_every_kind_of_file(run, here, untouched):
         "m.toml: ending '.toml' is unknown, needs one of .h5 .hdf5 .hdf .npy .fvecs .bvecs, or pictures: a folder, .csv, "
         ".jsonl, .jpg ...",
     )
+    os.unlink("m.toml")
     untouched()
 
 

@@ -309,7 +309,9 @@ def test_cards_that_lie(change):
         slot.write(lambda f: files.seal(f, lambda put: put(faiss.serialize_index(gallery.index).tobytes()), card))
     for edit in (lambda: scqfaiss.append("g.faissindex", X[:1]), lambda: scqfaiss.remove("g.faissindex", [5])):
         words = (
-            "g.faissindex: the card says options=.*, which no export writes$" if "options" in change else "does not say"
+            "g.faissindex: the card says options=.*, which no export writes$"
+            if "options" in change
+            else "does not say|needs a SHA-256"
         )
         with pytest.raises(IndexFileError, match=words):
             edit()

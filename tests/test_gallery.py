@@ -186,12 +186,15 @@ def test_bad_filters(empty):
     life.export("product-8", "g.faissindex", slice(400))
     gallery = scqfaiss.open("g.faissindex")
     for what in ("allow", "deny"):
-        for ids in ([-1], [1.5], 5, "5", [[1, 2]], [2**64], ["a"]):
+        for ids in ([-1], [1.5], "5", [[1, 2]], [2**64], ["a"], {"a": 1}):
             with pytest.raises(DataError, match=f"^{what}"):
                 gallery.search(XQ, 3, **{what: ids})
             with pytest.raises(DataError, match=f"^{what}"):
                 gallery.range_search(XQ, 0.0, **{what: ids})
     assert gallery.search(XQ[:0], 3, allow=[5])[1].shape == (0, 3)
+    assert (
+        gallery.search(XQ[:2], 1, allow=int(gallery.unpack()[2][7]))[1].ravel().tolist() == [gallery.unpack()[2][7]] * 2
+    )
 
 
 @pytest.mark.parametrize("mmap", [False, True])

@@ -170,8 +170,8 @@ def rewritten(path, change):
         (lambda t, c: c.update(beam=None), "the beam is None, needs"),
         (lambda t, c: c["codebooks"].update(kind="tree"), "codebooks are of kind 'tree'"),
         (lambda t, c: c["codebooks"].pop("metric"), "a model without 'metric'$"),
-        (lambda t, c: c.update(codebooks=3), "a model without "),
-        (lambda t, c: c.update(chain=[]), "a model without "),
+        (lambda t, c: c.update(codebooks=3), "codebooks=3, needs an object$"),
+        (lambda t, c: c.update(chain=[]), r"chain=\[\], needs an object$"),
         (lambda t, c: c["chain"].update(layers=["relu"]), "encoder layer 0 .relu. holds A$"),
         (
             lambda t, c: t.update({"encoder.0.A": np.ones((4, 5), np.float32)}),

@@ -76,8 +76,9 @@ def test_a_model_checks_the_rows_it_is_given(data):
     bad[1, 2] = np.nan
     with pytest.raises(DataError, match="row 1, column 2 is NaN"):
         model.encode(bad)
-    with pytest.raises(DataError, match=r"rows is \(16,\) float32, needs \(n, d\)"):
-        model.embed(x[0])
+    np.testing.assert_array_equal(model.embed(x[0]), model.embed(x[:1]))
+    with pytest.raises(DataError, match=r"rows is \(1, 1, 16\) float32, needs \(n, d\)"):
+        model.embed(x[:1, None])
     np.testing.assert_array_equal(model.embed(x[:2].tolist()), model.embed(x[:2]))
 
 

@@ -7,6 +7,7 @@ is lacking taken from whatever stood in memory. So each chunk is inflated once, 
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from collections.abc import Sequence
@@ -21,40 +22,39 @@ SLACK = 4096  # bytes by which packing may lengthen what cannot be packed, besid
 
 
 class Chunks:
-    """The stored chunks of one dataset. Raises DataError where one is longer than what it declares, or
-    packed twice.
-    """
+    """The stored chunks of one dataset. Raises DataError where one is longer than what it declares, or packed twice."""
 
     def __init__(self, dataset: Any, name: str, filters: Sequence[int]) -> None:
         self._name = name
-        self._deflate = filters.index(DEFLATE) if DEFLATE in filters else 0
-        self._open: dict[int, list[tuple[int, ...]]] = {}  # offsets of chunks not yet proven, by their first row
+        self._deflate = filters.index(DEFLATE) if DEFLATE in filters else None
+        self._proven: set[int] = set()  # first rows of chunks
         if not dataset.chunks or not {DEFLATE, LZF} & set(filters):
+            self._deflate = None
             return
         if sum(code in (DEFLATE, LZF) for code in filters) > 1:
             raise DataError(f"{name} is packed twice, needs gzip once at most")
         self._declared = dataset.dtype.itemsize * math.prod(dataset.chunks)
-        self._step = int(dataset.chunks[0])
         longest = self._declared + self._declared // 100 + SLACK
 
         def note(chunk: Any) -> None:
             if chunk.size > longest:
                 self._refuse(chunk.chunk_offset[0], f"{size(chunk.size)} stored")
-            if DEFLATE in filters:
-                self._open.setdefault(int(chunk.chunk_offset[0]), []).append(chunk.chunk_offset)
 
         dataset.id.chunk_iter(note)
 
     def prove(self, dataset: Any, i: int, j: int) -> None:
         """Raise DataError where a chunk of rows i..j-1 unpacks to anything but what it declares; each is looked at once."""
-        if not self._open:
+        if self._deflate is None:
             return
-        for row in range(i - i % self._step, j, self._step):
-            for offset in self._open.get(row, ()):
-                mask, packed = dataset.id.read_direct_chunk(offset)
+        step, *others = dataset.chunks
+        for row in range(i - i % step, j, step):
+            if row in self._proven:
+                continue
+            for place in itertools.product(*(range(0, n, c) for n, c in zip(dataset.shape[1:], others))):
+                mask, packed = dataset.id.read_direct_chunk((row, *place))
                 if not mask >> self._deflate & 1:  # else this chunk is stored as it is
                     self._inflate(packed, row)
-            self._open.pop(row, None)
+            self._proven.add(row)
 
     def _inflate(self, packed: bytes, row: int) -> None:
         stream = zlib.decompressobj()

@@ -20,7 +20,7 @@ from scqfaiss.data import open_rows
 from scqfaiss.data.classes import align
 from scqfaiss.data.idlist import read_ids
 from scqfaiss.data.kinds import check_kind
-from scqfaiss.errors import ConfigError, DataError, DataError
+from scqfaiss.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
 
@@ -312,9 +312,7 @@ def test_chunks_that_unpack_to_more_than_they_declare(tmp_path, key):
     assert len(bomb) > 200_000
     with (
         peak_memory(100 << 20),
-        pytest.raises(
-            DataError, match=rf"x.h5: {key}: the chunk at row 512 declares 4.1 kB, holds 20[0-9] kB stored"
-        ),
+        pytest.raises(DataError, match=rf"x.h5: {key}: the chunk at row 512 declares 4.1 kB, holds 20[0-9] kB stored"),
         open_rows(path) as source,
     ):
         source.read(0, 1024)

@@ -161,8 +161,7 @@ def test_lists_in_another_file_are_refused(mmap, there, saved):
     else:
         os.unlink("elsewhere.bin")
         os.mkfifo("elsewhere.bin")  # opening it would wait for ever
-    what = r"the index ends after \d+ bytes, the card says [\d,]+" if mmap else "not a FAISS index, or damaged"
-    with pytest.raises(IndexFileError, match=f"^forged\\.faissindex: {what}$"):
+    with pytest.raises(IndexFileError, match=r"^forged\.faissindex: not a FAISS index, or damaged$"):
         read_gallery("forged.faissindex", mmap=mmap)
 
 
