@@ -24,7 +24,7 @@ from .targets import gpu
 from .targets import target as find_target
 from .targets.base import DEFAULTS, Options, Target
 from .targets.head import wrap
-from .targets.ids import repeated
+from .targets.ids import lowest_and_repeated
 
 SUFFIX = ".faissindex"
 DEFAULT = {"product": "ivfpq", "additive": "lift"}
@@ -70,7 +70,7 @@ def build(
 
 def facts(container: Target, index: Any) -> dict[str, Any]:
     """What a card says of the container as it was built."""
-    return {"faiss": faiss.__version__, "repeated_ids": repeated(index), **container.facts(index)}
+    return {"faiss": faiss.__version__, "repeated_ids": lowest_and_repeated(index)[1], **container.facts(index)}
 
 
 def check_target(model: Model, name: str | None, options: Options, n: int) -> Target:

@@ -21,7 +21,7 @@ from .targets import REGISTRY as TARGETS
 from .targets import target as find_target
 from .targets.base import Options, Target, check_options, product_books
 from .targets.head import inner
-from .targets.ids import behind_ids, id_blocks, repeated
+from .targets.ids import behind_ids, lowest_and_repeated
 from .targets.product_tables import ProductTables
 from .targets.reshape import merged, split
 from .targets.walk import walk
@@ -284,10 +284,10 @@ def _unmerged(target: Target, index: Any, shape: Shape) -> str | None:
 
 def _compare_ids(card: Mapping[str, Any], index: Any, name: str) -> None:
     """Raise IndexFileError for ids below 0, FAISS's mark for no row, and where more rows repeat an id than the card says."""
-    for ids in id_blocks(index):
-        if int(ids.min()) < 0:
-            raise IndexFileError(f"{name}: the index holds id {ids.min()}, ids are 0 or larger")
-    found, allowed = repeated(index), card.get("repeated_ids")  # older galleries do not count them
+    low, found = lowest_and_repeated(index)
+    if low < 0:
+        raise IndexFileError(f"{name}: the index holds id {low}, ids are 0 or larger")
+    allowed = card.get("repeated_ids")  # older galleries do not count them
     if allowed is not None and found != allowed:
         raise IndexFileError(
             f"{name}: the card says {allowed:,} rows repeat an id, in the index {found:,} do; export again"

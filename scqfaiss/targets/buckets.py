@@ -42,7 +42,7 @@ from .base import (
     unpack_codes,
 )
 from .head import chain, inner, kind_of, prepend, through
-from .lists import Partition, add, decoded, ivfpq, rows_of, words_of
+from .lists import DECODED_BYTES, Partition, add, decoded, ivfpq, list_sizes, rows_of, words_of
 from .pq import codes_of, index_pq
 from .reshape import as_product, merged, merged_shape, split
 
@@ -184,18 +184,16 @@ def _outside(core: Any, kind: str) -> str | None:
     boxes, books = inner(core.quantizer), product_books(core, kind)
     if boxes.d != 2 * books.d:
         return f"boxes are of {boxes.d // 2} dimensions, codes of {books.d}"
-    step = max(1, core.ntotal // COMPARED)
     corners = _all_boxes(boxes)
-    for number in range(core.nlist):
-        size = core.invlists.list_size(number)
-        if not size:
-            continue
-        packed = faiss.rev_swig_ptr(core.invlists.get_codes(number), size * core.code_size).reshape(size, -1)[::step]
-        x = books.decode(unpack_codes(np.ascontiguousarray(packed), core.pq.M, core.pq.nbits))
-        high, low = np.split(corners[number], 2)
-        slack = ROUNDING * max(1e-30, float(np.abs(corners[number]).max()))
-        if (x > high + slack).any() or (x < low - slack).any():
-            return f"list {number:,} holds a row outside its box"
+    numbers, packed = _some_rows(core)
+    step = max(1, DECODED_BYTES // (4 * core.d))
+    for i in range(0, len(numbers), step):
+        x = books.decode(unpack_codes(packed[i : i + step], core.pq.M, core.pq.nbits))
+        high, low = np.split(corners[numbers[i : i + step]], 2, axis=1)
+        slack = ROUNDING * np.maximum(1e-30, np.maximum(np.abs(high).max(1), np.abs(low).max(1)))[:, None]
+        wrong = ((x > high + slack) | (x < low - slack)).any(axis=1)
+        if wrong.any():
+            return f"list {numbers[i + int(np.argmax(wrong))]:,} holds a row outside its box"
     if isinstance(boxes, faiss.IndexIVFFlat):
         larger = calls.stored_rows(boxes.quantizer)
         for number in range(boxes.nlist):
@@ -204,6 +202,18 @@ def _outside(core: Any, kind: str) -> str | None:
             if len(inside) and ((inside[:, : len(high)] > high).any() or (inside[:, len(high) :] < low).any()):
                 return f"larger box {number:,} does not hold its boxes"
     return None
+
+
+def _some_rows(core: Any) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """(list, packed codes) of about COMPARED rows spread over all lists, one of each list at least."""
+    step, sizes = max(1, core.ntotal // COMPARED), list_sizes(core)
+    filled = np.flatnonzero(sizes)
+    parts = [
+        faiss.rev_swig_ptr(core.invlists.get_codes(number), size * core.code_size).reshape(size, -1)[::step]
+        for number, size in zip(filled.tolist(), sizes[filled].tolist())
+    ]
+    packed = np.concatenate(parts) if parts else np.empty((0, core.code_size), np.uint8)
+    return np.repeat(filled, [len(part) for part in parts]), packed
 
 
 def _all_boxes(boxes: Any) -> NDArray[np.float32]:

@@ -55,7 +55,7 @@ def ids_at(index: Any, places: Ids) -> Ids:
 SORTED_AT_A_TIME = 1 << 24  # ids, 128 MB: those of a memory-mapped file are not all copied at once
 
 
-def id_blocks(index: Any) -> Iterator[Ids]:
+def _blocks(index: Any) -> Iterator[Ids]:
     """The ids of all rows, piece by piece and without a copy; nothing where they are 0..n-1 by their places."""
     index = inner(index)
     if isinstance(index, faiss.IndexIDMap):
@@ -69,21 +69,42 @@ def id_blocks(index: Any) -> Iterator[Ids]:
                 yield faiss.rev_swig_ptr(index.invlists.get_ids(number), size)
 
 
-def repeated(index: Any) -> int:
-    """How many rows carry an id that another row has, but for one row of each such id; ids are 0 or larger.
+def id_pieces(index: Any) -> Iterator[Ids]:
+    """The same in few pieces: thousands of short lists are copied together, long ones stay where they are."""
+    short: list[Ids] = []
+    held = 0
+    for ids in _blocks(index):
+        if len(ids) >= SORTED_AT_A_TIME // 16:
+            yield ids
+            continue
+        short.append(ids)
+        held += len(ids)
+        if held >= SORTED_AT_A_TIME:
+            yield np.concatenate(short)
+            short, held = [], 0
+    if short:
+        yield np.concatenate(short) if len(short) > 1 else short[0]
+
+
+def lowest_and_repeated(index: Any) -> tuple[int, int]:
+    """The smallest id, 0 where there is none, and how many rows carry an id that another row has, but for one of each.
 
     Row numbers, or nearly, cost a byte a row and no sorting; other ids of large files are sorted part by part.
     """
-    n, top = 0, -1
-    for ids in id_blocks(index):
-        n, top = n + len(ids), max(top, int(ids.max()))
+    n, low, top, last = 0, 0, -1, None
+    for last in id_pieces(index):
+        n, low, top = n + len(last), min(low, int(last.min())), max(top, int(last.max()))
+    if low < 0 or last is None:
+        return low, 0
+    whole = len(last) == n  # in one piece: no need to gather it again
     if top < 8 * n:
         seen = np.zeros(top + 1, bool)
-        for ids in id_blocks(index):
+        for ids in [last] if whole else id_pieces(index):
             seen[ids] = True
-        return n - int(np.count_nonzero(seen))
+        return low, n - int(np.count_nonzero(seen))
     parts, distinct = -(-n // SORTED_AT_A_TIME), 0
     for part in range(parts):
-        some = np.sort(np.concatenate([ids[ids % parts == part] for ids in id_blocks(index)]))
+        pieces = [last] if whole else id_pieces(index)
+        some = np.sort(np.concatenate([ids[ids % parts == part] if parts > 1 else ids for ids in pieces]))
         distinct += int(np.count_nonzero(some[1:] != some[:-1])) + (len(some) > 0)
-    return n - distinct
+    return low, n - distinct

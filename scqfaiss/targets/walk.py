@@ -17,7 +17,7 @@ from faiss.contrib.inspect_tools import get_invlist
 from numpy.typing import NDArray
 
 from ..errors import IndexFileError
-from .ids import id_blocks, repeated
+from .ids import id_pieces, lowest_and_repeated
 
 MAX_D = 1 << 20
 MAX_NORM = (
@@ -244,10 +244,10 @@ def _walk_lists(index: Any, name: str, mapped: bool, coarse: str) -> float:
 
 def _walk_numbers(index: Any, name: str) -> None:
     """Rows of lists that are numbered 0..n-1, each once."""
-    for ids in id_blocks(index):
+    for ids in id_pieces(index):
         wrong = (ids < 0) | (ids >= index.ntotal)
         _need(not wrong.any(), f"{name}: numbers of lists: {ids[wrong][:1]} of {index.ntotal:,} rows")
-    _need(repeated(index) == 0, f"{name}: numbers of lists: one stands twice")
+    _need(lowest_and_repeated(index)[1] == 0, f"{name}: numbers of lists: one stands twice")
 
 
 def _walk_transform(t: Any, reach: float) -> float:
