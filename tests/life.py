@@ -48,7 +48,16 @@ def shape(name):
 
 
 def cases(**wanted):
-    return list(_cases(**wanted))
+    """The same as parameters; of several models that one container takes alike, all but the first belong to the slow half."""
+    met, out = set(), []
+    for name, target, options in _cases(**wanted):
+        kind, what = name.split("-")
+        alike = (kind, what == "l2", target, *options.items())
+        more = "".join(f"-{k}{v}" for k, v in options.items())
+        marks = [pytest.mark.slow] if alike in met else []
+        met.add(alike)
+        out.append(pytest.param(name, target, options, id=f"{name}-{target}{more}", marks=marks))
+    return out
 
 
 def _cases(**wanted):
@@ -61,8 +70,7 @@ def _cases(**wanted):
             ):
                 for options in ({}, *OPTIONS.get(target, [])):
                     if not (target == "buckets" and options and name.endswith("l2")):  # has no lists of neighbours
-                        more = "".join(f"-{k}{v}" for k, v in options.items())
-                        yield pytest.param(name, target, options, id=f"{name}-{target}{more}")
+                        yield name, target, options
 
 
 def export(name, path, rows, target=None, ids=None, **options):

@@ -263,6 +263,7 @@ def test_texts_out_of_files_stay_on_their_line(run, here):
     refused(result, 2, "class 0 is 'a Error: forged' in odd.h5 and 'gone ' in even.h5")
 
 
+@pytest.mark.slow
 def test_names_beyond_the_letters_of_the_locale(here, start):
     """Escaped where stdout cannot show them, never an error."""
     os.rename("g.faissindex", "日.faissindex")

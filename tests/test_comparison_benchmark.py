@@ -278,6 +278,7 @@ def test_codes_that_no_container_takes_say_so(tmp_path):
     assert row["reason"] == "none of residual takes 1 books of 4 bits (product)" and row["reason"] in done.output
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_and_nothing_is_lost(tmp_path):
     write_parts(tmp_path)
     small = (*QUICK, "--bits=8", "--methods=,", "--baselines=,", "--spaces=raw")

@@ -82,6 +82,7 @@ def test_shards_merged_equal_one_export(name, target, options):
     assert_same("g.faissindex", "few.faissindex", name, options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, target, options", [case for case in cases() if "-4" in case.values[0]])
 def test_a_long_life_does_not_drift(name, target, options):
     """4-bit books stand merged in pairs; taken apart and joined again and again they stay what they were."""

@@ -211,6 +211,7 @@ def test_the_encoder_alone_runs_in_half_precision_and_only_while_it_trains(monke
     assert inside == [False, True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_trains_nearly_the_same_model(one, precision):
     small = {"bits": 8, "nbits": 4, "encoder": "mlp", "hidden": 32, "epochs": 6, "seed": 3}

@@ -472,6 +472,7 @@ def test_refresh_needs_a_file(empty):
         scqfaiss.Gallery(gallery.index, gallery.card, None, "memory").refresh()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mmap", [False, True])
 def test_hot_swaps_under_load_never_mix_two_files(tmp_path, mmap):
     spec = importlib.util.spec_from_file_location("hot_swap", Path(__file__).parents[1] / "benchmarks" / "hot_swap.py")

@@ -102,6 +102,7 @@ def test_a_gallery_of_pictures_is_that_of_their_features(photos, model, tmp_path
     assert json.loads(capsys.readouterr().out)["map"] > 2 / 3
 
 
+@pytest.mark.slow
 def test_streamed_pictures_train_the_same_bytes(photos):
     held, streamed = (trained(photos, memory) for memory in (None, 0))
     assert held.to_bytes() == streamed.to_bytes()
@@ -178,6 +179,7 @@ def kept(model, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [
@@ -306,6 +308,7 @@ def test_validation_pictures_belong_to_the_classes_of_their_names(photos, tmp_pa
             plan(asked, source, held)
 
 
+@pytest.mark.slow
 def test_a_frozen_network_stays_as_it_was(photos):
     frozen, free = (trained(photos, epochs=1, settings={"frozen_epochs": n}) for n in (1, 0))
     again = trained(photos, epochs=0)

@@ -479,6 +479,7 @@ def test_pq_learns_from_codebook_rows_too(one):
     np.testing.assert_allclose(model.codebooks.centroids.mean(), one[0].mean() + 50, atol=0.3)
 
 
+@pytest.mark.slow
 def test_a_similarity_file_is_averaged_and_checked(one, tmp_path):
     S = np.full((4, 4), 0.2) + 0.8 * np.eye(4)
     S[0, 1] = 0.9

@@ -58,6 +58,7 @@ def test_ratios_are_taken_round_by_round(upstream):
     assert printed == {"feature_2_ours_rows_per_s": 2, "feature_2_plain_rows_per_s": 0, "feature_2_ratio": 6.0}
 
 
+@pytest.mark.slow
 def test_a_second_run_goes_into_the_same_document(upstream, tmp_path):
     run(upstream, "--rounds", 1, "--batches", "4", "--out", tmp_path)
     run(upstream, "--rounds", 1, "--batches", "4,6", "--out", tmp_path)

@@ -54,7 +54,9 @@ def cases():
     for method in [*METHODS, *VARIANTS]:
         for labels in ("one", "many") if "labels" in method_class(base(method)[0]).needs else ("none",):
             for nbits in (8, 4):
-                yield pytest.param(method, labels, nbits, id=f"{method}-{labels}-{nbits}")
+                # 4 bits go into every target; 8 bits of most methods are left to the slow half.
+                marks = [pytest.mark.slow] if nbits == 8 and method not in ("scq", "dpq", "pq") else []
+                yield pytest.param(method, labels, nbits, id=f"{method}-{labels}-{nbits}", marks=marks)
 
 
 CASES = list(cases())

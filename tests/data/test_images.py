@@ -245,6 +245,7 @@ def test_bicubic_is_pillows(fit):
     np.testing.assert_array_equal(got[inner], np.asarray(want)[inner])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("h, w", [(500, 700), (701, 499)])
 def test_a_large_jpeg_decoded_small_is_nearly_the_same(fit, h, w):

@@ -522,6 +522,7 @@ def test_norms_follow_training_steps_alone():
     assert not torch.equal(b.net.norm.running_mean, fresh["net.norm.running_mean"])
 
 
+@pytest.mark.slow
 def test_the_network_is_frozen_first_and_learns_then():
     b = made(layers="norm,second", pool="hybrid", frozen_epochs=2, backbone_lr=0.5, backbone_decay=0.1).train()
     groups = b.groups(0.01, 0.3)  # made before the first epoch, for all of them

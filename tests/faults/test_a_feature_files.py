@@ -111,6 +111,7 @@ def test_a2_what_we_write_has_checksums(train):
         np.testing.assert_array_equal(source.read(0, 1000), X)
 
 
+@pytest.mark.slow
 def test_a2_no_flipped_bit_of_our_files_goes_unseen(train):
     with open(train, "w+b") as f:
         write_rows(f, X[:40, :4], Y[:40], np.arange(40), [str(c) for c in range(7)])

@@ -80,6 +80,7 @@ def test_c1_every_bit(good):
     assert gallery.read_gallery("g.faissindex").index.ntotal == 200
 
 
+@pytest.mark.slow
 def test_c1_random_flips_of_whole_files(good):
     rng = np.random.default_rng(0)
     for name in ("g.faissindex", "p.faissindex", "folded.faissindex"):

@@ -558,6 +558,7 @@ def test_d10_readers_during_re_export(here):
     assert reads and set(reads) <= wanted
 
 
+@pytest.mark.slow
 def test_d11_no_decision_uses_the_clock():
     """Durations are monotonic and nothing looks at a file's time: a clock that jumps changes nothing."""
     for path in Path(scqfaiss.__file__).parent.rglob("*.py"):

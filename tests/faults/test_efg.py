@@ -328,6 +328,7 @@ def without(module, *arguments):
     return checked(done.returncode, done.stdout, done.stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module, arguments, pip",
     [

@@ -94,6 +94,7 @@ def test_f1_killed_and_resumed(here, start, whole):
     assert not [p.name for p in here.iterdir() if ".tmp-" in p.name or p.name.endswith(".lock")]
 
 
+@pytest.mark.slow
 def test_f1_a_finished_training_leaves_no_checkpoint(run, here):
     assert run(*KEPT).code == 0
     assert not (here / "m.checkpoints").exists()
@@ -118,6 +119,7 @@ def test_f2_stopped_and_resumed(here, run, whole, sign):
     assert [line["step"] for line in lines] == list(range(7, 113, 7))  # each epoch once, those before the stop too
 
 
+@pytest.mark.slow
 # ------------------------------------------------------------------------------------------------------------------- F3
 @pytest.mark.parametrize(
     "change, said",
@@ -296,6 +298,7 @@ def test_checkpoints_have_a_folder_of_their_own_from_the_start(run, here, untouc
     untouched()
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_checkpoints_not_the_training(run, here, whole, monkeypatch):
     from scqfaiss.errors import WriteError
     from scqfaiss.files import Slot

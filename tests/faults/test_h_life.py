@@ -89,6 +89,7 @@ def test_d3_words_before_any_row_is_encoded(run, there, monkeypatch):
     there()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", EDITS)
 def test_d3_file_size_limit(start, there, what):
     message = f"{TARGETS[what]}: grew past the largest file allowed here (ulimit -f)"

@@ -110,6 +110,7 @@ ACCOUNT = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "3"])
 def test_a_folder_with_bad_pictures_stops_with_a_full_account(photos, run, workers):
     before = descriptors()
@@ -139,6 +140,7 @@ def test_so_many_bad_pictures_are_not_all_named(photos, monkeypatch):
         open_rows("photos", skip_bad_rows=True).close()
 
 
+@pytest.mark.slow
 def test_bad_pictures_are_left_out_with_the_exact_count(photos, run):
     names, bad = photos
     said = f"photos: left out 33 of 1,000 files: {COUNTS} ({', '.join(bad)})"
@@ -495,6 +497,7 @@ def test_columns_asked_for_have_to_be_there(folder):
     refuse("l.csv", "l.csv: line 1 has no 'key'; it has path, labels, id", ids_key="key")
 
 
+@pytest.mark.slow
 def test_a_list_that_asks_for_too_much_memory(folder):
     put("l.csv", b"path,labels\n" + b"".join(b"%d.png,1048575;0\n" % k for k in range(9000)))
     refuse("l.csv", "l.csv: labels need a matrix of 9.4 GB, at most 8.6 GB can be held", ResourceError)

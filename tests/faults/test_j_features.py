@@ -108,6 +108,7 @@ def test_j2_stopped_and_resumed(here, run, whole, sign):
     assert Path("f.h5").read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_j2_stopped_while_the_file_is_written(here, run, whole, monkeypatch):
     real = hdf5.write_features
 
@@ -183,6 +184,7 @@ def test_j3_a_damaged_part_is_computed_again(here, run, whole, harm):
     assert Path("f.h5").read_bytes() == whole
 
 
+@pytest.mark.slow
 # ------------------------------------------------------------------------------------------------------- another request
 @pytest.mark.parametrize(
     "arguments, said",
@@ -203,6 +205,7 @@ def test_j4_another_request(here, run, arguments, said):
     assert not Path("f.h5").exists()
 
 
+@pytest.mark.slow
 def test_j4_other_pictures(here, run, whole):
     from PIL import Image
 

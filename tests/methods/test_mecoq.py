@@ -743,6 +743,7 @@ class Cut(Exception):
     """Stands for a kill between two steps."""
 
 
+@pytest.mark.slow
 def test_training_on_pictures_lowers_the_loss_of_others_too():
     settings = {"queue": 0, "prior": 0.0, "temperature": 0.3, "epochs": 8, "network": {}}
     method, lines = without_norm(patterns(200), validation=patterns(40, 1), **settings), []
@@ -754,6 +755,7 @@ def test_training_on_pictures_lowers_the_loss_of_others_too():
     assert min(lines[-1]["codewords_used"]) >= 6
 
 
+@pytest.mark.slow
 def test_training_on_pictures_resumes_to_the_same_bits(tmp_path):
     def train(cut=None, folder=None):
         steps = [0]

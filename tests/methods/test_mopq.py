@@ -247,6 +247,7 @@ def recall(model, q, k, at):
     return float(((s > own).sum(1) < at).mean())
 
 
+@pytest.mark.slow
 def test_training_finds_more_keys_than_it_started_with():
     q, k = pairs(900, 16, noise=1.5)
     settings = {"method": "mopq", "bits": 16, "nbits": 4, "batch_size": 100, "input_dropout": 0.0}

@@ -259,6 +259,7 @@ def test_books_start_by_k_means_after_the_first_epoch_and_are_used():
     assert len(method.loss(torch.from_numpy(drawn()[0][:8]), torch.arange(8))) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("many", [False, True])
 def test_training_lowers_the_loss_and_the_codes_tell_the_classes_apart(many):
     x, y = drawn(120)

@@ -161,6 +161,7 @@ def test_equal_rows_leave_nothing_to_do():
     assert distortion(z, w) < 1e-10
 
 
+@pytest.mark.slow
 # ------------------------------------------------------------------------------------------------------- scq with them
 @pytest.mark.parametrize("labels", ["one", "many"])
 def test_scq_trains_encodes_and_saves_additive_books(labels, one, many, tmp_path):

@@ -254,11 +254,13 @@ def test_the_measurement_sees_overlaps_and_cut_text():
         assert len(faults(figure)) == 3
 
 
+@pytest.mark.slow
 def test_same_results_same_bytes(drawn):
     assert charts(scale()) == [drawn[name] for name in NAMES["scale"]]
     assert rendered(planned(comparison())["plane"]) == drawn["plane"]
 
 
+@pytest.mark.slow
 def test_no_pyplot_and_no_settings_left_behind():
     code = (
         "import json, sys, matplotlib; before = matplotlib.rcParams.copy()\n"
@@ -398,6 +400,7 @@ def test_the_table_of_classes_holds_their_cosines(drawn):
     assert "airplane and automobile with 0.40 for IVFPQ: SCQ keeps its closest classes farther apart" in chart.alt
 
 
+@pytest.mark.slow
 def test_the_map_says_how_many_lie_by_their_own_class(drawn):
     from scipy.spatial import cKDTree
 
@@ -472,6 +475,7 @@ def test_rows_without_a_field(field):
         assert list(missing) == NAMES["comparison"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", (small, scale, training))
 def test_documents_without_a_part(make):
     for part in make():
@@ -632,6 +636,7 @@ def test_one_length_many_series_and_crowded_lengths():
     check(document, only=crowded)
 
 
+@pytest.mark.slow
 def test_points_that_all_lie_together():
     document = small()
     for row in document["rows"]:

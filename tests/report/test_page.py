@@ -483,6 +483,7 @@ def test_a_part_that_is_missing_or_odd(plain_charts, kind, part):
         made({**whole, "gallery": None, "rows": whole["rows"][:3], part: odd}).encode("utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, field", [(k, f) for k in KINDS for f in FIELDS[k] if f not in ("key", "reason")])
 def test_a_field_of_rows_that_is_missing_or_odd(plain_charts, kind, field):
     whole = KINDS[kind]()

@@ -93,6 +93,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_what_is_mapped_takes_no_memory(saved, tmp_path):
     """Lists, and codes without lists: files of 40 MB."""
     saved("ivfpq", "small.faissindex")

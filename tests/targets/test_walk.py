@@ -362,6 +362,7 @@ def test_the_walk_itself_says_what_is_wrong(name):
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_forged_galleries_take_no_memory(read_elsewhere):
     assert read_elsewhere["grew"] < 300
 
