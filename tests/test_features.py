@@ -257,6 +257,7 @@ def test_features_too_large_for_float16(run, here, monkeypatch):
     assert run("features", "db", "-o", "f.h5", "--model", "m.safetensors").code == 0
 
 
+@pytest.mark.slow
 # ------------------------------------------------------------------------------------------------------------- galleries
 @pytest.mark.parametrize("name", ["m", "folded"])
 def test_a_gallery_of_pictures_is_that_of_their_features(run, here, name):

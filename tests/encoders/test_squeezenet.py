@@ -91,6 +91,7 @@ def test_what_it_says_of_its_pictures():
     assert SqueezeNet.mean == (0.485, 0.456, 0.406) and SqueezeNet.std == (0.229, 0.224, 0.225)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="needs ImageNet's weights beside the folder that SCQFAISS_DATA names")
 def test_a_chinese_temple_is_seen_as_one():
     """Squashed, bilinear. Of ImageNet's classes, 442 is bell cote, 832 stupa, 449 boathouse, 663 monastery, 437 beacon."""

@@ -279,6 +279,7 @@ def test_metrics_replace_no_file_that_holds_anything_else(run, here, untouched, 
     untouched()
 
 
+@pytest.mark.slow
 def test_metrics_of_an_older_training_are_replaced(run, here):
     for _ in range(2):
         assert run(*SMALL, "--metrics", "m.jsonl").code == 0

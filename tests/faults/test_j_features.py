@@ -141,6 +141,7 @@ def test_j1_cut_off_anywhere(here, whole, cuts):
     assert sorted(os.listdir(here)) == ["db", "f.h5"]
 
 
+@pytest.mark.slow
 def test_j1_killed_with_the_file_in_place_and_the_parts_still_there(here, run, whole, monkeypatch):
     monkeypatch.setattr("scqfaiss.features._Parts.clear", lambda self: None)
     make(here)

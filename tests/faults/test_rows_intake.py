@@ -296,6 +296,7 @@ def deflated(nbytes):
     return b"".join([*out, packer.flush()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["features", "labels", "ids"])
 def test_chunks_that_unpack_to_more_than_they_declare(tmp_path, key):
     path = tmp_path / "x.h5"

@@ -490,6 +490,7 @@ def test_a_zero_row_has_a_finite_loss_and_gradient():
         assert torch.isfinite(p.grad).all()
 
 
+@pytest.mark.slow
 # ------------------------------------------------------------------------------------------------------------ training
 @pytest.mark.parametrize("encoder", ["identity", "linear", "mlp"])
 def test_training_lowers_the_loss_and_needs_no_labels(encoder, one):

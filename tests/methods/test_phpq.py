@@ -158,6 +158,7 @@ def test_the_loss_equals_its_slow_twin(dtype, rtol, many, top, beta):
         np.testing.assert_allclose(got[name].item(), value, rtol=rtol, atol=rtol, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("top", [3, 8])
 def test_gradients_equal_finite_differences(many, top):

@@ -214,6 +214,7 @@ def check(document, themes=(LIGHT,), only=None):
 # The stand-ins
 
 
+@pytest.mark.slow
 def test_every_chart_is_drawn_in_both_themes(drawn):
     assert list(drawn) == [name for names in NAMES.values() for name in names]
     for chart in drawn.values():

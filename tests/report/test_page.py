@@ -473,6 +473,7 @@ ODD = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, part", [(kind, part) for kind in KINDS for part in HEADS[kind]])
 def test_a_part_that_is_missing_or_odd(plain_charts, kind, part):
     whole = KINDS[kind]()

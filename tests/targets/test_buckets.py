@@ -64,6 +64,7 @@ def made(name):
     return _made[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_the_form_follows_from_the_codes(name):
     books, codes, ids, index, _, _ = made(name)
@@ -172,6 +173,7 @@ def two_levels():
     return books, codes, index, q, books.scores(q, codes)
 
 
+@pytest.mark.slow
 def test_many_boxes_stand_in_lists_of_their_own(two_levels):
     books, _, index, q, scores = two_levels
     core = inner(index)
