@@ -2,6 +2,7 @@
 
     python tools/instruction_sets.py
     env $(python tools/instruction_sets.py --old) pytest ...     hold all of them to old ones, and run the tests so
+    python tools/instruction_sets.py --has-bfloat16              exit code 0 where products in bfloat16 are fast
 
 Libraries choose by the processor, and sums come out differently by each choice: what passes here may fail elsewhere.
 """
@@ -13,8 +14,9 @@ import re
 import subprocess
 import sys
 
-# Read when a library is loaded. Each was seen to change the bits of a product, a convolution or an exponential. They go as
-# low as the wheels do: NumPy's are compiled for SSE4.2, torch's for SSE2.
+# Read when a library is loaded. Those of oneDNN, MKL_CBWR, OpenBLAS and NumPy were seen to change the bits of results; the
+# others are heeded by what the library reports. They go as low as the wheels do: NumPy's are compiled for SSE4.2, torch's
+# for SSE2.
 OLD = {
     "ATEN_CPU_CAPABILITY": "default",
     "ONEDNN_MAX_CPU_ISA": "SSE41",
@@ -49,9 +51,16 @@ print("FAISS", faiss.SIMDConfig.get_level_name())
 
 
 def main() -> None:
+    if sys.argv[1:] == ["--has-bfloat16"]:
+        sys.exit("bfloat16: yes" not in report())
     if sys.argv[1:] == ["--old"]:
         print(" ".join(f"{name}={value}" for name, value in OLD.items()))
         return
+    print(report())
+
+
+def report() -> str:
+    """The one line."""
     said = os.environ | {"ONEDNN_VERBOSE": "1", "MKL_VERBOSE": "1"}
     command = [sys.executable, "-c", PROBE]
     out = subprocess.run(command, env=said, stdout=subprocess.PIPE, text=True, check=True, timeout=300).stdout
@@ -67,7 +76,7 @@ def main() -> None:
         elif match := re.search(r"MKL_VERBOSE SGEMM.*(CNR:\S+)", line):
             found.setdefault("MKL", []).append(match[1])
     order = ("ATen", "oneDNN", "MKL", "NumPy", "OpenBLAS", "FAISS", "bfloat16")
-    print("; ".join(f"{name}: {', '.join(dict.fromkeys(found.get(name, ['cannot be told'])))}" for name in order))
+    return "; ".join(f"{name}: {', '.join(dict.fromkeys(found.get(name, ['cannot be told'])))}" for name in order)
 
 
 if __name__ == "__main__":

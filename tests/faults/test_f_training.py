@@ -387,7 +387,10 @@ def test_f9_a_process_is_lost(here, lost):
     assert (both[1 - lost].returncode, out) == (5, "")
     assert f"process {1 - lost} of 2 lost process {lost}; --resume goes on from the last checkpoint" in err
     assert Checkpoints(here / "m.checkpoints").steps()
-    for left in here.glob(".*.lock"):  # of the one that was killed
+    for left in (
+        *here.glob(".*.lock"),
+        *here.glob("*.tmp-*"),
+    ):  # of the one that was killed; the next training takes them
         left.unlink()
 
 
