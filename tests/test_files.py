@@ -77,6 +77,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.text().filter(lambda k: k != "format"), json_values, max_size=5), st.binary(max_size=50))
 def test_card_round_trip(tmp_path_factory, card, stream):

@@ -57,6 +57,7 @@ def slow_pairs(scores, ids, held, at, draws=400):
     return np.mean(found, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [None, 5])
 @pytest.mark.parametrize("metric, target", [("ip", "ivfpq"), ("l2", "pq"), ("ip", "buckets")])
 @pytest.mark.parametrize("repeated", [False, True])

@@ -25,6 +25,7 @@ STORED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8"])
 def test_any_partition_into_blocks_equals_the_whole(tmp_path, stored, dtype):

@@ -874,6 +874,7 @@ def test_values_that_no_record_holds(key, value):
         from_record(tensors, {k: v for k, v in config.items() if k != key})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, of_config, message",
     [

@@ -194,6 +194,7 @@ def test_one_plain_step_after_the_end_changes_no_assignment(name, K, memory):
     np.testing.assert_allclose(grid.distortion, error, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLES)
 def test_the_error_never_rises_along_the_run(name):
     x = SAMPLES[name]

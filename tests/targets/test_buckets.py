@@ -375,6 +375,7 @@ class FakeLists:
         return D, I
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tightness", [0.0, 0.3, 5.0])
 @pytest.mark.parametrize("nlist", [1, 3, 20, 200, 700])
 @pytest.mark.parametrize("k", [1, 7, 60])
