@@ -1,5 +1,7 @@
 """Forged files under sound hashes: a small run of tools/forge_files.py, and single cases of every kind."""
 
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +12,13 @@ import pytest
 from targets.conftest import sound, write
 
 import scqfaiss
+from scqfaiss import bundle
 from scqfaiss.cards import check_card, check_config
 from scqfaiss.errors import CheckpointError, IndexFileError, ResourceError
 from scqfaiss.reading import read_gallery
 from scqfaiss.targets.head import inner
+
+from .conftest import command
 
 ROOT = Path(scqfaiss.__file__).parents[1]
 
@@ -136,3 +141,33 @@ def test_parts_of_a_file_are_held_against_each_other(name, spoil, message, tmp_p
     write(tmp_path / "g.faissindex", index, card)
     with pytest.raises(IndexFileError, match=message):
         read_gallery(tmp_path / "g.faissindex")
+
+
+FORGED = "pq\x1b[2J\nforged: sound\u202e"
+
+
+def seen_on_a_terminal(*arguments):
+    """All that a command prints where it believes that a person looks on."""
+    leader, follower = pty.openpty()
+    with subprocess.Popen(command(*arguments), stdout=follower, stderr=follower, stdin=subprocess.DEVNULL) as process:
+        os.close(follower)
+        data = b""
+        try:
+            while block := os.read(leader, 1 << 16):
+                data += block
+        except OSError:  # the other end is closed
+            pass
+        process.wait(60)
+    os.close(leader)
+    return data.decode().replace("\r\n", "\n").replace("\r\x1b[K", "")
+
+
+@pytest.mark.slow
+def test_texts_of_files_on_a_terminal(here):
+    found, _ = bundle.read("m.safetensors")
+    for change in ({"method": FORGED}, {FORGED: FORGED, "settings": {FORGED: FORGED}, "class_names": [FORGED]}):
+        Path("forged.safetensors").write_bytes(bundle.Bundle(found.tensors, {**found.config, **change}).to_bytes())
+        for name in ("verify", "info"):
+            said = seen_on_a_terminal(name, "forged.safetensors").split("\n")
+            assert len(said) > 1 and all(line.isprintable() for line in said), said
+            assert not any(line.strip().startswith("forged: sound") for line in said), said
