@@ -16,7 +16,7 @@ The database is put into an order of its own first, drawn by --seed: FAISS break
 class.
 
 results/NAME/results.json is written after every coding; the same command goes on where it stopped, and one with more lengths
-or methods adds to it. `scqfaiss/results.py` tells what each figure is.
+or methods adds to it. `scqfaiss/comparison/results.py` tells what each figure is.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ from ranking import (
 from shown import gallery, pictures_of
 
 import scqfaiss
-from scqfaiss import exporting
 from scqfaiss.arrays import Floats, Ints, Labels
+from scqfaiss.comparison.results import FILE, Results, file_hash
 from scqfaiss.data import open_rows
 from scqfaiss.errors import ConfigError, DataError, ScqError
-from scqfaiss.evaluation import Words, check_classes, same_classes
+from scqfaiss.evaluation.files import Words, check_classes, same_classes
 from scqfaiss.files import make_folder, reserve
+from scqfaiss.galleries import exporting
 from scqfaiss.methods import REGISTRY as METHODS
 from scqfaiss.model import Model
 from scqfaiss.report.selection import best_baseline, best_ours, fastest, get, lengths
-from scqfaiss.results import FILE, Results, file_hash
 from scqfaiss.targets import REGISTRY as TARGETS
 from scqfaiss.targets import target
 from scqfaiss.targets.base import Options

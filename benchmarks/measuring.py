@@ -16,7 +16,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from scqfaiss.results import machine
+from scqfaiss.comparison.results import machine
 
 try:
     from threadpoolctl import threadpool_limits
@@ -45,10 +45,10 @@ if reader == "faiss":
     import faiss
     read = lambda: faiss.read_index(path)
 else:
-    import scqfaiss.gallery
+    import scqfaiss.galleries.gallery
     if model is not None:
-        model = scqfaiss.gallery.Model.load(model)
-    read = lambda: scqfaiss.gallery.open_gallery(path, model=model)
+        model = scqfaiss.galleries.gallery.Model.load(model)
+    read = lambda: scqfaiss.galleries.gallery.open_gallery(path, model=model)
 before = held()
 start = time.perf_counter()
 index = read()

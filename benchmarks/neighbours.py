@@ -28,7 +28,7 @@ import click
 import numpy as np
 
 from scqfaiss.data.hdf5 import write_rows
-from scqfaiss.demo import write_parts
+from scqfaiss.demo.digits import write_parts
 from scqfaiss.files import reserve
 
 LIMIT = 600  # seconds of one command, and of a busy process

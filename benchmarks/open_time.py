@@ -20,8 +20,8 @@ import numpy as np
 import scqfaiss
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.encoders.chain import Chain
-from scqfaiss.exporting import SUFFIX, build
 from scqfaiss.files import reserve, seal
+from scqfaiss.galleries.exporting import SUFFIX, build
 
 WAYS = {
     "mmap": {"mmap": True, "verify": False},
@@ -34,7 +34,7 @@ import json, sys, time
 import numpy as np
 import faiss, scqfaiss
 from statistics import median
-import scqfaiss.gallery
+import scqfaiss.galleries.gallery
 path, rounds, how = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 times = []
 for _ in range(rounds):

@@ -19,9 +19,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from scqfaiss import calls
+from scqfaiss import faiss_calls
 from scqfaiss.arrays import Floats
-from scqfaiss.evaluation import Words
+from scqfaiss.evaluation.files import Words
 from scqfaiss.targets.base import unpack_codes
 from scqfaiss.targets.fastscan import unblocked
 
@@ -101,7 +101,7 @@ def with_plain_lists(d: int, nlist: int, M: int) -> Any:
 
 def probe_by_product(ivf: Any) -> None:
     """Let queries choose among lists by inner product, with the centroids that rows were given to by distance."""
-    centroids = calls.stored_rows(ivf.quantizer)
+    centroids = faiss_calls.stored_rows(ivf.quantizer)
     flat = faiss.IndexFlatIP(ivf.d)
     flat.add(centroids)
     ivf.quantizer, ivf.own_fields = flat, False

@@ -25,8 +25,8 @@ from PIL import Image
 from scqfaiss.contract import configure
 from scqfaiss.data.images import FITS, ImageSource
 from scqfaiss.encoders import augment, backbone
-from scqfaiss.engine import Waited
-from scqfaiss.rows import PictureRows
+from scqfaiss.training.engine import Waited
+from scqfaiss.training.rows import PictureRows
 
 MADE, WIDTH, HEIGHT = 500, 640, 480
 

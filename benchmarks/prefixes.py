@@ -19,7 +19,7 @@ import numpy as np
 import scqfaiss
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.data import open_rows
-from scqfaiss.evaluation import evaluate, measure_vectors
+from scqfaiss.evaluation.files import evaluate, measure_vectors
 from scqfaiss.model import Model
 
 QUERIES = 100  # whose 100 best are compared

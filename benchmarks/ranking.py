@@ -1,7 +1,7 @@
 """Qualities of one coding of a database: every measure of a comparison's rows that follows from vectors, codes and labels.
 
 A coding is floats, the words that their codes stand for, and which word each row has. Whatever container holds the codes, they
-rank alike, so this is computed once for all containers; ties are averaged over every order (scqfaiss.evaluation).
+rank alike, so this is computed once for all containers; ties are averaged over every order (scqfaiss.evaluation.files).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scqfaiss.arrays import Floats, Ints, Labels
-from scqfaiss.evaluation import (
+from scqfaiss.evaluation.files import (
     Relevance,
     Words,
     average_precision,

@@ -41,7 +41,7 @@ from typing import Any
 import click
 import torch
 
-from scqfaiss import results as measured
+from scqfaiss.comparison import results as measured
 from scqfaiss.files import reserve
 
 HERE = Path(__file__).parent

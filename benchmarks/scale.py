@@ -2,8 +2,8 @@
 
     python benchmarks/scale.py DATA/cifar10_setting1 --baseline --out results/scale
 
-Writes OUT/results.json, a document of kind 'scale' (see scqfaiss/results.py), row by row: an interrupted run goes on with the
-rows that are there. Prints a table, and one JSON line with the exponents of the fits.
+Writes OUT/results.json, a document of kind 'scale' (see scqfaiss/comparison/results.py), row by row: an interrupted run
+goes on with the rows that are there. Prints a table, and one JSON line with the exponents of the fits.
 
 Where the codes come from: one SCQ model learns from train.h5. Rows are drawn with replacement from database.h5, with Gaussian
 noise of `noise` times the standard deviation of each feature, so that codes do not repeat as rows do, and encoded once, to z.
@@ -54,11 +54,11 @@ from search_speed import drawn, read, recall, scored
 from upstream import sizes
 
 import scqfaiss
-from scqfaiss import calls
-from scqfaiss.exporting import SUFFIX, build, write
+from scqfaiss import faiss_calls
+from scqfaiss.comparison.results import FILE, Results, file_hash
 from scqfaiss.files import make_folder, reserve
+from scqfaiss.galleries.exporting import SUFFIX, build, write
 from scqfaiss.model import Model
-from scqfaiss.results import FILE, Results, file_hash
 from scqfaiss.targets import target
 from scqfaiss.targets.base import Options
 from scqfaiss.targets.head import inner
@@ -303,7 +303,7 @@ def store_baseline(work: Work, name: str, rows: int, z: np.ndarray, path: Path) 
         probe_by_product(index)
 
     def look(nprobe: int) -> np.ndarray:
-        return calls.search(index, z, K_NEAREST, faiss.SearchParametersIVF(nprobe=nprobe))[0]
+        return faiss_calls.search(index, z, K_NEAREST, faiss.SearchParametersIVF(nprobe=nprobe))[0]
 
     with threads(0):
         best = look(nlist)

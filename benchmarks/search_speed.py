@@ -42,7 +42,7 @@ import faiss
 import numpy as np
 
 import scqfaiss
-from scqfaiss import calls
+from scqfaiss import faiss_calls
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.data import open_rows
 from scqfaiss.targets import target
@@ -232,7 +232,7 @@ def main(
             out[f"{name}_recall"] = recall(best, scored(c.z, c.I, c.vectors))
             if name in ("ivfpq", "buckets", "also_buckets", "generic_8x4"):
                 out[f"{name}_difference"] = float(np.abs(c.D - best).max())
-    best, _ = calls.search(own, zq, k, faiss.SearchParametersIVF(nprobe=own.nlist))
+    best, _ = faiss_calls.search(own, zq, k, faiss.SearchParametersIVF(nprobe=own.nlist))
     out["faiss_recall"] = recall(best, containers["faiss"].D)
     best, _ = faiss.knn(zq, z, k, metric=faiss.METRIC_INNER_PRODUCT)
     for name in ("buckets", "faiss"):

@@ -11,8 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from scqfaiss.evaluation import evaluate_file
-from scqfaiss.exporting import export_file
+from scqfaiss.evaluation.files import evaluate_file
+from scqfaiss.galleries.exporting import export_file
 
 ROUNDING = 1e-6
 

@@ -9,9 +9,9 @@ loss and backward to the features (feature loss), on the same numbers in one pro
 label a row. Both sides must compute the same loss first.
 
 The printed `ratio` is that of the medians over the rounds. --out writes FOLDER/results.json, a document of kind 'training' (see
-scqfaiss/results.py): there `ratio` is the median of the ratios within single rounds, `ratio_low` and `ratio_high` are their
-quartiles. `bare` is the eight matrix products of a dense codebook step in float32 over all K codewords: distances, two rebuilds,
-and their gradients with respect to weights and words.
+scqfaiss/comparison/results.py): there `ratio` is the median of the ratios within single rounds, `ratio_low` and
+`ratio_high` are their quartiles. `bare` is the eight matrix products of a dense codebook step in float32 over all K
+codewords: distances, two reconstructions, and their gradients with respect to weights and codewords.
 """
 
 import json
@@ -30,11 +30,11 @@ import torch.nn.functional as F
 from measuring import run_facts, typed
 from torch import Tensor
 
+from scqfaiss.comparison.results import FILE, Results
 from scqfaiss.files import make_folder, reserve
 from scqfaiss.methods.arsq import ARSQ, deal
 from scqfaiss.methods.centers import simplex
 from scqfaiss.methods.cfa import released_loss_single
-from scqfaiss.results import FILE, Results
 
 D, M, K, C = 360, 4, 256, 10
 

@@ -26,13 +26,13 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .codebooks import Codebooks
-    from .editing import append, merge, remove
-    from .evaluation import evaluate, evaluate_pairs
-    from .exporting import export
-    from .gallery import Gallery
-    from .gallery import open_gallery as open
+    from .evaluation.files import evaluate, evaluate_pairs
+    from .galleries.editing import append, merge, remove
+    from .galleries.exporting import export
+    from .galleries.gallery import Gallery
+    from .galleries.gallery import open_gallery as open
     from .model import Model
-    from .training import train
+    from .training.fitting import train
 
 __version__ = "0.1.0"
 
@@ -60,16 +60,16 @@ __all__ = [
 
 _LAZY = {
     "Codebooks": ("codebooks", "Codebooks"),
-    "Gallery": ("gallery", "Gallery"),
+    "Gallery": ("galleries.gallery", "Gallery"),
     "Model": ("model", "Model"),
-    "append": ("editing", "append"),
-    "evaluate": ("evaluation", "evaluate"),
-    "evaluate_pairs": ("evaluation", "evaluate_pairs"),
-    "export": ("exporting", "export"),
-    "merge": ("editing", "merge"),
-    "open": ("gallery", "open_gallery"),
-    "remove": ("editing", "remove"),
-    "train": ("training", "train"),
+    "append": ("galleries.editing", "append"),
+    "evaluate": ("evaluation.files", "evaluate"),
+    "evaluate_pairs": ("evaluation.files", "evaluate_pairs"),
+    "export": ("galleries.exporting", "export"),
+    "merge": ("galleries.editing", "merge"),
+    "open": ("galleries.gallery", "open_gallery"),
+    "remove": ("galleries.editing", "remove"),
+    "train": ("training.fitting", "train"),
 }
 
 
@@ -80,7 +80,7 @@ def __getattr__(name: str) -> Any:
     try:
         found = getattr(import_module(f".{module}", __name__), attribute)
     except Exception as error:
-        from .parts import missing
+        from .dependencies import missing
 
         lacking = missing(error, name)
         if lacking is None:

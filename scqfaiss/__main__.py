@@ -8,7 +8,7 @@ from . import signals
 def main() -> NoReturn:
     """Run the command line."""
     signals.take()
-    from . import cli
+    from .cli import commands as cli
 
     cli.main()
 

@@ -16,7 +16,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from . import calls
+from . import faiss_calls
 from .codebooks import Codebooks
 from .contract import Layers, Stage, Task, Usual, check_product_shape, setting
 from .errors import ConfigError, DataError, warn
@@ -84,7 +84,7 @@ class PQ(Usual):
             raise DataError(
                 f"{len(bad):,} of {len(x):,} training rows are too large for float32 once they are centered"
             )
-        calls.normalize(x)
+        faiss_calls.normalize(x)
         return x
 
     def fit(self) -> None:
@@ -99,7 +99,7 @@ class PQ(Usual):
         pq.cp.seed = (self.task.seed + 1) % 2**31
         pq.cp.niter = self.config.iterations
         pq.cp.min_points_per_centroid = 1  # said above, in our words
-        calls.train(pq, x)
+        faiss_calls.train(pq, x)
         self.centroids = faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub)
 
     def layers(self) -> Layers:
@@ -136,9 +136,9 @@ class OPQ(PQ):
         pq.cp.seed, pq.cp.min_points_per_centroid = (self.task.seed + 1) % 2**31, 1
         opq = faiss.OPQMatrix(d, self.task.M, pq.d)
         opq.pq = pq
-        calls.train(opq, x)
+        faiss_calls.train(opq, x)
         self.A = faiss.vector_to_array(opq.A).reshape(opq.d_out, opq.d_in)
-        super().train_books(calls.apply(opq, x))
+        super().train_books(faiss_calls.apply(opq, x))
 
     def layers(self) -> Layers:
         return [*super().layers(), ("linear", {"A": self.A})]
@@ -163,7 +163,7 @@ class RQ(PQ):
         rq.max_beam_size = self.beam
         rq.cp.seed, rq.cp.niter = (self.task.seed + 1) % 2**31, self.config.iterations
         rq.cp.min_points_per_centroid = 1
-        calls.train(rq, x)
+        faiss_calls.train(rq, x)
         self.centroids = faiss.vector_to_array(rq.codebooks).reshape(rq.M, self.task.K, rq.d)
 
     def codebooks(self) -> Codebooks:

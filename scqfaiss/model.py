@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from . import bundle
 from .arrays import MAX_CLASSES, Floats, as_features, transposed
-from .cards import check_config
 from .codebooks import MAX_BEAM, RULES, Codebooks, Codes
 from .contract import Progress, silent
 from .data import Source
@@ -23,6 +22,7 @@ from .encoders import chain as chains
 from .encoders.chain import Chain
 from .errors import CheckpointError, ConfigError, ScqError, shown
 from .files import PathLike, reserve
+from .metadata import check_config
 
 SUFFIX = ".safetensors"
 NETWORK = "backbone."  # what the names of the network's tensors begin with

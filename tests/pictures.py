@@ -51,11 +51,11 @@ def photos(folder, each=6, colours=tuple(COLOURS), seed=0):
 @cache
 def network(pool="average", layers=""):
     """A squeezenet of random weights, in evaluation mode."""
-    from scqfaiss.encoders import eye
+    from scqfaiss.encoders import inference
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScqWarning)
-        found, _ = eye.of_factory("squeezenet", {}, None, {"size": SIZE, "pool": pool, "layers": layers})
+        found, _ = inference.of_factory("squeezenet", {}, None, {"size": SIZE, "pool": pool, "layers": layers})
     return found.eval()
 
 

@@ -13,26 +13,24 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "scqfaiss"
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorted(PACKAGE.rglob("*.py"))}
 
-# Imports point from right to left; rooms of one line hold one another at arm's length.
+# Imports point from right to left; packages and modules of one line do not import one another.
 ORDER = [
     ["errors", "forks", "signals"],
-    ["parts"],
+    ["dependencies"],
     ["arrays"],
     ["exponents"],
     ["codebooks"],
-    ["files", "cards"],
-    ["bundle", "results"],
+    ["files", "metadata"],
+    ["bundle"],
     ["contract"],
-    ["calls", "parallel", "threads"],
+    ["faiss_calls", "distributed"],
     ["data", "encoders", "methods", "targets", "baselines"],
     ["model"],
     ["features"],
-    ["reading"],
-    ["checkpoints", "class_numbers", "metrics", "rows"],
-    ["engine"],
-    ["training", "gallery"],
-    ["exporting"],
-    ["editing", "evaluation", "inspection", "portable", "report"],
+    ["training", "galleries"],
+    ["evaluation"],
+    ["comparison"],
+    ["report"],
     ["progress"],
     ["demo"],
     ["cli"],
@@ -42,18 +40,19 @@ ENTRANCES = {"scqfaiss", "scqfaiss.__init__", "scqfaiss.__main__"}  # they open 
 
 # Who may load what. Types alone (under TYPE_CHECKING) are free: they load nothing.
 ALLOWED = {
-    "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training$|rows$|parallel$|engine$|"
-    r"checkpoints$|metrics$|portable$|threads$)",
-    "faiss": r"scqfaiss\.(calls$|targets\.(?!__init__)|baselines$|reading$|exporting$|gallery$|evaluation$|demo$)",
+    "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training\.(?!__init__)|distributed$|"
+    r"galleries\.onnx_export$)",
+    "faiss": r"scqfaiss\.(faiss_calls$|targets\.(?!__init__)|baselines$|galleries\.(?!__init__|onnx_export)|"
+    r"evaluation\.(?!__init__)|demo\.)",
     "h5py": r"scqfaiss\.data\.",
     "PIL": r"scqfaiss\.(data\.images|report\.page)$",
     "matplotlib": r"scqfaiss\.report\.(charts|\w+_charts)$",
     "jinja2": r"scqfaiss\.report\.page$",
     "selenium": r"$^",
     "sklearn": r"$^",
-    "onnx": r"scqfaiss\.portable$",
-    "onnxruntime": r"scqfaiss\.portable$",
-    "click": r"scqfaiss\.(cli|progress)$",
+    "onnx": r"scqfaiss\.galleries\.onnx_export$",
+    "onnxruntime": r"scqfaiss\.galleries\.onnx_export$",
+    "click": r"scqfaiss\.(cli\.|progress$)",
     "safetensors": r"scqfaiss\.bundle$",
     "hypothesis": r"$^",
     "pytest": r"$^",
@@ -303,7 +302,7 @@ def test_names_load_no_more_than_they_need(code, loads):
 def test_help_loads_neither_torch_nor_faiss_nor_numpy():
     code = """
 import runpy, sys
-from scqfaiss.cli import cli
+from scqfaiss.cli.commands import cli
 assert len(cli.commands) > 10
 for command in ["", *cli.commands]:
     sys.argv = ["scqfaiss", *command.split(), "--help"]

@@ -7,17 +7,18 @@ import pytest
 from faults.conftest import blobs
 
 import scqfaiss
-from scqfaiss import class_numbers, cli
 from scqfaiss.arrays import Labels
+from scqfaiss.cli import commands as cli
 from scqfaiss.contract import configure
 from scqfaiss.data import ArraySource
 from scqfaiss.data.hdf5 import write_rows
 from scqfaiss.errors import CheckpointError, ConfigError, DataError, ScqWarning, Stopped
-from scqfaiss.evaluation import Relevance, measure, measure_vectors
+from scqfaiss.evaluation.files import Relevance, measure, measure_vectors
 from scqfaiss.methods import centers as sca
 from scqfaiss.methods.scq import Settings
 from scqfaiss.model import Model
-from scqfaiss.training import Request, dry_run, plan
+from scqfaiss.training import class_numbers
+from scqfaiss.training.fitting import Request, dry_run, plan
 
 NUMBERS = np.array([3, 17, 500, 9999])
 SMALL = {"bits": 8, "nbits": 4, "encoder": "linear", "epochs": 2}

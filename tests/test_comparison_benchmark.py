@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from scqfaiss.arrays import Labels
 from scqfaiss.data.hdf5 import write_rows
-from scqfaiss.demo import write_parts
-from scqfaiss.evaluation import Words
+from scqfaiss.demo.digits import write_parts
+from scqfaiss.evaluation.files import Words
 from scqfaiss.files import reserve
 from scqfaiss.report.selection import best_baseline, best_ours, fastest, pair
 

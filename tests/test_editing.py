@@ -10,9 +10,10 @@ import pytest
 from life import IDS, MODELS, XQ, X, all_rows, assert_same, cases, export, model, opened
 
 import scqfaiss
-from scqfaiss import editing, files
+from scqfaiss import files
 from scqfaiss.errors import ConfigError, DataError, IndexFileError, WriteError
-from scqfaiss.exporting import SUFFIX
+from scqfaiss.galleries import editing
+from scqfaiss.galleries.exporting import SUFFIX
 from scqfaiss.targets.ids import without_ids
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -238,8 +239,8 @@ def test_bad_ids_remove_nothing(unchanged, ids):
 
 def test_an_id_that_stands_twice_goes_as_a_whole():
     from scqfaiss.data import ArraySource
-    from scqfaiss.exporting import Options, encode_for, write
     from scqfaiss.files import reserve
+    from scqfaiss.galleries.exporting import Options, encode_for, write
 
     with pytest.warns(scqfaiss.ScqWarning, match="1 rows repeat an id"):
         source = ArraySource(X[:4], ids=[7, 8, 7, 9], allow_duplicate_ids=True)

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 import scqfaiss
-from scqfaiss import parallel
+from scqfaiss import distributed
 from scqfaiss.contract import Stage, Turn
 from scqfaiss.encoders.base import Stats
 from scqfaiss.encoders.linear import Linear
 from scqfaiss.encoders.linear import Settings as LinearSettings
-from scqfaiss.engine import Engine
 from scqfaiss.errors import ConfigError, DataError
 from scqfaiss.files import reserve
-from scqfaiss.metrics import Log, log_to
+from scqfaiss.training.engine import Engine
+from scqfaiss.training.epoch_log import Log, log_to
 
 
 class Method(nn.Module):
@@ -285,20 +285,20 @@ def test_settings_of_the_engine_are_checked(one, wrong, said):
 # ------------------------------------------------------------------------------------------------------------- parallel
 def test_one_process_is_the_whole_world():
     t = torch.arange(6.0).view(3, 2).requires_grad_()
-    assert (parallel.rank(), parallel.world()) == (0, 1)
-    assert parallel.gathered(t) is t
-    assert torch.equal(parallel.total(t), t) and torch.equal(parallel.average(t), t)
-    assert not parallel.total(t).requires_grad
-    assert parallel.share((t, 1)) == (t, 1)
-    assert parallel.agreed(2.5) == 2.5
+    assert (distributed.rank(), distributed.world()) == (0, 1)
+    assert distributed.gathered(t) is t
+    assert torch.equal(distributed.total(t), t) and torch.equal(distributed.average(t), t)
+    assert not distributed.total(t).requires_grad
+    assert distributed.share((t, 1)) == (t, 1)
+    assert distributed.agreed(2.5) == 2.5
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_a_batch_is_shared_evenly(rank, monkeypatch):
-    monkeypatch.setattr(parallel, "world", lambda: 3)
-    monkeypatch.setattr(parallel, "rank", lambda: rank)
+    monkeypatch.setattr(distributed, "world", lambda: 3)
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
     t = torch.arange(8)
-    mine, same = parallel.share((t, "same"))
+    mine, same = distributed.share((t, "same"))
     assert (mine.tolist(), same) == ([2 * rank, 2 * rank + 1], "same")
     with pytest.raises(ConfigError, match=r"^a batch has fewer rows than the 3 processes that share it"):
-        parallel.share((t[:2],))
+        distributed.share((t[:2],))

@@ -13,7 +13,7 @@ from scqfaiss.arrays import Labels
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.encoders.chain import Chain
 from scqfaiss.errors import ConfigError, DataError
-from scqfaiss.evaluation import (
+from scqfaiss.evaluation.files import (
     Relevance,
     Words,
     average_precision,
@@ -26,8 +26,8 @@ from scqfaiss.evaluation import (
     scores_in_blocks,
     tie_blocks,
 )
-from scqfaiss.exporting import build
-from scqfaiss.gallery import Gallery
+from scqfaiss.galleries.exporting import build
+from scqfaiss.galleries.gallery import Gallery
 from scqfaiss.model import Model
 
 

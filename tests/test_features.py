@@ -12,11 +12,11 @@ from close import assert_as_good, assert_close, roundings
 from faults.conftest import run, write_h5  # noqa: F401
 
 import scqfaiss
-from scqfaiss import features
 from scqfaiss.data import ArraySource, open_rows
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
-from scqfaiss.features import FeatureSource, Seeing, as_rows
-from scqfaiss.reading import read_gallery
+from scqfaiss.features import files as features
+from scqfaiss.features.files import FeatureSource, Seeing, as_rows
+from scqfaiss.galleries.reading import read_gallery
 
 pytest.importorskip("PIL", reason="pictures need Pillow")
 
@@ -138,7 +138,7 @@ def test_bfloat16_is_near(made):
 
 
 def test_naming_features_loads_no_torch():
-    code = "import scqfaiss.features, sys; print('torch' in sys.modules or 'PIL' in sys.modules)"
+    code = "import scqfaiss.features.files, sys; print('torch' in sys.modules or 'PIL' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

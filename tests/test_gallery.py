@@ -16,9 +16,10 @@ from faults.conftest import blobs, here, made  # noqa: F401
 from life import IDS, XQ, X
 
 import scqfaiss
-from scqfaiss import files, inspection
+from scqfaiss import files
 from scqfaiss.errors import CheckpointError, ConfigError, DataError, IndexFileError, ScqWarning
-from scqfaiss.gallery import verify_file
+from scqfaiss.galleries import inspection
+from scqfaiss.galleries.gallery import verify_file
 from scqfaiss.targets.head import inner
 
 

@@ -14,7 +14,7 @@ from faults.conftest import blobs, here, made, run  # noqa: F401
 import scqfaiss
 from scqfaiss.codebooks import Codebooks, Shape
 from scqfaiss.errors import ConfigError, DataError, ResourceError, ScqWarning
-from scqfaiss.exporting import export
+from scqfaiss.galleries.exporting import export
 from scqfaiss.model import Model
 from scqfaiss.targets import gpu, target
 from scqfaiss.targets.head import inner, through

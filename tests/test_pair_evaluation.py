@@ -11,7 +11,7 @@ from test_evaluation import gallery_of
 
 import scqfaiss
 from scqfaiss.errors import ConfigError, DataError
-from scqfaiss.evaluation import evaluate_pairs, first_hit, report_text
+from scqfaiss.evaluation.files import evaluate_pairs, first_hit, report_text
 
 # ruff: noqa: F811  (fixtures are imported by name)
 

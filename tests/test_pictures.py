@@ -17,16 +17,17 @@ import torch
 from PIL import Image
 from plain_steps import PlainSteps
 
-from scqfaiss import gallery, parallel
+from scqfaiss import distributed
 from scqfaiss.arrays import Labels
-from scqfaiss.cli import run as cli
+from scqfaiss.cli.commands import run as cli
 from scqfaiss.data import open_rows
 from scqfaiss.encoders.chain import Chain
 from scqfaiss.errors import CheckpointError, ConfigError
-from scqfaiss.features import as_rows
+from scqfaiss.features.files import as_rows
+from scqfaiss.galleries import gallery
 from scqfaiss.model import Model
-from scqfaiss.rows import PictureRows
-from scqfaiss.training import Request, fit, plan
+from scqfaiss.training.fitting import Request, fit, plan
+from scqfaiss.training.rows import PictureRows
 
 SIZE = 32
 pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")  # random weights, few rows
@@ -139,11 +140,11 @@ def test_each_process_decodes_its_share_alone(photos, monkeypatch):
         asked = []
         take = type(source).take
         monkeypatch.setattr(type(source), "take", lambda self, index: asked.append(len(index)) or take(self, index))
-        monkeypatch.setattr(parallel, "world", lambda: 2)
+        monkeypatch.setattr(distributed, "world", lambda: 2)
         shares = []
         for rank in (0, 1):
-            monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-            shares.append([parallel.share(b) for b in rows.batches(15, torch.Generator().manual_seed(0))])
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            shares.append([distributed.share(b) for b in rows.batches(15, torch.Generator().manual_seed(0))])
         for (x, i), (x0, i0), (x1, i1) in zip(whole, *shares):
             n = len(i) // 2
             assert torch.equal(torch.cat([i0, i1]), i[: 2 * n]) and torch.equal(torch.cat([x0, x1]), x[: 2 * n])

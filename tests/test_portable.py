@@ -24,7 +24,7 @@ for part in ("onnx", "onnxscript", "onnxruntime"):
 import onnx  # noqa: E402
 from pictures import SIZE, model, network  # noqa: E402
 
-from scqfaiss import portable  # noqa: E402
+from scqfaiss.galleries import onnx_export as portable  # noqa: E402
 
 # ruff: noqa: F811  (fixtures are imported by name)
 TOLERANCE = 1e-3

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
+from scqfaiss.comparison.results import FILE, FORMAT, Results, file_hash, machine, read_results
 from scqfaiss.errors import ConfigError, DataError
 from scqfaiss.files import reserve
-from scqfaiss.results import FILE, FORMAT, Results, file_hash, machine, read_results
 
 FACTS = {"seed": 0, "data": {"train": {"sha256": "ab"}}, "left_out": ("dog", "ship")}
 

@@ -14,8 +14,8 @@ from conftest import blobs
 
 import scqfaiss
 from scqfaiss.codebooks import Codebooks
+from scqfaiss.comparison.results import read_results
 from scqfaiss.errors import ConfigError
-from scqfaiss.results import read_results
 from scqfaiss.targets import REGISTRY
 
 # So few rows fill no book, and lists of theirs say little.

@@ -9,7 +9,7 @@ import torch
 from faults.conftest import blobs
 
 import scqfaiss
-from scqfaiss import threads
+from scqfaiss.training import threads
 
 
 def teams():

@@ -12,11 +12,11 @@ from scqfaiss.codebooks import Codebooks
 from scqfaiss.contract import Stage, Turn, batch_count
 from scqfaiss.data import ArraySource
 from scqfaiss.data.hdf5 import write_rows
-from scqfaiss.engine import Engine
 from scqfaiss.errors import CheckpointError, ConfigError, DataError, ScqWarning, WriteError
 from scqfaiss.methods import REGISTRY
 from scqfaiss.model import Model
-from scqfaiss.training import (
+from scqfaiss.training.engine import Engine
+from scqfaiss.training.fitting import (
     Request,
     SourceRows,
     build,

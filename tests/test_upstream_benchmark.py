@@ -8,8 +8,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from scqfaiss.comparison.results import read_results
 from scqfaiss.errors import ConfigError
-from scqfaiss.results import read_results
 
 
 @pytest.fixture

@@ -34,10 +34,12 @@ import h5py
 import numpy as np
 
 import scqfaiss
-from scqfaiss import Model, bundle, cli, files, reading
+from scqfaiss import Model, bundle, files
+from scqfaiss.cli import commands as cli
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.encoders.chain import Chain
 from scqfaiss.errors import ScqError
+from scqfaiss.galleries import reading
 from scqfaiss.targets.head import inner
 
 SECONDS = 20  # of one file

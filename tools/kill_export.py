@@ -21,7 +21,7 @@ import numpy as np
 
 import scqfaiss
 from scqfaiss.data.hdf5 import write_rows
-from scqfaiss.reading import read_gallery
+from scqfaiss.galleries.reading import read_gallery
 
 GALLERY = "gallery.faissindex"
 COMMANDS = {

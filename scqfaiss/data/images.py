@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from ..arrays import Ints
 from ..errors import ConfigError, DataError, ResourceError, ScqError, shown, size, suggestion, warn
 from .classes import numbered_as
+from .image_files import LIST_ENDINGS, list_file, list_folder, list_one
 from .kinds import IDS, LABELS
-from .picture_files import LIST_ENDINGS, list_file, list_folder, list_one
 from .png_notes import NOTE_BYTES, TooLong, without_large_notes
 from .source import BLOCK_BYTES, Source
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ..errors import ConfigError, shown
-from .picture_files import LIST_ENDINGS, PICTURE_ENDINGS
+from .image_files import LIST_ENDINGS, PICTURE_ENDINGS
 
 HDF5_ENDINGS = (".h5", ".hdf5", ".hdf")
 VECS_ENDINGS = (".npy", ".fvecs", ".bvecs")

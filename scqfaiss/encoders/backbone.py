@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from .. import parallel
+from .. import distributed
 from ..bundle import read_tensors
 from ..contract import seed_of, setting
 from ..errors import CheckpointError, ConfigError, ScqError, shown, suggestion, warn
@@ -398,7 +398,7 @@ class Backbone(Encoder):
         seed = seed_of(self.seed, int(self.draws))
         self.draws += 1
         # Without gradients every process encodes what it likes; the steps of training share a batch.
-        W, r = (parallel.world(), parallel.rank()) if torch.is_grad_enabled() else (1, 0)
+        W, r = (distributed.world(), distributed.rank()) if torch.is_grad_enabled() else (1, 0)
         return _Drawn(seed, W * b, slice(r * b, (r + 1) * b))
 
     def _dropped(self, g: Tensor, drawn: _Drawn) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import parallel
+from .. import distributed
 from ..arrays import Ints, Labels
 from ..contract import Layers, Rows, Stage, Task, Turn, batch_count, setting
 from ..errors import ConfigError, DataError, warn
@@ -432,8 +432,11 @@ class Features(nn.Module):
         for batch in self.task.rows.batches(size, torch.Generator().manual_seed(0), self.held):
             x, index = batch
             parts = self.logits(x).double() / trained, self.shares(index).double()
-            if isinstance(batch, parallel.Own):  # every process has seen its share of the pictures
-                parts = torch.cat(parallel.from_all(parts[0].contiguous()), 1), torch.cat(parallel.from_all(parts[1]))
+            if isinstance(batch, distributed.Own):  # every process has seen its share of the pictures
+                parts = (
+                    torch.cat(distributed.from_all(parts[0].contiguous()), 1),
+                    torch.cat(distributed.from_all(parts[1])),
+                )
             logits.append(parts[0])
             targets.append(parts[1])
         self.kappa, before, after = fit_kappa(torch.cat(logits, 1), torch.cat(targets), trained)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import parallel
+from .. import distributed
 from ..arrays import Labels
 from ..codebooks import Codebooks
 from ..contract import Layers, Stage, Task, Turn, Usual, batch_count, seed_of, setting
@@ -85,7 +85,7 @@ def levels(z: Tensor, w: Tensor, gamma: float, choice: str = "l2") -> tuple[Tens
     left, soft, hard, T, H, codes = z, torch.zeros_like(z), torch.zeros_like(z), [], [], []
     for book in w:
         if choice == "l2":
-            v = parallel.average(left.detach().square().sum(1).mean()).clamp_min(FLOOR)
+            v = distributed.average(left.detach().square().sum(1).mean()).clamp_min(FLOOR)
             logits = (2 * (left @ book.T) - book.square().sum(1)) * (gamma / v)  # ||r||^2 is the same for all k
         else:
             logits = gamma * (_unit(left) @ _unit(book).T)
@@ -131,7 +131,7 @@ def margin_loss(z: Tensor, hot: Tensor, vectors: Tensor) -> Tensor:
     cos = F.normalize(z, dim=1) @ v.T  # b c
     of_row = F.embedding(rows, cos)  # p c; not cos[rows], as above
     hinge = (1 - v[i] @ v.T - of_row.gather(1, i[:, None]) + of_row).relu()
-    positives = parallel.average(torch.as_tensor(float(len(rows)), device=z.device)).clamp_min(1)
+    positives = distributed.average(torch.as_tensor(float(len(rows)), device=z.device)).clamp_min(1)
     return hinge.masked_fill(hot[rows] > 0, 0).sum() / (positives * hot.shape[1])
 
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import parallel
+from .. import distributed
 from ..codebooks import Codebooks
 from ..contract import (
     Layers,
@@ -484,11 +484,11 @@ class MeCoQ(Usual, nn.Module):
         log_p = soft_codes(x, w, c.alpha)  # 2b m k
         p = log_p.exp()
         u = decoded(p, w)  # 2b d
-        columns = [parallel.gathered(u[:b]), parallel.gathered(u[b:])]
-        n, first = len(columns[0]), parallel.rank() * b
+        columns = [distributed.gathered(u[:b]), distributed.gathered(u[b:])]
+        n, first = len(columns[0]), distributed.rank() * b
         with torch.no_grad():
-            rows = torch.cat(parallel.from_all(index))
-            codes = [torch.cat(parallel.from_all(part.detach().contiguous())) for part in (p[:b], p[b:])]
+            rows = torch.cat(distributed.from_all(index))
+            codes = [torch.cat(distributed.from_all(part.detach().contiguous())) for part in (p[:b], p[b:])]
             self.fresh = torch.cat(codes), rows.repeat(2)
             remembered, items = self.memory.held() if self.remembers else (p[:0], rows[:0])
             columns.append(decoded(remembered.to(w.dtype), w))

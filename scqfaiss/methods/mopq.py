@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import parallel
+from .. import distributed
 from ..codebooks import Codebooks
 from ..contract import Layers, Part, Stage, Task, Turn, Usual, batch_count, check_product_shape, setting
 from ..errors import ConfigError, DataError, warn
@@ -196,13 +196,13 @@ class MoPQ(Usual, nn.Module):
         q, k = self(torch.cat(self.halves(x))).chunk(2)
         found, _ = straight_through(k, self.centroids, self.sharpness)
         own = self.ids[index]
-        everyone = torch.cat(parallel.from_all(own))
-        target, masked = known_answers(own, everyone, parallel.rank() * len(own))
+        everyone = torch.cat(distributed.from_all(own))
+        target, masked = known_answers(own, everyone, distributed.rank() * len(own))
         scale = c.scale or 1.0
         terms = {}
         if c.dense:
-            terms["dense"] = c.dense * matching_loss(q, parallel.gathered(k), target, masked, scale)
-        terms["quantized"] = matching_loss(q, parallel.gathered(found), target, masked, scale)
+            terms["dense"] = c.dense * matching_loss(q, distributed.gathered(k), target, masked, scale)
+        terms["quantized"] = matching_loss(q, distributed.gathered(found), target, masked, scale)
         if c.rebuild:
             terms["rebuild"] = c.rebuild * (k - found).square().sum(1).mean()
         return terms

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from .. import parallel
+from .. import distributed
 from ..arrays import Labels
 from ..codebooks import Codebooks
 from ..contract import (
@@ -112,7 +112,7 @@ def attended(near: Tensor, K: int) -> Tensor:
 
 def spread(z: Tensor, M: int) -> Tensor:
     """v_m = mean ||z_m||^2 over the rows of all processes, (M,), without gradient."""
-    return parallel.average(z.detach().unflatten(1, (M, -1)).square().sum(2).mean(0)).clamp_min(FLOOR)
+    return distributed.average(z.detach().unflatten(1, (M, -1)).square().sum(2).mean(0)).clamp_min(FLOOR)
 
 
 def class_loss(z: Tensor, vectors: Tensor, target: Tensor, kappa: float, bias: Tensor | None = None) -> Tensor:
@@ -286,9 +286,9 @@ class PHPQ(Usual, nn.Module):
     def after_step(self) -> None:
         """Note what the rows of all processes attended to, and the rows."""
         for z, near, nearest_ones in self.fresh:
-            self.attended += parallel.total(near)
-            self.chosen += parallel.total(nearest_ones)
-            new = torch.cat(parallel.from_all(z.contiguous()))
+            self.attended += distributed.total(near)
+            self.chosen += distributed.total(nearest_ones)
+            new = torch.cat(distributed.from_all(z.contiguous()))
             self.recent.copy_(torch.cat([new, self.recent])[: len(self.recent)])
             self.held.copy_((self.held + len(new)).clamp_max(len(self.recent)))
         self.fresh = []

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from .. import parallel
+from .. import distributed
 from ..arrays import Ints
 from ..contract import Rows
 
@@ -34,8 +34,8 @@ def made_of(rows: Rows, numbers: Ints, make: Callable[[Tensor], Tensor]) -> tupl
     for batch in rows.batches(BATCH, Generator().manual_seed(0), numbers):
         x, here = batch
         part = make(x).cpu()
-        if isinstance(batch, parallel.Own):
-            part, here = (torch.cat(parallel.from_all(t.contiguous())) for t in (part, here.cpu()))
+        if isinstance(batch, distributed.Own):
+            part, here = (torch.cat(distributed.from_all(t.contiguous())) for t in (part, here.cpu()))
         made.append(part)
         index.append(here.cpu())
     found = torch.cat(index)

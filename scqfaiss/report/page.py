@@ -20,10 +20,10 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
+from ..comparison.results import FILE, read_results
 from ..data.images import Refused, decode, prove
 from ..errors import shown, size
 from ..files import PathLike, make_folder, reserve
-from ..results import FILE, read_results
 from .charts import Chart, Missing, charts
 from .intake import Gap, clean, gaps, sound
 from .selection import Document, Row, embedded, get, name_of

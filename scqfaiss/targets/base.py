@@ -10,10 +10,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import calls
-from ..calls import Hits, Ranges
+from .. import faiss_calls
 from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError
+from ..faiss_calls import Hits, Ranges
 from .head import inner
 
 METRIC = {"ip": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
@@ -114,12 +114,12 @@ class Target(ABC):
 
     def search(self, index: Any, x: NDArray[np.float32], k: int, *, sel: Any = None, nprobe: int | None = None) -> Hits:
         """The k best of each row of x (nq, d) -> D (nq, k) float32, I (nq, k) int64; -1 where there are fewer."""
-        return calls.search(index, x, k, parameters(index, sel, nprobe))
+        return faiss_calls.search(index, x, k, parameters(index, sel, nprobe))
 
     def range_search(self, index: Any, x: NDArray[np.float32], radius: float, *, sel: Any = None) -> Ranges:
         """All rows better than radius -> lims (nq + 1,), D, I: row q owns D[lims[q] : lims[q + 1]], in no order."""
         nprobe = getattr(inner(index), "nlist", None)
-        return calls.range_search(index, x, radius, parameters(index, sel, nprobe))
+        return faiss_calls.range_search(index, x, radius, parameters(index, sel, nprobe))
 
 
 def check_options(info: TargetInfo, options: Options) -> None:
@@ -160,7 +160,7 @@ def pack(codes: Codes, nbits: int) -> NDArray[np.uint8]:
         return np.zeros((0, -(-codes.shape[1] * nbits // 8)), np.uint8)
     if nbits == 8:  # the bytes are the codes
         return np.ascontiguousarray(codes, np.uint8)
-    return calls.pack(codes, nbits)
+    return faiss_calls.pack(codes, nbits)
 
 
 def unpack_codes(packed: NDArray[np.uint8], M: int, nbits: int) -> Codes:
@@ -170,7 +170,7 @@ def unpack_codes(packed: NDArray[np.uint8], M: int, nbits: int) -> Codes:
         return np.zeros((0, M), dtype)
     if nbits == 8:
         return packed.reshape(len(packed), M)
-    return calls.unpack(packed, M, nbits).astype(dtype)
+    return faiss_calls.unpack(packed, M, nbits).astype(dtype)
 
 
 def product_books(index: Any, kind: str = "product") -> Codebooks:

@@ -21,10 +21,10 @@ import numpy as np
 from faiss.contrib.inspect_tools import get_invlist
 from numpy.typing import NDArray
 
-from .. import calls
-from ..calls import Hits, Ranges
+from .. import faiss_calls
 from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError, warn
+from ..faiss_calls import Hits, Ranges
 from .base import (
     COMPARED,
     DEFAULTS,
@@ -144,7 +144,7 @@ class Buckets(Target):
         core, x = inner(index), through(index, x)
         if _holds_words(core):  # best words first, all rows of a word alike: the first word outside ends the scan
             params = parameters(core, sel, core.nlist, max_empty_result_buckets=0 if sel is not None else 1)
-            return calls.range_search(core, x, radius, params)
+            return faiss_calls.range_search(core, x, radius, params)
         parts = [
             _range_boxes(core, x[i : i + RANGE_QUERIES], radius, sel) for i in range(0, max(len(x), 1), RANGE_QUERIES)
         ]
@@ -195,7 +195,7 @@ def _outside(core: Any, kind: str) -> str | None:
         if wrong.any():
             return f"list {numbers[i + int(np.argmax(wrong))]:,} holds a row outside its box"
     if isinstance(boxes, faiss.IndexIVFFlat):
-        larger = calls.stored_rows(boxes.quantizer)
+        larger = faiss_calls.stored_rows(boxes.quantizer)
         for number in range(boxes.nlist):
             inside = corners[get_invlist(boxes.invlists, number)[0]]
             high, low = np.split(larger[number], 2)
@@ -219,7 +219,7 @@ def _some_rows(core: Any) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
 def _all_boxes(boxes: Any) -> NDArray[np.float32]:
     """(nlist, 2 d) (high, low) of each list."""
     if isinstance(boxes, faiss.IndexFlat):
-        return calls.stored_rows(boxes)
+        return faiss_calls.stored_rows(boxes)
     out = np.empty((boxes.ntotal, boxes.d), np.float32)
     for number in range(boxes.nlist):
         ids, codes = get_invlist(boxes.invlists, number)
@@ -241,7 +241,7 @@ def _of_words(product: Codebooks, words: Codes, inverse: NDArray[np.int64], ids:
     inject(index.pq.centroids, np.zeros(2 * product.d), "dummies")
     index.is_trained = True
     if product.metric == "l2":
-        calls.one_thread_after_fork()
+        faiss_calls.one_thread_after_fork()
         index.precompute_table()
     add(index, inverse, np.zeros((len(ids), 1), np.uint8), ids)
     index.nprobe = min(PLAIN_NPROBE, len(words))
@@ -278,14 +278,14 @@ def _boxes(corners: NDArray[np.float32]) -> Any:
     """(high, low) of each list (nlist, 2 d) -> IndexFlat, or for many an IndexIVFFlat over larger boxes around them."""
     flat = faiss.IndexFlatIP(corners.shape[1])
     if len(corners) <= FLAT_BOXES:
-        calls.add(flat, corners)
+        faiss_calls.add(flat, corners)
         return flat
     lists = Partition(corners, round(np.sqrt(len(corners))))(corners)
     lists = _cut(lists, lists, len(lists))
     order = np.argsort(lists, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(lists[order]) > 0])
     high, low = np.hsplit(corners[order], 2)
-    calls.add(flat, np.hstack([np.maximum.reduceat(high, starts), np.minimum.reduceat(low, starts)]))
+    faiss_calls.add(flat, np.hstack([np.maximum.reduceat(high, starts), np.minimum.reduceat(low, starts)]))
     index = faiss.IndexIVFFlat(flat, flat.d, flat.ntotal, faiss.METRIC_INNER_PRODUCT)
     index.own_fields = True
     flat.this.disown()
@@ -323,7 +323,7 @@ def _corners(x: NDArray[np.float32], d: int) -> NDArray[np.float32]:
 
 def _search_preassigned(ivf: Any, x: NDArray[np.float32], k: int, bounds: Any, lists: Any, sel: Any) -> Hits:
     """Search the lists (nq, nprobe) of each query, -1 for none."""
-    return calls.search_preassigned(ivf, x, k, bounds, lists, parameters(ivf, sel, lists.shape[1]))
+    return faiss_calls.search_preassigned(ivf, x, k, bounds, lists, parameters(ivf, sel, lists.shape[1]))
 
 
 def _search_words(core: Any, x: NDArray[np.float32], k: int, sel: Any) -> Hits:
@@ -331,11 +331,11 @@ def _search_words(core: Any, x: NDArray[np.float32], k: int, sel: Any) -> Hits:
     nprobe = min(k if sel is None else 4 * k, core.nlist)
     # max_codes alone counts before the selector and would lose rows; the soft form counts after it.
     more = {"max_codes": k} if sel is None else {"max_codes": k, "ensure_topk_full": True}
-    D, I = calls.search(core, x, k, parameters(core, sel, nprobe, **more))
+    D, I = faiss_calls.search(core, x, k, parameters(core, sel, nprobe, **more))
     todo = np.flatnonzero((I < 0).any(1))
     while len(todo) and nprobe < core.nlist:
         nprobe = min(8 * nprobe, core.nlist)
-        D[todo], I[todo] = calls.search(core, x[todo], k, parameters(core, sel, nprobe, **more))
+        D[todo], I[todo] = faiss_calls.search(core, x[todo], k, parameters(core, sel, nprobe, **more))
         todo = todo[(I[todo] < 0).any(1)]
     return D, I
 
@@ -351,18 +351,18 @@ def _range_boxes(core: Any, x: NDArray[np.float32], radius: float, sel: Any) -> 
     """Hits above radius from the lists whose bound is -> hits of each query (nq,), D, I."""
     boxes = inner(core.quantizer)
     slack = ROUNDING * abs(radius) + ROUNDING
-    lims, _, near = calls.range_search(boxes, _corners(x, boxes.d // 2), radius - slack)
+    lims, _, near = faiss_calls.range_search(boxes, _corners(x, boxes.d // 2), radius - slack)
     counts = np.diff(lims)
     keys = np.full((len(x), max(1, int(counts.max(initial=0)))), -1, np.int64)  # -1: FAISS passes over it
     keys[np.arange(keys.shape[1]) < counts[:, None]] = near
-    lims, D, I = calls.range_search_preassigned(core, x, radius, keys, parameters(core, sel, keys.shape[1]))
+    lims, D, I = faiss_calls.range_search_preassigned(core, x, radius, keys, parameters(core, sel, keys.shape[1]))
     return np.diff(lims), D, I
 
 
 def _best_boxes(boxes: Any, q: NDArray[np.float32], width: int) -> Hits:
     """The `width` largest bounds and their boxes, best first."""
     if isinstance(boxes, faiss.IndexFlat):
-        return calls.search(boxes, q, width)
+        return faiss_calls.search(boxes, q, width)
     # Boxes in lists, these in larger boxes: the bound of a larger box is not below those of the boxes inside.
     larger = faiss.downcast_index(boxes.quantizer)
     return _visit(boxes, q, width, None, lambda rows, width: _best_boxes(larger, q[rows], width))
@@ -406,7 +406,7 @@ def _tune(index: Any, books: Codebooks, codes: Codes) -> None:
     exact, _ = _search_boxes(core, x, k, None)
     core.nprobe = min(FIRST, core.nlist)
     while core.nprobe < core.nlist:
-        found = np.abs(calls.search(core, x, k)[0] - exact) <= 10 * ROUNDING * np.abs(exact).max(1, keepdims=True)
+        found = np.abs(faiss_calls.search(core, x, k)[0] - exact) <= 10 * ROUNDING * np.abs(exact).max(1, keepdims=True)
         if found.all(1).mean() >= NEARLY_ALL:  # one outlier would ask for half of the lists
             break
         core.nprobe = min(2 * core.nprobe, core.nlist)

@@ -18,10 +18,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import calls
-from ..calls import Hits, Ranges
+from .. import faiss_calls
 from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError
+from ..faiss_calls import Hits, Ranges
 from .base import (
     COMPARED,
     DEFAULTS,
@@ -67,7 +67,7 @@ class FastScan(Target):
         if codebooks.kind == "additive":
             codebooks, codes = _spread(codebooks, codes)
         narrow, tile = as_product(codebooks)
-        calls.one_thread_after_fork()
+        faiss_calls.one_thread_after_fork()
         index = faiss.IndexPQFastScan(index_pq(narrow, codes))  # filled first: it takes no codes itself
         if options.refine >= 0:
             exact = index_pq(*merged(narrow, codes))  # 8-bit books score faster
@@ -137,7 +137,7 @@ class FastScan(Target):
             rest = through(index, np.ascontiguousarray(x[short]))
             if exact is None:
                 exact = index_pq(product_books(scan), unblocked(scan))
-            D[short], I[short] = calls.search(exact, rest, k)
+            D[short], I[short] = faiss_calls.search(exact, rest, k)
             I[short] = np.where(I[short] < 0, -1, ids_at(index, I[short]))
         return D, I
 
@@ -146,7 +146,7 @@ class FastScan(Target):
         params = None
         if isinstance(behind_ids(index), faiss.IndexRefine):
             params = faiss.IndexRefineSearchParameters(k_factor=factor)
-        return calls.search(index, x, k, params)
+        return faiss_calls.search(index, x, k, params)
 
     def ranges(self, index: Any) -> bool:
         return _parts(index)[1] is not None

@@ -16,10 +16,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import calls
-from ..calls import Hits
+from .. import faiss_calls
 from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError, DataError, ResourceError
+from ..faiss_calls import Hits
 from .base import Ids
 from .head import chain, inner, prepend
 from .ivfpq import one_list
@@ -140,7 +140,7 @@ class OnGpu:
             q = np.where(self._places < 0, np.float32(0), q[:, self._places])
             try:
                 with self._lock:
-                    D[i : i + len(q)], I[i : i + len(q)] = calls.search(self._core, q, k)
+                    D[i : i + len(q)], I[i : i + len(q)] = faiss_calls.search(self._core, q, k)
             except RuntimeError as error:
                 raise ResourceError(f"the GPU search failed ({_why(error)}); use device cpu") from error
         return D, I

@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import calls
+from .. import faiss_calls
 from ..errors import ConfigError
 from ..exponents import balanced
 
@@ -90,7 +90,7 @@ def encoded(index: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _applied(t: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
     # FAISS takes the root of squares in float32, and makes zeros of what is too large or too small for that.
-    return calls.apply(t, balanced(x) if isinstance(t, faiss.NormalizationTransform) else x)
+    return faiss_calls.apply(t, balanced(x) if isinstance(t, faiss.NormalizationTransform) else x)
 
 
 def through(index: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:

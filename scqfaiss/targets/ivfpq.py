@@ -12,7 +12,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from .. import calls
+from .. import faiss_calls
 from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError
 from .base import (
@@ -42,7 +42,7 @@ def one_list(codebooks: Codebooks, codes: Codes, ids: Ids, nlist: int = 1) -> An
     More than one such list gives the same answers: rows are dealt in turn, and a GPU scans the lists side by side.
     """
     coarse = faiss.IndexFlat(codebooks.d, METRIC[codebooks.metric])
-    calls.add(coarse, np.zeros((nlist, codebooks.d), np.float32))
+    faiss_calls.add(coarse, np.zeros((nlist, codebooks.d), np.float32))
     # by_residual: what the GPU class demands
     return ivfpq(codebooks, coarse, np.arange(len(codes)) % nlist, codes, ids, by_residual=True)
 
@@ -58,7 +58,7 @@ def residual_centroids(index: Any) -> str | None:
     index = inner(index)
     norm = 0.0
     if index.by_residual:
-        norm = float(np.abs(calls.stored_rows(index.quantizer)).max())
+        norm = float(np.abs(faiss_calls.stored_rows(index.quantizer)).max())
     if norm:
         return f"the codes are those of residuals, and the centroids reach {norm:g}, not 0"
     if faiss.downcast_index(index.quantizer).metric_type != index.metric_type:
@@ -89,15 +89,15 @@ class IVFPQ(Target):
         if nlist <= 1:
             return one_list(*merged(codebooks, codes), ids)
         if like is not None:
-            centroids = calls.stored_rows(inner(like).quantizer)
+            centroids = faiss_calls.stored_rows(inner(like).quantizer)
         else:
             few = np.linspace(0, len(codes), min(len(codes), TRAIN_ROWS * nlist), endpoint=False).astype(int)
             centroids = kmeans(codebooks.decode(codes[few]), nlist)
         lists = np.empty(len(codes), np.int64)
         for i, x in decoded(codebooks, codes):
-            lists[i : i + len(x)] = calls.nearest(x, centroids)
+            lists[i : i + len(x)] = faiss_calls.nearest(x, centroids)
         coarse = faiss.IndexFlat(codebooks.d, METRIC[codebooks.metric])
-        calls.add(coarse, centroids)
+        faiss_calls.add(coarse, centroids)
         books, codes = merged(codebooks, codes)
         index = ivfpq(books, coarse, lists, codes, ids, by_residual=False)
         index.nprobe = min(options.nprobe, nlist) or -(-nlist // NPROBE_SHARE)
@@ -115,7 +115,7 @@ class IVFPQ(Target):
     def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
         """Raises ConfigError for codes of residuals, which we never write."""
         index = inner(index)
-        if index.by_residual and calls.stored_rows(index.quantizer).any():
+        if index.by_residual and faiss_calls.stored_rows(index.quantizer).any():
             raise ConfigError("the codes stand for residuals of coarse centroids, not for vectors")
         _, codes, ids = rows_of(index)
         return *split(product_books(index), codes, shape), ids

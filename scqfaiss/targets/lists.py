@@ -9,7 +9,7 @@ import numpy as np
 from faiss.contrib.inspect_tools import get_invlist
 from numpy.typing import NDArray
 
-from .. import calls
+from .. import faiss_calls
 from ..codebooks import Codebooks, Codes
 from .base import METRIC, Ids, inject, pack, unpack_codes
 
@@ -31,7 +31,7 @@ def ivfpq(codebooks: Codebooks, coarse: Any, lists: NDArray[Any], codes: Codes, 
     inject(index.pq.centroids, codebooks.centroids, "codebooks")
     index.is_trained = True
     if codebooks.metric == "l2":
-        calls.one_thread_after_fork()
+        faiss_calls.one_thread_after_fork()
         index.precompute_table()  # a stale table gives wrong L2 distances and no error
     add(index, lists, pack(codes, codebooks.nbits), ids)
     index.nprobe = nlist
@@ -43,7 +43,7 @@ def add(index: Any, lists: NDArray[Any], packed: NDArray[np.uint8], ids: Ids) ->
     if len(packed):
         width = index.coarse_code_size()  # 0 bytes for one list
         prefix = np.ascontiguousarray(lists, "<i8").view(np.uint8).reshape(-1, 8)[:, :width]
-        calls.add_codes(index, np.hstack([prefix, packed]), ids)
+        faiss_calls.add_codes(index, np.hstack([prefix, packed]), ids)
 
 
 def rows_of(index: Any) -> tuple[NDArray[np.int64], Codes, Ids]:
@@ -68,7 +68,9 @@ def kmeans(x: NDArray[np.float32], nlist: int, iterations: int = 10) -> NDArray[
     """x (n, d) -> (nlist, d) centroids by FAISS's k-means on at most 64 rows a list; every row once where n < nlist."""
     if len(x) <= nlist:
         return np.concatenate([x, np.repeat(x[:1], nlist - len(x), axis=0)])
-    return calls.kmeans(x, nlist, niter=iterations, seed=SEED, min_points_per_centroid=1, max_points_per_centroid=64)
+    return faiss_calls.kmeans(
+        x, nlist, niter=iterations, seed=SEED, min_points_per_centroid=1, max_points_per_centroid=64
+    )
 
 
 class Partition:
@@ -82,7 +84,7 @@ class Partition:
         self.top = kmeans(sample, nlist if nlist <= FLAT_LISTS else int(np.sqrt(nlist)))
         self.below: list[NDArray[np.float32]] = []
         if nlist > FLAT_LISTS:
-            part = calls.nearest(sample, self.top)
+            part = faiss_calls.nearest(sample, self.top)
             for number in range(len(self.top)):
                 rows = sample[part == number]
                 share = max(1, round(nlist * len(rows) / len(sample)))
@@ -91,7 +93,7 @@ class Partition:
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.int64]:
         """x (b, d) -> (b,) list of each row."""
-        part = calls.nearest(x, self.top)
+        part = faiss_calls.nearest(x, self.top)
         if not self.below:
             return part
         order = np.argsort(part, kind="stable")
@@ -99,7 +101,7 @@ class Partition:
         out = np.empty(len(x), np.int64)
         for number, rows in enumerate(np.split(order, ends[:-1])):
             if len(rows):
-                out[rows] = self.first[number] + calls.nearest(x[rows], self.below[number])
+                out[rows] = self.first[number] + faiss_calls.nearest(x[rows], self.below[number])
         return out
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import faiss
 
-from .. import calls
+from .. import faiss_calls
 from ..codebooks import Codebooks, Codes, Shape
 from .base import (
     DEFAULTS,
@@ -36,7 +36,7 @@ def index_pq(codebooks: Codebooks, codes: Codes) -> Any:
     inject(index.pq.centroids, codebooks.centroids, "codebooks")
     index.is_trained = True
     if len(codes):
-        calls.add_codes(index, pack(codes, codebooks.nbits))
+        faiss_calls.add_codes(index, pack(codes, codebooks.nbits))
     return index
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from .. import calls
+from .. import faiss_calls
 from ..codebooks import Codebooks, Codes, Shape
 from .base import (
     COMPARED,
@@ -53,13 +53,13 @@ class Residual(Target):
         if norms and len(codes):
             squares = np.concatenate([np.square(x.astype(np.float64)).sum(1) for _, x in decoded(b, codes)])
             squares = squares.astype(np.float32)
-            calls.one_thread_after_fork()
+            faiss_calls.one_thread_after_fork()
             rq.train_norm(len(squares), faiss.swig_ptr(squares))
             packed, plain = np.zeros((len(codes), rq.code_size), np.uint8), np.ascontiguousarray(codes, np.int32)
             rq.pack_codes(len(plain), faiss.swig_ptr(plain), faiss.swig_ptr(packed), -1, faiss.swig_ptr(squares))
-            calls.add_codes(index, packed)
+            faiss_calls.add_codes(index, packed)
         elif len(codes):
-            calls.add_codes(index, pack(codes, b.nbits))
+            faiss_calls.add_codes(index, pack(codes, b.nbits))
         return with_ids(index, ids)
 
     def holds(self, index: Any) -> bool:

@@ -21,14 +21,14 @@ from scqfaiss.codebooks import Codebooks, Shape
 from scqfaiss.contract import Stage
 from scqfaiss.data.hdf5 import write_rows
 from scqfaiss.errors import ConfigError, DataError
-from scqfaiss.exporting import build as build_index
-from scqfaiss.exporting import export_file
-from scqfaiss.gallery import open_gallery, search_file
+from scqfaiss.galleries.exporting import build as build_index
+from scqfaiss.galleries.exporting import export_file
+from scqfaiss.galleries.gallery import open_gallery, search_file
 from scqfaiss.targets import target as find_target
 from scqfaiss.targets.base import Options
 from scqfaiss.targets.pq import PQ
 from scqfaiss.targets.reshape import merged_shape
-from scqfaiss.training import Request, method_class, train_file
+from scqfaiss.training.fitting import Request, method_class, train_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
 

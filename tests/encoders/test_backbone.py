@@ -14,7 +14,7 @@ from close import assert_close, long_sum
 from safetensors.numpy import save_file
 from torch import nn
 
-from scqfaiss import parallel
+from scqfaiss import distributed
 from scqfaiss.bundle import Bundle, from_bytes
 from scqfaiss.contract import configure, seed_of
 from scqfaiss.encoders import BACKBONES, augment, backbone, encoder_class
@@ -475,10 +475,10 @@ def test_two_processes_see_the_views_of_one(monkeypatch, grad):
     b = made("nets_of_tests:Maps", augment="paper", erase=0.5, dropout=0.3).train()
     with torch.set_grad_enabled(grad):
         whole = b(x)
-        monkeypatch.setattr(parallel, "world", lambda: 2)
+        monkeypatch.setattr(distributed, "world", lambda: 2)
         for rank in (0, 1):
             b.draws.fill_(0)
-            monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
             parts.append(b(x[4 * rank : 4 * rank + 4]))
         if grad:
             assert_close(torch.cat(parts, 1).detach(), whole.detach(), MAPS)
@@ -607,8 +607,8 @@ def test_joint_norms_equal_one_norm_of_the_joint_batch(monkeypatch, shape):
         one.weight.copy_(torch.tensor([0.5, 1, 2]))
     net = nn.Sequential(kind(3, momentum=None))
     net[0].load_state_dict(one.state_dict())
-    monkeypatch.setattr(parallel, "world", lambda: 2)
-    monkeypatch.setattr(parallel, "gathered", lambda t: torch.cat([t, t]))
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "gathered", lambda t: torch.cat([t, t]))
     two = backbone.joined(net)[0]
     assert isinstance(two, JointNorm) and list(net.state_dict()) == list(nn.Sequential(one).state_dict())
     for _ in range(2):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import scqfaiss
-from scqfaiss import cli
+from scqfaiss.cli import commands as cli
 from scqfaiss.data.hdf5 import write_rows
 from scqfaiss.errors import ScqWarning
 

@@ -192,7 +192,7 @@ def test_labels_that_are_ids(run, here, untouched, monkeypatch):
     refused(run("train", "ids.h5", "-o", "x.safetensors", *TINY), 3, message)
     refused(run("info", "ids.h5"), 3, message)
     refused(run("evaluate", "g.faissindex", "ids.h5", "database.h5", "--model", "m.safetensors"), 3, message)
-    monkeypatch.setattr("scqfaiss.training.free_memory", lambda: 100_000)
+    monkeypatch.setattr("scqfaiss.training.fitting.free_memory", lambda: 100_000)
     message = "wide.h5: centers of 50 classes need about 120 kB, 100 kB free; are the labels class numbers?"
     result = run("train", "wide.h5", "-o", "x.safetensors", *TINY)
     refused(result, 5, message)

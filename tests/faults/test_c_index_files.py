@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import scqfaiss
-from scqfaiss import files, gallery
+from scqfaiss import files
 from scqfaiss.errors import ConfigError, IndexFileError, ResourceError, ScqError, ScqWarning
+from scqfaiss.galleries import gallery
 
 from .conftest import blobs, write_h5
 
@@ -249,7 +250,7 @@ def test_c3_lists_in_another_file(good, here):
 
 SIZES = """
 import resource, sys
-from scqfaiss import gallery
+from scqfaiss.galleries import gallery
 from scqfaiss.errors import ScqError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
@@ -291,7 +292,8 @@ def test_c3_claims_of_size(good, here):
 FUZZ = """
 import sys
 import numpy as np, faiss, io, warnings
-from scqfaiss import files, gallery
+from scqfaiss import files
+from scqfaiss.galleries import gallery
 from scqfaiss.errors import ScqError
 warnings.simplefilter("ignore")
 faiss.omp_set_num_threads(1)

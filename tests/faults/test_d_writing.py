@@ -21,7 +21,7 @@ import pytest
 import scqfaiss
 from scqfaiss import files
 from scqfaiss.errors import ConfigError, ScqWarning, WriteError
-from scqfaiss.gallery import read_gallery, verify_file
+from scqfaiss.galleries.gallery import read_gallery, verify_file
 
 from .conftest import TINY, blobs, checked, command, write_h5
 
@@ -171,7 +171,7 @@ def test_d3_disk_full(run, here, untouched, monkeypatch, what, when):
 
 def test_d3_words_before_any_work(run, here, untouched, monkeypatch):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: DISK(0, 0, 1000))
-    monkeypatch.setattr("scqfaiss.exporting.build", None)  # not reached
+    monkeypatch.setattr("scqfaiss.galleries.exporting.build", None)  # not reached
     refused(run(*EXPORT, "g.faissindex"), 4, "g.faissindex: needs 7.3 kB, 1.0 kB free")
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: DISK(0, 0, 80 * 10**6))
     with files.reserve("x.bin") as slot, pytest.raises(WriteError) as caught:
@@ -213,8 +213,8 @@ def test_d3_small_tmpfs(here, start):
 
 def test_d4_folder_missing_or_a_file(run, here, untouched, monkeypatch):
     for name in ("encode_source", "build"):
-        monkeypatch.setattr(f"scqfaiss.exporting.{name}", None)  # no slow step is reached
-    monkeypatch.setattr("scqfaiss.training.fit", None)
+        monkeypatch.setattr(f"scqfaiss.galleries.exporting.{name}", None)  # no slow step is reached
+    monkeypatch.setattr("scqfaiss.training.fitting.fit", None)
     folder = here / "no"
     refused(run(*EXPORT, "no/g.faissindex"), 4, f"no/g.faissindex: folder {folder} does not exist; create it first")
     refused(run(*EXPORT, "train.h5/g.faissindex"), 4, "train.h5/g.faissindex: Not a directory")
@@ -236,7 +236,7 @@ def test_d4_read_only(run, here, untouched, monkeypatch):
         return real(path, flags, *rest, **more)
 
     monkeypatch.setattr(files.os, "open", refuse)
-    monkeypatch.setattr("scqfaiss.exporting.encode_source", None)
+    monkeypatch.setattr("scqfaiss.galleries.exporting.encode_source", None)
     result = run(*EXPORT, "g.faissindex")
     refused(result, 4, f"g.faissindex: cannot write in folder {here} (Read-only file system)")
     untouched()
@@ -270,7 +270,7 @@ def test_d4_folder_without_rights(tmp_path):
 
 def test_d4_folder_that_goes_away(run, here, untouched, monkeypatch):
     """Between the checks and the write somebody removes the folder, or puts a file in its place."""
-    import scqfaiss.exporting as exporting
+    import scqfaiss.galleries.exporting as exporting
 
     real = exporting.encode_source
     for replace in (False, True):

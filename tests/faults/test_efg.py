@@ -16,9 +16,10 @@ import torch
 from close import assert_encodes_as
 
 import scqfaiss
-from scqfaiss import bundle, evaluation
+from scqfaiss import bundle
+from scqfaiss.dependencies import PIP, missing
 from scqfaiss.errors import CheckpointError, ScqError
-from scqfaiss.parts import PIP, missing
+from scqfaiss.evaluation import files as evaluation
 
 from .conftest import TINY, blobs, checked, command, write_h5
 
@@ -316,7 +317,7 @@ class Blocker:
         if name.partition(".")[0] == sys.argv[1]:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocker())
-from scqfaiss.cli import run
+from scqfaiss.cli.commands import run
 sys.exit(run(sys.argv[2:]))
 """
 
@@ -368,7 +369,7 @@ def test_g4_library_that_does_not_load(run, here, untouched, monkeypatch):
         def refuse(*_, name=name, **__):
             raise ImportError("libx.so: failed to map segment", name=name)
 
-        monkeypatch.setattr("scqfaiss.gallery.search_file", refuse)
+        monkeypatch.setattr("scqfaiss.galleries.gallery.search_file", refuse)
         refused(run(*SEARCH), 2, message)
     untouched()
 
@@ -410,7 +411,7 @@ class Breaker(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 sys.meta_path.insert(0, Breaker())
-from scqfaiss.cli import run
+from scqfaiss.cli.commands import run
 sys.exit(run(sys.argv[3:]))
 """
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import scqfaiss
-from scqfaiss import checkpoints, cli
-from scqfaiss.checkpoints import Checkpoints
+from scqfaiss.cli import commands as cli
 from scqfaiss.errors import CheckpointError, ScqWarning
+from scqfaiss.training import checkpoints
+from scqfaiss.training.checkpoints import Checkpoints
 
 from .conftest import blobs, command, write_h5
 
@@ -191,8 +192,8 @@ def test_f3_other_names_of_the_classes(run, here):
 @pytest.mark.slow
 def test_f3_rows_are_held_or_streamed_as_they_were(tmp_path):
     """What memory is free decides the order of rows: a resumed training keeps that of the first."""
-    from scqfaiss import training
     from scqfaiss.data import ArraySource
+    from scqfaiss.training import fitting as training
 
     class Blocks(ArraySource):
         block_rows = 16
@@ -242,7 +243,7 @@ def test_f4_all_damaged(run, here, untouched):
 
 def interrupted(here):
     """Checkpoints of steps 55 and 60 of KEPT in m.checkpoints."""
-    from scqfaiss import training
+    from scqfaiss.training import fitting as training
 
     def progress(what, done, total, detail):
         if what == "codebooks" and done == 5:

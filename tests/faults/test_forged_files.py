@@ -13,9 +13,9 @@ from targets.conftest import sound, write
 
 import scqfaiss
 from scqfaiss import bundle
-from scqfaiss.cards import check_card, check_config
 from scqfaiss.errors import CheckpointError, IndexFileError, ResourceError
-from scqfaiss.reading import read_gallery
+from scqfaiss.galleries.reading import read_gallery
+from scqfaiss.metadata import check_card, check_config
 from scqfaiss.targets.head import inner
 
 from .conftest import command

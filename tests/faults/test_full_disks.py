@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from scqfaiss import checkpoints, files, training
-from scqfaiss.checkpoints import Checkpoints
+from scqfaiss import files
 from scqfaiss.errors import WriteError
 from scqfaiss.files import reserve
-from scqfaiss.metrics import Log
+from scqfaiss.training import checkpoints
+from scqfaiss.training import fitting as training
+from scqfaiss.training.checkpoints import Checkpoints
+from scqfaiss.training.epoch_log import Log
 
 from .conftest import TINY, blobs, write_h5
 
@@ -217,10 +219,16 @@ def test_other_commands_ask_for_room_before_their_work(run, here, disk, monkeypa
     fill(folder)
     model = ("--model", "m.safetensors")
     command, work = {
-        "search": (("search", "g.faissindex", "large.h5", *model, "-o", "disk/hits.h5"), "gallery.search_source"),
-        "export": (("export", "m.safetensors", "large.h5", "-o", "disk/n.faissindex"), "exporting.encode_source"),
-        "append": (("append", "disk/g.faissindex", "large.h5", *model), "editing.encode_source"),
-        "export-encoder": (("export-encoder", "m.safetensors", "-o", "disk/m.onnx"), "portable.to_bytes"),
+        "search": (
+            ("search", "g.faissindex", "large.h5", *model, "-o", "disk/hits.h5"),
+            "galleries.gallery.search_source",
+        ),
+        "export": (
+            ("export", "m.safetensors", "large.h5", "-o", "disk/n.faissindex"),
+            "galleries.exporting.encode_source",
+        ),
+        "append": (("append", "disk/g.faissindex", "large.h5", *model), "galleries.editing.encode_source"),
+        "export-encoder": (("export-encoder", "m.safetensors", "-o", "disk/m.onnx"), "galleries.onnx_export.to_bytes"),
     }[what]
     monkeypatch.setattr(f"scqfaiss.{work}", lambda *_, **__: pytest.fail("it works first"))
     found = run(*command)

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import scqfaiss
-from scqfaiss import editing, files
+from scqfaiss import files
 from scqfaiss.errors import ConfigError, IndexFileError
-from scqfaiss.gallery import _Held, verify_file
+from scqfaiss.galleries import editing
+from scqfaiss.galleries.gallery import _Held, verify_file
 
 from .conftest import blobs, checked, command, write_h5
 from .test_d_writing import DISK, hold, refused, tool

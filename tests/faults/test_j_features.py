@@ -11,7 +11,7 @@ import pytest
 from pictures import COLOURS, NETWORK, draw, photos
 
 from scqfaiss.data import hdf5
-from scqfaiss.features import Seeing, features_file
+from scqfaiss.features.files import Seeing, features_file
 
 from .conftest import command
 
@@ -143,7 +143,7 @@ def test_j1_cut_off_anywhere(here, whole, cuts):
 
 @pytest.mark.slow
 def test_j1_killed_with_the_file_in_place_and_the_parts_still_there(here, run, whole, monkeypatch):
-    monkeypatch.setattr("scqfaiss.features._Parts.clear", lambda self: None)
+    monkeypatch.setattr("scqfaiss.features.files._Parts.clear", lambda self: None)
     make(here)
     monkeypatch.undo()
     os.chdir(here)

@@ -9,7 +9,7 @@ import pytest
 
 import scqfaiss
 from scqfaiss.errors import CheckpointError, ConfigError, ScqWarning
-from scqfaiss.gallery import Gallery
+from scqfaiss.galleries.gallery import Gallery
 
 from .conftest import blobs
 

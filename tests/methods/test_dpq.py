@@ -17,7 +17,7 @@ from scqfaiss.errors import ConfigError, DataError, ScqWarning
 from scqfaiss.methods import dpq, residual
 from scqfaiss.methods.rows import BookRows
 from scqfaiss.targets import target as find_target
-from scqfaiss.training import Request, build, fit, method_class, plan
+from scqfaiss.training.fitting import Request, build, fit, method_class, plan
 
 QUICK = {"hidden": 16, "similarity": "identity"}
 DTYPES = [(torch.float64, 1e-10), (torch.float32, 2e-5)]

@@ -13,8 +13,7 @@ from close import assert_as_good, assert_close
 from pictures import Drawn
 
 import scqfaiss
-from scqfaiss import parallel
-from scqfaiss.checkpoints import Checkpoints
+from scqfaiss import distributed
 from scqfaiss.contract import Part, Task, configure
 from scqfaiss.data import ArraySource
 from scqfaiss.encoders.backbone import Backbone
@@ -24,11 +23,12 @@ from scqfaiss.encoders.identity import Identity
 from scqfaiss.encoders.identity import Settings as IdentitySettings
 from scqfaiss.encoders.linear import Linear
 from scqfaiss.encoders.linear import Settings as LinearSettings
-from scqfaiss.engine import Engine
 from scqfaiss.errors import ConfigError
 from scqfaiss.methods import mecoq
 from scqfaiss.methods.mecoq import CodeMemory, MeCoQ, NearRows, Settings
-from scqfaiss.rows import PictureRows, SourceRows, statistics
+from scqfaiss.training.checkpoints import Checkpoints
+from scqfaiss.training.engine import Engine
+from scqfaiss.training.rows import PictureRows, SourceRows, statistics
 
 PRECISIONS = pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-10), (torch.float32, 2e-5)])
 STILL = {"neighbours": 0, "mixup": 0.0, "noise": 0.0}  # views that are the row itself
@@ -572,8 +572,8 @@ def one_step(method, x1, x2, index, steps=2):
         sum(terms.values()).backward()
         with torch.no_grad():
             method.after_step()
-    parallel.average_gradients(method.parameters())
-    terms = parallel.average(torch.stack([t.detach() for t in terms.values()]))
+    distributed.average_gradients(method.parameters())
+    terms = distributed.average(torch.stack([t.detach() for t in terms.values()]))
     return terms, [p.grad for p in (method.A, method.a, method.codewords)], method.memory.held()
 
 
@@ -585,7 +585,7 @@ def joint_batch():
 def share_of_two(rank, file):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    got = one_step(build(), *parallel.share(joint_batch()))
+    got = one_step(build(), *distributed.share(joint_batch()))
     torch.save(got, f"{file}.{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -807,13 +807,13 @@ def two_steps_on_pictures(method):
     for i in (0, 16):
         for p in method.parameters():
             p.grad = None
-        x, index = parallel.share((torch.from_numpy(drawn()[i : i + 16]), torch.arange(i, i + 16)))
+        x, index = distributed.share((torch.from_numpy(drawn()[i : i + 16]), torch.arange(i, i + 16)))
         terms = method.loss(x, index)
         sum(terms.values()).backward()
         with torch.no_grad():
             method.after_step()
-    parallel.average_gradients(method.parameters())
-    terms = parallel.average(torch.stack([t.detach() for t in terms.values()]))
+    distributed.average_gradients(method.parameters())
+    terms = distributed.average(torch.stack([t.detach() for t in terms.values()]))
     return terms, [p.grad for p in (method.A, method.codewords, method.encoder.net[0].weight)], method.memory.held()
 
 

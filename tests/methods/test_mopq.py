@@ -9,14 +9,14 @@ import torch
 from close import assert_as_good
 
 import scqfaiss
-from scqfaiss import parallel
+from scqfaiss import distributed
 from scqfaiss.contract import Part, Task, configure
 from scqfaiss.data.pairs import PairSource
 from scqfaiss.encoders import encoder_class
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
 from scqfaiss.methods import mopq
 from scqfaiss.methods.mopq import MoPQ, Settings, known_answers, matching_loss, straight_through
-from scqfaiss.training import SourceRows, statistics
+from scqfaiss.training.fitting import SourceRows, statistics
 
 PRECISIONS = pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-10), (torch.float32, 2e-5)])
 pytestmark = pytest.mark.filterwarnings("ignore:.*can use at most:scqfaiss.errors.ScqWarning")
@@ -186,8 +186,8 @@ def half_of_eight(rank, meeting, out):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     method = of_eight()
-    sum(method.loss(*parallel.share(batch_of(method, range(8)))).values()).backward()
-    parallel.average_gradients([p for _, p in sorted(method.named_parameters())])
+    sum(method.loss(*distributed.share(batch_of(method, range(8)))).values()).backward()
+    distributed.average_gradients([p for _, p in sorted(method.named_parameters())])
     np.savez(f"{out}.{rank}.npz", *gradients(method))
     torch.distributed.destroy_process_group()
 

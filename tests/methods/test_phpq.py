@@ -11,18 +11,18 @@ from pictures import Drawn
 from torch import nn
 
 import scqfaiss
-from scqfaiss import parallel
+from scqfaiss import distributed
 from scqfaiss.arrays import as_labels
-from scqfaiss.checkpoints import Checkpoints
 from scqfaiss.contract import Part, Task, configure
 from scqfaiss.encoders import backbone
 from scqfaiss.encoders.backbone import Backbone
 from scqfaiss.encoders.chain import Chain
-from scqfaiss.engine import Engine
 from scqfaiss.errors import ConfigError, DataError
 from scqfaiss.methods import phpq
 from scqfaiss.methods.phpq import PHPQ, Settings
-from scqfaiss.rows import PictureRows
+from scqfaiss.training.checkpoints import Checkpoints
+from scqfaiss.training.engine import Engine
+from scqfaiss.training.rows import PictureRows
 
 PRECISIONS = pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-10), (torch.float32, 2e-5)])
 SIDE, C = 8, 4
@@ -478,12 +478,12 @@ def two_steps(method):
     for i in (0, 16):
         for p in method.parameters():
             p.grad = None
-        terms = method.loss(*parallel.share((torch.from_numpy(x[i : i + 16]), torch.arange(i, i + 16))))
+        terms = method.loss(*distributed.share((torch.from_numpy(x[i : i + 16]), torch.arange(i, i + 16))))
         sum(terms.values()).backward()
         with torch.no_grad():
             method.after_step()
-    parallel.average_gradients(method.parameters())
-    terms = parallel.average(torch.stack([t.detach() for t in terms.values()]))
+    distributed.average_gradients(method.parameters())
+    terms = distributed.average(torch.stack([t.detach() for t in terms.values()]))
     grads = [p.grad for p in (method.A, method.a, method.codewords, method.centers, method.encoder.net[0].weight)]
     return terms, grads, [method.attended, method.chosen, method.held, method.recent[:32].sum(0)]
 

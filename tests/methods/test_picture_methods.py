@@ -13,10 +13,10 @@ from scqfaiss.arrays import as_labels
 from scqfaiss.contract import Part, Task, configure, drawn_rows
 from scqfaiss.encoders import backbone
 from scqfaiss.encoders.backbone import Backbone
-from scqfaiss.engine import Engine
 from scqfaiss.errors import ConfigError
 from scqfaiss.methods import cfa, dpq, label, pictures, scq
-from scqfaiss.rows import PictureRows
+from scqfaiss.training.engine import Engine
+from scqfaiss.training.rows import PictureRows
 
 C = 3
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import scqfaiss
-from scqfaiss import training
 from scqfaiss.data.hdf5 import write_rows
 from scqfaiss.errors import ConfigError, ScqWarning
 from scqfaiss.methods import residual
 from scqfaiss.methods.kmeans import lloyd
 from scqfaiss.model import Model
-from scqfaiss.training import Request, dry_run
+from scqfaiss.training import fitting as training
+from scqfaiss.training.fitting import Request, dry_run
 
 FAST = {"codebooks": "additive", "bits": 12, "nbits": 4, "epochs": 1, "hidden": 8, "similarity": "identity"}
 

@@ -4,8 +4,8 @@ import faiss
 import numpy as np
 import pytest
 
-from scqfaiss.calls import nearest
 from scqfaiss.errors import ConfigError
+from scqfaiss.faiss_calls import nearest
 from scqfaiss.targets import lists, target
 from scqfaiss.targets.base import Options
 from scqfaiss.targets.ivfpq import one_list

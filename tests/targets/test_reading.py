@@ -12,7 +12,7 @@ import pytest
 import scqfaiss
 from scqfaiss import files
 from scqfaiss.errors import ConfigError, IndexFileError
-from scqfaiss.reading import read_gallery, stamp_of, target_of
+from scqfaiss.galleries.reading import read_gallery, stamp_of, target_of
 from scqfaiss.targets import REGISTRY, target
 from scqfaiss.targets.head import inner
 
@@ -77,7 +77,7 @@ GROWTH = """
 import sys, warnings
 import numpy as np
 import faiss
-from scqfaiss.reading import read_gallery
+from scqfaiss.galleries.reading import read_gallery
 warnings.simplefilter("ignore")
 faiss.omp_set_num_threads(1)
 def anonymous():

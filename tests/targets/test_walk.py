@@ -11,7 +11,7 @@ import pytest
 
 import scqfaiss
 from scqfaiss.errors import IndexFileError
-from scqfaiss.reading import read_gallery
+from scqfaiss.galleries.reading import read_gallery
 from scqfaiss.targets import target
 from scqfaiss.targets.head import chain, inner, wrap
 from scqfaiss.targets.ids import without_ids
@@ -292,7 +292,7 @@ import json, resource, sys, warnings
 from pathlib import Path
 import numpy as np
 from scqfaiss.errors import ScqError
-from scqfaiss.reading import read_gallery
+from scqfaiss.galleries.reading import read_gallery
 warnings.simplefilter("ignore")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sorted(Path(sys.argv[1]).glob("*.faissindex")):
@@ -380,7 +380,7 @@ import os, sys, warnings
 import numpy as np, faiss
 from scqfaiss import files
 from scqfaiss.errors import ScqError
-from scqfaiss.reading import read_gallery
+from scqfaiss.galleries.reading import read_gallery
 warnings.simplefilter("ignore")
 faiss.omp_set_num_threads(1)
 path, out, count = sys.argv[1], sys.argv[2], int(sys.argv[3])

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .data import Source, open_rows
-from .data.images import ImageSource
-from .errors import shown, size
-from .files import PathLike
+from ..data import Source, open_rows
+from ..data.images import ImageSource
+from ..errors import shown, size
+from ..files import PathLike
 
 
 def facts(path: PathLike, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,8 +54,8 @@ def _checksums(source: Source) -> str:
 
 
 def gallery_facts(path: PathLike) -> dict[str, Any]:
+    from ..targets import gpu, target
     from .gallery import open_gallery
-    from .targets import gpu, target
 
     gallery = open_gallery(path)
     codebooks, codes, _ = gallery.unpack()
@@ -83,7 +83,7 @@ def gallery_facts(path: PathLike) -> dict[str, Any]:
 
 
 def model_facts(path: PathLike) -> dict[str, Any]:
-    from .model import Model
+    from ..model import Model
 
     model = Model.load(path)
     books = model.codebooks

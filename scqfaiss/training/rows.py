@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from . import parallel
-from .arrays import Floats, Ints
-from .contract import batch_count, drawn_rows
-from .data import Source
-from .encoders.base import Stats
-from .model import read_ahead
+from .. import distributed
+from ..arrays import Floats, Ints
+from ..contract import batch_count, drawn_rows
+from ..data import Source
+from ..encoders.base import Stats
+from ..model import read_ahead
 
 MEMORY_SHARE = 0.4  # of the free memory, for rows held at a time; more than that is streamed
 
@@ -170,7 +170,7 @@ class PictureRows:
         index = torch.arange(len(self)) if rows is None else torch.from_numpy(rows)
         index = index[torch.randperm(len(index), generator=generator)]
         # Cut before decoding: what a process does not train on it need not decode.
-        parts = (parallel.share((part,)) for part in index.tensor_split(batch_count(len(index), size)))
+        parts = (distributed.share((part,)) for part in index.tensor_split(batch_count(len(index), size)))
 
         def decoded() -> Iterator[tuple[Tensor, Tensor]]:
             for (part,) in parts:
@@ -181,7 +181,7 @@ class PictureRows:
         held = self.x
         batches = read_ahead(decoded()) if held is None else ((held[part], part) for (part,) in parts)
         for x, part in batches:
-            yield parallel.Own((x.to(self.device), part.to(self.device)))
+            yield distributed.Own((x.to(self.device), part.to(self.device)))
 
     def digest(self) -> str:
         """SHA-256 (hex) of the pictures as they are stored, not decoded."""

@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Ints, as_id_set, transposed
-from .codebooks import Codebooks, Codes
-from .contract import Progress, silent
-from .data import ArraySource, Source, open_rows
-from .data.idlist import read_ids
-from .encoders.chain import Chain
-from .errors import ConfigError, DataError, IndexFileError, shown, size
+from ..arrays import Ints, as_id_set, transposed
+from ..codebooks import Codebooks, Codes
+from ..contract import Progress, silent
+from ..data import ArraySource, Source, open_rows
+from ..data.idlist import read_ids
+from ..encoders.chain import Chain
+from ..errors import ConfigError, DataError, IndexFileError, shown, size
+from ..features.files import USUAL, Seeing, as_rows
+from ..files import PathLike, Slot, reserve
+from ..model import Model, encode_source
+from ..targets.head import chain, kind_of, layers, prepend
 from .exporting import SUFFIX, facts, write
-from .features import USUAL, Seeing, as_rows
-from .files import PathLike, Slot, reserve
 from .gallery import lacks_network
-from .model import Model, encode_source
 from .reading import Stored, options_of, read_gallery
-from .targets.head import chain, kind_of, layers, prepend
 
 FIRST_IDS = 5  # named in messages
 MAX_ID = (1 << 63) - 1

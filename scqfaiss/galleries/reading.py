@@ -11,20 +11,20 @@ from typing import Any, BinaryIO
 import faiss
 import numpy as np
 
-from . import files
-from .cards import check_card, told
-from .codebooks import Shape
-from .errors import ConfigError, IndexFileError, ResourceError, shown
-from .files import PathLike
-from .forks import Lock
-from .targets import REGISTRY as TARGETS
-from .targets import target as find_target
-from .targets.base import Options, Target, check_options, product_books
-from .targets.head import inner
-from .targets.ids import behind_ids, lowest_and_repeated
-from .targets.product_tables import ProductTables
-from .targets.reshape import merged, split
-from .targets.walk import walk
+from .. import files
+from ..codebooks import Shape
+from ..errors import ConfigError, IndexFileError, ResourceError, shown
+from ..files import PathLike
+from ..forks import Lock
+from ..metadata import check_card, told
+from ..targets import REGISTRY as TARGETS
+from ..targets import target as find_target
+from ..targets.base import Options, Target, check_options, product_books
+from ..targets.head import inner
+from ..targets.ids import behind_ids, lowest_and_repeated
+from ..targets.product_tables import ProductTables
+from ..targets.reshape import merged, split
+from ..targets.walk import walk
 
 MIN_FAISS = (1, 14, 2)  # the first with limits on what a file may make it allocate
 # FAISS holds sizes that never stand in the file (d_in * d_out * 4 of a transform) to the limit too, hence the floor.

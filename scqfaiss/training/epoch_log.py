@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, WriteError, warn
-from .files import PathLike, Slot, open_regular, parse_json, reserve
+from ..errors import ConfigError, WriteError, warn
+from ..files import PathLike, Slot, open_regular, parse_json, reserve
 
 
 class Log:

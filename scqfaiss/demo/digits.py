@@ -17,17 +17,17 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Floats, Labels
-from .data import Source, open_rows
-from .data.hdf5 import write_hits, write_rows
-from .errors import IndexFileError, ScqWarning, WriteError, shown
-from .evaluation import Relevance, evaluate, measure, measure_vectors
-from .exporting import export_file
-from .files import reserve
-from .gallery import open_gallery
-from .model import Model
-from .progress import Meter
-from .training import Request, train_file
+from ..arrays import Floats, Labels
+from ..data import Source, open_rows
+from ..data.hdf5 import write_hits, write_rows
+from ..errors import IndexFileError, ScqWarning, WriteError, shown
+from ..evaluation.files import Relevance, evaluate, measure, measure_vectors
+from ..files import reserve
+from ..galleries.exporting import export_file
+from ..galleries.gallery import open_gallery
+from ..model import Model
+from ..progress import Meter
+from ..training.fitting import Request, train_file
 
 PARTS = ("train", "query", "database")
 TIMED_QUERIES = 200
@@ -89,7 +89,7 @@ def rows_of_table(folder: Path, say: Callable[[str], Any], progress: Meter) -> l
 def write_parts(folder: Path) -> dict[str, tuple[Floats, Labels, NDArray[np.int64]]]:
     """The digits inside the package -> train.h5, query.h5, database.h5 in the folder, and their arrays."""
     out = {}
-    with resources.as_file(resources.files("scqfaiss") / "demo_data" / "digits.h5") as path:
+    with resources.as_file(resources.files("scqfaiss.demo") / "digits.h5") as path:
         for name in PARTS:
             keys = [f"{name}/{key}" for key in ("features", "labels", "ids")]
             with open_rows(path, features_key=keys[0], labels_key=keys[1], ids_key=keys[2]) as source:

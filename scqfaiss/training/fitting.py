@@ -14,24 +14,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import __version__, class_numbers, parallel, signals
-from .arrays import Floats, Ints, Labels
+from .. import __version__, distributed, signals
+from ..arrays import Floats, Ints, Labels
+from ..codebooks import Codebooks, Shape
+from ..contract import Method, Part, Progress, Task, configure, needs_of, settings, silent
+from ..data import ArraySource, Source, classes, open_rows
+from ..data.images import ImageSource
+from ..data.pairs import PairSource
+from ..dependencies import missing
+from ..encoders import BACKBONES, encoder_class
+from ..encoders.base import Stats
+from ..encoders.chain import Chain
+from ..errors import CheckpointError, ConfigError, DataError, ResourceError, WriteError, shown, size, suggestion, warn
+from ..files import PathLike, Slot, check_target, open_regular, reserve
+from ..methods import ALIASES, MISTAKEN, REGISTRY
+from ..model import SUFFIX, Model
+from . import class_numbers
 from .checkpoints import Checkpoints
-from .codebooks import Codebooks, Shape
-from .contract import Method, Part, Progress, Task, configure, needs_of, settings, silent
-from .data import ArraySource, Source, classes, open_rows
-from .data.images import ImageSource
-from .data.pairs import PairSource
-from .encoders import BACKBONES, encoder_class
-from .encoders.base import Stats
-from .encoders.chain import Chain
 from .engine import PRECISIONS, Engine
-from .errors import CheckpointError, ConfigError, DataError, ResourceError, WriteError, shown, size, suggestion, warn
-from .files import PathLike, Slot, check_target, open_regular, reserve
-from .methods import ALIASES, MISTAKEN, REGISTRY
-from .metrics import log_to
-from .model import SUFFIX, Model
-from .parts import missing
+from .epoch_log import log_to
 from .rows import MEMORY_SHARE, PictureRows, SourceRows, free_memory, statistics
 from .threads import considerate
 
@@ -257,7 +258,7 @@ def check_pictures(source: Source, request: Request, chosen: str, encoder: type[
 
 def make_network(request: Request, name: str, encoder: type[Any], config: Any, start: Model | None) -> Any:
     """The network for pictures of that name, with its weights, or with those of a model; reads no rows."""
-    from .encoders import backbone
+    from ..encoders import backbone
 
     if start is not None:
         assert start.backbone is not None
@@ -290,7 +291,7 @@ def model_to_start_from(request: Request, method: type[Method], source: Source) 
     ):
         if given:
             raise ConfigError(f"{option} goes with a network that is trained, that of {name} stays as it is")
-    from .encoders import backbone
+    from ..encoders import backbone
 
     model = Model.load(request.start)
     if not model.takes_pictures or not source.pictures:
@@ -408,7 +409,7 @@ def pick_device(name: str) -> str:
     """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device torch has. Raises ConfigError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and parallel.launched() > 1:
+    if name == "cuda" and distributed.launched() > 1:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # a GPU for every process
     kind, _, number = name.partition(":")
     if name != "cpu" and (kind != "cuda" or (number and not number.isdecimal()) or name.endswith(":")):
@@ -438,7 +439,7 @@ def build(
     if len(source) == 0:
         raise DataError(f"{source.name} holds 0 rows, training needs at least 1")
     if "labels" in what.needs:
-        from .methods.cfa import labelled_rows
+        from ..methods.cfa import labelled_rows
 
         assert what.labels is not None
         kept = labelled_rows(what.labels, request.method, getattr(what.config, "unlabeled", "error"))
@@ -521,7 +522,7 @@ def fit(
 
     slot: where to prepare the model's file, for which room is asked before the first step.
     """
-    parallel.one_thread_after_fork()
+    distributed.one_thread_after_fork()
     request = what.request
     devices = [torch.device(what.device)] if what.device != "cpu" else []
     check_whole("checkpoint-every", traces.checkpoint_every, 0)
@@ -529,14 +530,16 @@ def fit(
         torch.manual_seed(request.seed)  # forked: the caller's random state stays as it was
         kept = None
         if traces.checkpoints is not None:
-            writes, every = parallel.rank() == 0, traces.checkpoint_every
+            writes, every = distributed.rank() == 0, traces.checkpoint_every
             kept = Checkpoints(traces.checkpoints, lambda: identity(what, method.task), every, writes)
             kept.check_start(traces.resume)
             if traces.resume and memory is None:
                 # Held or streamed, and how much at a time, decides the order of the rows: as it was, whatever is free now.
                 memory = kept.last_hints().get("memory")
-        if memory is None and parallel.world() > 1:  # on one machine, as a rule, and all must see one order of the rows
-            memory = int(-parallel.agreed(-MEMORY_SHARE * free_memory() / parallel.world()))
+        if (
+            memory is None and distributed.world() > 1
+        ):  # on one machine, as a rule, and all must see one order of the rows
+            memory = int(-distributed.agreed(-MEMORY_SHARE * free_memory() / distributed.world()))
         try:
             method = build(what, source, codebook_source, validation, memory=memory, progress=progress)
             if kept is not None and isinstance(method.task.rows, SourceRows | PictureRows):
@@ -658,7 +661,7 @@ def identity(what: Plan, task: Task) -> dict[str, Any]:
     named = ("method", "encoder", "seed", "epochs", "batch_size", "precision", "clip_norm", "accumulate")
     out: dict[str, Any] = {name: getattr(request, name) for name in named}
     out |= {"bits": what.M * what.nbits, "nbits": what.nbits, "device": torch.device(what.device).type}
-    out |= {"scqfaiss": __version__, "torch": torch.__version__, "processes": parallel.world()}
+    out |= {"scqfaiss": __version__, "torch": torch.__version__, "processes": distributed.world()}
     if task.labels is not None:
         out |= {"classes": task.labels.C, "class names": list(task.labels.class_names or ())}
     out |= {"training rows": fingerprint(Part(task.rows, task.labels, task.ids))}
@@ -815,9 +818,9 @@ def train_file(
     """
     files = (path, codebook_rows, validation, request.weights, request.start, *_files(request.settings))
     inputs = [p for p in files if p is not None]
-    with parallel.joined(pick_device(request.device)), ExitStack() as stack:
+    with distributed.joined(pick_device(request.device)), ExitStack() as stack:
         slot, folder = None, Path(os.path.realpath(out)).with_suffix(".checkpoints")
-        if parallel.rank() == 0:
+        if distributed.rank() == 0:
             slot = stack.enter_context(reserve(out, inputs=inputs, suffix=SUFFIX, what="trained"))
         else:
             traces, progress = replace(traces, metrics=None, tensorboard=None), silent
@@ -888,7 +891,7 @@ def dry_run(
 
     Writes nothing, and reads no features unless similarity=means asks for class means.
     """
-    from .targets import REGISTRY as TARGETS
+    from ..targets import REGISTRY as TARGETS
 
     files = (path, codebook_rows, validation, request.weights, request.start, *_files(request.settings))
     inputs = [p for p in files if p is not None]
@@ -919,7 +922,7 @@ def dry_run(
 def verdict(name: str, shape: Shape) -> str:
     """A line about target `name` for codes of this shape: bytes for a million rows, CPU and GPU."""
     try:
-        from .targets import gpu, target
+        from ..targets import gpu, target
 
         container = target(name)
     except Exception as error:

@@ -13,11 +13,11 @@ from typing import Any, NoReturn
 
 import click
 
-from . import __version__, signals
-from .errors import ConfigError, ScqError, ScqWarning, shown
-from .files import open_regular
-from .parts import missing
-from .progress import Meter, to_stderr
+from .. import __version__, signals
+from ..dependencies import missing
+from ..errors import ConfigError, ScqError, ScqWarning, shown
+from ..files import open_regular
+from ..progress import Meter, to_stderr
 
 
 class FileName(click.Path):
@@ -33,7 +33,7 @@ class RowsName(FileName):
     """The name of a file of rows or of pictures: whether it can be one is told before anything heavy is loaded."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from .data.kinds import check_kind
+        from ..data.kinds import check_kind
 
         path = super().convert(value, param, ctx)
         check_kind(path)
@@ -99,7 +99,7 @@ def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ]
 
     def seeing(**given: Any) -> Any:
-        from .features import Seeing
+        from ..features.files import Seeing
 
         return Seeing(*given.values())
 
@@ -220,7 +220,7 @@ def train(
 
     On several processes: torchrun --nproc-per-node N -m scqfaiss train ...
     """
-    from . import training
+    from ..training import fitting as training
 
     request, traces = training.asked(options)
     more: dict[str, Any] = {"codebook_rows": codebook_rows, "validation": validation, "keys": keys}
@@ -244,7 +244,7 @@ def train(
 @row_options
 def export(model: Path, rows: Path, out: Path, dry_run: bool, **options: Any) -> None:
     """Encode ROWS, or pictures, with MODEL into one plain FAISS file."""
-    from . import exporting
+    from ..galleries import exporting
 
     if dry_run:
         say(exporting.export_plan(model, rows, out, **options))
@@ -260,7 +260,7 @@ def export(model: Path, rows: Path, out: Path, dry_run: bool, **options: Any) ->
 @row_options
 def append(gallery: Path, rows: Path, **options: Any) -> None:
     """Encode ROWS, or pictures, and add them to GALLERY. Rows without ids are numbered on from the largest id there is."""
-    from .editing import append_file
+    from ..galleries.editing import append_file
 
     say(append_file(gallery, rows, progress=meter, **options))
 
@@ -270,7 +270,7 @@ def append(gallery: Path, rows: Path, **options: Any) -> None:
 @click.option("--ids", required=True, help="Ids to remove: 1,2,3 or a file (text, .npy, or rows with ids).")
 def remove(gallery: Path, ids: str) -> None:
     """Take vectors out of GALLERY by their ids."""
-    from .editing import remove_file
+    from ..galleries.editing import remove_file
 
     say(remove_file(gallery, ids))
 
@@ -280,7 +280,7 @@ def remove(gallery: Path, ids: str) -> None:
 @click.option("-o", "--out", type=FILE, required=True, help="Gallery to write (.faissindex).")
 def merge(galleries: tuple[Path, ...], out: Path) -> None:
     """Join GALLERIES of one model and one target into one."""
-    from .editing import merge_files
+    from ..galleries.editing import merge_files
 
     say(merge_files(galleries, out))
 
@@ -301,7 +301,7 @@ def merge(galleries: tuple[Path, ...], out: Path) -> None:
 @row_options
 def search(gallery: Path, queries: Path, **options: Any) -> None:
     """Search GALLERY with the rows of QUERIES, or with pictures: a file or a folder of them."""
-    from .gallery import search_file
+    from ..galleries.gallery import search_file
 
     say(search_file(gallery, queries, progress=meter, **options))
 
@@ -320,7 +320,7 @@ def evaluate(gallery: Path, queries: Path, database: Path | None, as_json: bool,
 
     Without DATABASE, or without labels, a query belongs to the vector of its own id: recall and mean reciprocal rank.
     """
-    from .evaluation import evaluate_file, report_text
+    from ..evaluation.files import evaluate_file, report_text
 
     say(report_text(evaluate_file(gallery, queries, database, progress=meter, **options), as_json))
 
@@ -352,7 +352,7 @@ def evaluate(gallery: Path, queries: Path, database: Path | None, as_json: bool,
 @row_options
 def features(images: Path, out: Path, encoder: str | None, device: str, precision: str, **options: Any) -> None:
     """See IMAGES (a folder, a list, HDF5, or a picture) with a network and write what it sees as rows."""
-    from .features import Seeing, features_file
+    from ..features.files import Seeing, features_file
 
     say(features_file(images, out, seeing=Seeing(encoder, device, precision), progress=meter, **options))
 
@@ -365,7 +365,7 @@ def features(images: Path, out: Path, encoder: str | None, device: str, precisio
 )
 def export_encoder(model: Path, out: Path, encoder: str | None) -> None:
     """Write the encoder of MODEL as ONNX: pictures, or rows, in; what galleries are searched with out."""
-    from . import portable
+    from ..galleries import onnx_export as portable
 
     say(portable.export_encoder(model, out, encoder=encoder))
 
@@ -376,7 +376,7 @@ def export_encoder(model: Path, out: Path, encoder: str | None) -> None:
 @row_options
 def info(file: Path, as_json: bool, keys: dict[str, Any]) -> None:
     """Describe a gallery, a model or a file of rows."""
-    from .inspection import describe_file
+    from ..galleries.inspection import describe_file
 
     say(describe_file(file, as_json, keys))
 
@@ -385,7 +385,7 @@ def info(file: Path, as_json: bool, keys: dict[str, Any]) -> None:
 @click.argument("file", type=FILE)
 def verify(file: Path) -> None:
     """Check a gallery or a model: checksum, structure, card. Exit code 3 where anything is wrong."""
-    from .gallery import verify_file
+    from ..galleries.gallery import verify_file
 
     say(verify_file(file))
 
@@ -397,7 +397,7 @@ def verify(file: Path) -> None:
 @click.option("--title", help="Heading of the page; default: the names of the results.")
 def report(results: tuple[Path, ...], out: Path, **options: Any) -> None:
     """Draw RESULTS of benchmarks, files or folders that hold results.json, into one page that needs no network."""
-    from .report.page import write_report
+    from ..report.page import write_report
 
     say(write_report(results, out, **options))
 
@@ -408,7 +408,7 @@ def report(results: tuple[Path, ...], out: Path, **options: Any) -> None:
 )
 def demo(out: Path) -> None:
     """Train, export, search and compare on the handwritten digits inside the package; under a minute."""
-    from .demo import run
+    from ..demo.digits import run
 
     run(out, say, meter)
 

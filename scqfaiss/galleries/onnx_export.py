@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .arrays import Floats
-from .encoders.chain import LAYERS, Arrays, Chain
-from .errors import ConfigError, ScqError, shown, size
-from .features import Seeing, backbone_of
-from .files import PathLike, reserve
-from .model import Model
+from ..arrays import Floats
+from ..encoders.chain import LAYERS, Arrays, Chain
+from ..errors import ConfigError, ScqError, shown, size
+from ..features.files import Seeing, backbone_of
+from ..files import PathLike, reserve
+from ..model import Model
 
 if TYPE_CHECKING:
-    from .encoders.backbone import Backbone
+    from ..encoders.backbone import Backbone
 
 SUFFIX = ".onnx"
 OPSET = 18  # read by every runtime of the last years; nothing here needs more

@@ -10,21 +10,21 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from . import files
-from .codebooks import Codes
-from .contract import Progress, silent
-from .data import ArraySource, Source, open_rows
-from .errors import ConfigError, DataError, IndexFileError, shown, size
-from .features import USUAL, Seeing, as_rows
-from .files import PathLike, Slot, reserve
-from .model import Model, check_width, encode_source
+from .. import files
+from ..codebooks import Codes
+from ..contract import Progress, silent
+from ..data import ArraySource, Source, open_rows
+from ..errors import ConfigError, DataError, IndexFileError, shown, size
+from ..features.files import USUAL, Seeing, as_rows
+from ..files import PathLike, Slot, reserve
+from ..model import Model, check_width, encode_source
+from ..targets import REGISTRY as TARGETS
+from ..targets import gpu
+from ..targets import target as find_target
+from ..targets.base import DEFAULTS, Options, Target
+from ..targets.head import wrap
+from ..targets.ids import lowest_and_repeated
 from .reading import read_gallery
-from .targets import REGISTRY as TARGETS
-from .targets import gpu
-from .targets import target as find_target
-from .targets.base import DEFAULTS, Options, Target
-from .targets.head import wrap
-from .targets.ids import lowest_and_repeated
 
 SUFFIX = ".faissindex"
 DEFAULT = {"product": "ivfpq", "additive": "lift"}

@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from . import __version__, bundle, signals
-from .arrays import Floats, bad_rows
-from .contract import Progress, silent
-from .data import HDF5_ENDINGS, Source, open_rows
-from .errors import CheckpointError, ConfigError, DataError, ScqError, Stopped, WriteError, shown, size, warn
-from .files import PathLike, clear_folder, make_folder, numbered, reserve
-from .model import Model, read_ahead
+from .. import __version__, bundle, signals
+from ..arrays import Floats, bad_rows
+from ..contract import Progress, silent
+from ..data import HDF5_ENDINGS, Source, open_rows
+from ..errors import CheckpointError, ConfigError, DataError, ScqError, Stopped, WriteError, shown, size, warn
+from ..files import PathLike, clear_folder, make_folder, numbered, reserve
+from ..model import Model, read_ahead
 
 if TYPE_CHECKING:
-    from .data.images import ImageSource
-    from .encoders.backbone import Backbone
+    from ..data.images import ImageSource
+    from ..encoders.backbone import Backbone
 
 AT_A_TIME = 256  # pictures read while the network works on as many
 PART = 1024  # pictures of a part that is kept: seconds to minutes of work
@@ -122,12 +122,12 @@ def backbone_of(model: Model, seeing: Seeing = USUAL, name: str = "the model") -
     """
     if model.backbone is None:
         raise ConfigError(f"{name} has no network for pictures, it takes rows of d={model.d_in}")
-    from .encoders import backbone, eye
+    from ..encoders import backbone, inference
 
     network = backbone.from_record(model.backbone, model.config["backbone"], trusted=seeing.encoder)
     if network.width != model.d_in:
         raise CheckpointError(f"{name}: its network gives d={network.width}, what follows needs d={model.d_in}")
-    return eye.ready(network, seeing.device, seeing.precision)
+    return inference.ready(network, seeing.device, seeing.precision)
 
 
 def as_rows(source: Source, model: Model, seeing: Seeing = USUAL, name: str = "the model") -> Source:
@@ -163,12 +163,12 @@ class _Eye:
     def of_factory(
         cls, arguments: Mapping[str, str], weights: PathLike | None, settings: Mapping[str, Any], seeing: Seeing
     ) -> _Eye:
-        from .encoders import eye
+        from ..encoders import inference
 
         assert seeing.encoder is not None
-        network, sha256 = eye.of_factory(seeing.encoder, arguments, weights, settings)
+        network, sha256 = inference.of_factory(seeing.encoder, arguments, weights, settings)
         facts = {"weights_sha256": sha256} if sha256 else {}
-        return cls._of(eye.ready(network, seeing.device, seeing.precision), seeing, facts)
+        return cls._of(inference.ready(network, seeing.device, seeing.precision), seeing, facts)
 
     @classmethod
     def _of(cls, network: Backbone, seeing: Seeing, facts: dict[str, Any]) -> _Eye:
@@ -373,7 +373,7 @@ def _check_request(
 
 
 def _identity(eye: _Eye, rows: FeatureSource, dtype: str, part_rows: int) -> dict[str, Any]:
-    from .encoders.eye import versions
+    from ..encoders.inference import versions
 
     made_by = {"scqfaiss": __version__, **versions(eye.network)}  # another torch, or a GPU, rounds otherwise
     return eye.facts | made_by | {"dtype": dtype, "pictures": len(rows), "pictures of a part": part_rows}
@@ -406,7 +406,7 @@ def _resumable(parts: _Parts) -> Iterator[None]:
 
 def _fill(f: BinaryIO, parts: _Parts, facts: Mapping[str, Any]) -> None:
     """Write the finished file from its parts."""
-    from .data.hdf5 import write_features
+    from ..data.hdf5 import write_features
 
     rows, stop = parts.rows, threading.Event()
     labels = rows.labels

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arrays import Ints, Labels
-from .errors import ConfigError, DataError, shown, warn
-from .model import Model
+from ..arrays import Ints, Labels
+from ..errors import ConfigError, DataError, shown, warn
+from ..model import Model
 
 NAMED = 5  # classes that a message names
 

@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import bundle, files
-from .errors import CheckpointError, ConfigError, ScqError, WriteError, shown, size, warn
-from .files import PathLike, Slot, make_folder, reserve
+from .. import bundle, files
+from ..errors import CheckpointError, ConfigError, ScqError, WriteError, shown, size, warn
+from ..files import PathLike, Slot, make_folder, reserve
 
 KEPT = 2  # a damaged newest one leaves the one before it
 SECONDS = 60.0  # between two checkpoints, unless steps are asked for: a short training writes none

@@ -61,8 +61,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, DataError, shown, warn
-from .files import PathLike, Slot, open_regular, parse_json
+from ..errors import ConfigError, DataError, shown, warn
+from ..files import PathLike, Slot, open_regular, parse_json
 
 FORMAT = 1
 KINDS = ("comparison", "scale", "training")

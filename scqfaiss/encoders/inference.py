@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import parallel
+from .. import distributed
 from ..contract import configure
 from ..errors import ConfigError, suggestion, warn
 from . import backbone as backbones
@@ -39,7 +39,7 @@ def ready(network: Backbone, device: str, precision: str) -> Backbone:
     if precision not in PRECISIONS:
         near = suggestion(str(precision), PRECISIONS)
         raise ConfigError(f"encoder precision is '{precision}', needs one of {', '.join(PRECISIONS)}{near}")
-    parallel.one_thread_after_fork()
+    distributed.one_thread_after_fork()
     network = network.to(device_of(device)).eval()
     network.precision = PRECISIONS[precision]
     return network

@@ -18,11 +18,11 @@ import torch
 from torch import Generator, Tensor
 from torch.utils import deterministic
 
-from . import parallel
+from .. import distributed
+from ..contract import Progress, Stage, seed_of, silent
+from ..errors import CheckpointError, ConfigError, Stopped, WriteError, warn
 from .checkpoints import Checkpoints
-from .contract import Progress, Stage, seed_of, silent
-from .errors import CheckpointError, ConfigError, Stopped, WriteError, warn
-from .metrics import Log
+from .epoch_log import Log
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -128,7 +128,7 @@ class Engine:
             # Every epoch starts from its own seed: what is drawn does not depend on what ran before.
             epoch_seed = seed_of(self.seed, place.stage, epoch)
             # Processes draw different noise, and the same order of rows.
-            torch.manual_seed(epoch_seed + parallel.rank())
+            torch.manual_seed(epoch_seed + distributed.rank())
             stage.on_epoch(epoch)
             self._train_mode()
             batches = stage.batches(Generator().manual_seed(epoch_seed))
@@ -138,7 +138,7 @@ class Engine:
             begun = time.monotonic()
             waited = Waited()
             for batch in waited.of(batches):
-                value = self._step(stage, turns, scaler, parallel.share(batch), place)
+                value = self._step(stage, turns, scaler, distributed.share(batch), place)
                 place.batch, place.step, place.stage_step = place.batch + 1, place.step + 1, place.stage_step + 1
                 self.progress(stage.name, min(place.stage_step, total), total, f"loss {value:.4f}")
                 self._pause(place, turns, scaler, asked)
@@ -157,12 +157,12 @@ class Engine:
                 scaler.scale(loss if weight == 1 else weight * loss).backward()
                 for name, term in terms.items():
                     found[name] = found[name] + weight * term.detach() if name in found else weight * term.detach()
-            values = parallel.average(torch.stack(list(found.values()))).tolist()
+            values = distributed.average(torch.stack(list(found.values()))).tolist()
             value = sum(values)
             if not np.isfinite(value):  # before the optimiser takes its step: what is kept is finite
                 raise _diverged(stage, place, dict(zip(found, values)), optimizer, self.checkpoints)
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            parallel.average_gradients(parameters)
+            distributed.average_gradients(parameters)
             if self.clip_norm:
                 scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
@@ -185,7 +185,7 @@ class Engine:
         with torch.no_grad():
             facts |= stage.after_epoch(epoch)
             if isinstance(self.method, torch.nn.Module):
-                parallel.same_everywhere(self.method.state_dict().values())
+                distributed.same_everywhere(self.method.state_dict().values())
             if stage.validate is not None:
                 facts["validation"] = value = self._validate(stage)
                 if place.best is None or value < place.best:
@@ -197,7 +197,7 @@ class Engine:
     def _validate(self, stage: Stage) -> float:
         assert stage.validate is not None
         self.method.eval()
-        value = parallel.agreed(float(stage.validate()))
+        value = distributed.agreed(float(stage.validate()))
         if not np.isfinite(value):
             raise ConfigError(f"the validation rows give a loss of {value} (stage {stage.name}), needs a finite one")
         self._train_mode()
@@ -219,11 +219,11 @@ class Engine:
         """Between two steps: write a checkpoint where it is time, and stop where that was asked."""
         if self.checkpoints is None:
             return
-        wish = parallel.agreed(2.0 if asked() else 1.0 if self.checkpoints.due(place.step) else 0.0)
+        wish = distributed.agreed(2.0 if asked() else 1.0 if self.checkpoints.due(place.step) else 0.0)
         if wish:
-            random = {"cpu": torch.stack(parallel.from_all(torch.get_rng_state()))}
+            random = {"cpu": torch.stack(distributed.from_all(torch.get_rng_state()))}
             if self._device() == "cuda":
-                random["cuda"] = torch.stack(parallel.from_all(torch.cuda.get_rng_state()))
+                random["cuda"] = torch.stack(distributed.from_all(torch.cuda.get_rng_state()))
             state = {
                 "place": vars(place),
                 "method": self._state_dict(),
@@ -262,7 +262,7 @@ class Engine:
         self.method.load_state_dict(state["method"])  # whatever on_epoch did to it was done before
         for kind, setter in (("cpu", torch.set_rng_state), ("cuda", torch.cuda.set_rng_state)):
             if kind in state["random"]:
-                setter(state["random"][kind][parallel.rank()].clone())  # a row of it is no state of its own
+                setter(state["random"][kind][distributed.rank()].clone())  # a row of it is no state of its own
         if first is not None:
             yield first
             yield from batches

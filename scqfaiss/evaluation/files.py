@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Floats, Ints, Labels, as_features, as_ids, as_labels, transposed
-from .codebooks import Codebooks, Codes
-from .contract import Progress, silent
-from .data import Source, open_rows
-from .data.classes import align, check_classes, together
-from .errors import ConfigError, DataError, IndexFileError, warn
-from .exponents import balanced, exponents
-from .features import USUAL, FeatureSource, Seeing
-from .files import PathLike
-from .gallery import Gallery, as_queries, open_gallery, require_model
+from ..arrays import Floats, Ints, Labels, as_features, as_ids, as_labels, transposed
+from ..codebooks import Codebooks, Codes
+from ..contract import Progress, silent
+from ..data import Source, open_rows
+from ..data.classes import align, check_classes, together
+from ..errors import ConfigError, DataError, IndexFileError, warn
+from ..exponents import balanced, exponents
+from ..features.files import USUAL, FeatureSource, Seeing
+from ..files import PathLike
+from ..galleries.gallery import Gallery, as_queries, open_gallery, require_model
 
 AT_K = (1, 10, 100)
 SCORE_BYTES = 64 << 20  # scores of a block of queries
@@ -321,7 +321,7 @@ class _Ranked:
         words = Words.of(codes)
         z = gallery.embed(xq, name)
         decoded = codebooks.decode(words.codes)
-        from .targets.head import encoded
+        from ..targets.head import encoded
 
         zs = encoded(gallery.index, z)
         agreement = _agreement(gallery, z, zs, decoded, words, codebooks.metric)

@@ -13,23 +13,23 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from . import calls, files
-from .arrays import Floats, Ints, as_features, as_id_set, transposed
-from .codebooks import Codebooks, Codes
-from .contract import Progress, silent
-from .data import Source, open_rows
-from .data.idlist import read_ids
-from .errors import ConfigError, DataError, IndexFileError, shown, warn
-from .features import USUAL, FeatureSource, Seeing, as_rows
-from .files import PathLike, Slot, reserve
-from .forks import Lock
-from .model import Model
+from .. import faiss_calls, files
+from ..arrays import Floats, Ints, as_features, as_id_set, transposed
+from ..codebooks import Codebooks, Codes
+from ..contract import Progress, silent
+from ..data import Source, open_rows
+from ..data.idlist import read_ids
+from ..errors import ConfigError, DataError, IndexFileError, shown, warn
+from ..features.files import USUAL, FeatureSource, Seeing, as_rows
+from ..files import PathLike, Slot, reserve
+from ..forks import Lock
+from ..model import Model
+from ..targets import REGISTRY as TARGETS
+from ..targets import gpu
+from ..targets import target as find_target
+from ..targets.head import inner
+from ..targets.queries import MAX_SCORE, prepared, ranges, unscaled
 from .reading import Stored, read_gallery, stamp_of, target_of
-from .targets import REGISTRY as TARGETS
-from .targets import gpu
-from .targets import target as find_target
-from .targets.head import inner
-from .targets.queries import MAX_SCORE, prepared, ranges, unscaled
 
 SHOWN = 10  # hits a query in the text of a search
 
@@ -198,7 +198,7 @@ class Gallery:
         if held.on_gpu is not None:
             D, I = held.on_gpu.search(x, k)
         elif target is None:
-            D, I = calls.search(core, x, k)
+            D, I = faiss_calls.search(core, x, k)
         else:
             D, I = target.search(core, x, k, sel=sel, nprobe=nprobe)
         return unscaled(D, powers, I, name), I
@@ -471,7 +471,7 @@ def search_file(
     Queries may be pictures, a single one too; the text names them by their files. threshold: all hits beyond it, instead of
     k. filter_ids, deny_ids: "1,2,3" or a file of ids. seeing: how the model looks at pictures.
     """
-    from .data.hdf5 import write_hits, write_ranges
+    from ..data.hdf5 import write_hits, write_ranges
 
     if threshold is not None and nprobe is not None:
         raise ConfigError("a search by threshold looks into every list; leave --nprobe out")

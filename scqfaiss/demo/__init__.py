@@ -1,0 +1,1 @@
+"""The demo: digits inside the package, trained, exported, searched and judged."""

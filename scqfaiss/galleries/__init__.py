@@ -1,0 +1,1 @@
+"""Galleries (index file plus metadata): read, search, export, edit, inspect."""
