@@ -60,7 +60,6 @@ from scqfaiss.files import make_folder, reserve
 from scqfaiss.galleries.exporting import SUFFIX, build, write
 from scqfaiss.model import Model
 from scqfaiss.targets import target
-from scqfaiss.targets.base import Options
 from scqfaiss.targets.head import inner
 from scqfaiss.targets.lists import words_of
 
@@ -259,7 +258,7 @@ def store_case(work: Work, name: str, rows: int, z: np.ndarray, exact: Exact, pa
     container, book, lists = CASES[name]
     model, codes = work.models[book], work.load(book, rows)
     best = exact.best(book, codes)
-    options = Options(nlist=list_count(rows)) if lists else Options()
+    options = {"nlist": list_count(rows)} if lists else {}
     with threads(1):
         start = time.perf_counter()
         index, card = build(model, codes, np.arange(rows), container, options)
@@ -271,9 +270,9 @@ def store_case(work: Work, name: str, rows: int, z: np.ndarray, exact: Exact, pa
 
     with threads(0):
         if lists:
-            nprobe, found = least_nprobe(share, options.nlist)
+            nprobe, found = least_nprobe(share, options["nlist"])
             inner(index).nprobe = nprobe
-            card |= {"nprobe": nprobe, "options": {"nlist": options.nlist, "nprobe": nprobe}}
+            card |= {"nprobe": nprobe, "options": {**options, "nprobe": nprobe}}
         else:
             found = share(None)
     with reserve(path, suffix=SUFFIX) as slot:

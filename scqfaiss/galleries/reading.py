@@ -19,9 +19,10 @@ from ..forks import Lock
 from ..metadata import check_card, told
 from ..targets import REGISTRY as TARGETS
 from ..targets import target as find_target
-from ..targets.base import Options, Target, check_options, product_books
+from ..targets.base import Target, product_books
 from ..targets.head import inner
 from ..targets.ids import behind_ids, lowest_and_repeated
+from ..targets.options import check as check_options
 from ..targets.product_tables import ProductTables
 from ..targets.reshape import merged, split
 from ..targets.walk import walk
@@ -177,14 +178,14 @@ def shape_of_card(card: Mapping[str, Any]) -> Shape:
     return Shape(card["kind"], card["M"], card["nbits"], card["d"], card["metric"])
 
 
-def options_of(card: Mapping[str, Any], target: Target) -> Options:
+def options_of(card: Mapping[str, Any], target: Target) -> Any:
     """The options that a gallery was exported with. Raises IndexFileError for such as no export writes."""
-    found = card.get("options", {})
+    stored = card.get("options", {})
     try:
-        options = Options(**found)  # TypeError: no object, or of other names
-        check_options(target.INFO, options)
+        options = TARGETS[target.INFO.name].Options(**stored)  # TypeError: no object, or of other names
+        check_options(options)
     except (TypeError, ConfigError) as error:
-        raise IndexFileError(f"the card says options={told(found)}, which no export writes") from error
+        raise IndexFileError(f"the card says options={told(stored)}, which no export writes") from error
     return options
 
 

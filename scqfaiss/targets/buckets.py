@@ -27,10 +27,8 @@ from ..errors import ConfigError, warn
 from ..faiss_calls import Hits, Ranges
 from .base import (
     COMPARED,
-    DEFAULTS,
     METRIC,
     Ids,
-    Options,
     Target,
     TargetInfo,
     inject,
@@ -43,9 +41,11 @@ from .base import (
 )
 from .head import chain, inner, kind_of, prepend, through
 from .lists import DECODED_BYTES, Partition, add, decoded, ivfpq, list_sizes, rows_of, words_of
+from .options import ListOptions
 from .pq import codes_of, index_pq
 from .reshape import as_product, merged, merged_shape, split
 
+DEFAULTS = ListOptions()
 MAX_WORDS = 1 << 14  # scanned in less than 0.1 ms
 WORDS_SHARE = 16  # rows a word, at least; a list costs about 200 bytes of memory
 FEW_ROWS = 4096  # are kept as words in any case: the search is exact in plain FAISS too
@@ -71,7 +71,6 @@ class Buckets(Target):
         filter=True,
         range=True,
         exact=True,
-        options=frozenset({"nlist", "nprobe"}),
     )
 
     def supports(self, shape: Shape) -> str | None:
@@ -79,7 +78,9 @@ class Buckets(Target):
             return "a sum of inner products is no distance; use target residual"
         return kind_reason(self.INFO, shape)
 
-    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
+    def build(
+        self, codebooks: Codebooks, codes: Codes, ids: Ids, options: ListOptions = DEFAULTS, like: Any = None
+    ) -> Any:
         """-> faiss.IndexIVFPQ, behind a tile if the codebooks are additive. options.nlist: lists of boxes, about."""
         if options.nlist and codebooks.metric == "l2":
             raise ConfigError("lists of neighbours have bounds for inner products only; leave --nlist out")

@@ -24,9 +24,7 @@ from ..errors import ConfigError
 from ..faiss_calls import Hits, Ranges
 from .base import (
     COMPARED,
-    DEFAULTS,
     Ids,
-    Options,
     Target,
     TargetInfo,
     kind_reason,
@@ -37,9 +35,11 @@ from .base import (
 )
 from .head import kind_of, prepend, through
 from .ids import behind_ids, ids_at, ids_of, with_ids
+from .options import RefineOptions
 from .pq import codes_of, index_pq
 from .reshape import as_product, gathered, merged, merged_shape, parts_of, split, spread
 
+DEFAULTS = RefineOptions()
 REFINE = {"product": 256, "additive": 32}  # candidates per hit: all 10 best of all queries on 54,000 rows of CIFAR-10
 MOST_CANDIDATES = 1 << 23  # of all queries at a time, 100 MB
 
@@ -52,7 +52,6 @@ class FastScan(Target):
         filter=False,
         range=True,
         exact=False,
-        options=frozenset({"refine"}),
     )
 
     def supports(self, shape: Shape) -> str | None:
@@ -62,7 +61,9 @@ class FastScan(Target):
             return "a sum of inner products is no distance; use target residual"
         return kind_reason(self.INFO, shape)
 
-    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
+    def build(
+        self, codebooks: Codebooks, codes: Codes, ids: Ids, options: RefineOptions = DEFAULTS, like: Any = None
+    ) -> Any:
         """-> faiss.IndexPQFastScan, inside a faiss.IndexRefine unless options.refine is -1, behind a tile if additive."""
         if codebooks.kind == "additive":
             codebooks, codes = _spread(codebooks, codes)

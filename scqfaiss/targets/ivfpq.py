@@ -16,10 +16,8 @@ from .. import faiss_calls
 from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError
 from .base import (
-    DEFAULTS,
     METRIC,
     Ids,
-    Options,
     Target,
     TargetInfo,
     kind_reason,
@@ -30,8 +28,10 @@ from .base import (
 )
 from .head import inner, kind_of
 from .lists import decoded, ivfpq, kmeans, rows_of
+from .options import ListOptions
 from .reshape import merged, merged_shape, split
 
+DEFAULTS = ListOptions()
 TRAIN_ROWS = 64  # rows a list that k-means looks at
 NPROBE_SHARE = 16  # of the lists are visited unless the file or the search says otherwise
 
@@ -67,21 +67,21 @@ def residual_centroids(index: Any) -> str | None:
 
 
 class IVFPQ(Target):
-    INFO = TargetInfo(
-        "ivfpq", "IndexIVFPQ", ("product",), filter=True, range=True, exact=True, options=frozenset({"nlist", "nprobe"})
-    )
+    INFO = TargetInfo("ivfpq", "IndexIVFPQ", ("product",), filter=True, range=True, exact=True)
 
     def supports(self, shape: Shape) -> str | None:
         return kind_reason(self.INFO, shape)
 
-    def check(self, options: Options, n: int) -> None:
+    def check(self, options: ListOptions, n: int) -> None:
         super().check(options, n)
         if options.nlist > n:
             raise ConfigError(f"nlist is {options.nlist:,}, needs at most the {n:,} rows")
         if options.nprobe > max(options.nlist, 1):
             raise ConfigError(f"nprobe is {options.nprobe:,}, needs at most the {max(options.nlist, 1):,} lists")
 
-    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
+    def build(
+        self, codebooks: Codebooks, codes: Codes, ids: Ids, options: ListOptions = DEFAULTS, like: Any = None
+    ) -> Any:
         """-> faiss.IndexIVFPQ holding n vectors under their ids."""
         if like is None:
             self.check(options, len(codes))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..codebooks import Codebooks, Codes, Shape
-from .base import DEFAULTS, Ids, Options, Target, TargetInfo, kind_reason, product_books, product_shape, table_bytes
+from .base import Ids, Target, TargetInfo, kind_reason, product_books, product_shape, table_bytes
 from .head import inner, kind_of, prepend
 from .ivfpq import is_flat_ivfpq, one_list, residual_centroids
 from .lists import rows_of
@@ -25,7 +25,7 @@ class Lift(Target):
             return "a sum of inner products is no distance; use target residual"
         return kind_reason(self.INFO, shape)
 
-    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
+    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Any = None, like: Any = None) -> Any:
         """-> faiss.IndexPreTransform(tile, IndexIVFPQ of dimension M d with one list)."""
         books, codes = merged(codebooks, codes)
         lifted, tile = as_product(books)

@@ -14,10 +14,8 @@ from .. import faiss_calls
 from ..codebooks import Codebooks, Codes, Shape
 from .base import (
     COMPARED,
-    DEFAULTS,
     METRIC,
     Ids,
-    Options,
     Target,
     TargetInfo,
     kind_reason,
@@ -39,7 +37,7 @@ class Residual(Target):
     def supports(self, shape: Shape) -> str | None:
         return kind_reason(self.INFO, shape)
 
-    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
+    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Any = None, like: Any = None) -> Any:
         """-> faiss.IndexResidualQuantizer, inside an IndexIDMap unless ids are 0..n-1."""
         b = codebooks
         norms = b.metric == "l2"  # without them FAISS's table search under L2 is no distance

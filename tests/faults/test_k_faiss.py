@@ -19,8 +19,7 @@ import pytest
 import scqfaiss
 from scqfaiss import faiss_calls, forks
 from scqfaiss.codebooks import Codebooks
-from scqfaiss.targets import REGISTRY, target
-from scqfaiss.targets.base import Options
+from scqfaiss.targets import REGISTRY, make_options, target
 
 from .conftest import blobs
 
@@ -64,7 +63,8 @@ def answers(folder):
             if t.supports(books.shape) is not None:
                 continue
             codes = books.check_codes(rng.integers(0, 16, (900, 4)))
-            for options in [Options()] + [Options(nlist=8)] * ("nlist" in t.INFO.options and metric == "ip"):
+            for values in [{}] + [{"nlist": 8}] * (name in ("ivfpq", "buckets") and metric == "ip"):
+                options = make_options(name, values)
                 index = t.build(books, codes, np.arange(900) + 7, options)
                 put(*t.search(index, q, 6), *t.range_search(index, q, 0.5), *t.unpack(index)[1:])
                 put(*t.search(t.build(books, codes, np.arange(900), options, like=index), q, 6))

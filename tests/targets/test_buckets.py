@@ -7,10 +7,10 @@ import pytest
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.errors import ConfigError, ScqWarning
 from scqfaiss.targets import buckets, target
-from scqfaiss.targets.base import Options
 from scqfaiss.targets.buckets import _best_boxes, _corners, _cut, _holds_words, _visit
 from scqfaiss.targets.head import inner
 from scqfaiss.targets.lists import rows_of
+from scqfaiss.targets.options import ListOptions
 
 from .conftest import assert_best, random_books, random_codes, random_queries
 
@@ -168,7 +168,7 @@ def test_one_word_of_four_tenths_of_the_rows(form):
 def two_levels():
     """20,000 rows in about 5,000 lists: boxes in lists of their own."""
     books, codes = rows("product", 20_000, 300, 0.4)
-    index = BUCKETS.build(books, codes, np.arange(20_000) + 4, Options(nlist=5000, nprobe=50))
+    index = BUCKETS.build(books, codes, np.arange(20_000) + 4, ListOptions(nlist=5000, nprobe=50))
     q = queries(books, codes)
     return books, codes, index, q, books.scores(q, codes)
 
@@ -273,7 +273,7 @@ def test_distances_stay_in_words_whatever_repeats(metric):
     assert_best(BUCKETS.search(index, q, 12, sel=sel), scores[:, ::500], np.arange(0, 5000, 500), 12, metric)
     if metric == "l2":
         with pytest.raises(ConfigError, match=r"^lists of neighbours have bounds for inner products only; leave "):
-            BUCKETS.build(books, codes, np.arange(5000), Options(nlist=10))
+            BUCKETS.build(books, codes, np.arange(5000), ListOptions(nlist=10))
 
 
 def test_building_anew_with_more_rows_may_change_the_form_and_no_answer():
@@ -309,10 +309,10 @@ def test_a_search_that_says_nprobe_is_plain_faiss():
 
 def test_lists_asked_for_are_made_whatever_repeats():
     books, codes, ids, _, q, scores = made("words")
-    index = BUCKETS.build(books, codes, ids, Options(nlist=30))
+    index = BUCKETS.build(books, codes, ids, ListOptions(nlist=30))
     assert not _holds_words(inner(index)) and 20 <= inner(index).nlist <= 60
     assert_best(BUCKETS.search(index, q, 10), scores, ids, 10)
-    one = BUCKETS.build(books, codes[:7], ids[:7], Options(nlist=500))
+    one = BUCKETS.build(books, codes[:7], ids[:7], ListOptions(nlist=500))
     assert_best(BUCKETS.search(one, q, 7), scores[:, :7], ids[:7], 7)
     assert inner(one).nlist <= 7
 
@@ -422,7 +422,7 @@ def test_small_numbers_are_tuned_like_large_ones():
     found = []
     for scale in (1.0, 2.0**-20, 2.0**20):
         scaled = Codebooks("product", books.centroids * np.float32(scale))
-        found.append(inner(BUCKETS.build(scaled, codes, np.arange(6000), Options(nlist=200))).nprobe)
+        found.append(inner(BUCKETS.build(scaled, codes, np.arange(6000), ListOptions(nlist=200))).nprobe)
     assert found[0] == found[1] == found[2]
 
 
