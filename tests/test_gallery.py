@@ -19,7 +19,9 @@ import scqfaiss
 from scqfaiss import files
 from scqfaiss.errors import CheckpointError, ConfigError, DataError, IndexFileError, ScqWarning
 from scqfaiss.galleries import inspection
-from scqfaiss.galleries.gallery import verify_file
+from scqfaiss.galleries.gallery import Snapshot
+from scqfaiss.galleries.inspection import verify_file
+from scqfaiss.galleries.reading import Stored
 from scqfaiss.targets.head import inner
 
 
@@ -470,7 +472,7 @@ def test_refresh_needs_a_file(empty):
     life.export("product-8", "g.faissindex", slice(400))
     gallery = scqfaiss.open("g.faissindex")
     with pytest.raises(ConfigError, match=r"^memory was not opened from a file$"):
-        scqfaiss.Gallery(gallery.index, gallery.card, None, "memory").refresh()
+        scqfaiss.Gallery(Snapshot(Stored.of(gallery.index, gallery.card)), None, "memory").refresh()
 
 
 @pytest.mark.slow

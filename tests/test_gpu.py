@@ -15,9 +15,11 @@ import scqfaiss
 from scqfaiss.codebooks import Codebooks, Shape
 from scqfaiss.errors import ConfigError, DataError, ResourceError, ScqWarning
 from scqfaiss.galleries.exporting import export
+from scqfaiss.galleries.gallery import Snapshot
+from scqfaiss.galleries.reading import Stored
 from scqfaiss.model import Model
 from scqfaiss.targets import gpu, target
-from scqfaiss.targets.head import inner, through
+from scqfaiss.targets.head import inner, prepend, through
 
 # ruff: noqa: F811  (fixtures are imported by name)
 CPU_BUILD = "GPU" not in faiss.get_compile_options().split()
@@ -223,10 +225,19 @@ def test_long_batches_are_cut(no_gpu, monkeypatch):
 
 def test_rows_that_are_not_finite(no_gpu):
     books, codes, ids, q = parts("product", 4, 8, 3)
-    on = gpu.OnGpu(gpu.form(books, codes, ids), 0)
-    q[2, 1] = np.inf
-    with pytest.raises(DataError, match=r"^queries: row 2 is not finite after encoding$"):
-        on.search(q, 5)
+    index = target("ivfpq").build(books, codes, ids)
+    scale = faiss.LinearTransform(12, 12, False)
+    faiss.copy_array_to_vector((1e30 * np.eye(12, dtype=np.float32)).ravel(), scale.A)
+    scale.is_trained = True
+    for stored, value, why in (
+        (Stored.of(index), np.inf, "2, column 1 is infinite"),
+        (Stored.of(prepend([scale], index)), 1e30, "2 is too large for the encoder of the index$"),
+    ):
+        q[2, 1] = value
+        gallery = scqfaiss.Gallery(Snapshot(stored, gpu.OnGpu(gpu.form(books, codes, ids), 0)), None, "g")
+        with pytest.raises(DataError, match=f"^queries: row {why}"):
+            gallery.search(q, 5)
+    assert no_gpu.searches == []
 
 
 def test_memory_that_is_short(no_gpu, monkeypatch):

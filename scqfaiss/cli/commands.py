@@ -301,7 +301,7 @@ def merge(galleries: tuple[Path, ...], out: Path) -> None:
 @row_options
 def search(gallery: Path, queries: Path, **options: Any) -> None:
     """Search GALLERY with the rows of QUERIES, or with pictures: a file or a folder of them."""
-    from ..galleries.gallery import search_file
+    from ..galleries.searching import search_file
 
     say(search_file(gallery, queries, progress=meter, **options))
 
@@ -385,7 +385,7 @@ def info(file: Path, as_json: bool, keys: dict[str, Any]) -> None:
 @click.argument("file", type=FILE)
 def verify(file: Path) -> None:
     """Check a gallery or a model: checksum, structure, card. Exit code 3 where anything is wrong."""
-    from ..galleries.gallery import verify_file
+    from ..galleries.inspection import verify_file
 
     say(verify_file(file))
 

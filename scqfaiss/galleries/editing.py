@@ -25,8 +25,8 @@ from ..files import PathLike, Slot, reserve
 from ..model import Model, encode_source
 from ..targets.head import chain, kind_of, layers, prepend
 from .exporting import SUFFIX, facts, write
-from .gallery import lacks_network
 from .reading import Stored, options_of, read_gallery
+from .searching import lacks_network
 
 FIRST_IDS = 5  # named in messages
 MAX_ID = (1 << 63) - 1

@@ -1,4 +1,4 @@
-"""`scqfaiss info`: what a gallery, a model or a file of rows holds."""
+"""What a gallery, a model or a file of rows holds, and whether a file is whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data import Source, open_rows
 from ..data.images import ImageSource
-from ..errors import shown, size
+from ..errors import IndexFileError, shown, size
 from ..files import PathLike
 
 
@@ -120,3 +120,17 @@ def describe_file(path: PathLike, as_json: bool, keys: Mapping[str, Any]) -> str
             value = f"{value:,} ({size(value)})"
         lines.append(f"  {shown(key.replace('_', ' '))}: {shown(str(value))}")
     return "\n".join(lines)
+
+
+def verify_file(path: PathLike) -> str:
+    """Full verification of a gallery or a model; returns one line. Raises when anything is wrong."""
+    from ..model import Model
+    from .reading import read_gallery
+
+    if Path(path).suffix == ".safetensors":
+        model = Model.load(path)
+        return f"{shown(path)}: sound, model of method {shown(model.config['method'])}, SHA-256 {model.sha256[:12]}"
+    stored = read_gallery(path)
+    if stored.card is None:
+        raise IndexFileError(f"{shown(path)}: no checksum, nothing to verify: written by another program, or cut off")
+    return f"{shown(path)}: sound, {stored.index.ntotal:,} vectors, checksum and card agree"

@@ -161,6 +161,11 @@ class Stored:
     target: Target | None = None
     stamp: Any = None
 
+    @staticmethod
+    def of(index: Any, card: Mapping[str, Any] | None = None) -> Stored:
+        """An index in memory, as a file with this card would hold it."""
+        return Stored(index, card, target_of(index, (card or {}).get("target")))
+
     @property
     def shape(self) -> Shape | None:
         """The codes' shape as the card has it, which tells of books that stand merged."""

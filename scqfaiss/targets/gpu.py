@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .. import faiss_calls
 from ..codebooks import Codebooks, Codes, Shape
-from ..errors import ConfigError, DataError, ResourceError
+from ..errors import ConfigError, ResourceError
 from ..faiss_calls import Hits
 from .base import Ids
 from .head import chain, inner, prepend
@@ -127,13 +127,11 @@ class OnGpu:
     def search(self, x: NDArray[np.float32], k: int) -> Hits:
         """x: encoded rows, (nq, d of the codebooks) or wider by repeating themselves, as additive containers ask for.
 
-        Raises ConfigError for k above 2,048, DataError for rows that are not finite, ResourceError without memory.
+        The rows are finite, as queries.prepared gives them: no list is found for any other, and the kernels for wide books
+        do not look. Raises ConfigError for k above 2,048, ResourceError without memory.
         """
         if k > MAX_K:
             raise ConfigError(f"k is {k:,}, a GPU search gives at most {MAX_K:,}; use device cpu")
-        finite = np.isfinite(x).all(1)
-        if not finite.all():  # no list is found for such a row, and the kernels for wide books do not look
-            raise DataError(f"queries: row {int(finite.argmin()):,} is not finite after encoding")
         D, I = np.empty((len(x), k), np.float32), np.empty((len(x), k), np.int64)
         for i in range(0, len(x), MAX_BATCH):
             q = x[i : i + MAX_BATCH, : self._d]

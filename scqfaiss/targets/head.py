@@ -76,6 +76,11 @@ def is_tile(transform: Any) -> bool:
     return bool((faiss.vector_to_array(transform.map) == np.arange(transform.d_out) % transform.d_in).all())
 
 
+def may_overflow(index: Any) -> bool:
+    """Whether the transforms can make of a finite row one that is not."""
+    return any(isinstance(t, (faiss.LinearTransform, faiss.CenteringTransform)) for t in chain(index))
+
+
 def kind_of(index: Any) -> str:
     """'additive' where queries are repeated for the codes, else 'product'."""
     return "additive" if any(map(is_tile, chain(index)[-1:])) else "product"

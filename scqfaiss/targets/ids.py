@@ -86,6 +86,12 @@ def id_pieces(index: Any) -> Iterator[Ids]:
         yield np.concatenate(short) if len(short) > 1 else short[0]
 
 
+def all_ids(index: Any) -> Ids:
+    """(n,) a copy of the ids of all rows, in no order: without a look at their codes."""
+    pieces = list(id_pieces(index))
+    return np.concatenate(pieces) if pieces else np.arange(index.ntotal)
+
+
 def lowest_and_repeated(index: Any) -> tuple[int, int]:
     """The smallest id, 0 where there is none, and how many rows carry an id that another row has, but for one of each.
 

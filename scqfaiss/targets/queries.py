@@ -15,20 +15,21 @@ import numpy as np
 from ..arrays import Floats, Ints
 from ..errors import DataError
 from ..exponents import exponents, times
-from .head import encoded, inner, through
+from .head import encoded, inner, may_overflow, through
 
 MAX_SCORE = float(np.finfo(np.float32).max)
 
 
 def prepared(index: Any, z: Floats, name: str, gpu: bool = False) -> tuple[Any, Floats, Ints | None]:
-    """(index behind its encoder, rows as it takes them, powers of two that they were divided by, or None).
+    """z: finite rows -> (index behind its encoder, rows as it takes them, powers of two that they were divided by, or None).
 
     Raises DataError for a row that the encoder inside the file, or squared distances, make too large for float32.
     """
     x = encoded(index, z) if gpu else through(index, z)
-    finite = np.isfinite(x).all(1)
-    if not finite.all():
-        raise DataError(f"{name}: row {int(finite.argmin()):,} is too large for the encoder of the index")
+    if may_overflow(index):
+        finite = np.isfinite(x).all(1)
+        if not finite.all():
+            raise DataError(f"{name}: row {int(finite.argmin()):,} is too large for the encoder of the index")
     powers = exponents(x)
     if powers is None:
         return inner(index), x, None

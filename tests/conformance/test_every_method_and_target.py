@@ -24,7 +24,8 @@ from scqfaiss.data.hdf5 import write_rows
 from scqfaiss.errors import ConfigError, DataError
 from scqfaiss.galleries.exporting import build as build_index
 from scqfaiss.galleries.exporting import export_file
-from scqfaiss.galleries.gallery import open_gallery, search_file
+from scqfaiss.galleries.gallery import open_gallery
+from scqfaiss.galleries.searching import search_file
 from scqfaiss.targets import Entry
 from scqfaiss.targets import target as find_target
 from scqfaiss.targets.options import RefineOptions, option

@@ -17,7 +17,7 @@ import pytest
 import scqfaiss
 from scqfaiss import files
 from scqfaiss.errors import ConfigError, IndexFileError, ResourceError, ScqError, ScqWarning
-from scqfaiss.galleries import gallery
+from scqfaiss.galleries import gallery, reading
 
 from .conftest import blobs, write_h5
 
@@ -29,7 +29,7 @@ def read(data, name="g.faissindex"):
     """Read a gallery that holds these bytes, in the current folder."""
     with open(name, "wb") as f:
         f.write(data)
-    return gallery.read_gallery(name)
+    return reading.read_gallery(name)
 
 
 def rejected(data, message=None):
@@ -53,7 +53,7 @@ def sealed(index, card, change=None):
 @pytest.fixture
 def good(here):
     """(bytes, stored) of a sound gallery; the current folder is a scratch one."""
-    return (here / "g.faissindex").read_bytes(), gallery.read_gallery("g.faissindex")
+    return (here / "g.faissindex").read_bytes(), reading.read_gallery("g.faissindex")
 
 
 @pytest.mark.slow
@@ -72,13 +72,13 @@ def test_c1_every_bit(good):
                     files.read_footer(shared, "g.faissindex")
                     accepted += 1
                 else:
-                    gallery.read_gallery("g.faissindex")
+                    reading.read_gallery("g.faissindex")
                     accepted += 1
             except IndexFileError:
                 pass
             os.pwrite(shared.fileno(), bytes([data[i]]), i)
     assert accepted == 0
-    assert gallery.read_gallery("g.faissindex").index.ntotal == 200
+    assert reading.read_gallery("g.faissindex").index.ntotal == 200
 
 
 @pytest.mark.slow
@@ -250,12 +250,12 @@ def test_c3_lists_in_another_file(good, here):
 
 SIZES = """
 import resource, sys
-from scqfaiss.galleries import gallery
+from scqfaiss.galleries import reading
 from scqfaiss.errors import ScqError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
     try:
-        gallery.read_gallery(name)
+        reading.read_gallery(name)
         print("accepted", name)
     except ScqError as error:
         print(error.exit_code, error)
@@ -293,12 +293,12 @@ FUZZ = """
 import sys
 import numpy as np, faiss, io, warnings
 from scqfaiss import files
-from scqfaiss.galleries import gallery
+from scqfaiss.galleries import reading
 from scqfaiss.errors import ScqError
 warnings.simplefilter("ignore")
 faiss.omp_set_num_threads(1)
 path, out, seed, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-stored = gallery.read_gallery(path)
+stored = reading.read_gallery(path)
 card = {k: v for k, v in stored.card.items() if k != "format"}
 with open(path, "rb") as f:
     stream = files.read_footer(f, path)[1]
@@ -313,7 +313,7 @@ for i in range(count):
     with open(out, "w+b") as f:
         files.seal(f, lambda put: put(bytes(forged)), card)
     try:
-        index = gallery.read_gallery(out).index
+        index = reading.read_gallery(out).index
     except ScqError:
         rejected += 1
         continue
@@ -504,7 +504,7 @@ def test_reading_stops_on_ctrl_c_and_says_what_a_failing_disk_says(here, monkeyp
     ):
         monkeypatch.setattr(files, "open_regular", lambda path, e=error: Failing(real(path), e))
         with pytest.raises(wanted) as caught:
-            gallery.read_gallery("g.faissindex", verify=False)
+            reading.read_gallery("g.faissindex", verify=False)
         if message:
             assert str(caught.value) == message
 

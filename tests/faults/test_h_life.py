@@ -15,7 +15,8 @@ import scqfaiss
 from scqfaiss import files
 from scqfaiss.errors import ConfigError, IndexFileError
 from scqfaiss.galleries import editing
-from scqfaiss.galleries.gallery import _Held, verify_file
+from scqfaiss.galleries.gallery import Snapshot
+from scqfaiss.galleries.inspection import verify_file
 
 from .conftest import blobs, checked, command, write_h5
 from .test_d_writing import DISK, hold, refused, tool
@@ -312,7 +313,7 @@ def test_mapping_leaves_no_descriptor_open(here, forms):
 def test_e5_filters_and_ranges_on_a_gpu_are_refused(here):
     """FAISS's GPU search takes a selector and ignores it."""
     gallery = scqfaiss.open("folded.faissindex")
-    gallery._held = _Held(gallery._held.stored, on_gpu=object())
+    gallery._snapshot = Snapshot(gallery._snapshot.stored, on_gpu=object())
     xq = blobs(2)[0]
     for more in ({"allow": [1000]}, {"deny": [1000]}):
         with pytest.raises(ConfigError, match=r"^filters need device cpu: "):

@@ -16,7 +16,7 @@ from close import assert_close, assert_encodes_as, roundings
 import scqfaiss
 from scqfaiss import Model
 from scqfaiss.errors import IndexFileError
-from scqfaiss.galleries.gallery import verify_file
+from scqfaiss.galleries.inspection import verify_file
 from scqfaiss.targets import REGISTRY
 
 HERE = Path(__file__).parent
