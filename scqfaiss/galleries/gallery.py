@@ -203,10 +203,10 @@ class Gallery:
         core, x, powers = prepared(snapshot.stored.index, z, name, snapshot.on_gpu is not None)
         if snapshot.on_gpu is not None:
             D, I = snapshot.on_gpu.search(x, k)
-        elif snapshot.stored.target is None:
+        elif (target := snapshot.stored.target) is None:
             D, I = faiss_calls.search(core, x, k)
         else:
-            D, I = snapshot.stored.target.search(core, x, k, sel=sel, nprobe=nprobe)
+            D, I = target.search(core, x, k, sel=sel, nprobe=nprobe)
         return unscaled(D, powers, I, name), I
 
     def range_search(

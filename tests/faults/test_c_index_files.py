@@ -427,7 +427,7 @@ def test_c7_calls_that_abort_are_not_made():
         names |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
         assert "norm_from_LUT" not in names, path
         if {"IO_FLAG_MMAP_IFC", "IO_FLAG_MMAP"} & names:  # what is mapped is never added to
-            assert path.name == "reading.py"
+            assert path.name == "index_reader.py"
             assert not [n for n in names if n.startswith(("add", "build"))]
         if "add_sa_codes" in names:
             assert not [n for n in names if "FastScan" in n], path
@@ -435,7 +435,7 @@ def test_c7_calls_that_abort_are_not_made():
             # By path a small index on a full disk raises nothing, and a killed write destroys the old file.
             if name in ("write_index", "read_index"):
                 last = call.args[-1]
-                plain = path.name in ("demo.py", "reading.py") and name == "read_index"
+                plain = path.name in ("digits.py", "index_reader.py") and name == "read_index"
                 assert plain or (isinstance(last, ast.Call) and "PyCallbackIO" in ast.dump(last)), (path, name)
             assert not (isinstance(call.func, ast.Name) and name in ("eval", "exec", "__import__")), path
             if name == "load" and "torch" in ast.dump(call.func):  # tensors alone, no code

@@ -112,7 +112,7 @@ LAID_OVER |= {
 
 
 def test_only_one_place_calls_what_may_be_laid_over():
-    ours = {"gallery", "target", "held.on_gpu", "faiss_calls", "super()", "alone", "re", "open_gallery"}
+    ours = {"gallery", "target", "snapshot.on_gpu", "faiss_calls", "super()", "alone", "re", "open_gallery"}
     seen = 0
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text("utf-8")
@@ -223,9 +223,9 @@ def test_a_lock_held_elsewhere_is_open_in_the_child(galleries):
     held, release = threading.Event(), threading.Event()
 
     def hold():
-        from scqfaiss.galleries import reading
+        from scqfaiss.galleries import index_reader
 
-        with reading._limits_lock, gallery._reconstructing, gallery._refreshing:
+        with index_reader._limits_lock, gallery._reconstructing, gallery._refreshing:
             held.set()
             release.wait(30)
 
