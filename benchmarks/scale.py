@@ -61,7 +61,7 @@ from scqfaiss.galleries.exporting import SUFFIX, build, write
 from scqfaiss.model import Model
 from scqfaiss.targets import target
 from scqfaiss.targets.head import inner
-from scqfaiss.targets.lists import words_of
+from scqfaiss.targets.lists import code_keys
 
 K_NEAREST = 10
 WANTED = 0.95  # of the exact first 10, with lists
@@ -280,7 +280,7 @@ def store_case(work: Work, name: str, rows: int, z: np.ndarray, exact: Exact, pa
     return {
         "build_seconds": short(seconds),
         "recall": short(found),
-        "distinct": len(np.unique(words_of(codes, model.codebooks.nbits))),
+        "distinct": len(np.unique(code_keys(codes, model.codebooks.nbits))),
         **{key: card[key] for key in ("nlist", "nprobe") if key in card},
     }
 

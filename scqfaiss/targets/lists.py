@@ -105,7 +105,7 @@ class Partition:
         return out
 
 
-def words_of(codes: Codes, nbits: int) -> NDArray[Any]:
+def code_keys(codes: Codes, nbits: int) -> NDArray[Any]:
     """(n,) keys, equal where codes are: packed codes as integers, or as opaque bytes above 64 bits."""
     packed = pack(codes, nbits)
     if packed.shape[1] > 8:

@@ -70,7 +70,7 @@ def sound(name):
     which, kind, M, nbits, d, metric, n, options = SOUND[name]
     books = random_books(kind, M, nbits, d, metric)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scqfaiss.targets.buckets.FLAT_BOXES", 50)  # so that 100 lists take two levels
+        patch.setattr("scqfaiss.targets.bounding_boxes.FLAT_BOXES", 50)  # so that 100 lists take two levels
         index = target(which).build(books, random_codes(books, n), np.arange(n) * 2 + 9, make_options(which, options))
     s = Shape(kind, M, nbits, d, metric)
     card = {"target": which, "n": n, "kind": kind, "M": M, "nbits": nbits, "K": s.K, "d": d, "metric": metric}

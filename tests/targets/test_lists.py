@@ -8,7 +8,7 @@ from scqfaiss.errors import ConfigError
 from scqfaiss.faiss_calls import nearest
 from scqfaiss.targets import lists, target
 from scqfaiss.targets.ivfpq import one_list
-from scqfaiss.targets.lists import Partition, decoded, kmeans, list_sizes, rows_of, words_of
+from scqfaiss.targets.lists import Partition, code_keys, decoded, kmeans, list_sizes, rows_of
 from scqfaiss.targets.options import ListOptions
 
 from .conftest import KINDS, assert_best, random_books, random_codes, random_queries
@@ -78,7 +78,7 @@ def test_words_are_equal_where_codes_are(M, nbits):
     codes = random_codes(books, 300).astype(np.uint8 if nbits <= 8 else np.uint16)
     codes[100:200] = codes[:100]
     codes[250:, : M - 1] = codes[0, : M - 1]  # that differ in the last book alone
-    words = words_of(codes, nbits)
+    words = code_keys(codes, nbits)
     assert words.shape == (300,)
     assert words.dtype.kind == ("V" if M * nbits > 64 else "u")
     _, by_words = np.unique(words, return_inverse=True)

@@ -134,7 +134,11 @@ def test_a_mapped_gallery_answers_from_the_old_file_when_another_takes_its_place
     before = mapped.target.search(mapped.index, q, 20)
     which, kind, M, nbits, d, metric, n, options = SOUND[name]
     books = random_books(kind, M, nbits, d, metric, seed=77)
-    write("new.faissindex", target(which).build(books, random_codes(books, n), np.arange(n), make_options(which, options)), card)
+    write(
+        "new.faissindex",
+        target(which).build(books, random_codes(books, n), np.arange(n), make_options(which, options)),
+        card,
+    )
     os.replace("new.faissindex", "g.faissindex")
     for a, b in zip(mapped.target.search(mapped.index, q, 20), before):
         np.testing.assert_array_equal(a, b)
