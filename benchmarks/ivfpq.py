@@ -65,8 +65,8 @@ from scqfaiss.model import Model
 from scqfaiss.report.selection import best_baseline, best_ours, fastest, get, lengths
 from scqfaiss.targets import REGISTRY as TARGETS
 from scqfaiss.targets import target
-from scqfaiss.targets.head import encoded, inner
 from scqfaiss.targets.ids import behind_ids
+from scqfaiss.targets.pretransform import encoded, unwrap_index
 
 SEARCHES = ("buckets", "fastscan")  # containers that scqfaiss searches in its own way; FAISS alone searches the others
 ENOUGH = 0.95  # recall of an operating point that a container is timed at
@@ -274,7 +274,7 @@ def ours(c: Comparison, models: Models, unseen: Models | None, method: str, bits
             search = gallery.index.search
         sweep = Sweep()
         if name == "ivfpq":
-            sweep = lists_of(inner(gallery.index))
+            sweep = lists_of(unwrap_index(gallery.index))
         elif name == "fastscan":
             refine = behind_ids(gallery.index)
             sweep = Sweep("refine", REFINES, lambda value: setattr(refine, "k_factor", value))  # noqa: B023
@@ -340,7 +340,7 @@ def baseline(c: Comparison, method: str, space: str, bits: int, zq: Floats, zb: 
     path = c.folder / "faiss.index"
     faiss.write_index(built.index, str(path))
     held = footprint(path)
-    deep = inner(built.index)
+    deep = unwrap_index(built.index)
     row = head | {
         "key": coding_key + "/faiss",
         "container": type(faiss.downcast_index(deep)).__name__,

@@ -60,8 +60,8 @@ from scqfaiss.files import make_folder, reserve
 from scqfaiss.galleries.exporting import SUFFIX, build, write
 from scqfaiss.model import Model
 from scqfaiss.targets import target
-from scqfaiss.targets.head import inner
 from scqfaiss.targets.lists import code_keys
+from scqfaiss.targets.pretransform import unwrap_index
 
 K_NEAREST = 10
 WANTED = 0.95  # of the exact first 10, with lists
@@ -271,7 +271,7 @@ def store_case(work: Work, name: str, rows: int, z: np.ndarray, exact: Exact, pa
     with threads(0):
         if lists:
             nprobe, found = least_nprobe(share, options["nlist"])
-            inner(index).nprobe = nprobe
+            unwrap_index(index).nprobe = nprobe
             card |= {"nprobe": nprobe, "options": {**options, "nprobe": nprobe}}
         else:
             found = share(None)

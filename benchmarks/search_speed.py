@@ -46,8 +46,8 @@ from scqfaiss import faiss_calls
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.data import open_rows
 from scqfaiss.targets import make_options, target
-from scqfaiss.targets.head import inner
 from scqfaiss.targets.pq import index_pq
+from scqfaiss.targets.pretransform import unwrap_index
 
 BLOCK = 1 << 15  # rows drawn and encoded at a time
 SLOW = 5.0  # seconds a batch
@@ -175,8 +175,8 @@ def main(
     own.nprobe = 8
     start = time.perf_counter()
     buckets = held("buckets", wide, codes, zq)
-    out |= {"buckets_build_seconds": time.perf_counter() - start, "buckets_nlist": inner(buckets.index).nlist}
-    out["buckets_nprobe"] = inner(buckets.index).nprobe
+    out |= {"buckets_build_seconds": time.perf_counter() - start, "buckets_nlist": unwrap_index(buckets.index).nlist}
+    out["buckets_nprobe"] = unwrap_index(buckets.index).nprobe
     containers = {
         "pq": held("pq", wide, codes, zq),
         "ivfpq": held("ivfpq", wide, codes, zq),

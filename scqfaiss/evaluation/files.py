@@ -323,7 +323,7 @@ class _Ranked:
         words = Words.of(codes)
         z = gallery.embed(xq, name, check_finite=False)
         decoded = codebooks.decode(words.codes)
-        from ..targets.head import encoded
+        from ..targets.pretransform import encoded
 
         zs = encoded(gallery.index, z)
         agreement = _agreement(gallery, z, zs, decoded, words, codebooks.metric)

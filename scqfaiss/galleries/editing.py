@@ -23,7 +23,7 @@ from ..errors import ConfigError, DataError, IndexFileError, shown, size
 from ..features.files import USUAL, Seeing, as_rows
 from ..files import PathLike, Slot, reserve
 from ..model import Model, encode_source
-from ..targets.head import chain, kind_of, layers, prepend
+from ..targets.pretransform import chain, kind_of, layers, prepend
 from .exporting import SUFFIX, facts, write
 from .reading import Stored, options_of, read_gallery
 from .searching import lacks_network

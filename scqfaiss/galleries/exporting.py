@@ -21,9 +21,9 @@ from ..model import Model, check_width, encode_source
 from ..targets import gpu, make_options
 from ..targets import target as find_target
 from ..targets.base import Target
-from ..targets.head import wrap
 from ..targets.ids import lowest_and_repeated
 from ..targets.options import chosen
+from ..targets.pretransform import wrap_index
 from .reading import read_gallery
 
 SUFFIX = ".faissindex"
@@ -45,7 +45,7 @@ def build(
     # What comes out of a network's encoder is z: no gallery of it takes what lies between the two.
     folds = model.chain.foldable and not model.takes_pictures
     if folds:
-        index = wrap(index, model.d_in, model.chain.layers)
+        index = wrap_index(index, model.d_in, model.chain.layers)
     card = {
         "target": container.INFO.name,
         "options": chosen(chosen_options),
@@ -217,7 +217,7 @@ def export_plan(
         what = "pictures: {:,}, to features of d={}" if source.pictures else "rows: {:,} of d={}"
         n = len(np.unique(source.ids)) if source.copies else len(source)
     container, _ = check_target(model, target, options, n)
-    on_gpu = gpu.reason(model.codebooks.shape)
+    on_gpu = gpu.unsupported_reason(model.codebooks.shape)
     return "\n".join(
         [
             what.format(n, model.d_in),

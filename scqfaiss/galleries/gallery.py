@@ -22,8 +22,8 @@ from ..model import Model
 from ..targets import REGISTRY as TARGETS
 from ..targets import gpu
 from ..targets import target as find_target
-from ..targets.head import inner
 from ..targets.ids import all_ids
+from ..targets.pretransform import unwrap_index
 from ..targets.queries import MAX_SCORE, prepared, ranges, unscaled
 from .reading import Stored, read_gallery, stamp_of
 
@@ -110,7 +110,7 @@ class Gallery:
     def exact(self) -> bool:
         """Whether a search finds the best by the codes' own scores; False where lists are passed over or tables rounded."""
         target = self._snapshot.stored.target
-        lists = getattr(inner(self.index), "nlist", 1)
+        lists = getattr(unwrap_index(self.index), "nlist", 1)
         return target is not None and target.INFO.exact and (target.INFO.name != "ivfpq" or lists == 1)
 
     @property
@@ -163,7 +163,7 @@ class Gallery:
         if nprobe is None:
             return None
         nprobe = _whole(nprobe, "nprobe")
-        lists: int | None = getattr(inner(snapshot.stored.index), "nlist", None)
+        lists: int | None = getattr(unwrap_index(snapshot.stored.index), "nlist", None)
         if nprobe < 1 or lists is None:
             raise ConfigError(f"nprobe is {nprobe}: " + ("needs 1 or more" if lists else f"{self.name} has no lists"))
         if nprobe > lists:
@@ -249,7 +249,7 @@ class Gallery:
 
     def _known_target(self, snapshot: Snapshot) -> Any:
         if snapshot.stored.target is None:
-            kind = type(inner(snapshot.stored.index)).__name__
+            kind = type(unwrap_index(snapshot.stored.index)).__name__
             raise ConfigError(f"{self.name}: {kind} holds no codes of ours; needs one of {', '.join(TARGETS)}")
         return snapshot.stored.target
 
@@ -356,7 +356,7 @@ def _on_device(stored: Stored, device: str) -> Snapshot:
         return Snapshot(stored)
     number = gpu.number_of(device)
     if stored.target is None:
-        raise ConfigError(f"a {type(inner(stored.index)).__name__} holds no codes of ours and stays on the cpu")
+        raise ConfigError(f"a {type(unwrap_index(stored.index)).__name__} holds no codes of ours and stays on the cpu")
     if not stored.target.INFO.exact:
         warn(f"on a GPU the codes of target {stored.target.INFO.name} are searched exactly, not as that target would")
     return Snapshot(stored, gpu.OnGpu(gpu.form(*stored.target.unpack(stored.index, stored.shape)), number))

@@ -11,7 +11,7 @@ import faiss
 
 from ..errors import ConfigError, IndexFileError, ResourceError
 from ..forks import Lock
-from ..targets.head import inner
+from ..targets.pretransform import unwrap_index
 from ..targets.product_tables import ProductTables
 
 MIN_FAISS = (1, 14, 2)  # the first with limits on what a file may make it allocate
@@ -145,7 +145,7 @@ def _end_of_lists(index: Any, end: int) -> int:
     """Where mapped lists end in the file, of which FAISS only checks that they begin there; `end` where there are none: of
     flat codes FAISS sees that they lie in the file.
     """
-    ivf = inner(index)  # of a transform with nothing behind it, None: the walk refuses that
+    ivf = unwrap_index(index)  # of a transform with nothing behind it, None: the validation refuses that
     has_lists = isinstance(ivf, faiss.IndexIVF) and ivf.invlists is not None
     lists = faiss.downcast_InvertedLists(ivf.invlists) if has_lists else None
     if not isinstance(lists, faiss.OnDiskInvertedLists) or not lists.nlist:

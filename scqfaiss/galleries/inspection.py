@@ -71,7 +71,7 @@ def gallery_facts(path: PathLike) -> dict[str, Any]:
     if gallery.card:
         container = target(gallery.card["target"])
         info = container.INFO
-        on_gpu = gpu.reason(codebooks.shape)
+        on_gpu = gpu.unsupported_reason(codebooks.shape)
         out["gpu"] = "yes" if on_gpu is None else f"no: {on_gpu}"
         out |= {
             "faiss_class": info.faiss_class,
@@ -129,8 +129,8 @@ def verify_file(path: PathLike) -> str:
 
     if Path(path).suffix == ".safetensors":
         model = Model.load(path)
-        return f"{shown(path)}: sound, model of method {shown(model.config['method'])}, SHA-256 {model.sha256[:12]}"
+        return f"{shown(path)}: valid, model of method {shown(model.config['method'])}, SHA-256 {model.sha256[:12]}"
     stored = read_gallery(path)
     if stored.card is None:
         raise IndexFileError(f"{shown(path)}: no checksum, nothing to verify: written by another program, or cut off")
-    return f"{shown(path)}: sound, {stored.index.ntotal:,} vectors, checksum and card agree"
+    return f"{shown(path)}: valid, {stored.index.ntotal:,} vectors, checksum and card agree"

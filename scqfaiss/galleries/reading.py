@@ -18,11 +18,11 @@ from ..metadata import check_card, told
 from ..targets import REGISTRY as TARGETS
 from ..targets import target as find_target
 from ..targets.base import Target, product_books
-from ..targets.head import inner
 from ..targets.ids import behind_ids, lowest_and_repeated
 from ..targets.options import check as check_options
+from ..targets.pretransform import unwrap_index
 from ..targets.reshape import merged, split
-from ..targets.walk import walk
+from ..targets.validation import validate
 from .index_reader import load_index
 
 MERGED_ROUNDING = 1e-6  # of the largest number in the books: sums of two float32
@@ -91,7 +91,7 @@ def read_gallery(path: PathLike, *, verify: bool = True, mmap: bool = False) -> 
             )
         stamp = stamp_of(f)
     try:
-        walk(index, mmap)
+        validate(index, mmap)
     except IndexFileError as error:
         raise IndexFileError(f"{name}: {error}") from error
     target = target_of(index, (card or {}).get("target"))
@@ -117,7 +117,7 @@ def _compare(card: Mapping[str, Any], index: Any, target: Target | None, name: s
     check_card(card, name)
     if target is None:
         raise IndexFileError(
-            f"{name}: the card says target={told(card.get('target'))}, the index is a {type(inner(index)).__name__}"
+            f"{name}: the card says target={told(card.get('target'))}, the index is a {type(unwrap_index(index)).__name__}"
         )
     stored = target.shape_of(index)
     found = {"target": target.INFO.name, "n": index.ntotal}
@@ -146,7 +146,7 @@ def _compare(card: Mapping[str, Any], index: Any, target: Target | None, name: s
 
 def _unmerged(target: Target, index: Any, shape: Shape) -> str | None:
     """What is wrong with 8-bit books that the card calls pairs of 4-bit books, or None."""
-    core = inner(index) if isinstance(inner(index), faiss.IndexIVFPQ) else behind_ids(index)
+    core = unwrap_index(index) if isinstance(unwrap_index(index), faiss.IndexIVFPQ) else behind_ids(index)
     coarse = faiss.downcast_index(core.quantizer) if isinstance(core, faiss.IndexIVFPQ) else core
     books = product_books(coarse if isinstance(coarse, faiss.IndexPQ) else core, shape.kind)
     pairs, codes = split(books, np.zeros((0, books.M), np.uint8), shape)

@@ -14,8 +14,8 @@ from .. import faiss_calls
 from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError
 from ..faiss_calls import Hits, Ranges
-from .head import inner
 from .options import check as check_options
+from .pretransform import unwrap_index
 
 METRIC = {"ip": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
 Ids = NDArray[np.int64]
@@ -92,7 +92,7 @@ class Target(ABC):
 
     def facts(self, index: Any) -> dict[str, Any]:
         """What the card says of the container beside its name."""
-        ivf = inner(index)
+        ivf = unwrap_index(index)
         if not isinstance(ivf, faiss.IndexIVF):
             return {}
         return {"nlist": ivf.nlist, "nprobe": ivf.nprobe, "by_residual": bool(ivf.by_residual)}
@@ -103,13 +103,13 @@ class Target(ABC):
 
     def range_search(self, index: Any, x: NDArray[np.float32], radius: float, *, sel: Any = None) -> Ranges:
         """All rows better than radius -> lims (nq + 1,), D, I: row q owns D[lims[q] : lims[q + 1]], in no order."""
-        nprobe = getattr(inner(index), "nlist", None)
+        nprobe = getattr(unwrap_index(index), "nlist", None)
         return faiss_calls.range_search(index, x, radius, parameters(index, sel, nprobe))
 
 
 def parameters(index: Any, sel: Any = None, nprobe: int | None = None, **more: Any) -> Any:
     """Search parameters of an inverted-list index, or None where there is nothing to say or nobody to say it to."""
-    ivf = inner(index)
+    ivf = unwrap_index(index)
     if not isinstance(ivf, faiss.IndexIVF):
         return None
     if sel is not None:

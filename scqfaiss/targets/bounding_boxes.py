@@ -19,8 +19,8 @@ from ..codebooks import Codebooks, Codes
 from ..errors import warn
 from ..faiss_calls import Hits, Ranges
 from .base import COMPARED, Ids, parameters, product_books, unpack_codes
-from .head import chain, inner, prepend, through
 from .lists import DECODED_BYTES, Partition, add, code_keys, decoded, ivfpq, list_sizes
+from .pretransform import apply_transforms, chain, prepend, unwrap_index
 
 FEW_ROWS = 4096  # have no lists of neighbours unless these are asked for
 LISTS = 8  # times the root of the rows: more boxes to rank against fewer rows in each, measured at 1 and 10 million
@@ -37,7 +37,7 @@ ROUNDING = 1e-6  # relative: bounds and scores are sums of float32 in different 
 
 def is_over_boxes(core: Any) -> bool:
     """Whether the coarse quantizer of an IndexIVFPQ holds bounding boxes, behind the transform that build_boxes puts there."""
-    transforms, boxes, d = chain(core.quantizer), inner(core.quantizer), core.d
+    transforms, boxes, d = chain(core.quantizer), unwrap_index(core.quantizer), core.d
     if core.by_residual or core.metric_type != faiss.METRIC_INNER_PRODUCT or boxes.metric_type != core.metric_type:
         return False
     if len(transforms) != 1 or not isinstance(transforms[0], faiss.RemapDimensionsTransform) or boxes.d % 2:
@@ -50,7 +50,7 @@ def is_over_boxes(core: Any) -> bool:
 
 def box_disagreement(core: Any, kind: str) -> str | None:
     """None, or of the bounding boxes: a list with a row outside its own, or a box outside the larger one around it."""
-    boxes, books = inner(core.quantizer), product_books(core, kind)
+    boxes, books = unwrap_index(core.quantizer), product_books(core, kind)
     if boxes.d != 2 * books.d:
         return f"boxes are of {boxes.d // 2} dimensions, codes of {books.d}"
     highs_lows = all_boxes(boxes)
@@ -171,7 +171,7 @@ def signed_parts(x: NDArray[np.float32], d: int) -> NDArray[np.float32]:
 
 def search_boxes(core: Any, x: NDArray[np.float32], k: int, sel: Any) -> Hits:
     """Exact hits from an IndexIVFPQ over boxes."""
-    boxes = inner(core.quantizer)
+    boxes = unwrap_index(core.quantizer)
     q = signed_parts(x, boxes.d // 2)
     return visit_lists(core, x, k, sel, lambda rows, width: best_boxes(boxes, q[rows], width))
 
@@ -186,7 +186,7 @@ def range_search_boxes(core: Any, x: NDArray[np.float32], radius: float, sel: An
 
 def _range_search_block(core: Any, x: NDArray[np.float32], radius: float, sel: Any) -> Ranges:
     """Hits above radius from the lists whose bound is -> hits of each query (nq,), D, I."""
-    boxes = inner(core.quantizer)
+    boxes = unwrap_index(core.quantizer)
     slack = ROUNDING * abs(radius) + ROUNDING
     lims, _, near = faiss_calls.range_search(boxes, signed_parts(x, boxes.d // 2), radius - slack)
     counts = np.diff(lims)
@@ -243,7 +243,7 @@ def _search_preassigned(ivf: Any, x: NDArray[np.float32], k: int, bounds: Any, l
 def tune_nprobe(index: Any, books: Codebooks, codes: Codes) -> None:
     """Set the nprobe of plain FAISS: twice the lists in which nearly all rows that serve as queries find their 10 best."""
     tried = np.linspace(0, len(codes), min(len(codes), TRIED), endpoint=False).astype(int)
-    core, x, k = inner(index), through(index, books.decode(codes[tried])), min(10, len(codes))
+    core, x, k = unwrap_index(index), apply_transforms(index, books.decode(codes[tried])), min(10, len(codes))
     exact, _ = search_boxes(core, x, k, None)
     core.nprobe = min(FIRST, core.nlist)
     while core.nprobe < core.nlist:

@@ -45,10 +45,10 @@ from .bounding_boxes import (
     search_boxes,
     tune_nprobe,
 )
-from .head import inner, kind_of, prepend, through
 from .lists import add, code_keys, rows_of
 from .options import ListOptions
 from .pq import codes_of, index_pq
+from .pretransform import apply_transforms, kind_of, prepend, unwrap_index
 from .reshape import as_product, merged, merged_shape, split
 
 DEFAULTS = ListOptions()
@@ -82,13 +82,13 @@ class Buckets(Target):
             index = build_boxes(books, product, codes, ids, options.nlist)
         index = prepend(tile, index)
         if options.nprobe:
-            inner(index).nprobe = min(options.nprobe, inner(index).nlist)
-        elif not _holds_unique_codes(inner(index)):
+            unwrap_index(index).nprobe = min(options.nprobe, unwrap_index(index).nlist)
+        elif not _holds_unique_codes(unwrap_index(index)):
             tune_nprobe(index, books, codes)
         return index
 
     def holds(self, index: Any) -> bool:
-        index = inner(index)
+        index = unwrap_index(index)
         if not isinstance(index, faiss.IndexIVFPQ):
             return False
         if _holds_unique_codes(index):
@@ -97,20 +97,20 @@ class Buckets(Target):
 
     def disagreement(self, index: Any) -> str | None:
         """A row beside its unique code adds nothing to its score; rows lie within the box of their list."""
-        core = inner(index)
+        core = unwrap_index(index)
         if _holds_unique_codes(core):
             rest = np.abs(faiss.vector_to_array(core.pq.centroids)).max()
             return f"rows add {rest:g} to their unique codes, not 0" if rest else None
         return box_disagreement(core, kind_of(index))
 
     def shape_of(self, index: Any) -> Shape:
-        core = inner(index)
+        core = unwrap_index(index)
         return product_shape(
             faiss.downcast_index(core.quantizer) if _holds_unique_codes(core) else core, kind_of(index)
         )
 
     def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
-        core, kind = inner(index), kind_of(index)
+        core, kind = unwrap_index(index), kind_of(index)
         lists, codes, ids = rows_of(core)
         if _holds_unique_codes(core):
             coarse = faiss.downcast_index(core.quantizer)
@@ -121,14 +121,14 @@ class Buckets(Target):
         """Exact, ids up to ties; with nprobe, what plain FAISS finds in so many lists."""
         if nprobe:
             return super().search(index, x, k, sel=sel, nprobe=nprobe)
-        core, x = inner(index), through(index, x)
+        core, x = unwrap_index(index), apply_transforms(index, x)
         look = _search_unique_codes if _holds_unique_codes(core) else search_boxes
         step = max(1, MOST_PAIRS // core.nlist)  # a filter that leaves little makes a search visit every list
         parts = [look(core, x[i : i + step], k, sel) for i in range(0, max(len(x), 1), step)]
         return np.concatenate([D for D, _ in parts]), np.concatenate([I for _, I in parts])
 
     def range_search(self, index: Any, x: NDArray[np.float32], radius: float, *, sel: Any = None) -> Ranges:
-        core, x = inner(index), through(index, x)
+        core, x = unwrap_index(index), apply_transforms(index, x)
         if _holds_unique_codes(core):  # best codes first, all rows of a code alike: the first outside ends the scan
             params = parameters(core, sel, core.nlist, max_empty_result_buckets=0 if sel is not None else 1)
             return faiss_calls.range_search(core, x, radius, params)

@@ -33,10 +33,10 @@ from .base import (
     product_shape,
     table_bytes,
 )
-from .head import kind_of, prepend, through
 from .ids import behind_ids, ids_at, ids_of, with_ids
 from .options import RefineOptions
 from .pq import codes_of, index_pq
+from .pretransform import apply_transforms, kind_of, prepend
 from .reshape import as_product, gathered, merged, merged_shape, parts_of, split, spread
 
 DEFAULTS = RefineOptions()
@@ -135,7 +135,7 @@ class FastScan(Target):
         D, I = found[0] if len(found) == 1 else (np.concatenate(part) for part in zip(*found, strict=True))
         short = np.flatnonzero((I[:, : min(k, index.ntotal)] < 0).any(1))
         if len(short):
-            rest = through(index, np.ascontiguousarray(x[short]))
+            rest = apply_transforms(index, np.ascontiguousarray(x[short]))
             if exact is None:
                 exact = index_pq(product_books(scan), unblocked(scan))
             D[short], I[short] = faiss_calls.search(exact, rest, k)
@@ -157,7 +157,7 @@ class FastScan(Target):
         _, exact = _parts(index)
         if exact is None:
             raise ConfigError("fast scan without refine has no range search; export without --refine -1")
-        lims, D, I = super().range_search(exact, through(index, x), radius)
+        lims, D, I = super().range_search(exact, apply_transforms(index, x), radius)
         return lims, D, ids_at(index, I)
 
     def nbytes(self, shape: Shape, n: int) -> int:

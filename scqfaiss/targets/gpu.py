@@ -21,8 +21,8 @@ from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError, ResourceError
 from ..faiss_calls import Hits
 from .base import Ids
-from .head import chain, inner, prepend
 from .ivfpq import one_list
+from .pretransform import chain, prepend, unwrap_index
 from .reshape import as_product, merged, merged_shape, padded
 
 # Books that the kernels of IVFPQ take (faiss/gpu/impl/IVFPQ.cu) and whose look-up tables, 4 M 256 bytes, fit into the 48 KiB
@@ -36,7 +36,7 @@ ZERO_LISTS = 16
 MAX_BATCH = 1 << 14
 
 
-def reason(shape: Shape) -> str | None:
+def unsupported_reason(shape: Shape) -> str | None:
     """None, or why codes of this shape cannot be searched on a GPU."""
     stored = merged_shape(shape)
     if stored.nbits != 8:
@@ -78,8 +78,8 @@ def number_of(device: str) -> int:
 
 
 def form(codebooks: Codebooks, codes: Codes, ids: Ids, nlist: int = ZERO_LISTS) -> Any:
-    """Any codes -> the IndexIVFPQ, behind transforms, that a GPU takes. Raises ConfigError as `reason` says."""
-    why = reason(codebooks.shape)
+    """Any codes -> the IndexIVFPQ, behind transforms, that a GPU takes. Raises ConfigError as `unsupported_reason` says."""
+    why = unsupported_reason(codebooks.shape)
     if why is not None:
         raise ConfigError(f"these codes cannot be searched on a GPU: {why}")
     # Merged first: the sum of two additive codewords is half as wide as both side by side.
@@ -120,7 +120,7 @@ class OnGpu:
         if hasattr(options, "use_cuvs"):
             options.use_cuvs = False
         try:
-            self._core = faiss.index_cpu_to_gpu(self._resources, number, inner(index), options)
+            self._core = faiss.index_cpu_to_gpu(self._resources, number, unwrap_index(index), options)
         except RuntimeError as error:
             raise ResourceError(f"the GPU does not take the index ({_why(error)})") from error
 

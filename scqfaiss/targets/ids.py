@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 
 from .base import Ids
-from .head import inner
+from .pretransform import unwrap_index
 
 
 def with_ids(index: Any, ids: Ids) -> Any:
@@ -33,19 +33,19 @@ def without_ids(index: Any) -> tuple[Any, Ids]:
 
 def behind_ids(index: Any) -> Any:
     """The same without a copy of the ids."""
-    index = inner(index)
+    index = unwrap_index(index)
     return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
 
 
 def ids_of(index: Any) -> Ids:
     """(n,) the ids of all positions."""
-    index = inner(index)
+    index = unwrap_index(index)
     return faiss.vector_to_array(index.id_map) if isinstance(index, faiss.IndexIDMap) else np.arange(index.ntotal)
 
 
 def ids_at(index: Any, places: Ids) -> Ids:
     """The ids of some positions, without a copy of the others."""
-    index = inner(index)
+    index = unwrap_index(index)
     if not isinstance(index, faiss.IndexIDMap) or not places.size:
         return places
     ids: Ids = faiss.rev_swig_ptr(index.id_map.data(), index.id_map.size())[places]
@@ -57,7 +57,7 @@ SORTED_AT_A_TIME = 1 << 24  # ids, 128 MB: those of a memory-mapped file are not
 
 def _blocks(index: Any) -> Iterator[Ids]:
     """The ids of all rows, piece by piece and without a copy; nothing where they are 0..n-1 by their places."""
-    index = inner(index)
+    index = unwrap_index(index)
     if isinstance(index, faiss.IndexIDMap):
         size = index.id_map.size()
         if size:

@@ -11,9 +11,9 @@ from typing import Any
 
 from ..codebooks import Codebooks, Codes, Shape
 from .base import Ids, Target, TargetInfo, kind_reason, product_books, product_shape, table_bytes
-from .head import inner, kind_of, prepend
 from .ivfpq import is_flat_ivfpq, one_list, residual_centroids
 from .lists import rows_of
+from .pretransform import kind_of, prepend, unwrap_index
 from .reshape import as_product, merged, merged_shape, split
 
 
@@ -38,10 +38,10 @@ class Lift(Target):
         return residual_centroids(index)
 
     def shape_of(self, index: Any) -> Shape:
-        return product_shape(inner(index), "additive")
+        return product_shape(unwrap_index(index), "additive")
 
     def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
-        index = inner(index)
+        index = unwrap_index(index)
         _, codes, ids = rows_of(index)
         return *split(product_books(index, "additive"), codes, shape), ids
 

@@ -26,7 +26,7 @@ from .base import (
 )
 from .ids import behind_ids, with_ids, without_ids
 from .lists import decoded
-from .walk import stored_norms
+from .validation import stored_norms
 
 AQ = faiss.AdditiveQuantizer
 

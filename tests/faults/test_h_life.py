@@ -143,7 +143,7 @@ def test_d7_edits_through_a_link_change_the_file_it_leads_to(run, here):
     assert run(*APPEND).code == run(*REMOVE).code == 0
     assert os.path.islink("folded.faissindex")
     assert os.stat("real.faissindex").st_mode & 0o777 == 0o640
-    assert verify_file("real.faissindex").startswith("real.faissindex: sound, 218 vectors")
+    assert verify_file("real.faissindex").startswith("real.faissindex: valid, 218 vectors")
 
 
 def test_d8_edits_while_another_process_holds_the_lock(run, there):

@@ -105,9 +105,9 @@ def test_plain_faiss_reads_a_golden_gallery(golden):
 
 @pytest.mark.parametrize("golden", GOLDEN)
 def test_golden_files_verify(golden):
-    assert ": sound, 120 vectors, checksum and card agree" in verify_file(golden.path)
+    assert ": valid, 120 vectors, checksum and card agree" in verify_file(golden.path)
     model = golden.folder / f"{golden.model}.safetensors"
-    assert ": sound, model of method scq, SHA-256 " in verify_file(model)
+    assert ": valid, model of method scq, SHA-256 " in verify_file(model)
 
 
 @pytest.mark.parametrize("golden", TARGETS, ids=lambda g: g.name)

@@ -1,4 +1,4 @@
-"""What the tests of single targets share: codebooks, codes, sound galleries, the oracle's answers."""
+"""What the tests of single targets share: codebooks, codes, valid galleries, the oracle's answers."""
 
 import faiss
 import numpy as np
@@ -44,7 +44,7 @@ def assert_best(found, scores, ids, k, metric="ip"):
 
 
 # name -> target, kind, M, nbits, d, metric, n, options
-SOUND = {
+VALID = {
     "ivfpq": ("ivfpq", "product", 4, 8, 8, "ip", 60, {}),
     "ivfpq l2": ("ivfpq", "product", 4, 4, 8, "l2", 60, {}),
     "ivfpq lists": ("ivfpq", "product", 2, 8, 8, "ip", 60, {"nlist": 5}),
@@ -65,9 +65,9 @@ SOUND = {
 }
 
 
-def sound(name):
-    """(index with ids of its own, card) of a sound gallery."""
-    which, kind, M, nbits, d, metric, n, options = SOUND[name]
+def valid(name):
+    """(index with ids of its own, card) of a valid gallery."""
+    which, kind, M, nbits, d, metric, n, options = VALID[name]
     books = random_books(kind, M, nbits, d, metric)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("scqfaiss.targets.bounding_boxes.FLAT_BOXES", 50)  # so that 100 lists take two levels

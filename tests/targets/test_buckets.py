@@ -9,9 +9,9 @@ from scqfaiss.errors import ConfigError, ScqWarning
 from scqfaiss.targets import bounding_boxes, buckets, target
 from scqfaiss.targets.bounding_boxes import best_boxes, cut_lists, signed_parts, visit_lists
 from scqfaiss.targets.buckets import _holds_unique_codes
-from scqfaiss.targets.head import inner
 from scqfaiss.targets.lists import rows_of
 from scqfaiss.targets.options import ListOptions
+from scqfaiss.targets.pretransform import unwrap_index
 
 from .conftest import assert_best, random_books, random_codes, random_queries
 
@@ -69,7 +69,7 @@ def made(name):
 @pytest.mark.parametrize("name", MADE)
 def test_the_form_follows_from_the_codes(name):
     books, codes, ids, index, _, _ = made(name)
-    core = inner(index)
+    core = unwrap_index(index)
     assert _holds_unique_codes(core) == (not name.startswith("boxes"))
     assert BUCKETS.holds(index) and index.ntotal == len(codes)
     if _holds_unique_codes(core):
@@ -146,7 +146,7 @@ def test_one_word_of_four_tenths_of_the_rows(form):
     books, codes = rows("product", 9000, 200, 0.4 if form == "boxes" else 0.0)
     codes[np.random.default_rng(2).random(9000) < 0.4] = codes[0]
     index = BUCKETS.build(books, codes, np.arange(9000))
-    assert _holds_unique_codes(inner(index)) == (form == "words")
+    assert _holds_unique_codes(unwrap_index(index)) == (form == "words")
     q = queries(books, codes)
     q[0] = books.decode(codes[:1])[0]
     scores = books.scores(q, codes)
@@ -156,10 +156,10 @@ def test_one_word_of_four_tenths_of_the_rows(form):
     few = faiss.IDSelectorBatch(np.arange(0, 9000, 90))
     assert_best(BUCKETS.search(index, q, 20, sel=few), scores[:, ::90], np.arange(0, 9000, 90), 20)
     if form == "boxes":
-        sizes = np.bincount(rows_of(inner(index))[0])
+        sizes = np.bincount(rows_of(unwrap_index(index))[0])
         assert sizes.max() <= -(-bounding_boxes.LONGEST * 9000 // 256)  # cut in pieces
         # Pieces of one word stand side by side: no list but the first and the last holds others beside it.
-        numbers, held, _ = rows_of(inner(index))
+        numbers, held, _ = rows_of(unwrap_index(index))
         alike = (held == codes[0]).all(1)
         mixed = set(numbers[alike]) & set(numbers[~alike])
         assert len(mixed) <= 2
@@ -177,8 +177,8 @@ def two_levels():
 @pytest.mark.slow
 def test_many_boxes_stand_in_lists_of_their_own(two_levels):
     books, _, index, q, scores = two_levels
-    core = inner(index)
-    boxes = inner(core.quantizer)
+    core = unwrap_index(index)
+    boxes = unwrap_index(core.quantizer)
     assert isinstance(boxes, faiss.IndexIVFFlat) and bounding_boxes.FLAT_BOXES < core.nlist < 6000
     assert (core.nprobe, boxes.nprobe) == (50, boxes.nlist)
     ids = np.arange(20_000) + 4
@@ -205,7 +205,7 @@ def test_many_boxes_stand_in_lists_of_their_own(two_levels):
 
 def all_corners(core):
     """(high, low) of every list as the file has them, (nlist, 2 d), and whether they come from two levels."""
-    boxes = inner(core.quantizer)
+    boxes = unwrap_index(core.quantizer)
     if isinstance(boxes, faiss.IndexFlat):
         return boxes.reconstruct_n(0, boxes.ntotal), False
     boxes.make_direct_map()
@@ -217,16 +217,16 @@ def all_corners(core):
 @pytest.mark.parametrize("name", [n for n in MADE if n.startswith("boxes")])
 def test_no_row_scores_above_the_bound_of_its_list(name):
     books, codes, ids, index, q, scores = made(name)
-    check_bounds(books, codes, ids, inner(index), q, scores)
+    check_bounds(books, codes, ids, unwrap_index(index), q, scores)
 
 
 def test_no_row_scores_above_the_bound_of_its_list_in_two_levels(two_levels):
     books, codes, index, q, scores = two_levels
-    check_bounds(books, codes, np.arange(20_000) + 4, inner(index), q, scores)
+    check_bounds(books, codes, np.arange(20_000) + 4, unwrap_index(index), q, scores)
     # Nor does a box above the bound of the larger box around it.
-    boxes = inner(inner(index).quantizer)
+    boxes = unwrap_index(unwrap_index(index).quantizer)
     larger = faiss.downcast_index(boxes.quantizer).reconstruct_n(0, boxes.nlist)
-    corners, d = all_corners(inner(index))[0], books.d
+    corners, d = all_corners(unwrap_index(index))[0], books.d
     for number in range(boxes.nlist):
         size = boxes.invlists.list_size(number)
         held = faiss.rev_swig_ptr(boxes.invlists.get_ids(number), size)
@@ -266,7 +266,7 @@ def test_distances_stay_in_words_whatever_repeats(metric):
     books = random_books("product", 4, 8, 16, metric)
     codes = random_codes(books, 5000)
     index = BUCKETS.build(books, codes, np.arange(5000))
-    assert _holds_unique_codes(inner(index)) == (metric == "l2")
+    assert _holds_unique_codes(unwrap_index(index)) == (metric == "l2")
     q = random_queries(10, 16)
     scores = books.scores(q, codes)
     assert_best(BUCKETS.search(index, q, 100), scores, np.arange(5000), 100, metric)
@@ -281,12 +281,12 @@ def test_building_anew_with_more_rows_may_change_the_form_and_no_answer():
     books, codes = rows("product", 12_000, 500, 0.0)
     ids = np.arange(12_000)
     index = BUCKETS.build(books, codes, ids)
-    assert _holds_unique_codes(inner(index))
+    assert _holds_unique_codes(unwrap_index(index))
     held_books, held, held_ids = BUCKETS.unpack(index, books.shape)
     more = random_codes(books, 6000)
     codes, ids = np.concatenate([held, more]), np.concatenate([held_ids, np.arange(6000) + 50_000])
     index = BUCKETS.build(held_books, codes, ids, like=index)
-    assert not _holds_unique_codes(inner(index))
+    assert not _holds_unique_codes(unwrap_index(index))
     q = queries(books, codes)
     scores = books.scores(q, codes)
     assert_best(BUCKETS.search(index, q, 10), scores, ids, 10)
@@ -294,13 +294,13 @@ def test_building_anew_with_more_rows_may_change_the_form_and_no_answer():
     _, held, held_ids = BUCKETS.unpack(index, books.shape)
     old = held_ids < 50_000
     index = BUCKETS.build(books, held[old], held_ids[old], like=index)
-    assert _holds_unique_codes(inner(index))
+    assert _holds_unique_codes(unwrap_index(index))
     assert_best(BUCKETS.search(index, q, 10), books.scores(q, held[old]), held_ids[old], 10)
 
 
 def test_a_search_that_says_nprobe_is_plain_faiss():
     _, _, _, index, q, _ = made("boxes")
-    core = inner(index)
+    core = unwrap_index(index)
     before, core.nprobe = core.nprobe, 3
     plain = index.search(q, 5)
     core.nprobe = before
@@ -311,11 +311,11 @@ def test_a_search_that_says_nprobe_is_plain_faiss():
 def test_lists_asked_for_are_made_whatever_repeats():
     books, codes, ids, _, q, scores = made("words")
     index = BUCKETS.build(books, codes, ids, ListOptions(nlist=30))
-    assert not _holds_unique_codes(inner(index)) and 20 <= inner(index).nlist <= 60
+    assert not _holds_unique_codes(unwrap_index(index)) and 20 <= unwrap_index(index).nlist <= 60
     assert_best(BUCKETS.search(index, q, 10), scores, ids, 10)
     one = BUCKETS.build(books, codes[:7], ids[:7], ListOptions(nlist=500))
     assert_best(BUCKETS.search(one, q, 7), scores[:, :7], ids[:7], 7)
-    assert inner(one).nlist <= 7
+    assert unwrap_index(one).nlist <= 7
 
 
 def test_many_bits_above_eight_bytes():
@@ -423,7 +423,7 @@ def test_small_numbers_are_tuned_like_large_ones():
     found = []
     for scale in (1.0, 2.0**-20, 2.0**20):
         scaled = Codebooks("product", books.centroids * np.float32(scale))
-        found.append(inner(BUCKETS.build(scaled, codes, np.arange(6000), ListOptions(nlist=200))).nprobe)
+        found.append(unwrap_index(BUCKETS.build(scaled, codes, np.arange(6000), ListOptions(nlist=200))).nprobe)
     assert found[0] == found[1] == found[2]
 
 

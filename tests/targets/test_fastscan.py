@@ -8,9 +8,9 @@ from scqfaiss.codebooks import Codebooks
 from scqfaiss.errors import ConfigError
 from scqfaiss.targets import fastscan, target
 from scqfaiss.targets.fastscan import _layout, unblocked
-from scqfaiss.targets.head import chain, inner
 from scqfaiss.targets.options import RefineOptions
 from scqfaiss.targets.pq import index_pq
+from scqfaiss.targets.pretransform import chain, unwrap_index
 
 from .conftest import KINDS, assert_best, random_books, random_codes, random_queries
 
@@ -43,7 +43,7 @@ def test_what_a_refine_option_builds(kind, metric, M, refine):
     books = random_books(kind, M, 4, 2 * M, metric)
     codes, ids = random_codes(books, 75), np.arange(75)[::-1] * 2 + 1
     index = FASTSCAN.build(books, codes, ids, RefineOptions(refine=refine))
-    core = inner(index)
+    core = unwrap_index(index)
     assert isinstance(core, faiss.IndexIDMap) and not isinstance(core, faiss.IndexIDMap2)
     core = faiss.downcast_index(core.index)
     if refine < 0:
