@@ -104,9 +104,9 @@ def write(slot: Slot, index: Any, card: Mapping[str, Any], nbytes: int = 0) -> N
         files.seal(f, stream, dict(card))
 
     def check(temporary: Path) -> None:
-        found = read_gallery(temporary)
-        if found.index.ntotal != index.ntotal:
-            raise IndexFileError(f"{slot.name}: read back {found.index.ntotal:,} rows, wrote {index.ntotal:,}")
+        stored = read_gallery(temporary)
+        if stored.index.ntotal != index.ntotal:
+            raise IndexFileError(f"{slot.name}: read back {stored.index.ntotal:,} rows, wrote {index.ntotal:,}")
 
     slot.write(fill, check, nbytes)
 

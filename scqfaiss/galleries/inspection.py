@@ -33,14 +33,14 @@ def facts(path: PathLike, keys: Mapping[str, Any]) -> dict[str, Any]:
                 "distinct_keys": len(np.unique(source.ids)),
                 "checksums": _checksums(source),
             }
-        what: dict[str, Any] = {"kind": "rows", "rows": len(source), "d": source.d}
+        kind_facts: dict[str, Any] = {"kind": "rows", "rows": len(source), "d": source.d}
         if isinstance(source, ImageSource):
             source.prove()  # a listing alone would not tell whether they can be used
-            what = {"kind": "pictures", "pictures": len(source)}
+            kind_facts = {"kind": "pictures", "pictures": len(source)}
         used = [] if source.labels is None else np.flatnonzero(source.labels.counts()).tolist()
         if source.labels is not None and len(used) < source.labels.C:
-            what["class_numbers"] = used
-        return what | {
+            kind_facts["class_numbers"] = used
+        return kind_facts | {
             "labels": "none" if source.labels is None else "many" if source.labels.many else "one",
             "classes": len(used),
             "class_names": source.labels.class_names if source.labels else None,
@@ -104,11 +104,11 @@ def model_facts(path: PathLike) -> dict[str, Any]:
 
 def describe_file(path: PathLike, as_json: bool, keys: Mapping[str, Any]) -> str:
     """The facts as one JSON object, or as lines for a person."""
-    found = facts(path, keys)
+    file_facts = facts(path, keys)
     if as_json:
-        return json.dumps(found, sort_keys=True)
-    lines = [f"{shown(path)}: {found.pop('kind')}"]
-    for key, value in found.items():
+        return json.dumps(file_facts, sort_keys=True)
+    lines = [f"{shown(path)}: {file_facts.pop('kind')}"]
+    for key, value in file_facts.items():
         # Keys are text out of the file, too.
         if value is None or (isinstance(value, dict) and not value):
             continue

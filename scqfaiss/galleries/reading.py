@@ -120,19 +120,19 @@ def _compare(card: Mapping[str, Any], index: Any, target: Target | None, name: s
             f"{name}: the card says target={told(card.get('target'))}, the index is a {type(unwrap_index(index)).__name__}"
         )
     stored = target.shape_of(index)
-    found = {"target": target.INFO.name, "n": index.ntotal}
+    actual = {"target": target.INFO.name, "n": index.ntotal}
     if card.get("nbits") == 4 and card.get("M") == 2 * stored.M and stored.nbits == 8:
         stored = replace(stored, M=2 * stored.M, nbits=4)  # 4-bit books that stand in pairs: see targets/reshape.py
-    found |= {"kind": stored.kind, "d": stored.d, "M": stored.M, "nbits": stored.nbits, "K": stored.K}
-    found["metric"] = stored.metric
+    actual |= {"kind": stored.kind, "d": stored.d, "M": stored.M, "nbits": stored.nbits, "K": stored.K}
+    actual["metric"] = stored.metric
     if card["encoder"] != "model":
-        found["d_in"] = index.d
+        actual["d_in"] = index.d
     try:
         options_of(card, target)
     except IndexFileError as error:
         raise IndexFileError(f"{name}: {error}") from error
-    found |= {key: value for key, value in target.facts(index).items() if key in card}  # the first files lack them
-    for key, value in found.items():
+    actual |= {key: value for key, value in target.facts(index).items() if key in card}  # the first files lack them
+    for key, value in actual.items():
         if type(card.get(key)) is not type(value) or card.get(key) != value:
             raise IndexFileError(f"{name}: the card says {key}={told(card.get(key))}, the index has {value}")
     if "bits" in card and card["bits"] != card["M"] * card["nbits"]:
@@ -161,11 +161,11 @@ def _unmerged(target: Target, index: Any, shape: Shape) -> str | None:
 
 def _compare_ids(card: Mapping[str, Any], index: Any, name: str) -> None:
     """Raise IndexFileError for ids below 0, FAISS's mark for no row, and where more rows repeat an id than the card says."""
-    low, found = lowest_and_repeated(index)
+    low, repeated = lowest_and_repeated(index)
     if low < 0:
         raise IndexFileError(f"{name}: the index holds id {low}, ids are 0 or larger")
     allowed = card.get("repeated_ids")  # older galleries do not count them
-    if allowed is not None and found != allowed:
+    if allowed is not None and repeated != allowed:
         raise IndexFileError(
-            f"{name}: the card says {allowed:,} rows repeat an id, in the index {found:,} do; export again"
+            f"{name}: the card says {allowed:,} rows repeat an id, in the index {repeated:,} do; export again"
         )

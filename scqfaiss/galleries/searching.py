@@ -114,7 +114,7 @@ def search_file(
     lists = {"allow": filter_ids, "deny": deny_ids}
 
     def run(slot: Slot | None = None) -> tuple[Any, Any, Any]:
-        options: dict[str, Any] = {what: read_ids(ids) for what, ids in lists.items() if ids is not None}
+        options: dict[str, Any] = {option: read_ids(ids) for option, ids in lists.items() if ids is not None}
         with open_rows(queries, **{**keys, "labels_key": None}, role="queries") as source:
             gallery = open_gallery(path, model=model, device=device, mmap=mmap)
             source = as_queries(gallery, source, seeing)
@@ -148,7 +148,7 @@ def _first(hits: tuple[Any, ...], names: Sequence[Any] | Ints) -> str:
     """The hits of the first queries, a line each."""
     lines = [""]
     for q, name in enumerate(names[:5]):
-        own = q if len(hits) == 2 else slice(*hits[0][q : q + 2])
-        D, I = (a[own][:SHOWN] for a in hits[-2:])
+        hits_of_query = q if len(hits) == 2 else slice(*hits[0][q : q + 2])
+        D, I = (a[hits_of_query][:SHOWN] for a in hits[-2:])
         lines.append(f"query {name}  " + "  ".join(f"{i}:{s:.4f}" for i, s in zip(I, D) if i >= 0))
     return "\n".join(lines)

@@ -214,14 +214,14 @@ def visit_lists(ivf: Any, x: NDArray[np.float32], k: int, sel: Any, best: Callab
     D, I = np.empty((len(x), k), np.float32), np.empty((len(x), k), np.int64)
     todo: Any = slice(None)
     width = min(WIDTH, ivf.nlist)
-    few = min(FIRST, width)
+    first = min(FIRST, width)
     while True:
         rows = x[todo]
         bounds, lists = best(todo, width)
         if width == min(WIDTH, ivf.nlist):
-            D[todo], I[todo] = _search_preassigned(ivf, rows, k, bounds[:, :few], lists[:, :few], sel)
+            D[todo], I[todo] = _search_preassigned(ivf, rows, k, bounds[:, :first], lists[:, :first], sel)
         needed = (bounds > D[todo, -1:]) | (I[todo, -1:] < 0)
-        again = np.flatnonzero(needed[:, few:].any(1)) if few < width else np.empty(0, np.int64)
+        again = np.flatnonzero(needed[:, first:].any(1)) if first < width else np.empty(0, np.int64)
         if len(again):
             keys = np.where(needed[again], lists[again], -1)[:, : int(needed[again].sum(1).max())]
             places = again if isinstance(todo, slice) else todo[again]
@@ -232,7 +232,7 @@ def visit_lists(ivf: Any, x: NDArray[np.float32], k: int, sel: Any, best: Callab
         todo = beyond if isinstance(todo, slice) else todo[beyond]
         if not len(todo):
             return D, I
-        width, few = min(4 * width, ivf.nlist), 0
+        width, first = min(4 * width, ivf.nlist), 0
 
 
 def _search_preassigned(ivf: Any, x: NDArray[np.float32], k: int, bounds: Any, lists: Any, sel: Any) -> Hits:

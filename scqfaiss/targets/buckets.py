@@ -99,8 +99,8 @@ class Buckets(Target):
         """A row beside its unique code adds nothing to its score; rows lie within the box of their list."""
         core = unwrap_index(index)
         if _holds_unique_codes(core):
-            rest = np.abs(faiss.vector_to_array(core.pq.centroids)).max()
-            return f"rows add {rest:g} to their unique codes, not 0" if rest else None
+            offset = np.abs(faiss.vector_to_array(core.pq.centroids)).max()
+            return f"rows add {offset:g} to their unique codes, not 0" if offset else None
         return box_disagreement(core, kind_of(index))
 
     def shape_of(self, index: Any) -> Shape:

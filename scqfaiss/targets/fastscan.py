@@ -89,16 +89,15 @@ class FastScan(Target):
         scan, exact = _parts(index)
         if exact is None:
             return None
-        shape, own = merged_shape(product_shape(scan)), product_shape(exact)
-        if shape != own:
-            return f"the scan holds {scan.pq.M} x 4 bits, its second stage {own.M} x {own.nbits}, not {shape.M} x {shape.nbits}"
-        want, found = merged(product_books(scan), np.zeros((0, scan.pq.M), np.uint8))[0], product_books(exact)
-        different = np.argwhere(want.centroids != found.centroids)
+        shape, refined = merged_shape(product_shape(scan)), product_shape(exact)
+        if shape != refined:
+            of_stage = f"{refined.M} x {refined.nbits}, not {shape.M} x {shape.nbits}"
+            return f"the scan holds {scan.pq.M} x 4 bits, its second stage {of_stage}"
+        expected, stored = merged(product_books(scan), np.zeros((0, scan.pq.M), np.uint8))[0], product_books(exact)
+        different = np.argwhere(expected.centroids != stored.centroids)
         if len(different):
             at = tuple(different[0])
-            return (
-                f"codebook {at[0]} of the scan says {want.centroids[at]:g}, of its second stage {found.centroids[at]:g}"
-            )
+            return f"codebook {at[0]} of the scan says {expected.centroids[at]:g}, of its second stage {stored.centroids[at]:g}"
         n, size = int(scan.ntotal), int(exact.code_size)
         step = 32 * COMPARED  # whole blocks of rows
         for i in range(0, n, step):
@@ -131,14 +130,14 @@ class FastScan(Target):
                 1.0, min(behind_ids(index).k_factor, index.ntotal / k)
             )  # FAISS asks for more rows than there are
         step = max(1, int(MOST_CANDIDATES / (k * factor)))
-        found = [self._scan(index, x[i : i + step], k, factor) for i in range(0, max(len(x), 1), step)]
-        D, I = found[0] if len(found) == 1 else (np.concatenate(part) for part in zip(*found, strict=True))
+        parts = [self._scan(index, x[i : i + step], k, factor) for i in range(0, max(len(x), 1), step)]
+        D, I = parts[0] if len(parts) == 1 else (np.concatenate(part) for part in zip(*parts, strict=True))
         short = np.flatnonzero((I[:, : min(k, index.ntotal)] < 0).any(1))
         if len(short):
-            rest = apply_transforms(index, np.ascontiguousarray(x[short]))
+            queries = apply_transforms(index, np.ascontiguousarray(x[short]))
             if exact is None:
                 exact = index_pq(product_books(scan), unblocked(scan))
-            D[short], I[short] = faiss_calls.search(exact, rest, k)
+            D[short], I[short] = faiss_calls.search(exact, queries, k)
             I[short] = np.where(I[short] < 0, -1, ids_at(index, I[short]))
         return D, I
 
@@ -211,8 +210,8 @@ def unblocked(scan: Any, first: int = 0, rows: int | None = None) -> Codes:
     """The codes (rows, M) of a faiss.IndexPQFastScan, whose rows stand in blocks of 32; first: a multiple of that."""
     rows = scan.ntotal - first if rows is None else rows
     size, length = 16 * scan.M2, scan.codes.size()  # M2 nibbles of 32 rows
-    held = faiss.rev_swig_ptr(scan.codes.data(), length) if length else np.zeros(0, np.uint8)
-    blocks = held[first // 32 * size : -(-(first + rows) // 32) * size].reshape(-1, size)
+    stored = faiss.rev_swig_ptr(scan.codes.data(), length) if length else np.zeros(0, np.uint8)
+    blocks = stored[first // 32 * size : -(-(first + rows) // 32) * size].reshape(-1, size)
     place, shift = _layout(scan.M)
     codes = blocks[:, place] >> shift.astype(np.uint8) & 15  # block row m
     return np.ascontiguousarray(codes.reshape(-1, scan.M)[:rows])

@@ -71,9 +71,9 @@ def number_of(device: str) -> int:
         raise ConfigError(f"device is '{device}', needs cpu, cuda or cuda:N")
     if "GPU" not in faiss.get_compile_options().split():
         raise ConfigError(f'device {device}: this FAISS is built for the CPU: pip install "scqfaiss[gpu]"')
-    found = count()
-    if int(number or 0) >= found:
-        raise ConfigError(f"device {device}: FAISS sees {found} GPUs")
+    available = count()
+    if int(number or 0) >= available:
+        raise ConfigError(f"device {device}: FAISS sees {available} GPUs")
     return int(number or 0)
 
 

@@ -72,16 +72,16 @@ def _blocks(index: Any) -> Iterator[Ids]:
 def id_pieces(index: Any) -> Iterator[Ids]:
     """The same in few pieces: thousands of short lists are copied together, long ones stay where they are."""
     short: list[Ids] = []
-    held = 0
+    pending = 0
     for ids in _blocks(index):
         if len(ids) >= SORTED_AT_A_TIME // 16:
             yield ids
             continue
         short.append(ids)
-        held += len(ids)
-        if held >= SORTED_AT_A_TIME:
+        pending += len(ids)
+        if pending >= SORTED_AT_A_TIME:
             yield np.concatenate(short)
-            short, held = [], 0
+            short, pending = [], 0
     if short:
         yield np.concatenate(short) if len(short) > 1 else short[0]
 

@@ -91,8 +91,8 @@ class IVFPQ(Target):
         if like is not None:
             centroids = faiss_calls.stored_rows(unwrap_index(like).quantizer)
         else:
-            few = np.linspace(0, len(codes), min(len(codes), TRAIN_ROWS * nlist), endpoint=False).astype(int)
-            centroids = kmeans(codebooks.decode(codes[few]), nlist)
+            sampled = np.linspace(0, len(codes), min(len(codes), TRAIN_ROWS * nlist), endpoint=False).astype(int)
+            centroids = kmeans(codebooks.decode(codes[sampled]), nlist)
         lists = np.empty(len(codes), np.int64)
         for i, x in decoded(codebooks, codes):
             lists[i : i + len(x)] = faiss_calls.nearest(x, centroids)

@@ -70,8 +70,8 @@ class Residual(Target):
             return None
         books, s = self._books(core), self.shape_of(index)
         step = max(1, core.ntotal // COMPARED)
-        held = faiss.rev_swig_ptr(core.codes.data(), core.codes.size()).reshape(core.ntotal, -1)[::step]
-        packed = np.ascontiguousarray(held[:, : s.code_size])
+        stored_codes = faiss.rev_swig_ptr(core.codes.data(), core.codes.size()).reshape(core.ntotal, -1)[::step]
+        packed = np.ascontiguousarray(stored_codes[:, : s.code_size])
         squares = np.square(books.decode(unpack_codes(packed, s.M, s.nbits)).astype(np.float64)).sum(1)
         stored = np.concatenate([norms for _, norms in stored_norms(core)])[::step]
         wrong = np.flatnonzero(np.abs(stored - squares) > 1e-4 * squares.max() + 1e-30)
