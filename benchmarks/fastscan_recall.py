@@ -17,7 +17,7 @@ from scqfaiss.data import open_rows
 from scqfaiss.evaluation.files import scores_in_blocks
 from scqfaiss.model import Model, encode_source
 from scqfaiss.targets import target
-from scqfaiss.targets.base import Options
+from scqfaiss.targets.options import RefineOptions
 
 SLACK = 1e-6  # relative
 
@@ -36,7 +36,7 @@ def main(model_path: str, query_path: str, database_path: str, k: int, factors: 
     scan = target("fastscan")
     found = {}
     for refine in dict.fromkeys((0, *factors)):
-        index = scan.build(model.codebooks, codes, np.arange(len(codes)), Options(refine=refine))
+        index = scan.build(model.codebooks, codes, np.arange(len(codes)), RefineOptions(refine=refine))
         found[refine] = scan.search(index, z, k)[1]
     right = {refine: np.empty(len(z)) for refine in found}
     for q, scores in enumerate(scores_in_blocks(z, model.codebooks.decode(codes))):

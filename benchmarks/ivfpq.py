@@ -65,9 +65,8 @@ from scqfaiss.model import Model
 from scqfaiss.report.selection import best_baseline, best_ours, fastest, get, lengths
 from scqfaiss.targets import REGISTRY as TARGETS
 from scqfaiss.targets import target
-from scqfaiss.targets.base import Options
-from scqfaiss.targets.head import encoded, inner
 from scqfaiss.targets.ids import behind_ids
+from scqfaiss.targets.pretransform import encoded, unwrap_index
 
 SEARCHES = ("buckets", "fastscan")  # containers that scqfaiss searches in its own way; FAISS alone searches the others
 ENOUGH = 0.95  # recall of an operating point that a container is timed at
@@ -275,7 +274,7 @@ def ours(c: Comparison, models: Models, unseen: Models | None, method: str, bits
             search = gallery.index.search
         sweep = Sweep()
         if name == "ivfpq":
-            sweep = lists_of(inner(gallery.index))
+            sweep = lists_of(unwrap_index(gallery.index))
         elif name == "fastscan":
             refine = behind_ids(gallery.index)
             sweep = Sweep("refine", REFINES, lambda value: setattr(refine, "k_factor", value))  # noqa: B023
@@ -289,16 +288,16 @@ def ours(c: Comparison, models: Models, unseen: Models | None, method: str, bits
     c.finish(coding_key, rows)
 
 
-def containers(c: Comparison, shape: Any) -> Iterator[tuple[str, Options]]:
+def containers(c: Comparison, shape: Any) -> Iterator[tuple[str, dict[str, int]]]:
     """(name, options of the export) of every target that takes such codes; `ivfpq` alone, and with lists."""
     for name in TARGETS:
         if target(name).supports(shape) is not None or name not in c.containers:
             continue
         if shape.nbits == 4 and shape.M > 1 and name != "fastscan":
             continue  # pairs of them stand as books of 8 bits there, which are measured as such
-        yield name, Options()
+        yield name, {}
         if name == "ivfpq" and c.nlist > 1:
-            yield f"ivfpq {c.nlist} lists", Options(nlist=c.nlist)
+            yield f"ivfpq {c.nlist} lists", {"nlist": c.nlist}
 
 
 def unseen_of(c: Comparison, unseen: Models | None, method: str, bits: int | None) -> float | None:
@@ -341,7 +340,7 @@ def baseline(c: Comparison, method: str, space: str, bits: int, zq: Floats, zb: 
     path = c.folder / "faiss.index"
     faiss.write_index(built.index, str(path))
     held = footprint(path)
-    deep = inner(built.index)
+    deep = unwrap_index(built.index)
     row = head | {
         "key": coding_key + "/faiss",
         "container": type(faiss.downcast_index(deep)).__name__,

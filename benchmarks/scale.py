@@ -60,9 +60,8 @@ from scqfaiss.files import make_folder, reserve
 from scqfaiss.galleries.exporting import SUFFIX, build, write
 from scqfaiss.model import Model
 from scqfaiss.targets import target
-from scqfaiss.targets.base import Options
-from scqfaiss.targets.head import inner
-from scqfaiss.targets.lists import words_of
+from scqfaiss.targets.lists import code_keys
+from scqfaiss.targets.pretransform import unwrap_index
 
 K_NEAREST = 10
 WANTED = 0.95  # of the exact first 10, with lists
@@ -259,7 +258,7 @@ def store_case(work: Work, name: str, rows: int, z: np.ndarray, exact: Exact, pa
     container, book, lists = CASES[name]
     model, codes = work.models[book], work.load(book, rows)
     best = exact.best(book, codes)
-    options = Options(nlist=list_count(rows)) if lists else Options()
+    options = {"nlist": list_count(rows)} if lists else {}
     with threads(1):
         start = time.perf_counter()
         index, card = build(model, codes, np.arange(rows), container, options)
@@ -271,9 +270,9 @@ def store_case(work: Work, name: str, rows: int, z: np.ndarray, exact: Exact, pa
 
     with threads(0):
         if lists:
-            nprobe, found = least_nprobe(share, options.nlist)
-            inner(index).nprobe = nprobe
-            card |= {"nprobe": nprobe, "options": {"nlist": options.nlist, "nprobe": nprobe}}
+            nprobe, found = least_nprobe(share, options["nlist"])
+            unwrap_index(index).nprobe = nprobe
+            card |= {"nprobe": nprobe, "options": {**options, "nprobe": nprobe}}
         else:
             found = share(None)
     with reserve(path, suffix=SUFFIX) as slot:
@@ -281,7 +280,7 @@ def store_case(work: Work, name: str, rows: int, z: np.ndarray, exact: Exact, pa
     return {
         "build_seconds": short(seconds),
         "recall": short(found),
-        "distinct": len(np.unique(words_of(codes, model.codebooks.nbits))),
+        "distinct": len(np.unique(code_keys(codes, model.codebooks.nbits))),
         **{key: card[key] for key in ("nlist", "nprobe") if key in card},
     }
 

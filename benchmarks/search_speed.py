@@ -45,10 +45,9 @@ import scqfaiss
 from scqfaiss import faiss_calls
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.data import open_rows
-from scqfaiss.targets import target
-from scqfaiss.targets.base import Options
-from scqfaiss.targets.head import inner
+from scqfaiss.targets import make_options, target
 from scqfaiss.targets.pq import index_pq
+from scqfaiss.targets.pretransform import unwrap_index
 
 BLOCK = 1 << 15  # rows drawn and encoded at a time
 SLOW = 5.0  # seconds a batch
@@ -95,9 +94,9 @@ def drawn(x: np.ndarray, rows: int, noise: float, seed: int | tuple[int, ...]) -
         yield i, part + spread * rng.standard_normal(part.shape, np.float32)
 
 
-def held(name: str, model: Any, codes: np.ndarray, z: np.ndarray, options: Options = Options()) -> Container:  # noqa: B008
+def held(name: str, model: Any, codes: np.ndarray, z: np.ndarray, **options: int) -> Container:
     made, books = target(name), model.codebooks
-    index = made.build(books, codes, np.arange(len(codes)), options)
+    index = made.build(books, codes, np.arange(len(codes)), make_options(name, options))
     return Container(index, lambda z, k: made.search(index, z, k), books, codes, z)
 
 
@@ -176,12 +175,12 @@ def main(
     own.nprobe = 8
     start = time.perf_counter()
     buckets = held("buckets", wide, codes, zq)
-    out |= {"buckets_build_seconds": time.perf_counter() - start, "buckets_nlist": inner(buckets.index).nlist}
-    out["buckets_nprobe"] = inner(buckets.index).nprobe
+    out |= {"buckets_build_seconds": time.perf_counter() - start, "buckets_nlist": unwrap_index(buckets.index).nlist}
+    out["buckets_nprobe"] = unwrap_index(buckets.index).nprobe
     containers = {
         "pq": held("pq", wide, codes, zq),
         "ivfpq": held("ivfpq", wide, codes, zq),
-        "ivfpq_1024": held("ivfpq", wide, codes, zq, Options(nlist=1024, nprobe=8)),
+        "ivfpq_1024": held("ivfpq", wide, codes, zq, nlist=1024, nprobe=8),
         "buckets": buckets,
         "buckets_plain": plain(buckets.index, wide.codebooks, codes, zq),
         "faiss": plain(own, wide.codebooks, None, zq),
@@ -191,13 +190,13 @@ def main(
         containers |= {
             "pq_8x4": held("pq", narrow, codes4, zq4),
             "generic_8x4": plain(index_pq(narrow.codebooks, codes4), narrow.codebooks, codes4, zq4),
-            "fastscan": held("fastscan", narrow, codes4, zq4, Options(refine=-1)),
+            "fastscan": held("fastscan", narrow, codes4, zq4, refine=-1),
             "fastscan_refine": held("fastscan", narrow, codes4, zq4),
         }
     if sums is not None:
         z_sums = sums.embed(xq)
         containers["lift_8x4"] = held("lift", sums, codes_sums, z_sums)
-        containers["fastscan_additive"] = held("fastscan", sums, codes_sums, z_sums, Options(refine=-1))
+        containers["fastscan_additive"] = held("fastscan", sums, codes_sums, z_sums, refine=-1)
         containers["fastscan_additive_refine"] = held("fastscan", sums, codes_sums, z_sums)
     if also:
         containers["also_pq"] = held("pq", wide, codes[:also], zq)

@@ -169,8 +169,8 @@ def test_info_on_every_kind_of_file(run, here, untouched):
 
 
 def test_verify(run, here, untouched):
-    assert run("verify", "g.faissindex").out == "g.faissindex: sound, 200 vectors, checksum and card agree\n"
-    assert run("verify", "m.safetensors").out.startswith("m.safetensors: sound, model of method scq, SHA-256 ")
+    assert run("verify", "g.faissindex").out == "g.faissindex: valid, 200 vectors, checksum and card agree\n"
+    assert run("verify", "m.safetensors").out.startswith("m.safetensors: valid, model of method scq, SHA-256 ")
     refused(run("verify", "no.faissindex"), 2, "no.faissindex: no such file")
     refused(run("verify", "train.h5"), 3, "train.h5: not a FAISS index, or damaged")
     untouched()
@@ -269,7 +269,7 @@ def test_names_beyond_the_letters_of_the_locale(here, start):
     os.rename("g.faissindex", "日.faissindex")
     for encoding, text in (("latin-1", "\\u65e5"), ("utf-8", "日")):
         result = start("verify", "日.faissindex", env=os.environ | {"PYTHONIOENCODING": encoding})
-        sound = f"{text}.faissindex: sound, 200 vectors, checksum and card agree\n"
+        sound = f"{text}.faissindex: valid, 200 vectors, checksum and card agree\n"
         assert (result.code, result.out) == (0, sound)
 
 
@@ -303,7 +303,7 @@ def test_append_remove_merge(run, here):
     assert run("export", "pq.safetensors", "query.h5", "-o", "more.faissindex").code == 0
     result = run("merge", "folded.faissindex", "more.faissindex", "-o", "both.faissindex")
     assert (result.code, result.out) == (0, "both.faissindex: 120 vectors from 2 galleries\n")
-    assert run("verify", "both.faissindex").out == "both.faissindex: sound, 120 vectors, checksum and card agree\n"
+    assert run("verify", "both.faissindex").out == "both.faissindex: valid, 120 vectors, checksum and card agree\n"
     refused(
         run("merge", "both.faissindex", "more.faissindex", "-o", "x.faissindex"),
         3,

@@ -240,12 +240,12 @@ def test_bad_ids_remove_nothing(unchanged, ids):
 def test_an_id_that_stands_twice_goes_as_a_whole():
     from scqfaiss.data import ArraySource
     from scqfaiss.files import reserve
-    from scqfaiss.galleries.exporting import Options, encode_for, write
+    from scqfaiss.galleries.exporting import encode_for, write
 
     with pytest.warns(scqfaiss.ScqWarning, match="1 rows repeat an id"):
         source = ArraySource(X[:4], ids=[7, 8, 7, 9], allow_duplicate_ids=True)
     with reserve("g.faissindex") as slot:
-        write(slot, *encode_for(model("product-8"), source, slot, None, Options(), lambda *_: None))
+        write(slot, *encode_for(model("product-8"), source, slot, None, {}, lambda *_: None))
     export("product-8", "other.faissindex", slice(10, 20))
     assert scqfaiss.merge(["g.faissindex", "other.faissindex"], "both.faissindex") == 14  # twice in one is not in two
     assert scqfaiss.remove("g.faissindex", [7]) == (2, 2)

@@ -27,7 +27,8 @@ from scqfaiss.evaluation.files import (
     tie_blocks,
 )
 from scqfaiss.galleries.exporting import build
-from scqfaiss.galleries.gallery import Gallery
+from scqfaiss.galleries.gallery import Gallery, Snapshot
+from scqfaiss.galleries.reading import Stored
 from scqfaiss.model import Model
 
 
@@ -194,7 +195,7 @@ def gallery_of(codes, ids, metric="ip", nbits=4, seed=0, target="ivfpq"):
     books = Codebooks("product", table, metric)
     model = Model(Chain(books.d), books, {"method": "scq", "rule": "l2"})
     index, card = build(model, codes, ids, target)
-    return Gallery(index, card, None, "g.faissindex"), books
+    return Gallery(Snapshot(Stored.of(index, card)), None, "g.faissindex"), books
 
 
 @pytest.mark.parametrize("at", [None, 5, 60])
@@ -242,7 +243,7 @@ def test_a_perfect_ranking_gives_one_and_the_worst_what_it_must():
     codes = np.repeat(np.arange(4, dtype=np.uint8), 10)[:, None]
     books = Codebooks("product", np.eye(4, dtype=np.float32)[None].repeat(1, 0))
     model = Model(Chain(4), books, {"method": "label", "rule": "ip"})
-    gallery = Gallery(*build(model, codes, np.arange(40), "ivfpq"), None, "g")
+    gallery = Gallery(Snapshot(Stored.of(*build(model, codes, np.arange(40), "ivfpq"))), None, "g")
     labels = Labels(codes[:, 0].astype(np.int64), 4)
     found = evaluate(gallery, np.eye(4, dtype=np.float32), Labels(np.arange(4), 4), np.arange(40), labels)
     assert (found["map"], found["precision_at_k"]["10"], found["recall_at_k"]["10"]) == (1.0, 1.0, 1.0)

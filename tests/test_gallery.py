@@ -19,8 +19,10 @@ import scqfaiss
 from scqfaiss import files
 from scqfaiss.errors import CheckpointError, ConfigError, DataError, IndexFileError, ScqWarning
 from scqfaiss.galleries import inspection
-from scqfaiss.galleries.gallery import verify_file
-from scqfaiss.targets.head import inner
+from scqfaiss.galleries.gallery import Snapshot
+from scqfaiss.galleries.inspection import verify_file
+from scqfaiss.galleries.reading import Stored
+from scqfaiss.targets.pretransform import unwrap_index
 
 
 @pytest.fixture
@@ -120,9 +122,9 @@ def test_without_the_hash_a_sound_file_opens_the_same(here):  # noqa: F811
 
 
 def test_verify_says_what_it_found(here):  # noqa: F811
-    assert verify_file("g.faissindex") == "g.faissindex: sound, 200 vectors, checksum and card agree"
+    assert verify_file("g.faissindex") == "g.faissindex: valid, 200 vectors, checksum and card agree"
     sha = scqfaiss.Model.load("m.safetensors").sha256[:12]
-    assert verify_file("m.safetensors") == f"m.safetensors: sound, model of method scq, SHA-256 {sha}"
+    assert verify_file("m.safetensors") == f"m.safetensors: valid, model of method scq, SHA-256 {sha}"
 
 
 # ----------------------------------------------------------------------------------------------- filters, ranges, rows
@@ -290,7 +292,7 @@ def test_mapped_and_unhashed_files_answer_alike(empty, name, target, options):
 def test_a_mapped_gallery_leaves_its_lists_in_the_file(empty, name, target, options):
     life.export(name, "g.faissindex", slice(400), target, **options)
     gallery = life.opened("g.faissindex", name, mmap=True)
-    core = inner(gallery.index)
+    core = unwrap_index(gallery.index)
     if isinstance(core, faiss.IndexIVF):
         assert isinstance(faiss.downcast_InvertedLists(core.invlists), faiss.OnDiskInvertedLists)
     for a, b in zip(gallery.search(XQ, 30), life.opened("g.faissindex", name).search(XQ, 30)):
@@ -470,7 +472,7 @@ def test_refresh_needs_a_file(empty):
     life.export("product-8", "g.faissindex", slice(400))
     gallery = scqfaiss.open("g.faissindex")
     with pytest.raises(ConfigError, match=r"^memory was not opened from a file$"):
-        scqfaiss.Gallery(gallery.index, gallery.card, None, "memory").refresh()
+        scqfaiss.Gallery(Snapshot(Stored.of(gallery.index, gallery.card)), None, "memory").refresh()
 
 
 @pytest.mark.slow

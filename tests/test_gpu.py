@@ -15,9 +15,11 @@ import scqfaiss
 from scqfaiss.codebooks import Codebooks, Shape
 from scqfaiss.errors import ConfigError, DataError, ResourceError, ScqWarning
 from scqfaiss.galleries.exporting import export
+from scqfaiss.galleries.gallery import Snapshot
+from scqfaiss.galleries.reading import Stored
 from scqfaiss.model import Model
 from scqfaiss.targets import gpu, target
-from scqfaiss.targets.head import inner, through
+from scqfaiss.targets.pretransform import apply_transforms, prepend, unwrap_index
 
 # ruff: noqa: F811  (fixtures are imported by name)
 CPU_BUILD = "GPU" not in faiss.get_compile_options().split()
@@ -165,7 +167,7 @@ def test_command_line_without_a_gpu(run, here):
     ],
 )
 def test_reason(shape, why):
-    assert gpu.reason(shape) == why
+    assert gpu.unsupported_reason(shape) == why
     if why is not None:
         dsub = shape.d if shape.kind == "additive" else shape.d // shape.M
         books = Codebooks(shape.kind, np.zeros((shape.M, shape.K, dsub), np.float32), shape.metric)
@@ -179,7 +181,7 @@ def test_reason(shape, why):
 def test_form_scores_as_the_oracle(kind, M, nbits, dsub, metric, name, nlist):
     books, codes, ids, q = parts(kind, M, nbits, dsub, metric)
     form = gpu.form(books, codes, ids, nlist)
-    core = inner(form)
+    core = unwrap_index(form)
     assert core.pq.nbits == 8 and core.pq.M in gpu.GPU_M
     assert core.by_residual and core.nprobe == core.nlist == nlist
     equals_oracle(form.search(q, len(codes)), books, codes, ids, q)
@@ -189,12 +191,12 @@ def test_form_scores_as_the_oracle(kind, M, nbits, dsub, metric, name, nlist):
 
 def test_form_is_padded_to_the_next_number_of_books():
     for M, stored in ((1, 1), (5, 8), (7, 8), (9, 12), (13, 16), (33, 40), (48, 48)):
-        assert inner(gpu.form(*parts("product", M, 8, 1, n=3)[:3])).pq.M == stored
+        assert unwrap_index(gpu.form(*parts("product", M, 8, 1, n=3)[:3])).pq.M == stored
 
 
 def test_form_of_few_rows_or_none():
     books, codes, ids, q = parts("product", 4, 8, 3)
-    assert inner(gpu.form(books, codes[:3], ids[:3])).nlist == 3
+    assert unwrap_index(gpu.form(books, codes[:3], ids[:3])).nlist == 3
     empty = gpu.form(books, codes[:0], ids[:0])
     assert empty.ntotal == 0 and (empty.search(q, 2)[1] == -1).all()
 
@@ -207,7 +209,9 @@ def test_every_target_through_the_gpus_door(no_gpu, kind, M, nbits, dsub, metric
     index = container.build(books, codes, ids)
     on = gpu.OnGpu(gpu.form(*container.unpack(index, books.shape)), 1)
     equals_oracle(on.search(q, 50), books, codes, ids, q)
-    equals_oracle(on.search(through(index, q), 50), books, codes, ids, q)  # repeated, where the container asks for that
+    equals_oracle(
+        on.search(apply_transforms(index, q), 50), books, codes, ids, q
+    )  # repeated, where the container asks for that
     assert no_gpu.devices == [1]
 
 
@@ -223,10 +227,19 @@ def test_long_batches_are_cut(no_gpu, monkeypatch):
 
 def test_rows_that_are_not_finite(no_gpu):
     books, codes, ids, q = parts("product", 4, 8, 3)
-    on = gpu.OnGpu(gpu.form(books, codes, ids), 0)
-    q[2, 1] = np.inf
-    with pytest.raises(DataError, match=r"^queries: row 2 is not finite after encoding$"):
-        on.search(q, 5)
+    index = target("ivfpq").build(books, codes, ids)
+    scale = faiss.LinearTransform(12, 12, False)
+    faiss.copy_array_to_vector((1e30 * np.eye(12, dtype=np.float32)).ravel(), scale.A)
+    scale.is_trained = True
+    for stored, value, why in (
+        (Stored.of(index), np.inf, "2, column 1 is infinite"),
+        (Stored.of(prepend([scale], index)), 1e30, "2 is too large for the encoder of the index$"),
+    ):
+        q[2, 1] = value
+        gallery = scqfaiss.Gallery(Snapshot(stored, gpu.OnGpu(gpu.form(books, codes, ids), 0)), None, "g")
+        with pytest.raises(DataError, match=f"^queries: row {why}"):
+            gallery.search(q, 5)
+    assert no_gpu.searches == []
 
 
 def test_memory_that_is_short(no_gpu, monkeypatch):
@@ -386,7 +399,7 @@ def test_a_gpu_scores_as_the_cpu(kind, M, nbits, dsub, metric, name, nlist):
     form = gpu.form(*container.unpack(index, books.shape), nlist)
     on = gpu.OnGpu(form, 0)
     for k in (1, 100, 2048):
-        D, I = on.search(through(index, q), k)
+        D, I = on.search(apply_transforms(index, q), k)
         equals_oracle((D, I), books, codes, ids, q)
         np.testing.assert_allclose(form.search(q, k)[0], D, rtol=1e-5, atol=1e-4)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 import scqfaiss
 from scqfaiss.errors import ResourceError, ScqError
-from scqfaiss.galleries.gallery import verify_file
+from scqfaiss.galleries.inspection import verify_file
 
 
 def outcome(look, path: Path) -> str:

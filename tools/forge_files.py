@@ -40,7 +40,7 @@ from scqfaiss.codebooks import Codebooks
 from scqfaiss.encoders.chain import Chain
 from scqfaiss.errors import ScqError
 from scqfaiss.galleries import reading
-from scqfaiss.targets.head import inner
+from scqfaiss.targets.pretransform import unwrap_index
 
 SECONDS = 20  # of one file
 SLACK = 256 << 20
@@ -544,7 +544,7 @@ def look_at_gallery(path: Path, model: Path, folder: Path) -> tuple[str, str]:
             gallery.range_search(q, 1.0)
         if target.INFO.filter:
             gallery.search(q, 9, allow=[5, 8, 11])
-        inner(gallery.index).search(np.ones((1, inner(gallery.index).d), np.float32), 3)
+        unwrap_index(gallery.index).search(np.ones((1, unwrap_index(gallery.index).d), np.float32), 3)
         gallery.unpack()
     reads = [("verify", path), ("info", path), ("info", path, "--json")]
     if not accepted:

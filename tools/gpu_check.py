@@ -120,13 +120,13 @@ def moved(asked, index, **options):
     """The index behind the transforms of `index`, on the GPU, with cloner options of our choice."""
     import faiss
 
-    from scqfaiss.targets.head import inner
+    from scqfaiss.targets.pretransform import unwrap_index
 
     chosen = faiss.GpuClonerOptions()
     for name, value in ({"use_cuvs": False} | options).items():
         if hasattr(chosen, name):
             setattr(chosen, name, value)
-    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), asked.device, inner(index), chosen)
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), asked.device, unwrap_index(index), chosen)
 
 
 def judged(rows):
@@ -256,16 +256,16 @@ def folded(asked):
     import numpy as np
 
     from scqfaiss.targets import gpu
-    from scqfaiss.targets.head import chain, through, wrap
     from scqfaiss.targets.ivfpq import one_list
+    from scqfaiss.targets.pretransform import apply_transforms, chain, wrap_index
 
     books, codes, ids, _ = made("product", 4, 8, 12, asked.n)
     rng = np.random.default_rng(5)
     x = rng.standard_normal((33, 20)).astype(np.float32)
     layers = [("linear", {"A": rng.standard_normal((12, 20)).astype(np.float32), "b": np.ones(12, np.float32)})]
     layers.append(("normalize", {}))
-    whole = wrap(one_list(books, codes, ids), 20, layers)
-    z = through(whole, x)
+    whole = wrap_index(one_list(books, codes, ids), 20, layers)
+    z = apply_transforms(whole, x)
     ours = gpu.OnGpu(gpu.form(books, codes, ids), asked.device).search(z, 100)
     rows = [("our transforms on the CPU", error_of(ours, books, codes, ids, z), ERROR["ip"])]
     core = moved(asked, one_list(books, codes, ids, 4))

@@ -25,6 +25,6 @@ def info(file: Path, as_json: bool, keys: dict[str, Any]) -> None:
 @click.argument("file", type=FILE)
 def verify(file: Path) -> None:
     """Check a gallery or a model: checksum, structure, card. Exit code 3 where anything is wrong."""
-    from ..galleries.gallery import verify_file
+    from ..galleries.inspection import verify_file
 
     say(verify_file(file))

@@ -26,6 +26,6 @@ from .arguments import FILE, ROWS, meter, picture_options, row_options, say
 @row_options
 def search(gallery: Path, queries: Path, **options: Any) -> None:
     """Search GALLERY with the rows of QUERIES, or with pictures: a file or a folder of them."""
-    from ..galleries.gallery import search_file
+    from ..galleries.searching import search_file
 
     say(search_file(gallery, queries, progress=meter, **options))

@@ -131,6 +131,7 @@ class Source(ABC):
     copies = False  # rows of one id are copies of one row, for merge_copies() to prove
     dropped = 0  # bad rows left out by skip_bad_rows
     has_ids = False
+    known_finite = False  # rows in memory, looked at when they came in
     named = False  # labels come as names, so that their numbers mean nothing outside this source
     _ids: Ints | None = None
     _kept: Ints | None = None
@@ -270,7 +271,7 @@ class Source(ABC):
             x = self.fetch(0, 0)
         else:
             x = self._fetch_kept(self._kept[i:j])
-        if bad_rows(x).any():
+        if not self.known_finite and bad_rows(x).any():
             raise self._count_bad_rows()
         with np.errstate(over="ignore"):
             return np.ascontiguousarray(x, np.float32)
@@ -327,6 +328,7 @@ class ArraySource(Source):
         self._x = x if skip_bad_rows else as_features(x, name)
         self.physical_rows, self.d = self._x.shape
         self.settle(y, ids, class_names, skip_bad_rows=skip_bad_rows, allow_duplicate_ids=allow_duplicate_ids)
+        self.known_finite = True
 
     def fetch(self, i: int, j: int) -> NDArray[Any]:
         return self._x[i:j]

@@ -27,7 +27,8 @@ from ..errors import ConfigError, DataError, IndexFileError, warn
 from ..exponents import balanced, exponents
 from ..features.files import USUAL, FeatureSource, Seeing
 from ..files import PathLike
-from ..galleries.gallery import Gallery, as_queries, open_gallery, require_model
+from ..galleries.gallery import Gallery, open_gallery
+from ..galleries.searching import as_queries, require_model
 
 AT_K = (1, 10, 100)
 SCORE_BYTES = 64 << 20  # scores of a block of queries
@@ -261,11 +262,12 @@ def evaluate_pairs(
     at: int | None = None,
     name: str = "queries",
     progress: Progress = silent,
+    check_finite: bool = True,
 ) -> dict[str, Any]:
     """Rank the whole gallery for each query by its codes, and look for the vector that belongs to the query.
 
     xq (nq, d) query rows; ids (nq,): the id that each query's own vector has in the gallery; queries may share one. Where a
-    gallery holds an id more than once, the best of its vectors counts.
+    gallery holds an id more than once, the best of its vectors counts. check_finite: as for Gallery.search.
     Returns {"recall_at_k", "mrr", "at", "bits", "distinct_codes", ...}: the share of queries whose vector is among the first
     k, and the mean of 1 / its rank (0 beyond rank `at`), both expected over a random order within ties.
     Raises ConfigError where the gallery lacks ids (a query that cannot be answered says nothing of the codes), DataError on
@@ -273,7 +275,7 @@ def evaluate_pairs(
     """
     codebooks, codes, held = gallery.unpack()
     n = len(held)
-    xq = as_features(xq, name)
+    xq = as_features(xq, name, finite=check_finite)
     ids = as_ids(ids, len(xq), f"{name}: ids", allow_duplicates=True)
     at = _check_work(gallery, xq, n, at, name)
     check_held(ids, held, name, gallery.name)
@@ -319,9 +321,9 @@ class _Ranked:
     def of(gallery: Gallery, codebooks: Codebooks, codes: Codes, xq: Floats, name: str) -> _Ranked:
         """Raises IndexFileError where FAISS's own scores are not those of the codes."""
         words = Words.of(codes)
-        z = gallery.embed(xq, name)
+        z = gallery.embed(xq, name, check_finite=False)
         decoded = codebooks.decode(words.codes)
-        from ..targets.head import encoded
+        from ..targets.pretransform import encoded
 
         zs = encoded(gallery.index, z)
         agreement = _agreement(gallery, z, zs, decoded, words, codebooks.metric)
@@ -370,18 +372,20 @@ def evaluate(
     name: str = "queries",
     database_name: str = "the database",
     progress: Progress = silent,
+    check_finite: bool = True,
 ) -> dict[str, Any]:
     """Rank the whole gallery for each query by its codes, and hold the ranking against the labels.
 
     xq (nq, d) query rows; queries: their labels, (nq,) class numbers or (nq, C) of 0 and 1; ids (n,) and database: ids and
-    labels of the gallery's rows, in any order (in the gallery's own where ids repeat).
+    labels of the gallery's rows, in any order (in the gallery's own where ids repeat). check_finite: as for
+    Gallery.search.
     Returns {"map", "at", "precision_at_k", "recall_at_k", "bits", "distinct_codes", ...}.
     Raises ConfigError where ids or classes do not fit the gallery, DataError on arrays that are bad by themselves,
     IndexFileError where FAISS's own scores are not those of the codes.
     """
     codebooks, codes, held = gallery.unpack()
     n = len(held)
-    xq = as_features(xq, name)
+    xq = as_features(xq, name, finite=check_finite)
     at = _check_work(gallery, xq, n, at, name)
     ids = as_ids(ids, None, "ids", allow_duplicates=True)
     queries, database = _labels(queries, len(xq), name), _labels(database, len(ids), "database")
@@ -442,7 +446,7 @@ def _agreement(gallery: Gallery, z: Floats, zs: Floats, decoded: Floats, words: 
     k, nq = min(10, gallery.ntotal), min(len(z), SELF_CHECK_QUERIES)
     if nq == 0:
         return 1.0
-    D, _ = gallery.search(z[:nq], k, encoded=True)
+    D, _ = gallery.search(z[:nq], k, encoded=True, check_finite=False)
     rows = np.bincount(words.inverse, minlength=len(decoded))
     right = 0
     for d, s in zip(-D if metric == "l2" else D, scores_in_blocks(zs[:nq], decoded, metric)):
@@ -508,6 +512,7 @@ def evaluate_file(
             name=queries.name,
             database_name=database.name,
             progress=progress,
+            check_finite=False,
         )
         return found | {"overlap": overlap}
 
@@ -539,7 +544,7 @@ def _evaluate_by_ids(
         )
     if not queries.has_ids:
         warn(f"{queries.name} has no ids: a query belongs to the vector whose id is its row number")
-    held = gallery.unpack()[2]
+    held = gallery.ids()
     if database is not None:
         check_held(database.ids, held, database.name, gallery.name)
     rows: Any = slice(None)
@@ -553,7 +558,7 @@ def _evaluate_by_ids(
     if queries.labels is not None:
         warn(f"{queries.name}: without DATABASE only ids are looked at, not labels")
     xq = _read(queries, progress)[rows]
-    return evaluate_pairs(gallery, xq, ids, at=at, name=queries.name, progress=progress)
+    return evaluate_pairs(gallery, xq, ids, at=at, name=queries.name, progress=progress, check_finite=False)
 
 
 def report_text(found: Mapping[str, Any], as_json: bool) -> str:

@@ -64,6 +64,8 @@ class FeatureSource(Source):
     infinity for a picture.
     """
 
+    known_finite = True
+
     def __init__(self, source: ImageSource, network: Backbone) -> None:
         source.shaped(network.size, network.fit)
         self.source, self.network = source, network

@@ -23,10 +23,10 @@ from ..errors import ConfigError, DataError, IndexFileError, shown, size
 from ..features.files import USUAL, Seeing, as_rows
 from ..files import PathLike, Slot, reserve
 from ..model import Model, encode_source
-from ..targets.head import chain, kind_of, layers, prepend
+from ..targets.pretransform import chain, kind_of, layers, prepend
 from .exporting import SUFFIX, facts, write
-from .gallery import lacks_network
 from .reading import Stored, options_of, read_gallery
+from .searching import lacks_network
 
 FIRST_IDS = 5  # named in messages
 MAX_ID = (1 << 63) - 1
@@ -76,9 +76,9 @@ def append_file(
     """Append a file of rows, or pictures; returns what to tell the user. seeing: how the model looks at pictures."""
     with reserve(gallery, inputs=[p for p in (rows, model) if p is not None], suffix=SUFFIX, what="changed") as slot:
         with open_rows(rows, **{**keys, "labels_key": None}, role="keys") as source:
-            held, books, codes, ids, new = _joined(slot, gallery, source, model, progress, seeing)
+            content, books, codes, ids, new = _joined(slot, gallery, source, model, progress, seeing)
         # Closing says whether the rows were changed while they were read: only then is anything written.
-        n = _rewrite(slot, held, books, codes, ids)
+        n = _rewrite(slot, content, books, codes, ids)
         return (
             f"{slot.name}: {len(new):,} vectors added (ids {new.min()} to {new.max()}), {n:,} in all, "
             f"{size(slot.path.stat().st_size)}"
@@ -93,55 +93,59 @@ def _joined(
     progress: Progress,
     seeing: Seeing = USUAL,
 ) -> tuple[_Content, Codebooks, Codes, Ints, Ints]:
-    """What is held, codebooks, codes and ids of old rows and new, and the ids of the new ones."""
-    held = _Content(path, as_stored=False)
+    """The content of the file, codebooks, codes and ids of old rows and new, and the ids of the new ones."""
+    content = _Content(path, as_stored=False)
     if source.pictures and model is None:
-        raise ConfigError(lacks_network(source, held.card, held.name, int(held.stored.index.d)))
-    encoder = _encoder(held, model)
+        raise ConfigError(lacks_network(source, content.card, content.name, int(content.stored.index.d)))
+    encoder = _encoder(content, model)
     source = as_rows(source, encoder, seeing)
     if source.d != encoder.d_in:
         how = transposed(len(source), source.d, encoder.d_in)
-        raise ConfigError(f"{source.name}: rows have d={source.d}, {held.name} needs d={encoder.d_in}{how}")
+        raise ConfigError(f"{source.name}: rows have d={source.d}, {content.name} needs d={encoder.d_in}{how}")
     if len(source) == 0:
         raise DataError(f"{source.name} holds 0 rows, nothing to append")
     ids = source.ids
     if not source.has_ids:  # row numbers from 0 would only clash
-        start = int(held.ids.max(initial=-1)) + 1
+        start = int(content.ids.max(initial=-1)) + 1
         if start + len(source) > MAX_ID:
-            raise DataError(f"{held.name} holds id {start - 1}, no {len(source):,} numbers follow it; give ids")
+            raise DataError(f"{content.name} holds id {start - 1}, no {len(source):,} numbers follow it; give ids")
         ids = np.arange(start, start + len(source))
-    taken = np.unique(held.ids[_among(held.ids, ids)])
+    taken = np.unique(content.ids[_among(content.ids, ids)])
     if len(taken):
         first = ", ".join(map(str, taken[:FIRST_IDS]))
-        raise DataError(f"ids {first} are already in {held.name} ({len(taken):,} of {len(ids):,}); remove them first")
+        raise DataError(
+            f"ids {first} are already in {content.name} ({len(taken):,} of {len(ids):,}); remove them first"
+        )
     source.merge_copies()
     ids = source.ids if source.has_ids else ids
     books = encoder.codebooks
-    slot.check_space(held.target.nbytes(books.shape, len(held.ids) + len(ids)))
-    codes = np.concatenate([held.codes, encode_source(encoder, source, progress)])
-    return held, books, codes, np.concatenate([held.ids, ids]), ids
+    slot.check_space(content.target.nbytes(books.shape, len(content.ids) + len(ids)))
+    codes = np.concatenate([content.codes, encode_source(encoder, source, progress)])
+    return content, books, codes, np.concatenate([content.ids, ids]), ids
 
 
-def _encoder(held: _Content, model: Model | PathLike | None) -> Model:
+def _encoder(content: _Content, model: Model | PathLike | None) -> Model:
     """The model given, if it is the gallery's own, or the one that stands in the file."""
     if model is not None:
         loaded = model if isinstance(model, Model) else Model.load(model)
-        if loaded.origin != held.card["model_sha256"]:
-            made_by = str(held.card["model_sha256"])[:12]
-            raise ConfigError(f"the model is {loaded.origin[:12]}, {held.name} was made by {made_by}; give that model")
-        bits = held.card["M"] * held.card["nbits"]
+        if loaded.origin != content.card["model_sha256"]:
+            made_by = str(content.card["model_sha256"])[:12]
+            raise ConfigError(
+                f"the model is {loaded.origin[:12]}, {content.name} was made by {made_by}; give that model"
+            )
+        bits = content.card["M"] * content.card["nbits"]
         if bits > loaded.codebooks.bits:
             raise ConfigError(
-                f"{held.name} holds codes of {bits} bits, the model is cut to {loaded.codebooks.bits}; give the whole one"
+                f"{content.name} holds codes of {bits} bits, the model is cut to {loaded.codebooks.bits}; give the whole one"
             )
         return loaded.prefix(bits)
-    if held.card["encoder"] == "model" or "rule" not in held.card or held.books.kind != "product":
+    if content.card["encoder"] == "model" or "rule" not in content.card or content.books.kind != "product":
         # A merged additive book does not tell which part of a sum was whose, and encoding would ask.
-        made_by = str(held.card["model_sha256"])[:12]
-        raise ConfigError(f"{held.name}: new rows need the model its codes came from ({made_by}); give --model")
-    encoder = Chain(held.card["d_in"]).then(*layers(held.stored.index))
-    config = {"method": held.card["method"], "rule": held.card["rule"], "encoder": "folded"}
-    return Model(encoder, held.books, config)
+        made_by = str(content.card["model_sha256"])[:12]
+        raise ConfigError(f"{content.name}: new rows need the model its codes came from ({made_by}); give --model")
+    encoder = Chain(content.card["d_in"]).then(*layers(content.stored.index))
+    config = {"method": content.card["method"], "rule": content.card["rule"], "encoder": "folded"}
+    return Model(encoder, content.books, config)
 
 
 def remove(gallery: PathLike, ids: Any) -> tuple[int, int]:
@@ -150,27 +154,28 @@ def remove(gallery: PathLike, ids: Any) -> tuple[int, int]:
     Raises DataError on bad ids and where no row would be left; the file is then as it was.
     """
     with reserve(gallery, suffix=SUFFIX, what="changed") as slot:
-        found, _, n = _remove(slot, gallery, as_id_set(ids))
-        return found, n
+        removed, _, n = _remove(slot, gallery, as_id_set(ids))
+        return removed, n
 
 
 def remove_file(gallery: PathLike, ids: str) -> str:
     """Remove by '1,2,3' or a file of ids; returns what to tell the user."""
     with reserve(gallery, inputs=[ids], suffix=SUFFIX, what="changed") as slot:
-        found, absent, n = _remove(slot, gallery, read_ids(ids))
+        removed, absent, n = _remove(slot, gallery, read_ids(ids))
     more = f", {absent:,} ids were not there" if absent else ""
-    return f"{slot.name}: {found:,} vectors removed{more}, {n:,} left"
+    return f"{slot.name}: {removed:,} vectors removed{more}, {n:,} left"
 
 
 def _remove(slot: Slot, path: PathLike, ids: Ints) -> tuple[int, int, int]:
-    held, ids = _Content(path), np.unique(ids)
-    gone = _among(held.ids, ids)
-    found = int(gone.sum())
-    if found == len(held.ids):
-        raise DataError(f"{held.name}: nothing would be left; delete the file instead")
-    absent = len(ids) - len(np.unique(held.ids[gone]))
-    n = _rewrite(slot, held, held.books, held.codes[~gone], held.ids[~gone]) if found else len(held.ids)
-    return found, absent, n
+    content, ids = _Content(path), np.unique(ids)
+    gone = _among(content.ids, ids)
+    removed = int(gone.sum())
+    if removed == len(content.ids):
+        raise DataError(f"{content.name}: nothing would be left; delete the file instead")
+    absent = len(ids) - len(np.unique(content.ids[gone]))
+    if not removed:
+        return 0, absent, len(content.ids)
+    return removed, absent, _rewrite(slot, content, content.books, content.codes[~gone], content.ids[~gone])
 
 
 def merge(galleries: Sequence[PathLike], path: PathLike) -> int:
@@ -205,10 +210,10 @@ def merge_files(galleries: Sequence[PathLike], out: PathLike) -> str:
     return f"{shown(out)}: {n:,} vectors from {len(galleries)} galleries"
 
 
-def _among(ids: Ints, few: Ints) -> NDArray[np.bool_]:
-    """Which of many ids are among few others; NumPy's own set functions sort or hash the many."""
-    few = np.append(np.sort(few), -1)  # no id is -1
-    return np.asarray(few[np.searchsorted(few[:-1], ids)] == ids)
+def _among(ids: Ints, others: Ints) -> NDArray[np.bool_]:
+    """Which of many ids are among some others; NumPy's own set functions sort or hash the many."""
+    others = np.append(np.sort(others), -1)  # no id is -1
+    return np.asarray(others[np.searchsorted(others[:-1], ids)] == ids)
 
 
 def _distinct(ids: Ints) -> Ints:
@@ -217,13 +222,13 @@ def _distinct(ids: Ints) -> Ints:
     return out
 
 
-def _rewrite(slot: Slot, held: _Content, books: Codebooks, codes: Codes, ids: Ints) -> int:
+def _rewrite(slot: Slot, content: _Content, books: Codebooks, codes: Codes, ids: Ints) -> int:
     """Build the container anew from codes, behind the encoder that the file had, and write it."""
-    index = held.target.build(books, codes, ids, options_of(held.card, held.target), like=held.stored.index)
-    old = chain(held.stored.index)
-    if kind_of(held.stored.index) == "additive":
+    index = content.target.build(books, codes, ids, options_of(content.card, content.target), like=content.stored.index)
+    old = chain(content.stored.index)
+    if kind_of(content.stored.index) == "additive":
         old = old[:-1]  # build has made a new tile
     index = prepend(old, index)
-    card = {**held.card, "n": len(codes), **facts(held.target, index)}
-    write(slot, index, card, held.target.nbytes(books.shape, len(codes)))
+    card = {**content.card, "n": len(codes), **facts(content.target, index)}
+    write(slot, index, card, content.target.nbytes(books.shape, len(codes)))
     return len(codes)

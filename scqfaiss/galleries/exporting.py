@@ -18,32 +18,37 @@ from ..errors import ConfigError, DataError, IndexFileError, shown, size
 from ..features.files import USUAL, Seeing, as_rows
 from ..files import PathLike, Slot, reserve
 from ..model import Model, check_width, encode_source
-from ..targets import REGISTRY as TARGETS
-from ..targets import gpu
+from ..targets import gpu, make_options
 from ..targets import target as find_target
-from ..targets.base import DEFAULTS, Options, Target
-from ..targets.head import wrap
+from ..targets.base import Target
 from ..targets.ids import lowest_and_repeated
+from ..targets.options import chosen
+from ..targets.pretransform import wrap_index
 from .reading import read_gallery
 
 SUFFIX = ".faissindex"
+NO_OPTIONS: Mapping[str, Any] = {}
 DEFAULT = {"product": "ivfpq", "additive": "lift"}
 
 
 def build(
-    model: Model, codes: Codes, ids: NDArray[np.int64], target: str | None = None, options: Options = DEFAULTS
+    model: Model,
+    codes: Codes,
+    ids: NDArray[np.int64],
+    target: str | None = None,
+    options: Mapping[str, Any] = NO_OPTIONS,
 ) -> tuple[Any, dict[str, Any]]:
     """-> (faiss.Index with the encoder folded in where it can be, index card). Raises ConfigError, DataError."""
-    container = check_target(model, target, options, len(codes))
+    container, chosen_options = check_target(model, target, options, len(codes))
     books = model.codebooks
-    index = container.build(books, books.check_codes(codes), np.ascontiguousarray(ids, np.int64), options)
+    index = container.build(books, books.check_codes(codes), np.ascontiguousarray(ids, np.int64), chosen_options)
     # What comes out of a network's encoder is z: no gallery of it takes what lies between the two.
     folds = model.chain.foldable and not model.takes_pictures
     if folds:
-        index = wrap(index, model.d_in, model.chain.layers)
+        index = wrap_index(index, model.d_in, model.chain.layers)
     card = {
         "target": container.INFO.name,
-        "options": {name: value for name, value in vars(options).items() if value},
+        "options": chosen(chosen_options),
         "rule": model.config["rule"],
         "method": model.config["method"],
         "kind": books.kind,
@@ -73,8 +78,8 @@ def facts(container: Target, index: Any) -> dict[str, Any]:
     return {"faiss": faiss.__version__, "repeated_ids": lowest_and_repeated(index)[1], **container.facts(index)}
 
 
-def check_target(model: Model, name: str | None, options: Options, n: int) -> Target:
-    """The target of that name, or the default for the model's kind of codebooks.
+def check_target(model: Model, name: str | None, values: Mapping[str, Any], n: int) -> tuple[Target, Any]:
+    """The target of that name, or the default for the model's kind of codebooks, and its options from values by name.
 
     Raises ConfigError saying why this model's codes do not fit into it, or which option it does not take for n rows.
     """
@@ -84,11 +89,9 @@ def check_target(model: Model, name: str | None, options: Options, n: int) -> Ta
     reason = container.supports(shape)
     if reason is not None:
         raise ConfigError(f"target {info.name} cannot serve these codes: {reason}")
-    for option in (name for name, value in vars(options).items() if value and name not in info.options):
-        takes = " and ".join(name for name in TARGETS if option in find_target(name).INFO.options)
-        raise ConfigError(f"target {info.name} takes no {option}, {takes} can")
+    options = make_options(info.name, {key: _plain(value) for key, value in values.items()})
     container.check(options, n)
-    return container
+    return container, options
 
 
 def write(slot: Slot, index: Any, card: Mapping[str, Any], nbytes: int = 0) -> None:
@@ -101,20 +104,20 @@ def write(slot: Slot, index: Any, card: Mapping[str, Any], nbytes: int = 0) -> N
         files.seal(f, stream, dict(card))
 
     def check(temporary: Path) -> None:
-        found = read_gallery(temporary)
-        if found.index.ntotal != index.ntotal:
-            raise IndexFileError(f"{slot.name}: read back {found.index.ntotal:,} rows, wrote {index.ntotal:,}")
+        stored = read_gallery(temporary)
+        if stored.index.ntotal != index.ntotal:
+            raise IndexFileError(f"{slot.name}: read back {stored.index.ntotal:,} rows, wrote {index.ntotal:,}")
 
     slot.write(fill, check, nbytes)
 
 
 def encode_for(
-    model: Model, source: Source, slot: Slot, target: str | None, options: Options, progress: Progress
+    model: Model, source: Source, slot: Slot, target: str | None, options: Mapping[str, Any], progress: Progress
 ) -> tuple[Any, dict[str, Any], int]:
     """(index, card, expected bytes) for the rows of a source; the checks that need no rows come first."""
     if len(source) == 0:
         raise DataError(f"{source.name} holds 0 rows, a gallery needs at least 1")
-    container = check_target(model, target, options, len(source))
+    container, _ = check_target(model, target, options, len(source))
     check_width(model, source)
     source.merge_copies()
     nbytes = container.nbytes(model.codebooks.shape, len(source))
@@ -131,16 +134,14 @@ def export(
     ids: Any = None,
     target: str | None = None,
     bits: int | None = None,
-    nlist: int = 0,
-    nprobe: int = 0,
-    refine: int = 0,
     progress: Progress = silent,
+    **options: Any,
 ) -> None:
     """Encode xb (n, d_in) and write a gallery. ids (n,) int64, default 0..n-1.
 
     target: a name of targets.REGISTRY, default ivfpq, or lift for additive codebooks. bits: only so many of every code, for
-    models whose codes are nested (see Model.prefix); the gallery goes with the whole model all the same. nlist, nprobe,
-    refine: see targets.base.Options.
+    models whose codes are nested (see Model.prefix); the gallery goes with the whole model all the same. options: those of
+    the target, by name (see targets.options); None leaves one to the target.
 
     Raises DataError on bad rows or ids, ConfigError on parts that do not fit, WriteError when nothing could be written;
     a file that stood at `path` is then as it was.
@@ -149,7 +150,6 @@ def export(
         model = Model.load(model)
     model = _cut(model, bits)
     with reserve(path, suffix=SUFFIX, what="exported") as slot:
-        options = Options(*(_plain(value) for value in (nlist, nprobe, refine)))
         write(slot, *encode_for(model, ArraySource(xb, ids=ids, name="xb"), slot, target, options, progress))
 
 
@@ -175,20 +175,17 @@ def export_file(
     *,
     target: str | None = None,
     bits: int | None = None,
-    nlist: int = 0,
-    nprobe: int = 0,
-    refine: int = 0,
     keys: Mapping[str, Any],
     seeing: Seeing = USUAL,
     progress: Progress = silent,
+    **options: Any,
 ) -> str:
     """Export a file of rows, or pictures; returns what to tell the user. keys: arguments of open_rows. seeing: how the
-    model looks at pictures.
+    model looks at pictures. options: those of the target, by name.
     """
     with reserve(out, inputs=[model_path, rows_path], suffix=SUFFIX, what="exported") as slot:
         model = _cut(Model.load(model_path), bits)
         with open_rows(rows_path, **{**keys, "labels_key": None}, role="keys") as source:
-            options = Options(nlist, nprobe, refine)
             rows = as_rows(source, model, seeing, shown(model_path))
             index, card, nbytes = encode_for(model, rows, slot, target, options, progress)
         # Closing says whether the rows were changed while they were read: only then is anything written.
@@ -207,11 +204,9 @@ def export_plan(
     *,
     target: str | None,
     bits: int | None = None,
-    nlist: int = 0,
-    nprobe: int = 0,
-    refine: int = 0,
     keys: Mapping[str, Any],
     seeing: Seeing = USUAL,
+    **options: Any,
 ) -> str:
     """What an export would write; reads no features and looks at no picture."""
     files.check_target(out, inputs=[model_path, rows_path], suffix=SUFFIX)
@@ -221,8 +216,8 @@ def export_plan(
             raise ConfigError(f"{source.name}: rows have d={source.d}, {shown(model_path)} needs d={model.d_in}")
         what = "pictures: {:,}, to features of d={}" if source.pictures else "rows: {:,} of d={}"
         n = len(np.unique(source.ids)) if source.copies else len(source)
-    container = check_target(model, target, Options(nlist, nprobe, refine), n)
-    on_gpu = gpu.reason(model.codebooks.shape)
+    container, _ = check_target(model, target, options, n)
+    on_gpu = gpu.unsupported_reason(model.codebooks.shape)
     return "\n".join(
         [
             what.format(n, model.d_in),

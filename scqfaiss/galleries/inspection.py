@@ -1,4 +1,4 @@
-"""`scqfaiss info`: what a gallery, a model or a file of rows holds."""
+"""What a gallery, a model or a file of rows holds, and whether a file is whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data import Source, open_rows
 from ..data.images import ImageSource
-from ..errors import shown, size
+from ..errors import IndexFileError, shown, size
 from ..files import PathLike
 
 
@@ -33,14 +33,14 @@ def facts(path: PathLike, keys: Mapping[str, Any]) -> dict[str, Any]:
                 "distinct_keys": len(np.unique(source.ids)),
                 "checksums": _checksums(source),
             }
-        what: dict[str, Any] = {"kind": "rows", "rows": len(source), "d": source.d}
+        kind_facts: dict[str, Any] = {"kind": "rows", "rows": len(source), "d": source.d}
         if isinstance(source, ImageSource):
             source.prove()  # a listing alone would not tell whether they can be used
-            what = {"kind": "pictures", "pictures": len(source)}
+            kind_facts = {"kind": "pictures", "pictures": len(source)}
         used = [] if source.labels is None else np.flatnonzero(source.labels.counts()).tolist()
         if source.labels is not None and len(used) < source.labels.C:
-            what["class_numbers"] = used
-        return what | {
+            kind_facts["class_numbers"] = used
+        return kind_facts | {
             "labels": "none" if source.labels is None else "many" if source.labels.many else "one",
             "classes": len(used),
             "class_names": source.labels.class_names if source.labels else None,
@@ -71,7 +71,7 @@ def gallery_facts(path: PathLike) -> dict[str, Any]:
     if gallery.card:
         container = target(gallery.card["target"])
         info = container.INFO
-        on_gpu = gpu.reason(codebooks.shape)
+        on_gpu = gpu.unsupported_reason(codebooks.shape)
         out["gpu"] = "yes" if on_gpu is None else f"no: {on_gpu}"
         out |= {
             "faiss_class": info.faiss_class,
@@ -104,11 +104,11 @@ def model_facts(path: PathLike) -> dict[str, Any]:
 
 def describe_file(path: PathLike, as_json: bool, keys: Mapping[str, Any]) -> str:
     """The facts as one JSON object, or as lines for a person."""
-    found = facts(path, keys)
+    file_facts = facts(path, keys)
     if as_json:
-        return json.dumps(found, sort_keys=True)
-    lines = [f"{shown(path)}: {found.pop('kind')}"]
-    for key, value in found.items():
+        return json.dumps(file_facts, sort_keys=True)
+    lines = [f"{shown(path)}: {file_facts.pop('kind')}"]
+    for key, value in file_facts.items():
         # Keys are text out of the file, too.
         if value is None or (isinstance(value, dict) and not value):
             continue
@@ -120,3 +120,17 @@ def describe_file(path: PathLike, as_json: bool, keys: Mapping[str, Any]) -> str
             value = f"{value:,} ({size(value)})"
         lines.append(f"  {shown(key.replace('_', ' '))}: {shown(str(value))}")
     return "\n".join(lines)
+
+
+def verify_file(path: PathLike) -> str:
+    """Full verification of a gallery or a model; returns one line. Raises when anything is wrong."""
+    from ..model import Model
+    from .reading import read_gallery
+
+    if Path(path).suffix == ".safetensors":
+        model = Model.load(path)
+        return f"{shown(path)}: valid, model of method {shown(model.config['method'])}, SHA-256 {model.sha256[:12]}"
+    stored = read_gallery(path)
+    if stored.card is None:
+        raise IndexFileError(f"{shown(path)}: no checksum, nothing to verify: written by another program, or cut off")
+    return f"{shown(path)}: valid, {stored.index.ntotal:,} vectors, checksum and card agree"

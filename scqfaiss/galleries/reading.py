@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
@@ -13,140 +12,20 @@ import numpy as np
 
 from .. import files
 from ..codebooks import Shape
-from ..errors import ConfigError, IndexFileError, ResourceError, shown
+from ..errors import ConfigError, IndexFileError, shown
 from ..files import PathLike
-from ..forks import Lock
 from ..metadata import check_card, told
 from ..targets import REGISTRY as TARGETS
 from ..targets import target as find_target
-from ..targets.base import Options, Target, check_options, product_books
-from ..targets.head import inner
+from ..targets.base import Target, product_books
 from ..targets.ids import behind_ids, lowest_and_repeated
-from ..targets.product_tables import ProductTables
+from ..targets.options import check as check_options
+from ..targets.pretransform import unwrap_index
 from ..targets.reshape import merged, split
-from ..targets.walk import walk
+from ..targets.validation import validate
+from .index_reader import load_index
 
-MIN_FAISS = (1, 14, 2)  # the first with limits on what a file may make it allocate
-# FAISS holds sizes that never stand in the file (d_in * d_out * 4 of a transform) to the limit too, hence the floor.
-BYTE_LIMIT_FLOOR = 256 << 20
-LOOP_LIMIT_FLOOR = 10**6
 MERGED_ROUNDING = 1e-6  # of the largest number in the books: sums of two float32
-LOOK_BYTES = 96 << 20  # read to find out whether a file without a card has inverted lists
-_limits_lock = Lock()  # the limits are process-wide
-
-
-@contextmanager
-def _read_limits(nbytes: int, loops: int) -> Iterator[None]:
-    if not hasattr(faiss, "set_deserialization_vector_byte_limit"):
-        need = ".".join(map(str, MIN_FAISS))
-        raise ConfigError(
-            f'FAISS {faiss.__version__} is too old, needs {need} or newer: pip install -U "scqfaiss[cpu]"'
-        )
-    with _limits_lock:
-        before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
-        faiss.set_deserialization_vector_byte_limit(nbytes)
-        faiss.set_deserialization_loop_limit(loops)
-        try:
-            yield
-        finally:
-            faiss.set_deserialization_vector_byte_limit(before[0])
-            faiss.set_deserialization_loop_limit(before[1])
-
-
-class _Enough(Exception):
-    """A look at the head of a file has seen what it came for."""
-
-
-def _load(f: BinaryIO, name: str, stream: int | None, mapped: bool = False) -> tuple[Any, int]:
-    """The index at the start of the open file and the bytes FAISS read; at most `stream` of them where that is known.
-
-    mapped: lists and codes stay in the file, read when they are searched.
-    """
-    size = os.fstat(f.fileno()).st_size
-    end, used, look = size if stream is None else stream, 0, mapped
-    f.seek(0)
-
-    limits = max(size, BYTE_LIMIT_FLOOR), max(LOOP_LIMIT_FLOOR, size // 8)
-    refused: list[BaseException] = []
-    lists, tables = False, ProductTables()
-
-    def get(n: int) -> bytes:
-        nonlocal used, lists
-        try:
-            if look and used + n > LOOK_BYTES:
-                raise _Enough
-            block = f.read(min(n, end - used))
-        except BaseException as error:  # a failing disk or Ctrl-C: neither says anything about the file
-            refused.append(error)
-            raise
-        used += len(block)
-        tables(block)
-        lists = lists or block == b"ilar"
-        if block == b"ilod":  # lists kept in another file, which FAISS would open by the name it finds here
-            raise RuntimeError(block)
-        return block
-
-    try:
-        if not mapped:
-            with _read_limits(*limits):
-                index = faiss.read_index(faiss.PyCallbackIOReader(get))
-            return _null(index), used
-        # FAISS maps either inverted lists or flat codes, and only by a path. Under both flags lists that claim to stand in
-        # another file are not opened: that for lists leaves data where it is.
-        of_lists = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
-        flags, whole = of_lists, False
-        # A first look goes through `get`: with the flag for lists FAISS gives up where they begin, because `get` is no
-        # file, and at large arrays by the limit. A damaged head must not reach the reader of flat codes: it may crash.
-        try:
-            with _read_limits(LOOK_BYTES, limits[1]):
-                faiss.read_index(faiss.PyCallbackIOReader(get), of_lists)
-            whole = True
-        except (RuntimeError, _Enough) as error:  # FAISS hands on what `get` raises, or words of its own
-            if refused and not isinstance(refused[0], _Enough):
-                raise
-            if tables.refused or (not lists and not refused and "limit" not in str(error)):
-                raise
-            refused.clear()
-        flags = of_lists if lists else of_lists | faiss.IO_FLAG_MMAP_IFC
-        # The same descriptor under a name: a file swapped in meanwhile cannot mix.
-        path = f"/proc/self/fd/{f.fileno()}"
-        with _read_limits(*limits):
-            try:
-                index = faiss.read_index(path, flags)
-            except RuntimeError:
-                if flags == of_lists:
-                    raise
-                index = faiss.read_index(path, of_lists)  # lists behind more than that look saw
-        _null(index)
-        if not whole:
-            used = _end_of_lists(index, end)
-        if used > end:
-            raise IndexFileError(f"{name}: not a FAISS index, or damaged")
-        return index, used
-    except (RuntimeError, OSError) as error:
-        if refused and isinstance(refused[0], OSError):
-            why = os.strerror(refused[0].errno or 0)
-            raise IndexFileError(f"{name}: cannot be read ({why})") from error
-        if refused:
-            raise refused[0] from None
-        if "limit" in str(error):
-            raise ResourceError(f"{name}: claims more data than a file of {size:,} bytes can hold") from error
-        raise IndexFileError(f"{name}: not a FAISS index, or damaged") from error
-    except MemoryError as error:
-        raise ResourceError(f"{name}: claims more data than memory can hold") from error
-
-
-def _end_of_lists(index: Any, end: int) -> int:
-    """Where mapped lists end in the file, of which FAISS only checks that they begin there; `end` where there are none: of
-    flat codes FAISS sees that they lie in the file.
-    """
-    ivf = inner(index)  # of a transform with nothing behind it, None: the walk refuses that
-    has_lists = isinstance(ivf, faiss.IndexIVF) and ivf.invlists is not None
-    lists = faiss.downcast_InvertedLists(ivf.invlists) if has_lists else None
-    if not isinstance(lists, faiss.OnDiskInvertedLists) or not lists.nlist:
-        return end
-    last = lists.lists.at(lists.nlist - 1)
-    return int(last.offset) + int(last.size) * (8 + int(lists.code_size))
 
 
 @dataclass(frozen=True)
@@ -160,31 +39,29 @@ class Stored:
     target: Target | None = None
     stamp: Any = None
 
+    @staticmethod
+    def of(index: Any, card: Mapping[str, Any] | None = None) -> Stored:
+        """An index in memory, as a file with this card would hold it."""
+        return Stored(index, card, target_of(index, (card or {}).get("target")))
+
     @property
     def shape(self) -> Shape | None:
         """The codes' shape as the card has it, which tells of books that stand merged."""
         return None if self.card is None else shape_of_card(self.card)
 
 
-def _null(index: Any) -> Any:
-    """FAISS reads the mark of an absent index as one."""
-    if index is None:
-        raise RuntimeError("there is no index")
-    return index
-
-
 def shape_of_card(card: Mapping[str, Any]) -> Shape:
     return Shape(card["kind"], card["M"], card["nbits"], card["d"], card["metric"])
 
 
-def options_of(card: Mapping[str, Any], target: Target) -> Options:
+def options_of(card: Mapping[str, Any], target: Target) -> Any:
     """The options that a gallery was exported with. Raises IndexFileError for such as no export writes."""
-    found = card.get("options", {})
+    stored = card.get("options", {})
     try:
-        options = Options(**found)  # TypeError: no object, or of other names
-        check_options(target.INFO, options)
+        options = TARGETS[target.INFO.name].Options(**stored)  # TypeError: no object, or of other names
+        check_options(options)
     except (TypeError, ConfigError) as error:
-        raise IndexFileError(f"the card says options={told(found)}, which no export writes") from error
+        raise IndexFileError(f"the card says options={told(stored)}, which no export writes") from error
     return options
 
 
@@ -205,7 +82,7 @@ def read_gallery(path: PathLike, *, verify: bool = True, mmap: bool = False) -> 
         card = stream = None
         if files.has_footer(f):
             card, stream = files.read_footer(f, name, hash_all=verify)
-        index, used = _load(f, name, stream, mmap)
+        index, used = load_index(f, name, stream, mmap)
         if stream is not None and used != stream:
             raise IndexFileError(f"{name}: the index ends after {used:,} bytes, the card says {stream:,}")
         if stream is None and used != os.fstat(f.fileno()).st_size:
@@ -214,7 +91,7 @@ def read_gallery(path: PathLike, *, verify: bool = True, mmap: bool = False) -> 
             )
         stamp = stamp_of(f)
     try:
-        walk(index, mmap)
+        validate(index, mmap)
     except IndexFileError as error:
         raise IndexFileError(f"{name}: {error}") from error
     target = target_of(index, (card or {}).get("target"))
@@ -240,22 +117,22 @@ def _compare(card: Mapping[str, Any], index: Any, target: Target | None, name: s
     check_card(card, name)
     if target is None:
         raise IndexFileError(
-            f"{name}: the card says target={told(card.get('target'))}, the index is a {type(inner(index)).__name__}"
+            f"{name}: the card says target={told(card.get('target'))}, the index is a {type(unwrap_index(index)).__name__}"
         )
     stored = target.shape_of(index)
-    found = {"target": target.INFO.name, "n": index.ntotal}
+    actual = {"target": target.INFO.name, "n": index.ntotal}
     if card.get("nbits") == 4 and card.get("M") == 2 * stored.M and stored.nbits == 8:
         stored = replace(stored, M=2 * stored.M, nbits=4)  # 4-bit books that stand in pairs: see targets/reshape.py
-    found |= {"kind": stored.kind, "d": stored.d, "M": stored.M, "nbits": stored.nbits, "K": stored.K}
-    found["metric"] = stored.metric
+    actual |= {"kind": stored.kind, "d": stored.d, "M": stored.M, "nbits": stored.nbits, "K": stored.K}
+    actual["metric"] = stored.metric
     if card["encoder"] != "model":
-        found["d_in"] = index.d
+        actual["d_in"] = index.d
     try:
         options_of(card, target)
     except IndexFileError as error:
         raise IndexFileError(f"{name}: {error}") from error
-    found |= {key: value for key, value in target.facts(index).items() if key in card}  # the first files lack them
-    for key, value in found.items():
+    actual |= {key: value for key, value in target.facts(index).items() if key in card}  # the first files lack them
+    for key, value in actual.items():
         if type(card.get(key)) is not type(value) or card.get(key) != value:
             raise IndexFileError(f"{name}: the card says {key}={told(card.get(key))}, the index has {value}")
     if "bits" in card and card["bits"] != card["M"] * card["nbits"]:
@@ -269,7 +146,7 @@ def _compare(card: Mapping[str, Any], index: Any, target: Target | None, name: s
 
 def _unmerged(target: Target, index: Any, shape: Shape) -> str | None:
     """What is wrong with 8-bit books that the card calls pairs of 4-bit books, or None."""
-    core = inner(index) if isinstance(inner(index), faiss.IndexIVFPQ) else behind_ids(index)
+    core = unwrap_index(index) if isinstance(unwrap_index(index), faiss.IndexIVFPQ) else behind_ids(index)
     coarse = faiss.downcast_index(core.quantizer) if isinstance(core, faiss.IndexIVFPQ) else core
     books = product_books(coarse if isinstance(coarse, faiss.IndexPQ) else core, shape.kind)
     pairs, codes = split(books, np.zeros((0, books.M), np.uint8), shape)
@@ -284,11 +161,11 @@ def _unmerged(target: Target, index: Any, shape: Shape) -> str | None:
 
 def _compare_ids(card: Mapping[str, Any], index: Any, name: str) -> None:
     """Raise IndexFileError for ids below 0, FAISS's mark for no row, and where more rows repeat an id than the card says."""
-    low, found = lowest_and_repeated(index)
+    low, repeated = lowest_and_repeated(index)
     if low < 0:
         raise IndexFileError(f"{name}: the index holds id {low}, ids are 0 or larger")
     allowed = card.get("repeated_ids")  # older galleries do not count them
-    if allowed is not None and found != allowed:
+    if allowed is not None and repeated != allowed:
         raise IndexFileError(
-            f"{name}: the card says {allowed:,} rows repeat an id, in the index {found:,} do; export again"
+            f"{name}: the card says {allowed:,} rows repeat an id, in the index {repeated:,} do; export again"
         )

@@ -14,7 +14,8 @@ from .. import faiss_calls
 from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError
 from ..faiss_calls import Hits, Ranges
-from .head import inner
+from .options import check as check_options
+from .pretransform import unwrap_index
 
 METRIC = {"ip": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
 Ids = NDArray[np.int64]
@@ -22,8 +23,8 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TargetInfo:
-    """name; FAISS class; kind of codebooks; whether id selectors, range search and memory mapping of the bulk work;
-    exact: every score is the code's own and the best are found; options it takes beside the codes.
+    """name; FAISS class; kinds of codebooks; whether id selectors and range search work; exact: every score is the code's
+    own and the best are found.
     """
 
     name: str
@@ -32,25 +33,8 @@ class TargetInfo:
     filter: bool
     range: bool
     exact: bool
-    options: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
-class Options:
-    """What an export may ask of a target beside the codes; 0 leaves it to the target.
-
-    nlist: inverted lists. nprobe: lists visited by a search that says nothing else. refine: candidates per hit that are
-    scored again exactly; -1: none.
-    """
-
-    nlist: int = 0
-    nprobe: int = 0
-    refine: int = 0
-
-
-DEFAULTS = Options()
-MAX_LISTS = 1 << 24
-MAX_REFINE = 1000  # candidates a hit
 COMPARED = 4096  # rows
 
 
@@ -67,9 +51,10 @@ class Target(ABC):
         """None, or the reason why codebooks of this shape cannot be stored here."""
 
     @abstractmethod
-    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
+    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Any = None, like: Any = None) -> Any:
         """Codebooks, codes (n, M) and ids (n,) -> a filled faiss.Index that takes queries of dimension codebooks.d.
 
+        options: of the dataclass that the registry names for this target, or None for its defaults.
         like: an index of this target whose learned lists, if it has any, are taken over instead of learned anew.
         """
 
@@ -97,9 +82,9 @@ class Target(ABC):
     def nbytes(self, shape: Shape, n: int) -> int:
         """Bytes of the FAISS stream for n rows, to within a few kilobytes (buckets: at most)."""
 
-    def check(self, options: Options, n: int) -> None:
-        """Raise ConfigError for options out of range for n rows, or that this target does not take. Reads no rows."""
-        check_options(self.INFO, options)
+    def check(self, options: Any, n: int) -> None:
+        """Raise ConfigError for options out of range for n rows. Reads no rows."""
+        check_options(options)
 
     def ranges(self, index: Any) -> bool:
         """Whether range_search works on this index."""
@@ -107,7 +92,7 @@ class Target(ABC):
 
     def facts(self, index: Any) -> dict[str, Any]:
         """What the card says of the container beside its name."""
-        ivf = inner(index)
+        ivf = unwrap_index(index)
         if not isinstance(ivf, faiss.IndexIVF):
             return {}
         return {"nlist": ivf.nlist, "nprobe": ivf.nprobe, "by_residual": bool(ivf.by_residual)}
@@ -118,24 +103,13 @@ class Target(ABC):
 
     def range_search(self, index: Any, x: NDArray[np.float32], radius: float, *, sel: Any = None) -> Ranges:
         """All rows better than radius -> lims (nq + 1,), D, I: row q owns D[lims[q] : lims[q + 1]], in no order."""
-        nprobe = getattr(inner(index), "nlist", None)
+        nprobe = getattr(unwrap_index(index), "nlist", None)
         return faiss_calls.range_search(index, x, radius, parameters(index, sel, nprobe))
-
-
-def check_options(info: TargetInfo, options: Options) -> None:
-    """Raise ConfigError for options out of range, or that a target does not take."""
-    for option, value in vars(options).items():
-        low = -1 if option == "refine" else 0
-        high = MAX_REFINE if option == "refine" else MAX_LISTS
-        if type(value) is not int or not low <= value <= high:
-            raise ConfigError(f"{option} is {value!r}, needs a whole number from {low} to {high:,}")
-        if value and option not in info.options:
-            raise ConfigError(f"target {info.name} takes no {option}")
 
 
 def parameters(index: Any, sel: Any = None, nprobe: int | None = None, **more: Any) -> Any:
     """Search parameters of an inverted-list index, or None where there is nothing to say or nobody to say it to."""
-    ivf = inner(index)
+    ivf = unwrap_index(index)
     if not isinstance(ivf, faiss.IndexIVF):
         return None
     if sel is not None:

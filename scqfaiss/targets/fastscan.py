@@ -24,9 +24,7 @@ from ..errors import ConfigError
 from ..faiss_calls import Hits, Ranges
 from .base import (
     COMPARED,
-    DEFAULTS,
     Ids,
-    Options,
     Target,
     TargetInfo,
     kind_reason,
@@ -35,11 +33,13 @@ from .base import (
     product_shape,
     table_bytes,
 )
-from .head import kind_of, prepend, through
 from .ids import behind_ids, ids_at, ids_of, with_ids
+from .options import RefineOptions
 from .pq import codes_of, index_pq
+from .pretransform import apply_transforms, kind_of, prepend
 from .reshape import as_product, gathered, merged, merged_shape, parts_of, split, spread
 
+DEFAULTS = RefineOptions()
 REFINE = {"product": 256, "additive": 32}  # candidates per hit: all 10 best of all queries on 54,000 rows of CIFAR-10
 MOST_CANDIDATES = 1 << 23  # of all queries at a time, 100 MB
 
@@ -52,7 +52,6 @@ class FastScan(Target):
         filter=False,
         range=True,
         exact=False,
-        options=frozenset({"refine"}),
     )
 
     def supports(self, shape: Shape) -> str | None:
@@ -62,7 +61,9 @@ class FastScan(Target):
             return "a sum of inner products is no distance; use target residual"
         return kind_reason(self.INFO, shape)
 
-    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
+    def build(
+        self, codebooks: Codebooks, codes: Codes, ids: Ids, options: RefineOptions = DEFAULTS, like: Any = None
+    ) -> Any:
         """-> faiss.IndexPQFastScan, inside a faiss.IndexRefine unless options.refine is -1, behind a tile if additive."""
         if codebooks.kind == "additive":
             codebooks, codes = _spread(codebooks, codes)
@@ -88,16 +89,15 @@ class FastScan(Target):
         scan, exact = _parts(index)
         if exact is None:
             return None
-        shape, own = merged_shape(product_shape(scan)), product_shape(exact)
-        if shape != own:
-            return f"the scan holds {scan.pq.M} x 4 bits, its second stage {own.M} x {own.nbits}, not {shape.M} x {shape.nbits}"
-        want, found = merged(product_books(scan), np.zeros((0, scan.pq.M), np.uint8))[0], product_books(exact)
-        different = np.argwhere(want.centroids != found.centroids)
+        shape, refined = merged_shape(product_shape(scan)), product_shape(exact)
+        if shape != refined:
+            of_stage = f"{refined.M} x {refined.nbits}, not {shape.M} x {shape.nbits}"
+            return f"the scan holds {scan.pq.M} x 4 bits, its second stage {of_stage}"
+        expected, stored = merged(product_books(scan), np.zeros((0, scan.pq.M), np.uint8))[0], product_books(exact)
+        different = np.argwhere(expected.centroids != stored.centroids)
         if len(different):
             at = tuple(different[0])
-            return (
-                f"codebook {at[0]} of the scan says {want.centroids[at]:g}, of its second stage {found.centroids[at]:g}"
-            )
+            return f"codebook {at[0]} of the scan says {expected.centroids[at]:g}, of its second stage {stored.centroids[at]:g}"
         n, size = int(scan.ntotal), int(exact.code_size)
         step = 32 * COMPARED  # whole blocks of rows
         for i in range(0, n, step):
@@ -130,14 +130,14 @@ class FastScan(Target):
                 1.0, min(behind_ids(index).k_factor, index.ntotal / k)
             )  # FAISS asks for more rows than there are
         step = max(1, int(MOST_CANDIDATES / (k * factor)))
-        found = [self._scan(index, x[i : i + step], k, factor) for i in range(0, max(len(x), 1), step)]
-        D, I = found[0] if len(found) == 1 else (np.concatenate(part) for part in zip(*found, strict=True))
+        parts = [self._scan(index, x[i : i + step], k, factor) for i in range(0, max(len(x), 1), step)]
+        D, I = parts[0] if len(parts) == 1 else (np.concatenate(part) for part in zip(*parts, strict=True))
         short = np.flatnonzero((I[:, : min(k, index.ntotal)] < 0).any(1))
         if len(short):
-            rest = through(index, np.ascontiguousarray(x[short]))
+            queries = apply_transforms(index, np.ascontiguousarray(x[short]))
             if exact is None:
                 exact = index_pq(product_books(scan), unblocked(scan))
-            D[short], I[short] = faiss_calls.search(exact, rest, k)
+            D[short], I[short] = faiss_calls.search(exact, queries, k)
             I[short] = np.where(I[short] < 0, -1, ids_at(index, I[short]))
         return D, I
 
@@ -156,7 +156,7 @@ class FastScan(Target):
         _, exact = _parts(index)
         if exact is None:
             raise ConfigError("fast scan without refine has no range search; export without --refine -1")
-        lims, D, I = super().range_search(exact, through(index, x), radius)
+        lims, D, I = super().range_search(exact, apply_transforms(index, x), radius)
         return lims, D, ids_at(index, I)
 
     def nbytes(self, shape: Shape, n: int) -> int:
@@ -210,8 +210,8 @@ def unblocked(scan: Any, first: int = 0, rows: int | None = None) -> Codes:
     """The codes (rows, M) of a faiss.IndexPQFastScan, whose rows stand in blocks of 32; first: a multiple of that."""
     rows = scan.ntotal - first if rows is None else rows
     size, length = 16 * scan.M2, scan.codes.size()  # M2 nibbles of 32 rows
-    held = faiss.rev_swig_ptr(scan.codes.data(), length) if length else np.zeros(0, np.uint8)
-    blocks = held[first // 32 * size : -(-(first + rows) // 32) * size].reshape(-1, size)
+    stored = faiss.rev_swig_ptr(scan.codes.data(), length) if length else np.zeros(0, np.uint8)
+    blocks = stored[first // 32 * size : -(-(first + rows) // 32) * size].reshape(-1, size)
     place, shift = _layout(scan.M)
     codes = blocks[:, place] >> shift.astype(np.uint8) & 15  # block row m
     return np.ascontiguousarray(codes.reshape(-1, scan.M)[:rows])

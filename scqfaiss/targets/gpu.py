@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from .. import faiss_calls
 from ..codebooks import Codebooks, Codes, Shape
-from ..errors import ConfigError, DataError, ResourceError
+from ..errors import ConfigError, ResourceError
 from ..faiss_calls import Hits
 from .base import Ids
-from .head import chain, inner, prepend
 from .ivfpq import one_list
+from .pretransform import chain, prepend, unwrap_index
 from .reshape import as_product, merged, merged_shape, padded
 
 # Books that the kernels of IVFPQ take (faiss/gpu/impl/IVFPQ.cu) and whose look-up tables, 4 M 256 bytes, fit into the 48 KiB
@@ -36,7 +36,7 @@ ZERO_LISTS = 16
 MAX_BATCH = 1 << 14
 
 
-def reason(shape: Shape) -> str | None:
+def unsupported_reason(shape: Shape) -> str | None:
     """None, or why codes of this shape cannot be searched on a GPU."""
     stored = merged_shape(shape)
     if stored.nbits != 8:
@@ -71,15 +71,15 @@ def number_of(device: str) -> int:
         raise ConfigError(f"device is '{device}', needs cpu, cuda or cuda:N")
     if "GPU" not in faiss.get_compile_options().split():
         raise ConfigError(f'device {device}: this FAISS is built for the CPU: pip install "scqfaiss[gpu]"')
-    found = count()
-    if int(number or 0) >= found:
-        raise ConfigError(f"device {device}: FAISS sees {found} GPUs")
+    available = count()
+    if int(number or 0) >= available:
+        raise ConfigError(f"device {device}: FAISS sees {available} GPUs")
     return int(number or 0)
 
 
 def form(codebooks: Codebooks, codes: Codes, ids: Ids, nlist: int = ZERO_LISTS) -> Any:
-    """Any codes -> the IndexIVFPQ, behind transforms, that a GPU takes. Raises ConfigError as `reason` says."""
-    why = reason(codebooks.shape)
+    """Any codes -> the IndexIVFPQ, behind transforms, that a GPU takes. Raises ConfigError as `unsupported_reason` says."""
+    why = unsupported_reason(codebooks.shape)
     if why is not None:
         raise ConfigError(f"these codes cannot be searched on a GPU: {why}")
     # Merged first: the sum of two additive codewords is half as wide as both side by side.
@@ -120,20 +120,18 @@ class OnGpu:
         if hasattr(options, "use_cuvs"):
             options.use_cuvs = False
         try:
-            self._core = faiss.index_cpu_to_gpu(self._resources, number, inner(index), options)
+            self._core = faiss.index_cpu_to_gpu(self._resources, number, unwrap_index(index), options)
         except RuntimeError as error:
             raise ResourceError(f"the GPU does not take the index ({_why(error)})") from error
 
     def search(self, x: NDArray[np.float32], k: int) -> Hits:
         """x: encoded rows, (nq, d of the codebooks) or wider by repeating themselves, as additive containers ask for.
 
-        Raises ConfigError for k above 2,048, DataError for rows that are not finite, ResourceError without memory.
+        The rows are finite, as queries.prepared gives them: no list is found for any other, and the kernels for wide books
+        do not look. Raises ConfigError for k above 2,048, ResourceError without memory.
         """
         if k > MAX_K:
             raise ConfigError(f"k is {k:,}, a GPU search gives at most {MAX_K:,}; use device cpu")
-        finite = np.isfinite(x).all(1)
-        if not finite.all():  # no list is found for such a row, and the kernels for wide books do not look
-            raise DataError(f"queries: row {int(finite.argmin()):,} is not finite after encoding")
         D, I = np.empty((len(x), k), np.float32), np.empty((len(x), k), np.int64)
         for i in range(0, len(x), MAX_BATCH):
             q = x[i : i + MAX_BATCH, : self._d]

@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 
 from .base import Ids
-from .head import inner
+from .pretransform import unwrap_index
 
 
 def with_ids(index: Any, ids: Ids) -> Any:
@@ -33,19 +33,19 @@ def without_ids(index: Any) -> tuple[Any, Ids]:
 
 def behind_ids(index: Any) -> Any:
     """The same without a copy of the ids."""
-    index = inner(index)
+    index = unwrap_index(index)
     return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
 
 
 def ids_of(index: Any) -> Ids:
     """(n,) the ids of all positions."""
-    index = inner(index)
+    index = unwrap_index(index)
     return faiss.vector_to_array(index.id_map) if isinstance(index, faiss.IndexIDMap) else np.arange(index.ntotal)
 
 
 def ids_at(index: Any, places: Ids) -> Ids:
     """The ids of some positions, without a copy of the others."""
-    index = inner(index)
+    index = unwrap_index(index)
     if not isinstance(index, faiss.IndexIDMap) or not places.size:
         return places
     ids: Ids = faiss.rev_swig_ptr(index.id_map.data(), index.id_map.size())[places]
@@ -57,7 +57,7 @@ SORTED_AT_A_TIME = 1 << 24  # ids, 128 MB: those of a memory-mapped file are not
 
 def _blocks(index: Any) -> Iterator[Ids]:
     """The ids of all rows, piece by piece and without a copy; nothing where they are 0..n-1 by their places."""
-    index = inner(index)
+    index = unwrap_index(index)
     if isinstance(index, faiss.IndexIDMap):
         size = index.id_map.size()
         if size:
@@ -72,18 +72,24 @@ def _blocks(index: Any) -> Iterator[Ids]:
 def id_pieces(index: Any) -> Iterator[Ids]:
     """The same in few pieces: thousands of short lists are copied together, long ones stay where they are."""
     short: list[Ids] = []
-    held = 0
+    pending = 0
     for ids in _blocks(index):
         if len(ids) >= SORTED_AT_A_TIME // 16:
             yield ids
             continue
         short.append(ids)
-        held += len(ids)
-        if held >= SORTED_AT_A_TIME:
+        pending += len(ids)
+        if pending >= SORTED_AT_A_TIME:
             yield np.concatenate(short)
-            short, held = [], 0
+            short, pending = [], 0
     if short:
         yield np.concatenate(short) if len(short) > 1 else short[0]
+
+
+def all_ids(index: Any) -> Ids:
+    """(n,) a copy of the ids of all rows, in no order: without a look at their codes."""
+    pieces = list(id_pieces(index))
+    return np.concatenate(pieces) if pieces else np.arange(index.ntotal)
 
 
 def lowest_and_repeated(index: Any) -> tuple[int, int]:

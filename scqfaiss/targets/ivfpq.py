@@ -16,10 +16,8 @@ from .. import faiss_calls
 from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError
 from .base import (
-    DEFAULTS,
     METRIC,
     Ids,
-    Options,
     Target,
     TargetInfo,
     kind_reason,
@@ -28,10 +26,12 @@ from .base import (
     product_shape,
     table_bytes,
 )
-from .head import inner, kind_of
 from .lists import decoded, ivfpq, kmeans, rows_of
+from .options import ListOptions
+from .pretransform import kind_of, unwrap_index
 from .reshape import merged, merged_shape, split
 
+DEFAULTS = ListOptions()
 TRAIN_ROWS = 64  # rows a list that k-means looks at
 NPROBE_SHARE = 16  # of the lists are visited unless the file or the search says otherwise
 
@@ -49,13 +49,13 @@ def one_list(codebooks: Codebooks, codes: Codes, ids: Ids, nlist: int = 1) -> An
 
 def is_flat_ivfpq(index: Any) -> bool:
     """Whether an index, behind its encoder, is an IndexIVFPQ whose lists are found by their centroids."""
-    index = inner(index)
+    index = unwrap_index(index)
     return isinstance(index, faiss.IndexIVFPQ) and isinstance(faiss.downcast_index(index.quantizer), faiss.IndexFlat)
 
 
 def residual_centroids(index: Any) -> str | None:
     """Where the codes are said to be of residuals, as one_list says, but the centroids are not 0: what they are."""
-    index = inner(index)
+    index = unwrap_index(index)
     norm = 0.0
     if index.by_residual:
         norm = float(np.abs(faiss_calls.stored_rows(index.quantizer)).max())
@@ -67,32 +67,32 @@ def residual_centroids(index: Any) -> str | None:
 
 
 class IVFPQ(Target):
-    INFO = TargetInfo(
-        "ivfpq", "IndexIVFPQ", ("product",), filter=True, range=True, exact=True, options=frozenset({"nlist", "nprobe"})
-    )
+    INFO = TargetInfo("ivfpq", "IndexIVFPQ", ("product",), filter=True, range=True, exact=True)
 
     def supports(self, shape: Shape) -> str | None:
         return kind_reason(self.INFO, shape)
 
-    def check(self, options: Options, n: int) -> None:
+    def check(self, options: ListOptions, n: int) -> None:
         super().check(options, n)
         if options.nlist > n:
             raise ConfigError(f"nlist is {options.nlist:,}, needs at most the {n:,} rows")
         if options.nprobe > max(options.nlist, 1):
             raise ConfigError(f"nprobe is {options.nprobe:,}, needs at most the {max(options.nlist, 1):,} lists")
 
-    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
+    def build(
+        self, codebooks: Codebooks, codes: Codes, ids: Ids, options: ListOptions = DEFAULTS, like: Any = None
+    ) -> Any:
         """-> faiss.IndexIVFPQ holding n vectors under their ids."""
         if like is None:
             self.check(options, len(codes))
-        nlist = options.nlist if like is None else inner(like).nlist
+        nlist = options.nlist if like is None else unwrap_index(like).nlist
         if nlist <= 1:
             return one_list(*merged(codebooks, codes), ids)
         if like is not None:
-            centroids = faiss_calls.stored_rows(inner(like).quantizer)
+            centroids = faiss_calls.stored_rows(unwrap_index(like).quantizer)
         else:
-            few = np.linspace(0, len(codes), min(len(codes), TRAIN_ROWS * nlist), endpoint=False).astype(int)
-            centroids = kmeans(codebooks.decode(codes[few]), nlist)
+            sampled = np.linspace(0, len(codes), min(len(codes), TRAIN_ROWS * nlist), endpoint=False).astype(int)
+            centroids = kmeans(codebooks.decode(codes[sampled]), nlist)
         lists = np.empty(len(codes), np.int64)
         for i, x in decoded(codebooks, codes):
             lists[i : i + len(x)] = faiss_calls.nearest(x, centroids)
@@ -110,11 +110,11 @@ class IVFPQ(Target):
         return residual_centroids(index)
 
     def shape_of(self, index: Any) -> Shape:
-        return product_shape(inner(index))
+        return product_shape(unwrap_index(index))
 
     def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
         """Raises ConfigError for codes of residuals, which we never write."""
-        index = inner(index)
+        index = unwrap_index(index)
         if index.by_residual and faiss_calls.stored_rows(index.quantizer).any():
             raise ConfigError("the codes stand for residuals of coarse centroids, not for vectors")
         _, codes, ids = rows_of(index)

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..codebooks import Codebooks, Codes, Shape
-from .base import DEFAULTS, Ids, Options, Target, TargetInfo, kind_reason, product_books, product_shape, table_bytes
-from .head import inner, kind_of, prepend
+from .base import Ids, Target, TargetInfo, kind_reason, product_books, product_shape, table_bytes
 from .ivfpq import is_flat_ivfpq, one_list, residual_centroids
 from .lists import rows_of
+from .pretransform import kind_of, prepend, unwrap_index
 from .reshape import as_product, merged, merged_shape, split
 
 
@@ -25,7 +25,7 @@ class Lift(Target):
             return "a sum of inner products is no distance; use target residual"
         return kind_reason(self.INFO, shape)
 
-    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
+    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Any = None, like: Any = None) -> Any:
         """-> faiss.IndexPreTransform(tile, IndexIVFPQ of dimension M d with one list)."""
         books, codes = merged(codebooks, codes)
         lifted, tile = as_product(books)
@@ -38,10 +38,10 @@ class Lift(Target):
         return residual_centroids(index)
 
     def shape_of(self, index: Any) -> Shape:
-        return product_shape(inner(index), "additive")
+        return product_shape(unwrap_index(index), "additive")
 
     def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
-        index = inner(index)
+        index = unwrap_index(index)
         _, codes, ids = rows_of(index)
         return *split(product_books(index, "additive"), codes, shape), ids
 

@@ -52,9 +52,9 @@ def rows_of(index: Any) -> tuple[NDArray[np.int64], Codes, Ids]:
     ids, packed = np.empty(index.ntotal, np.int64), np.empty((index.ntotal, index.code_size), np.uint8)
     i = 0
     for number in np.flatnonzero(sizes):
-        held_ids, held = get_invlist(index.invlists, int(number))
-        ids[i : i + len(held_ids)], packed[i : i + len(held_ids)] = held_ids, held.reshape(len(held_ids), -1)
-        i += len(held_ids)
+        list_ids, list_codes = get_invlist(index.invlists, int(number))
+        ids[i : i + len(list_ids)], packed[i : i + len(list_ids)] = list_ids, list_codes.reshape(len(list_ids), -1)
+        i += len(list_ids)
     return np.repeat(np.arange(len(sizes)), sizes), unpack_codes(packed, index.pq.M, index.pq.nbits), ids
 
 
@@ -105,7 +105,7 @@ class Partition:
         return out
 
 
-def words_of(codes: Codes, nbits: int) -> NDArray[Any]:
+def code_keys(codes: Codes, nbits: int) -> NDArray[Any]:
     """(n,) keys, equal where codes are: packed codes as integers, or as opaque bytes above 64 bits."""
     packed = pack(codes, nbits)
     if packed.shape[1] > 8:

@@ -12,10 +12,8 @@ import faiss
 from .. import faiss_calls
 from ..codebooks import Codebooks, Codes, Shape
 from .base import (
-    DEFAULTS,
     METRIC,
     Ids,
-    Options,
     Target,
     TargetInfo,
     inject,
@@ -52,7 +50,7 @@ class PQ(Target):
     def supports(self, shape: Shape) -> str | None:
         return kind_reason(self.INFO, shape)
 
-    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
+    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Any = None, like: Any = None) -> Any:
         """-> faiss.IndexPQ, inside an IndexIDMap unless ids are 0..n-1."""
         return with_ids(index_pq(*merged(codebooks, codes)), ids)
 

@@ -15,28 +15,29 @@ import numpy as np
 from ..arrays import Floats, Ints
 from ..errors import DataError
 from ..exponents import exponents, times
-from .head import encoded, inner, through
+from .pretransform import apply_transforms, encoded, may_overflow, unwrap_index
 
 MAX_SCORE = float(np.finfo(np.float32).max)
 
 
 def prepared(index: Any, z: Floats, name: str, gpu: bool = False) -> tuple[Any, Floats, Ints | None]:
-    """(index behind its encoder, rows as it takes them, powers of two that they were divided by, or None).
+    """z: finite rows -> (index behind its encoder, rows as it takes them, powers of two that they were divided by, or None).
 
     Raises DataError for a row that the encoder inside the file, or squared distances, make too large for float32.
     """
-    x = encoded(index, z) if gpu else through(index, z)
-    finite = np.isfinite(x).all(1)
-    if not finite.all():
-        raise DataError(f"{name}: row {int(finite.argmin()):,} is too large for the encoder of the index")
+    x = encoded(index, z) if gpu else apply_transforms(index, z)
+    if may_overflow(index):
+        finite = np.isfinite(x).all(1)
+        if not finite.all():
+            raise DataError(f"{name}: row {int(finite.argmin()):,} is too large for the encoder of the index")
     powers = exponents(x)
     if powers is None:
-        return inner(index), x, None
+        return unwrap_index(index), x, None
     if index.metric_type == faiss.METRIC_INNER_PRODUCT:  # scores grow with the query, and their order stays
-        return inner(index), times(x, -powers), powers
+        return unwrap_index(index), times(x, -powers), powers
     if (powers > 0).any():
         raise DataError(f"{name}: row {int((powers > 0).argmax()):,} is too large for squared distances in float32")
-    return inner(index), x, None
+    return unwrap_index(index), x, None
 
 
 def unscaled(D: Floats, powers: Ints | None, I: Ints, name: str, rows: Ints | None = None) -> Floats:

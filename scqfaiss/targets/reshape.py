@@ -92,8 +92,8 @@ def _shares(r: int) -> NDArray[np.float64]:
     bit; the others are unequal, so that their roundings differ.
     """
     first = 2.0 ** -np.ceil(np.log2(r))
-    rest = np.linspace(0.95, 1.05, r - 1) if r > 2 else np.ones(r - 1)
-    shares: NDArray[np.float64] = np.r_[first, rest * (1 - first) / max(r - 1, 1)]
+    others = np.linspace(0.95, 1.05, r - 1) if r > 2 else np.ones(r - 1)
+    shares: NDArray[np.float64] = np.r_[first, others * (1 - first) / max(r - 1, 1)]
     return shares
 
 

@@ -14,10 +14,8 @@ from .. import faiss_calls
 from ..codebooks import Codebooks, Codes, Shape
 from .base import (
     COMPARED,
-    DEFAULTS,
     METRIC,
     Ids,
-    Options,
     Target,
     TargetInfo,
     kind_reason,
@@ -28,7 +26,7 @@ from .base import (
 )
 from .ids import behind_ids, with_ids, without_ids
 from .lists import decoded
-from .walk import stored_norms
+from .validation import stored_norms
 
 AQ = faiss.AdditiveQuantizer
 
@@ -39,7 +37,7 @@ class Residual(Target):
     def supports(self, shape: Shape) -> str | None:
         return kind_reason(self.INFO, shape)
 
-    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Options = DEFAULTS, like: Any = None) -> Any:
+    def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Any = None, like: Any = None) -> Any:
         """-> faiss.IndexResidualQuantizer, inside an IndexIDMap unless ids are 0..n-1."""
         b = codebooks
         norms = b.metric == "l2"  # without them FAISS's table search under L2 is no distance
@@ -72,8 +70,8 @@ class Residual(Target):
             return None
         books, s = self._books(core), self.shape_of(index)
         step = max(1, core.ntotal // COMPARED)
-        held = faiss.rev_swig_ptr(core.codes.data(), core.codes.size()).reshape(core.ntotal, -1)[::step]
-        packed = np.ascontiguousarray(held[:, : s.code_size])
+        stored_codes = faiss.rev_swig_ptr(core.codes.data(), core.codes.size()).reshape(core.ntotal, -1)[::step]
+        packed = np.ascontiguousarray(stored_codes[:, : s.code_size])
         squares = np.square(books.decode(unpack_codes(packed, s.M, s.nbits)).astype(np.float64)).sum(1)
         stored = np.concatenate([norms for _, norms in stored_norms(core)])[::step]
         wrong = np.flatnonzero(np.abs(stored - squares) > 1e-4 * squares.max() + 1e-30)

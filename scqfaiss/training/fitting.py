@@ -933,6 +933,6 @@ def verdict(name: str, shape: Shape) -> str:
     reason = container.supports(shape)
     if reason is not None:
         return f"target {name}: no ({reason})"
-    on_gpu = gpu.reason(shape)
+    on_gpu = gpu.unsupported_reason(shape)
     answer = f"CPU yes, GPU {'yes' if on_gpu is None else f'no ({on_gpu})'}"
     return f"target {name}: {size(container.nbytes(shape, 1_000_000))} a million rows, {answer}"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from dataclasses import dataclass
+from typing import ClassVar
 
 import faiss
 import numpy as np
@@ -23,9 +24,11 @@ from scqfaiss.data.hdf5 import write_rows
 from scqfaiss.errors import ConfigError, DataError
 from scqfaiss.galleries.exporting import build as build_index
 from scqfaiss.galleries.exporting import export_file
-from scqfaiss.galleries.gallery import open_gallery, search_file
+from scqfaiss.galleries.gallery import open_gallery
+from scqfaiss.galleries.searching import search_file
+from scqfaiss.targets import Entry
 from scqfaiss.targets import target as find_target
-from scqfaiss.targets.base import Options
+from scqfaiss.targets.options import RefineOptions, option
 from scqfaiss.targets.pq import PQ
 from scqfaiss.targets.reshape import merged_shape
 from scqfaiss.training.fitting import Request, method_class, train_file
@@ -372,7 +375,7 @@ def test_fast_scan_alone_finds_most_of_the_best(kind, metric, tmp_path, plain_fa
     books = books_of(Shape(kind, 16, 4, 64, metric), rng)
     codes, q = books.check_codes(rng.integers(0, 16, (2000, 16))), rng.standard_normal((40, 64)).astype(np.float32)
     container = find_target("fastscan")
-    index = container.build(books, codes, np.arange(2000), Options(refine=-1))
+    index = container.build(books, codes, np.arange(2000), RefineOptions(refine=-1))
     faiss.write_index(index, str(tmp_path / "g.faissindex"))
     scores = books.scores(q, codes) * (1 if metric == "ip" else -1)
     tenth = -np.sort(-scores, axis=1)[:, 9:10]
@@ -552,8 +555,18 @@ class ToyMethod:
         return {"toy": True}
 
 
+@dataclass(frozen=True)
+class ToyOptions:
+    spare: int = option(0, 0, 9, "Rows that the toy leaves room for.")
+
+
 class ToyTarget(PQ):
     INFO = dataclasses.replace(PQ.INFO, name="toy")
+    spared: ClassVar[list[int]] = []
+
+    def build(self, codebooks, codes, ids, options=None, like=None):
+        self.spared.append(options.spare)
+        return super().build(codebooks, codes, ids)
 
 
 def test_a_toy_method_and_a_toy_target_work_by_a_line_in_their_registry(monkeypatch, one, tmp_path, plain_faiss):
@@ -562,14 +575,14 @@ def test_a_toy_method_and_a_toy_target_work_by_a_line_in_their_registry(monkeypa
     monkeypatch.setitem(sys.modules, "toy_methods", methods)
     monkeypatch.setitem(sys.modules, "toy_target", targets)
     monkeypatch.setitem(scqfaiss.methods.REGISTRY, "toy", "toy_methods:Toy")
-    monkeypatch.setitem(scqfaiss.targets.REGISTRY, "toy", "toy_target:Toy")
+    monkeypatch.setitem(scqfaiss.targets.REGISTRY, "toy", Entry("toy_target:Toy", ToyOptions))
     with open(tmp_path / "rows.h5", "w+b") as f:
         write_rows(f, one[0], ids=np.arange(400) + 1000)
     model, gallery = tmp_path / "m.safetensors", tmp_path / "g.faissindex"
     said = train_file(tmp_path / "rows.h5", model, Request("toy", bits=16, nbits=4), keys={})
     assert said.startswith(f"{model}: toy, 16 bits (4 x 4), rows of d=16 to z of d=16, codewords used")
     assert Model.load(model).config["training"]["toy"] is True
-    export_file(model, tmp_path / "rows.h5", gallery, target="toy", keys={})
+    export_file(model, tmp_path / "rows.h5", gallery, target="toy", spare=7, keys={})
     text = search_file(gallery, tmp_path / "rows.h5", k=3, keys={})
     assert text.startswith("400 queries, 3 hits each")
     D, I, _ = plain_faiss(gallery, one[0][:20], K)
@@ -577,6 +590,15 @@ def test_a_toy_method_and_a_toy_target_work_by_a_line_in_their_registry(monkeypa
     scores = loaded.codebooks.scores(one[0][:20], loaded.encode(one[0]))
     assert_hits(D, I, scores, np.arange(400) + 1000, K)
     assert open_gallery(gallery).card["target"] == "toy"
+    assert open_gallery(gallery).card["options"] == {"spare": 7}
+    scqfaiss.append(gallery, one[0][:1], ids=[5000], model=model)
+    assert ToyTarget.spared == [7, 7]
+    with pytest.raises(ConfigError, match=r"^spare is 10, needs a whole number from 0 to 9$"):
+        scqfaiss.export(model, one[0], path=gallery, target="toy", spare=10)
+    with pytest.raises(ConfigError, match=r"^target pq takes no spare, toy can$"):
+        scqfaiss.export(model, one[0], path=gallery, target="pq", spare=7)
+    with pytest.raises(ConfigError, match=r"^unknown option 'sparse'; did you mean 'spare'.; there are nlist, "):
+        scqfaiss.export(model, one[0], path=gallery, target="toy", sparse=7)
 
 
 @pytest.mark.parametrize("name, near", [("scp", "scq"), ("ivfqp", "ivfpq")])

@@ -17,7 +17,7 @@ import pytest
 import scqfaiss
 from scqfaiss import files
 from scqfaiss.errors import ConfigError, IndexFileError, ResourceError, ScqError, ScqWarning
-from scqfaiss.galleries import gallery
+from scqfaiss.galleries import gallery, reading
 
 from .conftest import blobs, write_h5
 
@@ -29,7 +29,7 @@ def read(data, name="g.faissindex"):
     """Read a gallery that holds these bytes, in the current folder."""
     with open(name, "wb") as f:
         f.write(data)
-    return gallery.read_gallery(name)
+    return reading.read_gallery(name)
 
 
 def rejected(data, message=None):
@@ -53,7 +53,7 @@ def sealed(index, card, change=None):
 @pytest.fixture
 def good(here):
     """(bytes, stored) of a sound gallery; the current folder is a scratch one."""
-    return (here / "g.faissindex").read_bytes(), gallery.read_gallery("g.faissindex")
+    return (here / "g.faissindex").read_bytes(), reading.read_gallery("g.faissindex")
 
 
 @pytest.mark.slow
@@ -72,13 +72,13 @@ def test_c1_every_bit(good):
                     files.read_footer(shared, "g.faissindex")
                     accepted += 1
                 else:
-                    gallery.read_gallery("g.faissindex")
+                    reading.read_gallery("g.faissindex")
                     accepted += 1
             except IndexFileError:
                 pass
             os.pwrite(shared.fileno(), bytes([data[i]]), i)
     assert accepted == 0
-    assert gallery.read_gallery("g.faissindex").index.ntotal == 200
+    assert reading.read_gallery("g.faissindex").index.ntotal == 200
 
 
 @pytest.mark.slow
@@ -250,12 +250,12 @@ def test_c3_lists_in_another_file(good, here):
 
 SIZES = """
 import resource, sys
-from scqfaiss.galleries import gallery
+from scqfaiss.galleries import reading
 from scqfaiss.errors import ScqError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
     try:
-        gallery.read_gallery(name)
+        reading.read_gallery(name)
         print("accepted", name)
     except ScqError as error:
         print(error.exit_code, error)
@@ -293,12 +293,12 @@ FUZZ = """
 import sys
 import numpy as np, faiss, io, warnings
 from scqfaiss import files
-from scqfaiss.galleries import gallery
+from scqfaiss.galleries import reading
 from scqfaiss.errors import ScqError
 warnings.simplefilter("ignore")
 faiss.omp_set_num_threads(1)
 path, out, seed, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-stored = gallery.read_gallery(path)
+stored = reading.read_gallery(path)
 card = {k: v for k, v in stored.card.items() if k != "format"}
 with open(path, "rb") as f:
     stream = files.read_footer(f, path)[1]
@@ -313,7 +313,7 @@ for i in range(count):
     with open(out, "w+b") as f:
         files.seal(f, lambda put: put(bytes(forged)), card)
     try:
-        index = gallery.read_gallery(out).index
+        index = reading.read_gallery(out).index
     except ScqError:
         rejected += 1
         continue
@@ -427,7 +427,7 @@ def test_c7_calls_that_abort_are_not_made():
         names |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
         assert "norm_from_LUT" not in names, path
         if {"IO_FLAG_MMAP_IFC", "IO_FLAG_MMAP"} & names:  # what is mapped is never added to
-            assert path.name == "reading.py"
+            assert path.name == "index_reader.py"
             assert not [n for n in names if n.startswith(("add", "build"))]
         if "add_sa_codes" in names:
             assert not [n for n in names if "FastScan" in n], path
@@ -435,7 +435,7 @@ def test_c7_calls_that_abort_are_not_made():
             # By path a small index on a full disk raises nothing, and a killed write destroys the old file.
             if name in ("write_index", "read_index"):
                 last = call.args[-1]
-                plain = path.name in ("demo.py", "reading.py") and name == "read_index"
+                plain = path.name in ("digits.py", "index_reader.py") and name == "read_index"
                 assert plain or (isinstance(last, ast.Call) and "PyCallbackIO" in ast.dump(last)), (path, name)
             assert not (isinstance(call.func, ast.Name) and name in ("eval", "exec", "__import__")), path
             if name == "load" and "torch" in ast.dump(call.func):  # tensors alone, no code
@@ -504,7 +504,7 @@ def test_reading_stops_on_ctrl_c_and_says_what_a_failing_disk_says(here, monkeyp
     ):
         monkeypatch.setattr(files, "open_regular", lambda path, e=error: Failing(real(path), e))
         with pytest.raises(wanted) as caught:
-            gallery.read_gallery("g.faissindex", verify=False)
+            reading.read_gallery("g.faissindex", verify=False)
         if message:
             assert str(caught.value) == message
 

@@ -21,7 +21,8 @@ import pytest
 import scqfaiss
 from scqfaiss import files
 from scqfaiss.errors import ConfigError, ScqWarning, WriteError
-from scqfaiss.galleries.gallery import read_gallery, verify_file
+from scqfaiss.galleries.inspection import verify_file
+from scqfaiss.galleries.reading import read_gallery
 
 from .conftest import TINY, blobs, checked, command, write_h5
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from targets.conftest import sound, write
+from targets.conftest import valid, write
 
 import scqfaiss
 from scqfaiss import bundle
 from scqfaiss.errors import CheckpointError, IndexFileError, ResourceError
 from scqfaiss.galleries.reading import read_gallery
 from scqfaiss.metadata import check_card, check_config
-from scqfaiss.targets.head import inner
+from scqfaiss.targets.pretransform import unwrap_index
 
 from .conftest import command
 
@@ -30,7 +30,7 @@ def test_tables_of_products_that_no_limit_of_faiss_knows_of(mmap, tmp_path):
     index = faiss.IndexResidualQuantizer(1, 8, 12, faiss.METRIC_INNER_PRODUCT, faiss.AdditiveQuantizer.ST_LUT_nonorm)
     faiss.copy_array_to_vector(np.zeros(8 * 4096, np.float32), index.rq.codebooks)
     index.rq.is_trained = index.is_trained = True
-    write(tmp_path / "g.faissindex", index, sound("residual")[1])
+    write(tmp_path / "g.faissindex", index, valid("residual")[1])
     with pytest.raises(ResourceError, match="claims more data than a file of"):
         read_gallery(tmp_path / "g.faissindex", mmap=mmap)
 
@@ -52,7 +52,7 @@ def test_a_few_forged_files_do_no_harm():
 @pytest.mark.parametrize("value", [None, True, -1, 10**400, float("nan"), "x", ["x"], {"x": 1}])
 @pytest.mark.parametrize("key", ["target", "kind", "M", "d", "n", "metric", "options", "encoder", "d_in", "bits"])
 def test_a_value_of_the_card_is_looked_at_before_it_is_used(key, value, tmp_path):
-    index, card = sound("pq")
+    index, card = valid("pq")
     check_card(card, "g")
     forged = card | {key: value}
     try:
@@ -86,11 +86,11 @@ def write_stream(path, stream):
     from scqfaiss import files
 
     with open(path, "x+b") as f:
-        files.seal(f, lambda put: put(stream), dict(sound("pq")[1]))
+        files.seal(f, lambda put: put(stream), dict(valid("pq")[1]))
 
 
 def ids_of(index):
-    lists = inner(index).invlists
+    lists = unwrap_index(index).invlists
     return faiss.rev_swig_ptr(lists.get_ids(0), lists.list_size(0))
 
 
@@ -99,7 +99,7 @@ def ids_of(index):
     "new, message", [(-1, "the index holds id -1"), (11, "the card says 0 rows repeat an id, in the index 1 do")]
 )
 def test_ids_are_held_against_the_card(new, message, mmap, tmp_path):
-    index, card = sound("ivfpq")
+    index, card = valid("ivfpq")
     ids_of(index)[0] = new
     write(tmp_path / "g.faissindex", index, card | {"repeated_ids": 0})
     with pytest.raises(IndexFileError, match=message):
@@ -136,7 +136,7 @@ def unmerge(index):
     ],
 )
 def test_parts_of_a_file_are_held_against_each_other(name, spoil, message, tmp_path):
-    index, card = sound(name)
+    index, card = valid(name)
     spoil(index)
     write(tmp_path / "g.faissindex", index, card)
     with pytest.raises(IndexFileError, match=message):

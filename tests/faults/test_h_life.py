@@ -15,7 +15,8 @@ import scqfaiss
 from scqfaiss import files
 from scqfaiss.errors import ConfigError, IndexFileError
 from scqfaiss.galleries import editing
-from scqfaiss.galleries.gallery import _Held, verify_file
+from scqfaiss.galleries.gallery import Snapshot
+from scqfaiss.galleries.inspection import verify_file
 
 from .conftest import blobs, checked, command, write_h5
 from .test_d_writing import DISK, hold, refused, tool
@@ -142,7 +143,7 @@ def test_d7_edits_through_a_link_change_the_file_it_leads_to(run, here):
     assert run(*APPEND).code == run(*REMOVE).code == 0
     assert os.path.islink("folded.faissindex")
     assert os.stat("real.faissindex").st_mode & 0o777 == 0o640
-    assert verify_file("real.faissindex").startswith("real.faissindex: sound, 218 vectors")
+    assert verify_file("real.faissindex").startswith("real.faissindex: valid, 218 vectors")
 
 
 def test_d8_edits_while_another_process_holds_the_lock(run, there):
@@ -312,7 +313,7 @@ def test_mapping_leaves_no_descriptor_open(here, forms):
 def test_e5_filters_and_ranges_on_a_gpu_are_refused(here):
     """FAISS's GPU search takes a selector and ignores it."""
     gallery = scqfaiss.open("folded.faissindex")
-    gallery._held = _Held(gallery._held.stored, on_gpu=object())
+    gallery._snapshot = Snapshot(gallery._snapshot.stored, on_gpu=object())
     xq = blobs(2)[0]
     for more in ({"allow": [1000]}, {"deny": [1000]}):
         with pytest.raises(ConfigError, match=r"^filters need device cpu: "):

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import faiss
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 import scqfaiss
 from scqfaiss.errors import CheckpointError, ConfigError, ScqWarning
-from scqfaiss.galleries.gallery import Gallery
+from scqfaiss.galleries.gallery import Gallery, Snapshot
+from scqfaiss.galleries.reading import Stored
 
 from .conftest import blobs
 
@@ -22,7 +24,7 @@ def test_a_gallery_is_opened_again(here, how):
     again = pickle.loads(pickle.dumps(gallery))
     for a, b in zip(gallery.search(X, 5), again.search(X, 5)):
         np.testing.assert_array_equal(a, b)
-    assert again._how == gallery._how and again.model.sha256 == gallery.model.sha256
+    assert again._origin == gallery._origin and again.model.sha256 == gallery.model.sha256
 
 
 def test_copies_share_the_index_and_are_refreshed_by_themselves(here):
@@ -48,15 +50,15 @@ def test_another_file_under_the_name(here):
 def test_what_cannot_be_pickled_says_why(here):
     index = scqfaiss.open("p.faissindex", model="m.safetensors").index
     with pytest.raises(ConfigError, match=r"^x cannot be pickled: it was not opened from a file; pass the path"):
-        pickle.dumps(Gallery(index, None, None, "x"))
+        pickle.dumps(Gallery(Snapshot(Stored.of(index)), None, "x"))
     faiss.write_index(index, "plain.faissindex")
     with pytest.warns(ScqWarning, match="no checksum"):
         plain = scqfaiss.open("plain.faissindex")
     with pytest.raises(ConfigError, match=r"it is a plain FAISS file, without a hash to know it by; pass the path"):
         pickle.dumps(plain)
     gallery = scqfaiss.open("g.faissindex", model="m.safetensors")
-    gallery._held, gallery._how = copy.copy(gallery._held), {"device": "cuda:0"}
-    object.__setattr__(gallery._held, "on_gpu", object())
+    gallery._snapshot = replace(gallery._snapshot, on_gpu=object())
+    gallery._origin = replace(gallery._origin, device="cuda:0")
     with pytest.raises(ConfigError, match=r"it lies on cuda:0, which another process has to open itself"):
         pickle.dumps(gallery)
 

@@ -19,8 +19,7 @@ import pytest
 import scqfaiss
 from scqfaiss import faiss_calls, forks
 from scqfaiss.codebooks import Codebooks
-from scqfaiss.targets import REGISTRY, target
-from scqfaiss.targets.base import Options
+from scqfaiss.targets import REGISTRY, make_options, target
 
 from .conftest import blobs
 
@@ -64,7 +63,8 @@ def answers(folder):
             if t.supports(books.shape) is not None:
                 continue
             codes = books.check_codes(rng.integers(0, 16, (900, 4)))
-            for options in [Options()] + [Options(nlist=8)] * ("nlist" in t.INFO.options and metric == "ip"):
+            for values in [{}] + [{"nlist": 8}] * (name in ("ivfpq", "buckets") and metric == "ip"):
+                options = make_options(name, values)
                 index = t.build(books, codes, np.arange(900) + 7, options)
                 put(*t.search(index, q, 6), *t.range_search(index, q, 0.5), *t.unpack(index)[1:])
                 put(*t.search(t.build(books, codes, np.arange(900), options, like=index), q, 6))
@@ -112,7 +112,7 @@ LAID_OVER |= {
 
 
 def test_only_one_place_calls_what_may_be_laid_over():
-    ours = {"gallery", "target", "held.on_gpu", "faiss_calls", "super()", "alone", "re", "open_gallery"}
+    ours = {"gallery", "target", "snapshot.on_gpu", "faiss_calls", "super()", "alone", "re", "open_gallery"}
     seen = 0
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text("utf-8")
@@ -223,9 +223,9 @@ def test_a_lock_held_elsewhere_is_open_in_the_child(galleries):
     held, release = threading.Event(), threading.Event()
 
     def hold():
-        from scqfaiss.galleries import reading
+        from scqfaiss.galleries import index_reader
 
-        with reading._limits_lock, gallery._reconstructing, gallery._refreshing:
+        with index_reader._limits_lock, gallery._reconstructing, gallery._refreshing:
             held.set()
             release.wait(30)
 

@@ -16,7 +16,7 @@ from close import assert_close, assert_encodes_as, roundings
 import scqfaiss
 from scqfaiss import Model
 from scqfaiss.errors import IndexFileError
-from scqfaiss.galleries.gallery import verify_file
+from scqfaiss.galleries.inspection import verify_file
 from scqfaiss.targets import REGISTRY
 
 HERE = Path(__file__).parent
@@ -105,9 +105,9 @@ def test_plain_faiss_reads_a_golden_gallery(golden):
 
 @pytest.mark.parametrize("golden", GOLDEN)
 def test_golden_files_verify(golden):
-    assert ": sound, 120 vectors, checksum and card agree" in verify_file(golden.path)
+    assert ": valid, 120 vectors, checksum and card agree" in verify_file(golden.path)
     model = golden.folder / f"{golden.model}.safetensors"
-    assert ": sound, model of method scq, SHA-256 " in verify_file(model)
+    assert ": valid, model of method scq, SHA-256 " in verify_file(model)
 
 
 @pytest.mark.parametrize("golden", TARGETS, ids=lambda g: g.name)

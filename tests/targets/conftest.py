@@ -1,4 +1,4 @@
-"""What the tests of single targets share: codebooks, codes, sound galleries, the oracle's answers."""
+"""What the tests of single targets share: codebooks, codes, valid galleries, the oracle's answers."""
 
 import faiss
 import numpy as np
@@ -6,8 +6,7 @@ import pytest
 
 from scqfaiss import files
 from scqfaiss.codebooks import Codebooks, Shape
-from scqfaiss.targets import target
-from scqfaiss.targets.base import Options
+from scqfaiss.targets import make_options, target
 
 KINDS = ("product", "additive")
 
@@ -45,34 +44,34 @@ def assert_best(found, scores, ids, k, metric="ip"):
 
 
 # name -> target, kind, M, nbits, d, metric, n, options
-SOUND = {
-    "ivfpq": ("ivfpq", "product", 4, 8, 8, "ip", 60, Options()),
-    "ivfpq l2": ("ivfpq", "product", 4, 4, 8, "l2", 60, Options()),
-    "ivfpq lists": ("ivfpq", "product", 2, 8, 8, "ip", 60, Options(nlist=5)),
-    "pq": ("pq", "product", 3, 5, 9, "ip", 60, Options()),
-    "fastscan": ("fastscan", "product", 4, 4, 8, "ip", 60, Options()),
-    "fastscan odd": ("fastscan", "product", 3, 4, 9, "l2", 60, Options()),
-    "fastscan at most": ("fastscan", "product", 4, 4, 8, "ip", 60, Options(refine=1000)),
-    "fastscan alone": ("fastscan", "product", 4, 4, 8, "ip", 60, Options(refine=-1)),
-    "fastscan additive": ("fastscan", "additive", 4, 4, 6, "ip", 60, Options()),
-    "words": ("buckets", "product", 2, 4, 8, "ip", 300, Options()),
-    "words additive": ("buckets", "additive", 2, 4, 5, "ip", 300, Options()),
-    "boxes": ("buckets", "product", 2, 8, 8, "ip", 300, Options(nlist=12)),
-    "boxes additive": ("buckets", "additive", 3, 8, 5, "ip", 300, Options(nlist=12)),
-    "many boxes": ("buckets", "product", 2, 8, 8, "ip", 300, Options(nlist=100)),
-    "lift": ("lift", "additive", 3, 4, 6, "ip", 60, Options()),
-    "residual": ("residual", "additive", 3, 5, 6, "ip", 60, Options()),
-    "residual l2": ("residual", "additive", 3, 5, 6, "l2", 60, Options()),
+VALID = {
+    "ivfpq": ("ivfpq", "product", 4, 8, 8, "ip", 60, {}),
+    "ivfpq l2": ("ivfpq", "product", 4, 4, 8, "l2", 60, {}),
+    "ivfpq lists": ("ivfpq", "product", 2, 8, 8, "ip", 60, {"nlist": 5}),
+    "pq": ("pq", "product", 3, 5, 9, "ip", 60, {}),
+    "fastscan": ("fastscan", "product", 4, 4, 8, "ip", 60, {}),
+    "fastscan odd": ("fastscan", "product", 3, 4, 9, "l2", 60, {}),
+    "fastscan at most": ("fastscan", "product", 4, 4, 8, "ip", 60, {"refine": 1000}),
+    "fastscan alone": ("fastscan", "product", 4, 4, 8, "ip", 60, {"refine": -1}),
+    "fastscan additive": ("fastscan", "additive", 4, 4, 6, "ip", 60, {}),
+    "words": ("buckets", "product", 2, 4, 8, "ip", 300, {}),
+    "words additive": ("buckets", "additive", 2, 4, 5, "ip", 300, {}),
+    "boxes": ("buckets", "product", 2, 8, 8, "ip", 300, {"nlist": 12}),
+    "boxes additive": ("buckets", "additive", 3, 8, 5, "ip", 300, {"nlist": 12}),
+    "many boxes": ("buckets", "product", 2, 8, 8, "ip", 300, {"nlist": 100}),
+    "lift": ("lift", "additive", 3, 4, 6, "ip", 60, {}),
+    "residual": ("residual", "additive", 3, 5, 6, "ip", 60, {}),
+    "residual l2": ("residual", "additive", 3, 5, 6, "l2", 60, {}),
 }
 
 
-def sound(name):
-    """(index with ids of its own, card) of a sound gallery."""
-    which, kind, M, nbits, d, metric, n, options = SOUND[name]
+def valid(name):
+    """(index with ids of its own, card) of a valid gallery."""
+    which, kind, M, nbits, d, metric, n, options = VALID[name]
     books = random_books(kind, M, nbits, d, metric)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scqfaiss.targets.buckets.FLAT_BOXES", 50)  # so that 100 lists take two levels
-        index = target(which).build(books, random_codes(books, n), np.arange(n) * 2 + 9, options)
+        patch.setattr("scqfaiss.targets.bounding_boxes.FLAT_BOXES", 50)  # so that 100 lists take two levels
+        index = target(which).build(books, random_codes(books, n), np.arange(n) * 2 + 9, make_options(which, options))
     s = Shape(kind, M, nbits, d, metric)
     card = {"target": which, "n": n, "kind": kind, "M": M, "nbits": nbits, "K": s.K, "d": d, "metric": metric}
     return index, card | {"encoder": "none", "d_in": d, "model_sha256": "0" * 64}

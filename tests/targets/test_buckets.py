@@ -6,11 +6,12 @@ import pytest
 
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.errors import ConfigError, ScqWarning
-from scqfaiss.targets import buckets, target
-from scqfaiss.targets.base import Options
-from scqfaiss.targets.buckets import _best_boxes, _corners, _cut, _holds_words, _visit
-from scqfaiss.targets.head import inner
+from scqfaiss.targets import bounding_boxes, buckets, target
+from scqfaiss.targets.bounding_boxes import best_boxes, cut_lists, signed_parts, visit_lists
+from scqfaiss.targets.buckets import _holds_unique_codes
 from scqfaiss.targets.lists import rows_of
+from scqfaiss.targets.options import ListOptions
+from scqfaiss.targets.pretransform import unwrap_index
 
 from .conftest import assert_best, random_books, random_codes, random_queries
 
@@ -68,10 +69,10 @@ def made(name):
 @pytest.mark.parametrize("name", MADE)
 def test_the_form_follows_from_the_codes(name):
     books, codes, ids, index, _, _ = made(name)
-    core = inner(index)
-    assert _holds_words(core) == (not name.startswith("boxes"))
+    core = unwrap_index(index)
+    assert _holds_unique_codes(core) == (not name.startswith("boxes"))
     assert BUCKETS.holds(index) and index.ntotal == len(codes)
-    if _holds_words(core):
+    if _holds_unique_codes(core):
         assert core.nlist == len(np.unique(codes, axis=0))
     found, held, held_ids = BUCKETS.unpack(index, books.shape)
     np.testing.assert_array_equal(held_ids[np.argsort(held_ids)], np.sort(ids))
@@ -145,7 +146,7 @@ def test_one_word_of_four_tenths_of_the_rows(form):
     books, codes = rows("product", 9000, 200, 0.4 if form == "boxes" else 0.0)
     codes[np.random.default_rng(2).random(9000) < 0.4] = codes[0]
     index = BUCKETS.build(books, codes, np.arange(9000))
-    assert _holds_words(inner(index)) == (form == "words")
+    assert _holds_unique_codes(unwrap_index(index)) == (form == "words")
     q = queries(books, codes)
     q[0] = books.decode(codes[:1])[0]
     scores = books.scores(q, codes)
@@ -155,10 +156,10 @@ def test_one_word_of_four_tenths_of_the_rows(form):
     few = faiss.IDSelectorBatch(np.arange(0, 9000, 90))
     assert_best(BUCKETS.search(index, q, 20, sel=few), scores[:, ::90], np.arange(0, 9000, 90), 20)
     if form == "boxes":
-        sizes = np.bincount(rows_of(inner(index))[0])
-        assert sizes.max() <= -(-buckets.LONGEST * 9000 // 256)  # cut in pieces
+        sizes = np.bincount(rows_of(unwrap_index(index))[0])
+        assert sizes.max() <= -(-bounding_boxes.LONGEST * 9000 // 256)  # cut in pieces
         # Pieces of one word stand side by side: no list but the first and the last holds others beside it.
-        numbers, held, _ = rows_of(inner(index))
+        numbers, held, _ = rows_of(unwrap_index(index))
         alike = (held == codes[0]).all(1)
         mixed = set(numbers[alike]) & set(numbers[~alike])
         assert len(mixed) <= 2
@@ -168,7 +169,7 @@ def test_one_word_of_four_tenths_of_the_rows(form):
 def two_levels():
     """20,000 rows in about 5,000 lists: boxes in lists of their own."""
     books, codes = rows("product", 20_000, 300, 0.4)
-    index = BUCKETS.build(books, codes, np.arange(20_000) + 4, Options(nlist=5000, nprobe=50))
+    index = BUCKETS.build(books, codes, np.arange(20_000) + 4, ListOptions(nlist=5000, nprobe=50))
     q = queries(books, codes)
     return books, codes, index, q, books.scores(q, codes)
 
@@ -176,9 +177,9 @@ def two_levels():
 @pytest.mark.slow
 def test_many_boxes_stand_in_lists_of_their_own(two_levels):
     books, _, index, q, scores = two_levels
-    core = inner(index)
-    boxes = inner(core.quantizer)
-    assert isinstance(boxes, faiss.IndexIVFFlat) and buckets.FLAT_BOXES < core.nlist < 6000
+    core = unwrap_index(index)
+    boxes = unwrap_index(core.quantizer)
+    assert isinstance(boxes, faiss.IndexIVFFlat) and bounding_boxes.FLAT_BOXES < core.nlist < 6000
     assert (core.nprobe, boxes.nprobe) == (50, boxes.nlist)
     ids = np.arange(20_000) + 4
     for k in (1, 10, 1000):
@@ -195,16 +196,16 @@ def test_many_boxes_stand_in_lists_of_their_own(two_levels):
     corners, _ = all_corners(core)
     flat = faiss.IndexFlatIP(corners.shape[1])
     flat.add(corners)
-    p = _corners(q, books.d)
+    p = signed_parts(q, books.d)
     for width in (1, 32, 500, core.nlist):
         np.testing.assert_allclose(
-            _best_boxes(boxes, p, width)[0], flat.search(p, width)[0], rtol=1e-5, atol=1e-4 * np.abs(scores).max()
+            best_boxes(boxes, p, width)[0], flat.search(p, width)[0], rtol=1e-5, atol=1e-4 * np.abs(scores).max()
         )
 
 
 def all_corners(core):
     """(high, low) of every list as the file has them, (nlist, 2 d), and whether they come from two levels."""
-    boxes = inner(core.quantizer)
+    boxes = unwrap_index(core.quantizer)
     if isinstance(boxes, faiss.IndexFlat):
         return boxes.reconstruct_n(0, boxes.ntotal), False
     boxes.make_direct_map()
@@ -216,16 +217,16 @@ def all_corners(core):
 @pytest.mark.parametrize("name", [n for n in MADE if n.startswith("boxes")])
 def test_no_row_scores_above_the_bound_of_its_list(name):
     books, codes, ids, index, q, scores = made(name)
-    check_bounds(books, codes, ids, inner(index), q, scores)
+    check_bounds(books, codes, ids, unwrap_index(index), q, scores)
 
 
 def test_no_row_scores_above_the_bound_of_its_list_in_two_levels(two_levels):
     books, codes, index, q, scores = two_levels
-    check_bounds(books, codes, np.arange(20_000) + 4, inner(index), q, scores)
+    check_bounds(books, codes, np.arange(20_000) + 4, unwrap_index(index), q, scores)
     # Nor does a box above the bound of the larger box around it.
-    boxes = inner(inner(index).quantizer)
+    boxes = unwrap_index(unwrap_index(index).quantizer)
     larger = faiss.downcast_index(boxes.quantizer).reconstruct_n(0, boxes.nlist)
-    corners, d = all_corners(inner(index))[0], books.d
+    corners, d = all_corners(unwrap_index(index))[0], books.d
     for number in range(boxes.nlist):
         size = boxes.invlists.list_size(number)
         held = faiss.rev_swig_ptr(boxes.invlists.get_ids(number), size)
@@ -239,7 +240,7 @@ def check_bounds(books, codes, ids, core, q, scores):
     x = books.decode(codes)[place]
     eps = 1e-5 * np.abs(x).max()  # additive sums of merged pairs round otherwise
     assert (x <= corners[numbers, :d] + eps).all() and (x >= corners[numbers, d:] - eps).all()
-    bounds = _corners(q, d).astype(np.float64) @ corners.T
+    bounds = signed_parts(q, d).astype(np.float64) @ corners.T
     assert (scores[:, place] <= bounds[:, numbers] + 1e-5 * np.abs(scores).max()).all()
     # They are the smallest boxes: every side is touched.
     for number in np.unique(numbers)[::17]:
@@ -265,7 +266,7 @@ def test_distances_stay_in_words_whatever_repeats(metric):
     books = random_books("product", 4, 8, 16, metric)
     codes = random_codes(books, 5000)
     index = BUCKETS.build(books, codes, np.arange(5000))
-    assert _holds_words(inner(index)) == (metric == "l2")
+    assert _holds_unique_codes(unwrap_index(index)) == (metric == "l2")
     q = random_queries(10, 16)
     scores = books.scores(q, codes)
     assert_best(BUCKETS.search(index, q, 100), scores, np.arange(5000), 100, metric)
@@ -273,19 +274,19 @@ def test_distances_stay_in_words_whatever_repeats(metric):
     assert_best(BUCKETS.search(index, q, 12, sel=sel), scores[:, ::500], np.arange(0, 5000, 500), 12, metric)
     if metric == "l2":
         with pytest.raises(ConfigError, match=r"^lists of neighbours have bounds for inner products only; leave "):
-            BUCKETS.build(books, codes, np.arange(5000), Options(nlist=10))
+            BUCKETS.build(books, codes, np.arange(5000), ListOptions(nlist=10))
 
 
 def test_building_anew_with_more_rows_may_change_the_form_and_no_answer():
     books, codes = rows("product", 12_000, 500, 0.0)
     ids = np.arange(12_000)
     index = BUCKETS.build(books, codes, ids)
-    assert _holds_words(inner(index))
+    assert _holds_unique_codes(unwrap_index(index))
     held_books, held, held_ids = BUCKETS.unpack(index, books.shape)
     more = random_codes(books, 6000)
     codes, ids = np.concatenate([held, more]), np.concatenate([held_ids, np.arange(6000) + 50_000])
     index = BUCKETS.build(held_books, codes, ids, like=index)
-    assert not _holds_words(inner(index))
+    assert not _holds_unique_codes(unwrap_index(index))
     q = queries(books, codes)
     scores = books.scores(q, codes)
     assert_best(BUCKETS.search(index, q, 10), scores, ids, 10)
@@ -293,13 +294,13 @@ def test_building_anew_with_more_rows_may_change_the_form_and_no_answer():
     _, held, held_ids = BUCKETS.unpack(index, books.shape)
     old = held_ids < 50_000
     index = BUCKETS.build(books, held[old], held_ids[old], like=index)
-    assert _holds_words(inner(index))
+    assert _holds_unique_codes(unwrap_index(index))
     assert_best(BUCKETS.search(index, q, 10), books.scores(q, held[old]), held_ids[old], 10)
 
 
 def test_a_search_that_says_nprobe_is_plain_faiss():
     _, _, _, index, q, _ = made("boxes")
-    core = inner(index)
+    core = unwrap_index(index)
     before, core.nprobe = core.nprobe, 3
     plain = index.search(q, 5)
     core.nprobe = before
@@ -309,12 +310,12 @@ def test_a_search_that_says_nprobe_is_plain_faiss():
 
 def test_lists_asked_for_are_made_whatever_repeats():
     books, codes, ids, _, q, scores = made("words")
-    index = BUCKETS.build(books, codes, ids, Options(nlist=30))
-    assert not _holds_words(inner(index)) and 20 <= inner(index).nlist <= 60
+    index = BUCKETS.build(books, codes, ids, ListOptions(nlist=30))
+    assert not _holds_unique_codes(unwrap_index(index)) and 20 <= unwrap_index(index).nlist <= 60
     assert_best(BUCKETS.search(index, q, 10), scores, ids, 10)
-    one = BUCKETS.build(books, codes[:7], ids[:7], Options(nlist=500))
+    one = BUCKETS.build(books, codes[:7], ids[:7], ListOptions(nlist=500))
     assert_best(BUCKETS.search(one, q, 7), scores[:, :7], ids[:7], 7)
-    assert inner(one).nlist <= 7
+    assert unwrap_index(one).nlist <= 7
 
 
 def test_many_bits_above_eight_bytes():
@@ -331,7 +332,7 @@ def test_cut_lists_hold_no_more_than_they_may_and_keep_equal_words_together(long
     rng = np.random.default_rng(0)
     lists, numbers = rng.integers(0, 12, 200) * 3, rng.integers(0, 5, 200)
     words = numbers.astype("<u8") if dtype == "u8" else np.array([b"%09d" % w for w in numbers], "S9").view("V9")
-    found = _cut(lists, words, longest)
+    found = cut_lists(lists, words, longest)
     wanted, number = np.empty(200, int), 0
     for old in np.unique(lists):
         mine = np.flatnonzero(lists == old)
@@ -346,11 +347,11 @@ def test_cut_lists_hold_no_more_than_they_may_and_keep_equal_words_together(long
 
 def test_corners_are_the_parts_of_a_query_once():
     q = np.array([[1, -2, 0, 1, -2, 0]], np.float32)  # repeated, as for additive codes
-    np.testing.assert_array_equal(_corners(q, 3), [[1, 0, 0, 0, -2, 0]])
+    np.testing.assert_array_equal(signed_parts(q, 3), [[1, 0, 0, 0, -2, 0]])
 
 
 class FakeLists:
-    """Lists of scores for one number a query: enough for _visit, and it counts what is visited."""
+    """Lists of scores for one number a query: enough for visit_lists, and it counts what is visited."""
 
     def __init__(self, scores, numbers, nlist):
         self.scores, self.numbers, self.nlist = scores, numbers, nlist
@@ -390,8 +391,8 @@ def test_visits_end_where_no_other_list_can_be_better(k, nlist, tightness, kept,
     bounds = (bounds + tightness * rng.random(bounds.shape)).astype(np.float32)
     sel = None if kept == 1.0 else rng.random(n) < kept
     fake = FakeLists(scores, numbers, nlist)
-    monkeypatch.setattr(buckets, "_search_preassigned", fake.search)
-    D, I = _visit(fake, np.arange(nq, dtype=np.float32)[:, None], k, sel, fake.best(bounds))
+    monkeypatch.setattr(bounding_boxes, "_search_preassigned", fake.search)
+    D, I = visit_lists(fake, np.arange(nq, dtype=np.float32)[:, None], k, sel, fake.best(bounds))
     left = np.arange(n) if sel is None else np.flatnonzero(sel)
     for q in range(nq):
         best = -np.sort(-scores[q, left])[:k]
@@ -401,7 +402,7 @@ def test_visits_end_where_no_other_list_can_be_better(k, nlist, tightness, kept,
         if held == k:  # lists beyond the certificate are visited by no query, but for the first few
             visited = set().union(*(lists for who, lists in fake.visited if who == q))
             sure = set(np.flatnonzero(bounds[q] > best[-1]))
-            first = set(np.argsort(-bounds[q], kind="stable")[: buckets.FIRST])
+            first = set(np.argsort(-bounds[q], kind="stable")[: bounding_boxes.FIRST])
             assert sure <= visited
             if sel is None and tightness == 0.0 and k == 1:
                 assert visited <= sure | first
@@ -422,7 +423,7 @@ def test_small_numbers_are_tuned_like_large_ones():
     found = []
     for scale in (1.0, 2.0**-20, 2.0**20):
         scaled = Codebooks("product", books.centroids * np.float32(scale))
-        found.append(inner(BUCKETS.build(scaled, codes, np.arange(6000), Options(nlist=200))).nprobe)
+        found.append(unwrap_index(BUCKETS.build(scaled, codes, np.arange(6000), ListOptions(nlist=200))).nprobe)
     assert found[0] == found[1] == found[2]
 
 

@@ -7,10 +7,10 @@ import pytest
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.errors import ConfigError
 from scqfaiss.targets import fastscan, target
-from scqfaiss.targets.base import Options
 from scqfaiss.targets.fastscan import _layout, unblocked
-from scqfaiss.targets.head import chain, inner
+from scqfaiss.targets.options import RefineOptions
 from scqfaiss.targets.pq import index_pq
+from scqfaiss.targets.pretransform import chain, unwrap_index
 
 from .conftest import KINDS, assert_best, random_books, random_codes, random_queries
 
@@ -42,8 +42,8 @@ def test_every_codeword_of_a_block_has_a_place_of_its_own():
 def test_what_a_refine_option_builds(kind, metric, M, refine):
     books = random_books(kind, M, 4, 2 * M, metric)
     codes, ids = random_codes(books, 75), np.arange(75)[::-1] * 2 + 1
-    index = FASTSCAN.build(books, codes, ids, Options(refine=refine))
-    core = inner(index)
+    index = FASTSCAN.build(books, codes, ids, RefineOptions(refine=refine))
+    core = unwrap_index(index)
     assert isinstance(core, faiss.IndexIDMap) and not isinstance(core, faiss.IndexIDMap2)
     core = faiss.downcast_index(core.index)
     if refine < 0:
@@ -78,7 +78,7 @@ def test_what_the_scan_passes_over_is_found_all_the_same(kind, metric, M, refine
     """FAISS's scan gives no row of the lowest rounded score: none at all for a query of zeros, a few where k is near n."""
     books = random_books(kind, M, 4, 4 * M, metric)
     codes, ids = random_codes(books, 333), np.arange(333) * 3 + 1
-    index = FASTSCAN.build(books, codes, ids, Options(refine=refine))
+    index = FASTSCAN.build(books, codes, ids, RefineOptions(refine=refine))
     q = random_queries(6, books.d)
     q[1] = q[4] = 0
     scores = books.scores(q, codes)
@@ -93,7 +93,7 @@ def test_what_the_scan_passes_over_is_found_all_the_same(kind, metric, M, refine
             np.testing.assert_allclose(D[:, :held], of_ids, atol=atol * np.abs(scores).max())
     # One code for all rows: they tie, and each is found.
     codes[:] = codes[0]
-    D, I = FASTSCAN.search(FASTSCAN.build(books, codes, ids, Options(refine=refine)), q, 333)
+    D, I = FASTSCAN.search(FASTSCAN.build(books, codes, ids, RefineOptions(refine=refine)), q, 333)
     np.testing.assert_array_equal(np.sort(I, axis=1), np.tile(ids, (6, 1)))
 
 
@@ -116,7 +116,7 @@ def test_ranges_come_from_the_exact_stage():
         part = slice(lims[i], lims[i + 1])
         assert set(I[part]) == set(np.flatnonzero(scores[i] > radius) + 100)
         np.testing.assert_allclose(D[part], scores[i, I[part] - 100])
-    scan_alone = FASTSCAN.build(books, codes, np.arange(50), Options(refine=-1))
+    scan_alone = FASTSCAN.build(books, codes, np.arange(50), RefineOptions(refine=-1))
     with pytest.raises(
         ConfigError, match=r"^fast scan without refine has no range search; export without --refine -1$"
     ):
@@ -128,7 +128,7 @@ def test_no_more_candidates_than_rows_are_asked_for(kind, metric, monkeypatch):
     """FAISS would take memory for refine * k rows a query, however few there are."""
     books = random_books(kind, 8, 4, 16, metric)
     codes, q = random_codes(books, 90), random_queries(7, 16)
-    index = FASTSCAN.build(books, codes, np.arange(90), Options(refine=1000))
+    index = FASTSCAN.build(books, codes, np.arange(90), RefineOptions(refine=1000))
     scores = books.scores(q, codes)
     for k in (1, 10, 90):
         assert_best(FASTSCAN.search(index, q, k), scores, np.arange(90), k, metric)

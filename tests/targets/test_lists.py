@@ -7,9 +7,9 @@ import pytest
 from scqfaiss.errors import ConfigError
 from scqfaiss.faiss_calls import nearest
 from scqfaiss.targets import lists, target
-from scqfaiss.targets.base import Options
 from scqfaiss.targets.ivfpq import one_list
-from scqfaiss.targets.lists import Partition, decoded, kmeans, list_sizes, rows_of, words_of
+from scqfaiss.targets.lists import Partition, code_keys, decoded, kmeans, list_sizes, rows_of
+from scqfaiss.targets.options import ListOptions
 
 from .conftest import KINDS, assert_best, random_books, random_codes, random_queries
 
@@ -78,7 +78,7 @@ def test_words_are_equal_where_codes_are(M, nbits):
     codes = random_codes(books, 300).astype(np.uint8 if nbits <= 8 else np.uint16)
     codes[100:200] = codes[:100]
     codes[250:, : M - 1] = codes[0, : M - 1]  # that differ in the last book alone
-    words = words_of(codes, nbits)
+    words = code_keys(codes, nbits)
     assert words.shape == (300,)
     assert words.dtype.kind == ("V" if M * nbits > 64 else "u")
     _, by_words = np.unique(words, return_inverse=True)
@@ -116,9 +116,9 @@ def test_lists_around_the_origin_change_no_score(nlist, metric):
 def test_real_lists_route_and_the_scores_stay_exact(M, nbits, metric):
     books = random_books("product", M, nbits, 4 * M, metric)
     codes, ids = random_codes(books, 800), np.random.default_rng(3).permutation(800) + 10**10
-    index = IVFPQ.build(books, codes, ids, Options(nlist=20))
+    index = IVFPQ.build(books, codes, ids, ListOptions(nlist=20))
     assert (index.nlist, index.nprobe, index.by_residual) == (20, 2, False)
-    assert IVFPQ.build(books, codes, ids, Options(nlist=20, nprobe=7)).nprobe == 7
+    assert IVFPQ.build(books, codes, ids, ListOptions(nlist=20, nprobe=7)).nprobe == 7
     for i in (index, faiss.deserialize_index(faiss.serialize_index(index))):
         assert IVFPQ.holds(i)
         found, found_codes, found_ids = IVFPQ.unpack(i, books.shape)
@@ -147,10 +147,10 @@ def test_real_lists_route_and_the_scores_stay_exact(M, nbits, metric):
 
 def test_lists_are_taken_over_from_an_index_like_it():
     books = random_books("product", 4, 8, 8)
-    first = IVFPQ.build(books, random_codes(books, 600), np.arange(600), Options(nlist=10))
-    second = IVFPQ.build(books, random_codes(books, 50, seed=9), np.arange(50), Options(nlist=10), like=first)
+    first = IVFPQ.build(books, random_codes(books, 600), np.arange(600), ListOptions(nlist=10))
+    second = IVFPQ.build(books, random_codes(books, 50, seed=9), np.arange(50), ListOptions(nlist=10), like=first)
     np.testing.assert_array_equal(second.quantizer.reconstruct_n(0, 10), first.quantizer.reconstruct_n(0, 10))
-    third = IVFPQ.build(books, random_codes(books, 50, seed=9), np.arange(50), Options(nlist=10))
+    third = IVFPQ.build(books, random_codes(books, 50, seed=9), np.arange(50), ListOptions(nlist=10))
     assert not np.array_equal(third.quantizer.reconstruct_n(0, 10), first.quantizer.reconstruct_n(0, 10))
 
 
@@ -158,9 +158,9 @@ def test_more_lists_than_rows_or_more_visits_than_lists_are_refused():
     books = random_books()
     codes = random_codes(books, 30)
     with pytest.raises(ConfigError, match=r"^nlist is 31, needs at most the 30 rows$"):
-        IVFPQ.build(books, codes, np.arange(30), Options(nlist=31))
+        IVFPQ.build(books, codes, np.arange(30), ListOptions(nlist=31))
     with pytest.raises(ConfigError, match=r"^nprobe is 6, needs at most the 5 lists$"):
-        IVFPQ.build(books, codes, np.arange(30), Options(nlist=5, nprobe=6))
+        IVFPQ.build(books, codes, np.arange(30), ListOptions(nlist=5, nprobe=6))
 
 
 def test_codes_of_residuals_are_not_taken_for_codes_of_vectors():

@@ -13,26 +13,26 @@ import scqfaiss
 from scqfaiss import files
 from scqfaiss.errors import ConfigError, IndexFileError
 from scqfaiss.galleries.reading import read_gallery, stamp_of, target_of
-from scqfaiss.targets import REGISTRY, target
-from scqfaiss.targets.head import inner
+from scqfaiss.targets import REGISTRY, make_options, target
+from scqfaiss.targets.pretransform import unwrap_index
 
-from .conftest import SOUND, random_books, random_codes, random_queries, sound, write
+from .conftest import VALID, random_books, random_codes, random_queries, valid, write
 
 
 @pytest.fixture
 def saved(tmp_path, monkeypatch):
-    """saved(name) -> g.faissindex in the current folder holds that sound gallery; its card."""
+    """saved(name) -> g.faissindex in the current folder holds that valid gallery; its card."""
     monkeypatch.chdir(tmp_path)
 
     def call(name, path="g.faissindex"):
-        index, card = sound(name)
+        index, card = valid(name)
         write(path, index, card)
         return card
 
     return call
 
 
-@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.parametrize("name", VALID)
 def test_a_mapped_gallery_answers_as_one_that_was_read(name, saved):
     card = saved(name)
     read, mapped = (read_gallery("g.faissindex", mmap=mmap) for mmap in (False, True))
@@ -53,7 +53,7 @@ def test_a_mapped_gallery_answers_as_one_that_was_read(name, saved):
         np.testing.assert_array_equal(getattr(a, "centroids", a), getattr(b, "centroids", b))
 
 
-@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.parametrize("name", VALID)
 def test_whose_index_it_is_follows_from_the_index(name, saved):
     card = saved(name)
     index = read_gallery("g.faissindex").index
@@ -67,7 +67,7 @@ def test_lists_that_are_mapped_start_no_threads(saved):
     saved("ivfpq")
     for mmap, kind in ((False, faiss.ArrayInvertedLists), (True, faiss.OnDiskInvertedLists)):
         stored = read_gallery("g.faissindex", mmap=mmap)
-        lists = faiss.downcast_InvertedLists(inner(stored.index).invlists)
+        lists = faiss.downcast_InvertedLists(unwrap_index(stored.index).invlists)
         assert isinstance(lists, kind)
         if mmap:
             assert lists.prefetch_nthread == 0
@@ -132,9 +132,13 @@ def test_a_mapped_gallery_answers_from_the_old_file_when_another_takes_its_place
     mapped = read_gallery("g.faissindex", mmap=True)
     q = random_queries(5, card["d"])
     before = mapped.target.search(mapped.index, q, 20)
-    which, kind, M, nbits, d, metric, n, options = SOUND[name]
+    which, kind, M, nbits, d, metric, n, options = VALID[name]
     books = random_books(kind, M, nbits, d, metric, seed=77)
-    write("new.faissindex", target(which).build(books, random_codes(books, n), np.arange(n), options), card)
+    write(
+        "new.faissindex",
+        target(which).build(books, random_codes(books, n), np.arange(n), make_options(which, options)),
+        card,
+    )
     os.replace("new.faissindex", "g.faissindex")
     for a, b in zip(mapped.target.search(mapped.index, q, 20), before):
         np.testing.assert_array_equal(a, b)
@@ -149,7 +153,7 @@ def test_a_mapped_gallery_answers_from_the_old_file_when_another_takes_its_place
 @pytest.mark.parametrize("there", [False, True])
 def test_lists_in_another_file_are_refused(mmap, there, saved):
     saved("ivfpq")
-    index, card = sound("ivfpq")
+    index, card = valid("ivfpq")
     lists = faiss.OnDiskInvertedLists(1, index.code_size, "elsewhere.bin")
     lists.merge_from_1(index.invlists)
     index.replace_invlists(lists)
@@ -169,8 +173,8 @@ def test_lists_in_another_file_are_refused(mmap, there, saved):
 @pytest.mark.parametrize("mmap", [False, True])
 def test_lists_in_another_file_behind_lists_that_are_here_are_refused(mmap, saved):
     saved("ivfpq")
-    index, card = sound("many boxes")
-    ivf = inner(index)
+    index, card = valid("many boxes")
+    ivf = unwrap_index(index)
     lists = faiss.OnDiskInvertedLists(ivf.nlist, ivf.code_size, "elsewhere.bin")
     lists.merge_from_1(ivf.invlists)
     ivf.replace_invlists(lists)
@@ -219,11 +223,11 @@ def test_without_the_hash_lengths_and_card_are_checked_all_the_same(mmap, saved)
     Path("junk.faissindex").write_bytes(bytes(data[:stream]) + b"junk" + bytes(data[stream:]))
     with pytest.raises(IndexFileError, match="checksum mismatch"):
         read_gallery("junk.faissindex", mmap=mmap, verify=False)
-    index, card = sound("ivfpq")
+    index, card = valid("ivfpq")
     write("card.faissindex", index, card | {"n": 61})
     with pytest.raises(IndexFileError, match=r"the card says n=61, the index has 60$"):
         read_gallery("card.faissindex", mmap=mmap, verify=False)
-    inner(index).pq.centroids.at(0)
+    unwrap_index(index).pq.centroids.at(0)
     faiss.copy_array_to_vector(np.full(4 * 256 * 2, np.nan, np.float32), index.pq.centroids)
     write("nan.faissindex", index, card)
     with pytest.raises(IndexFileError, match="codebooks are not finite"):
@@ -261,7 +265,7 @@ def test_a_stamp_tells_content_from_content(saved):
 
 def test_a_file_without_footer_has_no_stamp(tmp_path):
     """No one can tell then whether it is another."""
-    index, _ = sound("pq")
+    index, _ = valid("pq")
     faiss.write_index(index, str(tmp_path / "g.faissindex"))
     assert stamp(tmp_path / "g.faissindex") is None
     assert read_gallery(tmp_path / "g.faissindex").stamp is None

@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..exponents import balanced
 
 
-def wrap(index: Any, d_in: int, layers: Sequence[tuple[str, Mapping[str, NDArray[np.float32]]]]) -> Any:
+def wrap_index(index: Any, d_in: int, layers: Sequence[tuple[str, Mapping[str, NDArray[np.float32]]]]) -> Any:
     """A filled index behind `layers` ('linear', 'center', 'normalize', applied in order to rows of d_in).
 
     The index must be full already: add_sa_codes of an IndexPreTransform throws, and adding to the index inside leaves the
@@ -76,6 +76,11 @@ def is_tile(transform: Any) -> bool:
     return bool((faiss.vector_to_array(transform.map) == np.arange(transform.d_out) % transform.d_in).all())
 
 
+def may_overflow(index: Any) -> bool:
+    """Whether the transforms can make of a finite row one that is not."""
+    return any(isinstance(t, (faiss.LinearTransform, faiss.CenteringTransform)) for t in chain(index))
+
+
 def kind_of(index: Any) -> str:
     """'additive' where queries are repeated for the codes, else 'product'."""
     return "additive" if any(map(is_tile, chain(index)[-1:])) else "product"
@@ -93,14 +98,14 @@ def _applied(t: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
     return faiss_calls.apply(t, balanced(x) if isinstance(t, faiss.NormalizationTransform) else x)
 
 
-def through(index: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
+def apply_transforms(index: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows as the user has them -> rows as the index behind the transforms takes them."""
     for t in chain(index):
         x = _applied(t, x)
     return x
 
 
-def inner(index: Any) -> Any:
+def unwrap_index(index: Any) -> Any:
     """The index behind the chain, or the index itself."""
     index = faiss.downcast_index(index)
     return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index

@@ -1,4 +1,4 @@
-"""The allow-list: an index read from a file is looked through before its first search.
+"""The allow-list: an index read from a file is validated before its first search.
 
 FAISS checks little: it accepts NaN codebooks, sizes that disagree make it read outside its arrays, and of many classes that it
 reads inside one another its search aborts the process. Only what stands in PLACES passes, with sizes that agree and numbers
@@ -20,9 +20,8 @@ from ..errors import IndexFileError
 from .ids import id_pieces, lowest_and_repeated
 
 MAX_D = 1 << 20
-MAX_NORM = (
-    1e18  # of stored vectors, and of what transforms make of a query of norm 1: squares and products stay in float32
-)
+# Of stored vectors, and of what transforms make of a query of norm 1: squares and products stay in float32.
+MAX_NORM = 1e18
 BLOCK = 1 << 22  # numbers looked at in float64 at a time
 AQ = faiss.AdditiveQuantizer
 
@@ -40,7 +39,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "as store of a refine": ("IndexPQ", "IndexResidualQuantizer"),
     "as coarse quantizer": (*_FLAT, "IndexPQ", "IndexPQFastScan", "IndexResidualQuantizer", "IndexPreTransform"),
     "behind transforms of a coarse quantizer": (*_FLAT, "IndexPQ", "IndexIVFFlat"),
-    "as coarse quantizer of boxes": _FLAT,
+    "as coarse quantizer of bounding boxes": _FLAT,
 }
 # The place behind transforms, or behind ids, that stand in a place themselves.
 _TRANSFORMED = {
@@ -73,15 +72,15 @@ def _small(norm: float, what: str) -> float:
     return norm
 
 
-def walk(index: Any, mapped: bool = False) -> None:
+def validate(index: Any, mapped: bool = False) -> None:
     """Raise IndexFileError with what is wrong, unless `index` is one that FAISS can search safely.
 
     mapped: it was opened memory-mapped, its lists may stand in the file itself.
     """
-    _walk(index, "in a file", mapped)
+    _validate(index, "in a file", mapped)
 
 
-def _walk(index: Any, place: str, mapped: bool) -> float:
+def _validate(index: Any, place: str, mapped: bool) -> float:
     """-> at most the norm of a vector in the index."""
     index = None if index is None else faiss.downcast_index(index)
     _need(index is not None, f"there is no index {place}")
@@ -94,61 +93,90 @@ def _walk(index: Any, place: str, mapped: bool) -> float:
     _need(index.ntotal >= 0, f"{name} says {index.ntotal:,} rows")
     _need(index.metric_type in (faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2), f"{name} has an unknown metric")
     if name in _FLAT:
-        _need(index.codes.size() == index.ntotal * index.d * 4, f"{name}: table of another size")
-        told = {"IndexFlatIP": faiss.METRIC_INNER_PRODUCT, "IndexFlatL2": faiss.METRIC_L2}.get(name, index.metric_type)
-        _need(told == index.metric_type, f"{name} has metric {_metric(index)}")
-        return _largest(faiss.vector_to_array(index.codes).view(np.float32).reshape(-1, index.d), name)
-    if name == "IndexPQ":
-        norm = _walk_pq(index, name)
-        _need(index.search_type == faiss.IndexPQ.ST_PQ and not index.encode_signs, f"{name}: search type")
-        _need(index.codes.size() == index.ntotal * index.code_size, f"{name}: codes of another size")
-        _need(index.code_size == index.pq.code_size, f"{name}: code size differs")
-        return norm
-    if name == "IndexPQFastScan":
-        norm = _walk_pq(index, name)
-        M2 = index.pq.M + index.pq.M % 2
-        _need(index.pq.nbits == 4 and (index.M, index.M2, index.bbs) == (index.pq.M, M2, 32), f"{name}: layout")
-        _need((index.nbits, index.ksub, index.code_size) == (4, 16, (index.pq.M + 1) // 2), f"{name}: layout")
-        _need(index.implem == index.qbs == 0, f"{name}: implem or qbs")
-        rows = -(-index.ntotal // 32) * 32
-        _need(index.ntotal2 == rows and index.codes.size() == rows * M2 // 2, f"{name}: codes of another size")
-        return norm
-    if name == "IndexResidualQuantizer":
-        return _walk_rq(index, name)
-    if name == "IndexIVFPQ":
-        norm = _walk_pq(index, name)
-        _need(index.code_size == index.pq.code_size, f"{name}: code size differs")
-        _need(index.polysemous_ht == 0, f"{name}: polysemous_ht {index.polysemous_ht}")
-        coarse = _walk_lists(index, name, mapped, "as coarse quantizer")
-        if place in _BY_ROW_NUMBER:
-            _walk_numbers(index, name)
-        return norm + coarse * bool(index.by_residual)
-    if name == "IndexIVFFlat":
-        _need(index.code_size == 4 * index.d, f"{name}: code size differs")
-        _walk_lists(index, name, mapped, "as coarse quantizer of boxes")
-        _walk_numbers(index, name)
-        blocks = (get_invlist(index.invlists, i)[1] for i in range(index.nlist))
-        return max((_largest(codes.view(np.float32).reshape(-1, index.d), name) for codes in blocks), default=0.0)
+        return _validate_flat(index, name)
     if name in _IDS:
         _inside(index, index.index, name)
         _need(index.id_map.size() == index.ntotal, f"{name}: number of ids differs")
-        return _walk(index.index, _NUMBERED[place], mapped)
-    if name == "IndexRefine":
-        for part in (index.base_index, index.refine_index):
-            _inside(index, part, name)
-        _need(1 <= index.k_factor <= 1000, f"{name}: k_factor {index.k_factor}")
-        norm = _walk(index.base_index, "as base of a refine", mapped)
-        return max(norm, _walk(index.refine_index, "as store of a refine", mapped))
+        return _validate(index.index, _NUMBERED[place], mapped)
+    match name:
+        case "IndexPQ":
+            return _validate_index_pq(index, name)
+        case "IndexPQFastScan":
+            return _validate_fast_scan(index, name)
+        case "IndexResidualQuantizer":
+            return _validate_rq(index, name)
+        case "IndexIVFPQ":
+            return _validate_ivfpq(index, name, place, mapped)
+        case "IndexIVFFlat":
+            return _validate_ivf_flat(index, name, mapped)
+        case "IndexRefine":
+            return _validate_refine(index, name, mapped)
+    return _validate_pretransform(index, name, place, mapped)
+
+
+def _validate_flat(index: Any, name: str) -> float:
+    _need(index.codes.size() == index.ntotal * index.d * 4, f"{name}: table of another size")
+    told = {"IndexFlatIP": faiss.METRIC_INNER_PRODUCT, "IndexFlatL2": faiss.METRIC_L2}.get(name, index.metric_type)
+    _need(told == index.metric_type, f"{name} has metric {_metric(index)}")
+    return _largest(faiss.vector_to_array(index.codes).view(np.float32).reshape(-1, index.d), name)
+
+
+def _validate_index_pq(index: Any, name: str) -> float:
+    norm = _validate_pq(index, name)
+    _need(index.search_type == faiss.IndexPQ.ST_PQ and not index.encode_signs, f"{name}: search type")
+    _need(index.codes.size() == index.ntotal * index.code_size, f"{name}: codes of another size")
+    _need(index.code_size == index.pq.code_size, f"{name}: code size differs")
+    return norm
+
+
+def _validate_fast_scan(index: Any, name: str) -> float:
+    norm = _validate_pq(index, name)
+    M2 = index.pq.M + index.pq.M % 2
+    _need(index.pq.nbits == 4 and (index.M, index.M2, index.bbs) == (index.pq.M, M2, 32), f"{name}: layout")
+    _need((index.nbits, index.ksub, index.code_size) == (4, 16, (index.pq.M + 1) // 2), f"{name}: layout")
+    _need(index.implem == index.qbs == 0, f"{name}: implem or qbs")
+    rows = -(-index.ntotal // 32) * 32
+    _need(index.ntotal2 == rows and index.codes.size() == rows * M2 // 2, f"{name}: codes of another size")
+    return norm
+
+
+def _validate_ivfpq(index: Any, name: str, place: str, mapped: bool) -> float:
+    norm = _validate_pq(index, name)
+    _need(index.code_size == index.pq.code_size, f"{name}: code size differs")
+    _need(index.polysemous_ht == 0, f"{name}: polysemous_ht {index.polysemous_ht}")
+    coarse = _validate_lists(index, name, mapped, "as coarse quantizer")
+    if place in _BY_ROW_NUMBER:
+        _validate_numbers(index, name)
+    return norm + coarse * bool(index.by_residual)
+
+
+def _validate_ivf_flat(index: Any, name: str, mapped: bool) -> float:
+    _need(index.code_size == 4 * index.d, f"{name}: code size differs")
+    _validate_lists(index, name, mapped, "as coarse quantizer of bounding boxes")
+    _validate_numbers(index, name)
+    blocks = (get_invlist(index.invlists, i)[1] for i in range(index.nlist))
+    return max((_largest(codes.view(np.float32).reshape(-1, index.d), name) for codes in blocks), default=0.0)
+
+
+def _validate_refine(index: Any, name: str, mapped: bool) -> float:
+    for part in (index.base_index, index.refine_index):
+        _inside(index, part, name)
+    _need(1 <= index.k_factor <= 1000, f"{name}: k_factor {index.k_factor}")
+    norm = _validate(index.base_index, "as base of a refine", mapped)
+    return max(norm, _validate(index.refine_index, "as store of a refine", mapped))
+
+
+def _validate_pretransform(index: Any, name: str, place: str, mapped: bool) -> float:
     d, reach = index.d, 1.0
     for i in range(index.chain.size()):
         t = index.chain.at(i)
         _need(t is not None, f"{name}: transform {i} is missing")
         t = faiss.downcast_VectorTransform(t)
         _need(t.d_in == d and 0 < t.d_out <= MAX_D and t.is_trained, f"{name}: transform {i} does not fit")
-        reach = _small(_walk_transform(t, reach), f"{name}: queries of norm 1 behind transform {i}")
+        reach = _small(_validate_transform(t, reach), f"{name}: queries of norm 1 behind transform {i}")
         d = t.d_out
     _inside(index, index.index, name, d)
-    return _walk(index.index, _TRANSFORMED[place], mapped)
+    return _validate(index.index, _TRANSFORMED[place], mapped)
 
 
 def _metric(index: Any) -> str:
@@ -175,7 +203,7 @@ def _largest(rows: NDArray[np.float32], name: str) -> float:
     return _small(largest**0.5, f"{name}: vectors")
 
 
-def _walk_pq(index: Any, name: str) -> float:
+def _validate_pq(index: Any, name: str) -> float:
     pq = index.pq
     _need(pq.M > 0 and pq.d == index.d and pq.M * pq.dsub == index.d, f"{name}: M or dsub does not fit d")
     _need(1 <= pq.nbits <= 16 and pq.ksub == 1 << pq.nbits, f"{name}: nbits or ksub")
@@ -188,7 +216,7 @@ def _walk_pq(index: Any, name: str) -> float:
     return _small(float(squares.max(1).sum()) ** 0.5, f"{name}: codebooks")
 
 
-def _walk_rq(index: Any, name: str) -> float:
+def _validate_rq(index: Any, name: str) -> float:
     rq = index.rq
     _need(rq.is_trained, f"{name}: its quantizer is not trained")
     _need(rq.d == index.d, f"{name}: d differs inside: {index.d} and {rq.d}")
@@ -205,8 +233,8 @@ def _walk_rq(index: Any, name: str) -> float:
     _need(index.codes.size() == index.ntotal * index.code_size, f"{name}: codes of another size")
     if rq.search_type == AQ.ST_norm_float:
         for i, stored in stored_norms(index):
-            sound = (stored >= 0) & (stored <= 1.001 * largest**2)  # NaN is neither
-            _need(sound.all(), f"{name}: row {i + int((~sound).argmax()):,} has no norm that its codebooks can make")
+            valid = (stored >= 0) & (stored <= 1.001 * largest**2)  # NaN is neither
+            _need(valid.all(), f"{name}: row {i + int((~valid).argmax()):,} has no norm that its codebooks can make")
     return largest
 
 
@@ -221,7 +249,7 @@ def stored_norms(index: Any) -> Iterator[tuple[int, NDArray[np.float32]]]:
         yield i, np.ascontiguousarray(parts[:, -1], np.int32).view(np.float32)
 
 
-def _walk_lists(index: Any, name: str, mapped: bool, coarse: str) -> float:
+def _validate_lists(index: Any, name: str, mapped: bool, coarse: str) -> float:
     """-> at most the norm of a centroid."""
     _need(index.invlists is not None, f"{name}: there are no inverted lists in it")
     _need(index.quantizer is not None, f"{name}: there is no coarse quantizer in it")
@@ -237,12 +265,12 @@ def _walk_lists(index: Any, name: str, mapped: bool, coarse: str) -> float:
         _need(longest <= index.ntotal, f"{name}: a list of {longest:,} rows")
     else:
         _need(kind == "ArrayInvertedLists", f"{name}: lists of class {kind} are not what scqfaiss writes")
-    held = lists.compute_ntotal()
-    _need(held == index.ntotal, f"{name} says {index.ntotal:,} rows, its lists hold {held:,}")
-    return _walk(index.quantizer, coarse, mapped)
+    rows = lists.compute_ntotal()
+    _need(rows == index.ntotal, f"{name} says {index.ntotal:,} rows, its lists hold {rows:,}")
+    return _validate(index.quantizer, coarse, mapped)
 
 
-def _walk_numbers(index: Any, name: str) -> None:
+def _validate_numbers(index: Any, name: str) -> None:
     """Rows of lists that are numbered 0..n-1, each once."""
     for ids in id_pieces(index):
         wrong = (ids < 0) | (ids >= index.ntotal)
@@ -250,7 +278,7 @@ def _walk_numbers(index: Any, name: str) -> None:
     _need(lowest_and_repeated(index)[1] == 0, f"{name}: numbers of lists: one stands twice")
 
 
-def _walk_transform(t: Any, reach: float) -> float:
+def _validate_transform(t: Any, reach: float) -> float:
     """reach: at most the norm of a query in front of it -> that of the query behind it."""
     name = type(t).__name__
     if name == "LinearTransform":

@@ -13,11 +13,11 @@ import scqfaiss
 from scqfaiss.errors import IndexFileError
 from scqfaiss.galleries.reading import read_gallery
 from scqfaiss.targets import target
-from scqfaiss.targets.head import chain, inner, wrap
 from scqfaiss.targets.ids import without_ids
-from scqfaiss.targets.walk import walk
+from scqfaiss.targets.pretransform import chain, unwrap_index, wrap_index
+from scqfaiss.targets.validation import validate
 
-from .conftest import SOUND, random_books, random_codes, random_queries, sound, write
+from .conftest import VALID, random_books, random_codes, random_queries, valid, write
 
 
 def core(index):
@@ -34,11 +34,11 @@ def exact_of(index):
 
 
 def coarse_of(index):
-    return faiss.downcast_index(inner(index).quantizer)
+    return faiss.downcast_index(unwrap_index(index).quantizer)
 
 
 def boxes_of(index):
-    return inner(coarse_of(index))
+    return unwrap_index(coarse_of(index))
 
 
 def put(vector, place, value):
@@ -116,7 +116,7 @@ def corner_of_nan(index):
 
 def other_coarse(n, d=8, metric=faiss.METRIC_INNER_PRODUCT):
     def spoil(index):
-        ivf, flat = inner(index), faiss.IndexFlat(d, metric)
+        ivf, flat = unwrap_index(index), faiss.IndexFlat(d, metric)
         flat.add(np.zeros((n, d), np.float32))
         ivf.quantizer, ivf.referenced_objects = flat, [flat]
         ivf.own_fields = False
@@ -143,7 +143,7 @@ def nbits_of(values):
 
 
 AQ = faiss.AdditiveQuantizer
-# sound gallery, what spoils it, what is said
+# valid gallery, what spoils it, what is said
 SPOILT = {
     "NaN in ivfpq": ("ivfpq", nan_at(lambda i: i.pq.centroids), "IndexIVFPQ: codebooks are not finite"),
     "inf in merged books": ("ivfpq l2", nan_at(lambda i: i.pq.centroids, -1, np.inf), "codebooks are not finite"),
@@ -157,7 +157,7 @@ SPOILT = {
     "NaN in a box": ("boxes", nan_at(lambda i: boxes_of(i).codes), "IndexFlatIP: vectors are not finite"),
     "NaN in one of many boxes": ("many boxes", corner_of_nan, "IndexIVFFlat: vectors are not finite"),
     "NaN in a larger box": ("many boxes", nan_at(lambda i: larger_of(i).codes), "IndexFlatIP: vectors are not finite"),
-    "NaN in lift": ("lift", nan_at(lambda i: inner(i).pq.centroids), "IndexIVFPQ: codebooks are not finite"),
+    "NaN in lift": ("lift", nan_at(lambda i: unwrap_index(i).pq.centroids), "IndexIVFPQ: codebooks are not finite"),
     "NaN in residual": ("residual", nan_at(lambda i: core(i).rq.codebooks), "codebooks are not finite"),
     "tile beyond d": ("lift", remap(6), "RemapDimensionsTransform: places"),
     "tile far beyond d": ("fastscan additive", remap(10**6), "RemapDimensionsTransform: places"),
@@ -200,11 +200,11 @@ SPOILT = {
     "fewer centroids than lists": ("ivfpq lists", other_coarse(4), ""),
     "more centroids than lists": ("ivfpq lists", other_coarse(6), ""),
     "wider centroids": ("ivfpq lists", other_coarse(5, 9), ""),
-    "more lists than there are": ("ivfpq lists", set_to(inner, nlist=6), ""),
-    "nprobe 0": ("ivfpq lists", set_to(inner, nprobe=0), "coarse d or nprobe"),
-    "nprobe beyond": ("words", set_to(inner, nprobe=10**9), "coarse d or nprobe"),
-    "rows of lists": ("ivfpq", set_to(inner, ntotal=10**9), "says 1,000,000,000 rows, its lists hold 60"),
-    "rows of words": ("words", set_to(inner, ntotal=299), "says 299 rows, its lists hold 300"),
+    "more lists than there are": ("ivfpq lists", set_to(unwrap_index, nlist=6), ""),
+    "nprobe 0": ("ivfpq lists", set_to(unwrap_index, nprobe=0), "coarse d or nprobe"),
+    "nprobe beyond": ("words", set_to(unwrap_index, nprobe=10**9), "coarse d or nprobe"),
+    "rows of lists": ("ivfpq", set_to(unwrap_index, ntotal=10**9), "says 1,000,000,000 rows, its lists hold 60"),
+    "rows of words": ("words", set_to(unwrap_index, ntotal=299), "says 299 rows, its lists hold 300"),
     "box number twice": ("many boxes", same_number_twice, "IndexIVFFlat: numbers of lists"),
     "box number beyond": ("many boxes", number_beyond, "IndexIVFFlat: numbers of lists"),
     "boxes visited 0 times": ("many boxes", set_to(boxes_of, nprobe=0), "IndexIVFFlat: coarse d or nprobe"),
@@ -232,7 +232,7 @@ def set_search_type(index, kind):
 
 
 def nested(depth):
-    index, card = sound("pq")
+    index, card = valid("pq")
     for _ in range(depth):
         outer = faiss.IndexIDMap(faiss.IndexFlat(index.d, index.metric_type))
         outer.index, outer.own_fields, outer.referenced_objects = index, False, [index]
@@ -243,13 +243,13 @@ def nested(depth):
 
 
 def boxes_alone():
-    index, card = sound("many boxes")
+    index, card = valid("many boxes")
     return faiss.clone_index(boxes_of(index)), card
 
 
 def encoder_of_nan(op, arrays):
-    index, card = sound("pq")
-    return wrap(index, 9, [(op, arrays)]), card | {"encoder": "folded"}
+    index, card = valid("pq")
+    return wrap_index(index, 9, [(op, arrays)]), card | {"encoder": "folded"}
 
 
 # Made as a whole.
@@ -257,7 +257,7 @@ STRANGE = {
     "nine in one another": (lambda: nested(8), "class IndexIDMap cannot stand behind ids"),
     "ninety in one another": (lambda: nested(90), ""),
     "boxes and nothing else": (boxes_alone, "class IndexIVFFlat cannot stand in a file"),
-    "ids of a graph": (lambda: (id_map_of(hnsw(60, 9)), sound("pq")[1]), "class IndexHNSWFlat is not one"),
+    "ids of a graph": (lambda: (id_map_of(hnsw(60, 9)), valid("pq")[1]), "class IndexHNSWFlat is not one"),
     "NaN in an encoder": (
         lambda: encoder_of_nan("linear", {"A": np.full((9, 9), np.nan, np.float32)}),
         "LinearTransform: coefficients are not finite",
@@ -280,7 +280,7 @@ def id_map_of(index):
 
 def lists_of_lists():
     """Real lists, routed by an IndexIVFPQ: sizes agree, but no target of ours builds it."""
-    index, card = sound("ivfpq lists")
+    index, card = valid("ivfpq lists")
     books = random_books("product", 2, 8, 8)
     coarse = target("ivfpq").build(books, random_codes(books, 5), np.arange(5))
     index.quantizer, index.own_fields, index.referenced_objects = coarse, False, [coarse]
@@ -313,15 +313,15 @@ def read_elsewhere(tmp_path_factory):
     """name -> [[exit code, message] read whole, the same memory-mapped], by another process: a crash would be seen."""
     folder = tmp_path_factory.mktemp("forged")
     for name, (base, spoil, _) in SPOILT.items():
-        index, card = sound(base)
+        index, card = valid(base)
         spoil(index)
         write(folder / f"{name}.faissindex", index, card)
     for name, (make, _) in STRANGE.items():
         index, card = make()
         write(folder / f"{name}.faissindex", index, card)
-    for name in SOUND:
-        index, card = sound(name)
-        write(folder / f"sound {name}.faissindex", index, card)
+    for name in VALID:
+        index, card = valid(name)
+        write(folder / f"valid {name}.faissindex", index, card)
     package = Path(scqfaiss.__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", READ, folder], capture_output=True, text=True, timeout=60, cwd=package, check=False
@@ -331,9 +331,9 @@ def read_elsewhere(tmp_path_factory):
     return said
 
 
-@pytest.mark.parametrize("name", SOUND)
-def test_sound_galleries_pass(name, read_elsewhere):
-    assert read_elsewhere[f"sound {name}"] == [[0, "accepted"]] * 2
+@pytest.mark.parametrize("name", VALID)
+def test_valid_galleries_pass(name, read_elsewhere):
+    assert read_elsewhere[f"valid {name}"] == [[0, "accepted"]] * 2
 
 
 @pytest.mark.parametrize("name", [*SPOILT, *STRANGE])
@@ -351,14 +351,14 @@ def test_the_walk_itself_says_what_is_wrong(name):
         index, _ = make()
     else:
         base, spoil, message = SPOILT[name]
-        index, _ = sound(base)
-        walk(index)
+        index, _ = valid(base)
+        validate(index)
         spoil(index)
-    if message.startswith("the card"):  # a sound index, of another target
-        walk(index)
+    if message.startswith("the card"):  # a valid index, of another target
+        validate(index)
         return
     with pytest.raises(IndexFileError) as caught:
-        walk(index)
+        validate(index)
     assert message in str(caught.value)
 
 
@@ -369,7 +369,7 @@ def test_forged_galleries_take_no_memory(read_elsewhere):
 
 def test_what_is_wrong_comes_with_the_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    index, card = hnsw(60, 9), sound("pq")[1]
+    index, card = hnsw(60, 9), valid("pq")[1]
     write("g.faissindex", index, card)
     with pytest.raises(IndexFileError, match=r"^g\.faissindex: class IndexHNSWFlat is not one that scqfaiss writes$"):
         read_gallery("g.faissindex")
@@ -422,7 +422,7 @@ print(refused, count - refused)
 )
 def test_fuzzed_streams_under_valid_footers_never_crash(name, tmp_path):
     """Refused, or searched and taken apart: whatever the bytes say."""
-    index, card = sound(name)
+    index, card = valid(name)
     write(tmp_path / "g.faissindex", index, card)
     done = subprocess.run(
         [sys.executable, "-c", FUZZ, "g.faissindex", "fuzz.faissindex", "400"],
@@ -438,9 +438,9 @@ def test_fuzzed_streams_under_valid_footers_never_crash(name, tmp_path):
     assert refused > 40 and accepted > 3
 
 
-@pytest.mark.parametrize("name", SOUND)
-def test_a_sound_gallery_answers_after_the_walk_as_before(name, tmp_path):
-    index, card = sound(name)
+@pytest.mark.parametrize("name", VALID)
+def test_a_valid_gallery_answers_after_the_validation_as_before(name, tmp_path):
+    index, card = valid(name)
     write(tmp_path / "g.faissindex", index, card)
     stored = read_gallery(tmp_path / "g.faissindex")
     q = random_queries(4, card["d"])

@@ -1,0 +1,154 @@
+"""Searches with whole sources of queries, and with files of them: what a gallery takes, block by block, and what is told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arrays import Ints, transposed
+from ..contract import Progress, silent
+from ..data import Source, open_rows
+from ..data.idlist import read_ids
+from ..errors import ConfigError, shown
+from ..features.files import USUAL, FeatureSource, Seeing, as_rows
+from ..files import PathLike, Slot, reserve
+from .gallery import Gallery, open_gallery
+
+SHOWN = 10  # hits a query in the text of a search
+
+
+def require_model(gallery: Gallery) -> None:
+    """Raise ConfigError where queries need a model and none was given: before any query is read."""
+    if gallery.needs_model and gallery.model is None:
+        made_by = str((gallery.card or {}).get("model_sha256"))[:12]
+        raise ConfigError(f"{gallery.name}: queries need the model its codes came from ({made_by}); give --model")
+
+
+def as_queries(gallery: Gallery, queries: Source, seeing: Seeing = USUAL) -> Source:
+    """What a gallery is searched with: rows as they are, pictures as rows of its model's features.
+
+    Raises ConfigError where the model is not there, even if the file holds its encoder for rows; and as features.as_rows.
+    """
+    if queries.pictures and gallery.model is None:
+        raise ConfigError(lacks_network(queries, gallery.card or {}, gallery.name, gallery.d))
+    return as_rows(queries, gallery.model, seeing) if queries.pictures and gallery.model is not None else queries
+
+
+def lacks_network(source: Source, card: Mapping[str, Any], name: str, d: int) -> str:
+    """Why a gallery by itself takes no pictures, and what to do."""
+    if card.get("pictures"):
+        made_by = str(card.get("model_sha256"))[:12]
+        return f"{source.name} holds pictures, which only the model of {name} can see ({made_by}); give --model"
+    if card.get("encoder") == "model":
+        made_by = str(card.get("model_sha256"))[:12]
+        return f"{name}: queries need the model its codes came from ({made_by}); give --model"
+    return f"{source.name} holds pictures, {name} takes rows of d={d}: make rows with `scqfaiss features`"
+
+
+def check_queries(gallery: Gallery, queries: Source) -> None:
+    """Raise ConfigError where the rows of a source cannot be searched for: before any of them is read."""
+    require_model(gallery)
+    if queries.d != gallery.d:
+        how = transposed(len(queries), queries.d, gallery.d)
+        raise ConfigError(f"{queries.name}: queries have d={queries.d}, {gallery.name} needs d={gallery.d}{how}")
+
+
+def search_source(
+    gallery: Gallery, queries: Source, k: int, progress: Progress = silent, **options: Any
+) -> tuple[NDArray[np.float32], Ints]:
+    """Search with all rows of a source, in blocks -> D (nq, k), I (nq, k). options: as Gallery.search takes them."""
+    check_queries(gallery, queries)
+    k = gallery.clip(k)
+    D, I = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    for i, x in queries.blocks():
+        D[i : i + len(x)], I[i : i + len(x)] = gallery.search(x, k, name=queries.name, check_finite=False, **options)
+        progress("search", i + len(x), len(queries), "")
+    return D, I
+
+
+def range_search_source(
+    gallery: Gallery, queries: Source, threshold: float, progress: Progress = silent, **options: Any
+) -> tuple[Ints, NDArray[np.float32], Ints]:
+    """The same for all hits beyond a threshold -> lims (nq + 1,), D, I."""
+    check_queries(gallery, queries)
+    counts, D, I = [np.zeros(1, np.int64)], [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
+    for i, x in queries.blocks():
+        lims, scores, ids = gallery.range_search(x, threshold, name=queries.name, check_finite=False, **options)
+        counts.append(np.diff(lims))
+        D.append(scores)
+        I.append(ids)
+        progress("search", i + len(x), len(queries), "")
+    return np.cumsum(np.concatenate(counts)), np.concatenate(D), np.concatenate(I)
+
+
+def search_file(
+    path: PathLike,
+    queries: PathLike,
+    *,
+    k: int = 10,
+    threshold: float | None = None,
+    out: PathLike | None = None,
+    model: PathLike | None = None,
+    device: str = "cpu",
+    mmap: bool = False,
+    filter_ids: str | None = None,
+    deny_ids: str | None = None,
+    nprobe: int | None = None,
+    keys: Mapping[str, Any],
+    seeing: Seeing = USUAL,
+    progress: Progress = silent,
+) -> str:
+    """Search with a file of queries; hits go to the HDF5 file `out`, the first few into the returned text.
+
+    Queries may be pictures, a single one too; the text names them by their files. threshold: all hits beyond it, instead of
+    k. filter_ids, deny_ids: "1,2,3" or a file of ids. seeing: how the model looks at pictures.
+    """
+    from ..data.hdf5 import write_hits, write_ranges
+
+    if threshold is not None and nprobe is not None:
+        raise ConfigError("a search by threshold looks into every list; leave --nprobe out")
+    lists = {"allow": filter_ids, "deny": deny_ids}
+
+    def run(slot: Slot | None = None) -> tuple[Any, Any, Any]:
+        options: dict[str, Any] = {option: read_ids(ids) for option, ids in lists.items() if ids is not None}
+        with open_rows(queries, **{**keys, "labels_key": None}, role="queries") as source:
+            gallery = open_gallery(path, model=model, device=device, mmap=mmap)
+            source = as_queries(gallery, source, seeing)
+            names = [shown(name) for name in source.names] if isinstance(source, FeatureSource) else source.ids
+            if slot is not None and threshold is None:
+                slot.check_space(12 * len(source) * min(k, gallery.ntotal))
+            if threshold is not None:
+                return range_search_source(gallery, source, threshold, progress, **options), source.ids, names
+            return search_source(gallery, source, k, progress, nprobe=nprobe, **options), source.ids, names
+
+    if out is None:
+        hits, query_ids, names = run()
+    else:
+        given = (path, queries, model, *(ids for ids in lists.values() if ids is not None and os.path.exists(ids)))
+        with reserve(out, inputs=[p for p in given if p is not None]) as slot:
+            hits, query_ids, names = run(slot)
+            write: Callable[..., None] = write_hits if threshold is None else write_ranges
+            slot.write(lambda f: write(f, *hits, query_ids), nbytes=12 * hits[-1].size)
+    return _said(hits, query_ids) + (f", written to {shown(out)}" if out is not None else "") + _first(hits, names)
+
+
+def _said(hits: tuple[Any, ...], query_ids: Ints) -> str:
+    if len(hits) == 3:
+        return f"{len(query_ids):,} queries, {len(hits[2]):,} hits"
+    missing = (hits[1] < 0).sum(1)
+    text = f"{len(query_ids):,} queries, {hits[1].shape[1]} hits each"
+    return text + (f" but for {int((missing > 0).sum()):,} with fewer" if missing.any() else "")
+
+
+def _first(hits: tuple[Any, ...], names: Sequence[Any] | Ints) -> str:
+    """The hits of the first queries, a line each."""
+    lines = [""]
+    for q, name in enumerate(names[:5]):
+        hits_of_query = q if len(hits) == 2 else slice(*hits[0][q : q + 2])
+        D, I = (a[hits_of_query][:SHOWN] for a in hits[-2:])
+        lines.append(f"query {name}  " + "  ".join(f"{i}:{s:.4f}" for i, s in zip(I, D) if i >= 0))
+    return "\n".join(lines)
