@@ -22,6 +22,7 @@ from ..data import ArraySource, Source, classes, open_rows
 from ..data.images import ImageSource
 from ..data.pairs import PairSource
 from ..dependencies import missing
+from ..devices import check_precision, torch_device, torch_dtype
 from ..encoders import BACKBONES, encoder_class
 from ..encoders.base import Stats
 from ..encoders.chain import Chain
@@ -31,7 +32,7 @@ from ..methods import ALIASES, MISTAKEN, REGISTRY
 from ..model import SUFFIX, Model
 from . import class_numbers
 from .checkpoints import Checkpoints
-from .engine import PRECISIONS, Engine
+from .engine import Engine
 from .epoch_log import log_to
 from .rows import MEMORY_SHARE, PictureRows, SourceRows, free_memory, statistics
 from .threads import considerate
@@ -56,7 +57,7 @@ class Request:
     epochs: int | None = None
     batch_size: int | None = None
     device: str = "auto"
-    precision: str = "float32"  # of the encoder's products in training steps; a key of engine.PRECISIONS
+    precision: str = "float32"  # of the encoder's products in training steps; of devices.PRECISIONS
     clip_norm: float = 0.0  # largest norm of the gradients of a step; 0: any
     patience: int = 5  # epochs without a better validation value that end a stage; 0: none does
     accumulate: int = 1  # parts that a batch goes through the network in, one after the other, to save memory
@@ -355,9 +356,7 @@ def check_request(request: Request) -> None:
     ):
         if value is not None or what not in ("epochs", "batch size"):
             check_whole(what, value, low)
-    if request.precision not in PRECISIONS:
-        near = suggestion(str(request.precision), PRECISIONS)
-        raise ConfigError(f"precision is '{request.precision}', needs one of {', '.join(PRECISIONS)}{near}")
+    check_precision(request.precision)
     clip = request.clip_norm
     if isinstance(clip, bool) or not isinstance(clip, int | float | np.number) or not 0 <= clip < float("inf"):
         raise ConfigError(f"the largest norm of gradients is {clip!r}, needs a number from 0")
@@ -406,21 +405,12 @@ def split_bits(bits: int, nbits: int) -> tuple[int, int]:
 
 
 def pick_device(name: str) -> str:
-    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device torch has. Raises ConfigError."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and distributed.launched() > 1:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # a GPU for every process
-    kind, _, number = name.partition(":")
-    if name != "cpu" and (kind != "cuda" or (number and not number.isdecimal()) or name.endswith(":")):
-        raise ConfigError(f"device is '{name}', needs auto, cpu, cuda or cuda:N")
-    if name != "cpu" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name} was asked for, but this torch sees no GPU; use --device cpu")
-    if number and int(number) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device {name} was asked for, but this torch sees {torch.cuda.device_count()} GPUs, from cuda:0 on"
-        )
-    return name
+    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device torch has. Raises ConfigError.
+
+    'cuda' is a GPU of its own for each of several processes.
+    """
+    number = int(os.environ.get("LOCAL_RANK", "0")) if distributed.launched() > 1 else None
+    return torch_device(name, number=number)
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -470,13 +460,13 @@ def build(
     encoder = None
     if what.network is not None:
         encoder = what.network.to(what.device)
-        encoder.precision = PRECISIONS[request.precision]
+        encoder.precision = torch_dtype(request.precision)
     elif what.encoder is not None:
         assert isinstance(rows, SourceRows)
         stats = Stats(1, np.zeros(d), np.ones(d), np.zeros(d), np.ones(d), 0.0) if dry else statistics(rows, d)
         members = what.method.members(what.config, request.encoder)
         encoder = what.encoder(what.encoder_config, stats, members).to(what.device)
-        encoder.precision = PRECISIONS[request.precision]
+        encoder.precision = torch_dtype(request.precision)
     held = None
     if validation is not None and what.method.needs_encoder:
         if labels is None or validation.labels is None:
