@@ -5,7 +5,7 @@
 The plain side follows what the paper's released code computes, written anew: distances in double precision, a loop over
 books, a loop over the rows of the batch in the feature loss. Both sides run loss, backward and Adam (codebook step), or
 loss and backward to the features (feature loss), on the same numbers in one process, in turn. Ours is what a training runs:
-`ARSQ.loss` with the optimizer of `SCQ.arsq_stage`, and `cfa.released_loss_single`, the feature loss of `recipe=released` for one
+`ARSQ.loss` with the optimizer of `SCQ.arsq_stage`, and `cfa.released_loss_single`, the feature loss of `recipe=reference` for one
 label a row. Both sides must compute the same loss first.
 
 The printed `ratio` is that of the medians over the rounds. --out writes FOLDER/results.json, a document of kind 'training' (see

@@ -33,6 +33,18 @@ EPSILON = 0.03  # what kappa leaves to the wrong classes at best
 
 
 @dataclass(frozen=True)
+class FeatureStage:
+    """How encoder and head are trained."""
+
+    epochs: int = setting(20, low=0)  # at least 400 steps, unless epochs are set
+    batch_size: int = setting(0, low=0)  # 0: an eighth of the rows, within 32 and 256
+    lr: float = setting(4e-3, low=0)
+    decay: float = setting(0.3, low=0)
+    warmup: float = setting(0.1, low=0.01, high=0.9)  # share of the steps in which the learning rate rises
+    fast_products: bool = True  # train with bfloat16 or TF32 products where the device has them
+
+
+@dataclass(frozen=True)
 class Settings:
     """Settings of centers and features; methods with this head inherit them."""
 
@@ -41,19 +53,14 @@ class Settings:
     class_vectors: str = ""  # a .npy file (C, e) of class embeddings, instead of a similarity
     target: str = setting("plain", choices=("plain", "simplex"))  # cosines asked of centers: 2S - 1, S - (1-S)/(C-1)
     d: int = setting(0, low=0, high=1 << 16)  # dimension of z; 0: the smallest that M divides and the classes fit into
-    cfa: str = setting("auto", choices=("auto", "calibrated", "cosine", "released", "none"))
+    cfa: str = setting("auto", choices=("auto", "calibrated", "cosine", "reference", "none"))
     members: int = setting(0, low=0, high=64)  # classifiers whose posteriors are averaged; 0: 3 where that can be done
     multi: str = setting("softmax", choices=("softmax", "sigmoid"))  # many labels a row: what the posterior models
     unlabeled: str = setting("error", choices=("error", "drop"))  # training rows without any label
     kappa: float = setting(0.0, low=0)  # inverse temperature of the classifier; 0: from the number of classes
     sharpen: float = setting(1.1, low=0.1, high=10)  # kappa after training, as a multiple; measured, see docs
     holdout: float = setting(0.0, low=0, high=0.5)  # share of rows to fit kappa on instead, which then do not train
-    cfa_epochs: int = setting(20, low=0)  # at least 400 steps, unless epochs are set
-    cfa_batch: int = setting(0, low=0)  # 0: an eighth of the rows, within 32 and 256
-    cfa_lr: float = setting(4e-3, low=0)
-    cfa_decay: float = setting(0.3, low=0)
-    fast_products: bool = True  # train with bfloat16 or TF32 products where the device has them
-    warmup: float = setting(0.1, low=0.01, high=0.9)  # share of the steps in which the learning rate rises
+    features: FeatureStage = FeatureStage()
 
 
 def default_kappa(C: int, epsilon: float = EPSILON) -> float:
@@ -81,7 +88,7 @@ def smallest_d(config: Settings, d_in: int, C: int, M: int, encoder: str) -> int
         return d_in
     if config.d:
         return config.d
-    return -(-(360 if kind == "released" else C) // M) * M
+    return -(-(360 if kind == "reference" else C) // M) * M
 
 
 def check(config: Settings, d_in: int, C: int, M: int, encoder: str) -> None:
@@ -217,7 +224,7 @@ class Features(nn.Module):
             self.shift = nn.Parameter(torch.empty(self.members, 1, d).uniform_(-bound, bound))
         if self.sigmoid:
             self.bias = nn.Parameter(torch.zeros(C))
-        if self.kind == "released":
+        if self.kind == "reference":
             self.classify = nn.Linear(self.encoder.width, C)
         self.axes: Tensor | None = None  # directions of the logits, (C, d of f), where they are not the centers
         if task.head is not None:
@@ -286,7 +293,7 @@ class Features(nn.Module):
         if self.kind == "calibrated":
             return self.posterior(x) @ self.centers
         f = torch.baddbmm(self.shift, self.encoder(x), self.project)[0]
-        return torch.tanh(f) if self.kind == "released" else F.normalize(f, dim=1)
+        return torch.tanh(f) if self.kind == "reference" else F.normalize(f, dim=1)
 
     def targets(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """t = sum of the row's centers, normalised (b, d), and which rows have one: a sum below 1e-6 has no direction."""
@@ -296,7 +303,7 @@ class Features(nn.Module):
 
     def loss(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
         """L_CFA of the rows `index` as named, weighted terms; members add up, as each trains alone."""
-        if self.kind == "released":
+        if self.kind == "reference":
             g = self.encoder(x)[0]
             z, logits = torch.tanh(g @ self.project[0] + self.shift[0]), self.classify(g)
             if self.labels.many:
@@ -321,13 +328,15 @@ class Features(nn.Module):
                 )
             else:
                 rows, self.held = np.setdiff1d(rows, held, assume_unique=True), held
-        released = self.kind == "released"
-        small = released or self.encoder.takes_pictures  # a network wants its steps, and its memory
-        batch = task.batch_size or c.cfa_batch or (64 if small else min(256, max(32, len(rows) // 8)))
+        reference = self.kind == "reference"
+        small = reference or self.encoder.takes_pictures  # a network wants its steps, and its memory
+        batch = task.batch_size or c.features.batch_size or (64 if small else min(256, max(32, len(rows) // 8)))
         steps = batch_count(len(rows), batch)
         epochs = task.epochs
         if epochs is None:
-            epochs = c.cfa_epochs if released or c.cfa_epochs == 0 else max(c.cfa_epochs, -(-MIN_STEPS // steps))
+            epochs = c.features.epochs
+            if not reference and epochs:
+                epochs = max(epochs, -(-MIN_STEPS // steps))
         if self.kind == "none" or task.head is not None:
             epochs = 0
         validation = task.validation.labels if task.validation is not None and epochs else None
@@ -335,10 +344,10 @@ class Features(nn.Module):
             raise DataError(f"none of {len(validation):,} validation rows has a label, at least 1 must")
 
         def make_optimizer(total: int) -> tuple[Any, Any]:
-            if released:
+            if reference:
                 return released_optimizer(self, steps)
-            optimizer = torch.optim.AdamW(self.groups(c.cfa_lr, c.cfa_decay), c.cfa_lr, fused=True)
-            warm = max(1, int(c.warmup * total))
+            optimizer = torch.optim.AdamW(self.groups(c.features.lr, c.features.decay), c.features.lr, fused=True)
+            warm = max(1, int(c.features.warmup * total))
 
             def rate(step: int) -> float:
                 if step < warm:
@@ -356,7 +365,7 @@ class Features(nn.Module):
             on_epoch=self.encoder.on_epoch,
             validate=self.validate if validation is not None else None,
             end=self.calibrate,
-            fast_products=c.fast_products and not released,
+            fast_products=c.features.fast_products and not reference,
         )
 
     def groups(self, lr: float, decay: float) -> list[dict[str, Any]]:
@@ -459,7 +468,7 @@ class Features(nn.Module):
             return layers
         A, b = as_array(self.project.transpose(1, 2)), as_array(self.shift[:, 0])  # e d w, e d
         layers.append(("heads", {"A": A, "b": b}) if self.members > 1 else ("linear", {"A": A[0], "b": b[0]}))
-        if self.kind == "released":
+        if self.kind == "reference":
             return [*layers, ("tanh", {})]
         layers.append(("normalize", {}))
         if self.kind == "cosine":

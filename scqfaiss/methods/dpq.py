@@ -34,8 +34,20 @@ FLOOR = 1e-12  # of the mean squared residual that distances are divided by
 
 
 @dataclass(frozen=True)
+class CodebookStage:
+    """Which rows the books learn from, and how."""
+
+    rows: int = setting(1_000_000, low=1)  # at most so many rows teach the books
+    copies: int = setting(4, low=1, high=100)  # passes over the training rows, dropout on, for the books
+    epochs: int = setting(10, low=0)  # 0: residual k-means alone
+    batch_size: int = setting(256, low=1)
+    lr: float = setting(1e-3, low=0)
+    encoder_lr: float = setting(4e-4, low=0)  # of the encoder, where end_to_end trains it in this stage
+
+
+@dataclass(frozen=True)
 class Settings(cfa.Settings):
-    recipe: str = setting("calibrated", choices=("calibrated", "released"))  # released: the paper's own, as published
+    recipe: str = setting("calibrated", choices=("calibrated", "reference"))  # reference: the paper's own, as published
     guidance: str = setting("labels", choices=("labels", "none"))  # none: rows are z as they are, labels are not needed
     # Inverse temperature of the soft choice; without bound it is k-means. 20 blurs the books and costs 0.001 mAP, measured.
     gamma: float = setting(1000.0, low=0)
@@ -43,29 +55,24 @@ class Settings(cfa.Settings):
     tau: float = setting(1.0, low=0)  # weight of all three terms; matters where the encoder learns by them too
     mu: float = setting(1.0, low=0)  # weight of the hard rebuilds beside the soft ones
     nu: float = setting(0.1, low=0)  # weight of hard and soft rebuild being one
-    book_copies: int = setting(4, low=1, high=100)  # passes over the training rows, dropout on, for the books
-    book_rows: int = setting(1_000_000, low=1)  # at most so many rows teach the books
-    book_epochs: int = setting(10, low=0)  # 0: residual k-means alone
-    book_batch: int = setting(256, low=1)
-    book_lr: float = setting(1e-3, low=0)
-    start: str = setting("kmeans", choices=("kmeans", "normal"))  # normal: N(0, 0.01^2), as released
+    codebooks: CodebookStage = CodebookStage()
+    start: str = setting("kmeans", choices=("kmeans", "normal"))  # normal: N(0, 0.01^2), as published
     rescale: bool = True  # books learn on g z, g = sqrt(d / mean ||z||^2): rates and start are made for that scale
     end_to_end: bool = False  # the books' loss trains the encoder too, beside its own loss
-    joint_lr: float = setting(4e-4, low=0)  # of the encoder, there
 
 
-# What `recipe=released` puts in place of the defaults above: 64 epochs, half of them encoder alone.
-RELEASED: dict[str, Any] = {
-    "cfa": "released",
+# What `recipe=reference` puts in place of the defaults above: 64 epochs, half of them encoder alone.
+REFERENCE: dict[str, Any] = {
+    "cfa": "reference",
     "d": 300,
-    "cfa_epochs": 32,
-    "cfa_batch": 256,
-    "cfa_lr": 1e-3,
+    "features.epochs": 32,
+    "features.batch_size": 256,
+    "features.lr": 1e-3,
     "gamma": 1.0,
     "choice": "cosine",
-    "book_copies": 1,
-    "book_epochs": 32,
-    "book_lr": 1e-4,
+    "codebooks.copies": 1,
+    "codebooks.epochs": 32,
+    "codebooks.lr": 1e-4,
     "start": "normal",
     "rescale": False,
 }
@@ -158,7 +165,7 @@ def prefix_errors(z: Tensor, w: Tensor) -> Tensor:
 
 # ----------------------------------------------------------------------------------------------------------------- guide
 class Guide(cfa.Features):
-    """Encoder and head of the features stage. cfa='released' is DPQ's own here: a tanh layer under a margin loss."""
+    """Encoder and head of the features stage. cfa='reference' is DPQ's own here: a tanh layer under a margin loss."""
 
     def __init__(self, config: Settings, task: Task, d: int, labels: Labels) -> None:
         given = self.class_vectors(config, task, d, labels)
@@ -170,7 +177,7 @@ class Guide(cfa.Features):
     @staticmethod
     def class_vectors(config: Settings, task: Task, d: int, labels: Labels) -> sca.Centers | None:
         """Class vectors that are as wide as z stand as they are; of others only their cosines can be kept."""
-        if not config.class_vectors or cfa.kind_of_cfa(config, task.encoder_name) != "released":
+        if not config.class_vectors or cfa.kind_of_cfa(config, task.encoder_name) != "reference":
             return None
         vectors, sha = sca.read_matrix(config.class_vectors, labels, square=False)
         if vectors.shape[1] != d:
@@ -183,7 +190,7 @@ class Guide(cfa.Features):
         """Released: L_enc, the margin loss with the centers as class vectors, and 0.1 times the loss of a linear
         classifier on the layer below z, cross-entropy or, with many labels a row, the mean binary one.
         """
-        if self.kind != "released":
+        if self.kind != "reference":
             return super().loss(x, index)
         g, hot = self.encoder(x)[0], self.hot(index)
         z, logits = torch.tanh(g @ self.project[0] + self.shift[0]), self.classify(g)
@@ -197,7 +204,7 @@ class Guide(cfa.Features):
         """SGD of the authors' code: momentum 0.9, new layers x 10, biases x 20, x 0.9 per 10,000 steps, of which `before` are
         done. A network for pictures takes its own multiple of what new layers have.
         """
-        lr = self.config.cfa_lr
+        lr = self.config.features.lr
         network = {id(p) for p in self.encoder.parameters()} if self.encoder.takes_pictures else set()
         groups = [
             {"params": [p], "lr": lr * (20 if p.shape[-2:-1] in ((), (1,)) else 10)}  # biases are (d,) or (1, 1, d)
@@ -210,7 +217,7 @@ class Guide(cfa.Features):
 
     def stage(self) -> Stage:
         stage = super().stage()
-        if self.kind != "released":
+        if self.kind != "reference":
             return stage
         return replace(stage, turns=[Turn(self.loss, lambda steps: self.released_optimizer())])
 
@@ -220,7 +227,7 @@ class DPQ(Usual, nn.Module):
     """Additive codebooks whose prefixes are codebooks: one training serves every length."""
 
     Config = Settings
-    PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"released": RELEASED}}
+    PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"reference": REFERENCE}}
     long_name = "Deep Progressive Quantization"
     needs = frozenset({"labels"})
     starts = True
@@ -249,8 +256,8 @@ class DPQ(Usual, nn.Module):
             raise ConfigError(f"guidance=none trains no encoder; choose --encoder identity, not {encoder}")
         if config.guidance == "labels" and encoder == "identity":
             raise ConfigError("labels guide an encoder, and identity has nothing to train; add --set guidance=none")
-        if config.guidance == "none" and (config.recipe == "released" or config.end_to_end):
-            what = "end_to_end=true" if config.end_to_end else "recipe=released"
+        if config.guidance == "none" and (config.recipe == "reference" or config.end_to_end):
+            what = "end_to_end=true" if config.end_to_end else "recipe=reference"
             raise ConfigError(f"{what} trains an encoder, which guidance=none leaves out")
 
     def __init__(self, config: Settings, task: Task) -> None:
@@ -262,14 +269,14 @@ class DPQ(Usual, nn.Module):
             assert task.labels is not None
             d = cfa.smallest_d(config, d, task.labels.C, MULTIPLE, task.encoder_name)
             self.features = Guide(config, task, d, task.labels)
-        self.moving = config.end_to_end or config.recipe == "released"  # the encoder goes on learning beside the books
+        self.moving = config.end_to_end or config.recipe == "reference"  # the encoder goes on learning beside the books
         if self.moving and task.codebook_rows is not None:
-            what = "end_to_end=true" if config.end_to_end else "recipe=released"
+            what = "end_to_end=true" if config.end_to_end else "recipe=reference"
             raise ConfigError(f"{what} trains encoder and books on the same rows; leave --codebook-rows out")
         if self.moving and task.head is not None:
-            what = "end_to_end=true" if config.end_to_end else "recipe=released"
+            what = "end_to_end=true" if config.end_to_end else "recipe=reference"
             raise ConfigError(f"{what} trains the network on, and that of the model to start from stays as it is")
-        self.rows = BookRows(self.features, task, config.book_rows, config.book_copies)
+        self.rows = BookRows(self.features, task, config.codebooks.rows, config.codebooks.copies)
         self.codewords = nn.Parameter(torch.zeros(task.M, task.K, d))
         self.scale = 1.0  # the codewords rebuild scale * z
         self.z: Tensor  # (n, d) rows for the books, scaled, on the device
@@ -284,8 +291,8 @@ class DPQ(Usual, nn.Module):
     def book_stage(self, before: list[Stage]) -> Stage:
         """Books alone on encoded rows; or encoder and books, in turn (released) or by one loss (end_to_end)."""
         c, task = self.config, self.task
-        epochs = task.epochs if task.epochs is not None else c.book_epochs
-        batch = task.batch_size or (c.cfa_batch or c.book_batch if self.moving else c.book_batch)
+        epochs = task.epochs if task.epochs is not None else c.codebooks.epochs
+        batch = task.batch_size or ((self.moving and c.features.batch_size) or c.codebooks.batch_size)
         turns = [Turn(self.quantization, self.book_optimizer)]
 
         def on_epoch(epoch: int) -> None:
@@ -354,8 +361,8 @@ class DPQ(Usual, nn.Module):
 
     def book_optimizer(self, steps: int) -> tuple[Any, Any]:
         """Adam, the rate falling to 0 by a cosine; released: constant."""
-        self.optimizer = torch.optim.Adam([self.codewords], self.config.book_lr, fused=True)
-        if self.config.recipe == "released":
+        self.optimizer = torch.optim.Adam([self.codewords], self.config.codebooks.lr, fused=True)
+        if self.config.recipe == "reference":
             return self.optimizer, None
         return self.optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
 
@@ -364,8 +371,8 @@ class DPQ(Usual, nn.Module):
         c = self.config
         assert self.features is not None
         groups = [
-            *self.features.groups(c.joint_lr, c.cfa_decay),
-            {"params": [self.codewords], "lr": c.book_lr, "weight_decay": 0.0},
+            *self.features.groups(c.codebooks.encoder_lr, c.features.decay),
+            {"params": [self.codewords], "lr": c.codebooks.lr, "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         return self.optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)

@@ -5,7 +5,7 @@ Sablayrolles, Douze, Usunier, Jegou, "How should we evaluate supervised hashing?
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ class LabelCode(Usual, nn.Module):
         self.task = task
         self.many, C = task.labels.many, task.labels.C
         if self.many:
-            config = type(config)(**{**vars(config), "multi": "sigmoid", "d": max(config.d, C)})
+            config = replace(config, multi="sigmoid", d=max(config.d, C))
             self.rule = "l2"
         self.C = C
         d = cfa.smallest_d(config, task.rows.d, C, 1, task.encoder_name)

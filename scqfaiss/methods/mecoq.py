@@ -55,6 +55,18 @@ EPSILON = 1e-6  # below it a vector counts as zero: it has no direction
 
 
 @dataclass(frozen=True)
+class ContrastStage:
+    """How encoder, projection and codewords are trained."""
+
+    epochs: int = setting(30, low=0)
+    batch_size: int = setting(256, low=2)  # of pictures at most 64, each in two views; --batch-size takes more
+    lr: float = setting(3e-3, low=0)
+    decay: float = setting(1e-3, low=0)
+    codeword_lr: float = setting(1.0, low=0, high=100)  # learning rate of codewords, as a multiple
+    warmup: float = setting(0.1, low=0.01, high=0.9)  # share of the steps in which the learning rate rises
+
+
+@dataclass(frozen=True)
 class Settings:
     d: int = setting(0, low=0, high=1 << 16)  # dimension of f; 0: 16 for each book
     query_norm: str = setting("none", choices=("none", "intra"))  # intra: every sub-vector of a query weighs the same
@@ -81,12 +93,7 @@ class Settings:
     # After an epoch that left less than this share of a book's codewords in use, the dead ones move to rows that are coded
     # badly. Rows of their own make codewords of outliers: always done (1), it costs mAP.
     revive_below: float = setting(0.25, low=0, high=1)
-    mecoq_epochs: int = setting(30, low=0)
-    mecoq_batch: int = setting(256, low=2)  # of pictures at most 64, each in two views; --batch-size takes more
-    mecoq_lr: float = setting(3e-3, low=0)
-    mecoq_decay: float = setting(1e-3, low=0)
-    codeword_lr: float = setting(1.0, low=0, high=100)  # learning rate of codewords, as a multiple
-    warmup: float = setting(0.1, low=0.01, high=0.9)  # share of the steps in which the learning rate rises
+    contrast: ContrastStage = ContrastStage()
 
 
 # Settings that views of pictures have no use for.
@@ -271,7 +278,8 @@ class MeCoQ(Usual, nn.Module):
         assert task.encoder is not None
         self.config, self.task = config, task
         self.of_pictures = task.encoder.takes_pictures
-        self.batch = task.batch_size or min(config.mecoq_batch, PICTURES if self.of_pictures else config.mecoq_batch)
+        size = config.contrast.batch_size
+        self.batch = task.batch_size or (min(size, PICTURES) if self.of_pictures else size)
         if len(task.rows) < 2:
             raise ConfigError(f"{len(task.rows)} rows cannot train mecoq, which tells rows apart; need at least 2")
         if task.validation is not None and len(task.validation.rows) < 2:
@@ -302,18 +310,18 @@ class MeCoQ(Usual, nn.Module):
     # ------------------------------------------------------------------------------------------------------------ start
     def stages(self) -> list[Stage]:
         c, task = self.config, self.task
-        epochs = c.mecoq_epochs if task.epochs is None else task.epochs
+        epochs = c.contrast.epochs if task.epochs is None else task.epochs
 
         def make_optimizer(total: int) -> tuple[Any, Any]:
             groups: list[dict[str, Any]] = [
                 {"params": [self.A, self.a]},
-                *self.encoder.groups(c.mecoq_lr, c.mecoq_decay),
+                *self.encoder.groups(c.contrast.lr, c.contrast.decay),
                 # Their length is fixed, so decay could only pull against that.
-                {"params": [self.codewords], "lr": c.mecoq_lr * c.codeword_lr, "weight_decay": 0.0},
+                {"params": [self.codewords], "lr": c.contrast.lr * c.contrast.codeword_lr, "weight_decay": 0.0},
             ]
             groups = groups if c.train_codewords else groups[:-1]
-            self.optimizer = torch.optim.AdamW(groups, c.mecoq_lr, weight_decay=c.mecoq_decay, fused=True)
-            warm = max(1, int(c.warmup * total))
+            self.optimizer = torch.optim.AdamW(groups, c.contrast.lr, weight_decay=c.contrast.decay, fused=True)
+            warm = max(1, int(c.contrast.warmup * total))
 
             def rate(step: int) -> float:
                 if step < warm:

@@ -35,8 +35,18 @@ VALIDATION_ROWS = 16_384  # pairs that are ranked against one another after an e
 
 
 @dataclass(frozen=True)
+class PairStage:
+    """How map and books are trained."""
+
+    epochs: int = setting(20, low=0)  # at least 600 steps, unless epochs are set
+    batch_size: int = setting(512, low=1)  # pairs that are one another's negatives, over all processes
+    lr: float = setting(1e-3, low=0)  # of the codewords
+    map_lr: float = setting(1e-3, low=0)  # of encoder and map
+
+
+@dataclass(frozen=True)
 class Settings:
-    recipe: str = setting("tuned", choices=("tuned", "released"))  # released: the authors' own, as published
+    recipe: str = setting("tuned", choices=("tuned", "reference"))  # reference: the authors' own, as published
     d: int = setting(0, low=0, high=1 << 16)  # dimension of z; 0: 16 a book, or that of the rows where it is less
     # How far the start evens out the variances of the axes it keeps: 0 principal components, 1 whitened ones.
     whitening: float = setting(0.5, low=0, high=1)
@@ -45,20 +55,17 @@ class Settings:
     sharpness: float = setting(3.0, low=0)
     dense: float = setting(1.0, low=0)  # weight of the loss of keys before they are quantized
     rebuild: float = setting(1e-8, low=0)  # weight of the squared error of the quantized keys
-    epochs: int = setting(20, low=0)  # at least 600 steps, unless epochs are set
-    batch: int = setting(512, low=1)  # pairs that are one another's negatives, over all processes
-    lr: float = setting(1e-3, low=0)  # of the codewords
-    map_lr: float = setting(1e-3, low=0)  # of encoder and map
-    start: str = setting("data", choices=("data", "uniform"))  # principal axes and k-means; or U(-1, 1), as released
+    pairs: PairStage = PairStage()
+    start: str = setting("data", choices=("data", "uniform"))  # principal axes and k-means; or U(-1, 1), as published
     revive: bool = True  # move codewords that no key uses onto keys that are coded worst
 
 
-# What `recipe=released` puts in place of the defaults above.
-RELEASED: dict[str, Any] = {
+# What `recipe=reference` puts in place of the defaults above.
+REFERENCE: dict[str, Any] = {
     "scale": 0.0,
     "sharpness": 0.0,
-    "epochs": 50,
-    "batch": 4000,  # 8 devices of 500
+    "pairs.epochs": 50,
+    "pairs.batch_size": 4000,  # 8 devices of 500
     "start": "uniform",
     "revive": False,
 }
@@ -115,7 +122,7 @@ class MoPQ(Usual, nn.Module):
     """A linear map of queries and keys alike (none with --encoder identity), and product books for the keys."""
 
     Config = Settings
-    PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"released": RELEASED}}
+    PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"reference": REFERENCE}}
     separable = False
     long_name = "Matching-oriented Product Quantization"
     needs = frozenset({"pairs"})
@@ -133,7 +140,7 @@ class MoPQ(Usual, nn.Module):
         self.config, self.task = config, task
         self.encoder: Any = task.encoder
         self.mapped = task.encoder_name != "identity"
-        self.batch = task.batch_size or config.batch
+        self.batch = task.batch_size or config.pairs.batch_size
         n = len(task.rows)
         if min(self.batch, n) < 2:
             what = f"{n:,} pair holds" if n < 2 else f"batches of {self.batch} pair hold"
@@ -213,8 +220,9 @@ class MoPQ(Usual, nn.Module):
         steps = batch_count(len(task.rows), self.batch)
         epochs = task.epochs
         if epochs is None:
-            few = c.recipe == "released" or c.epochs == 0
-            epochs = c.epochs if few else max(c.epochs, -(-MIN_STEPS // steps))
+            epochs = c.pairs.epochs
+            if c.recipe != "reference" and epochs:
+                epochs = max(epochs, -(-MIN_STEPS // steps))
         return [
             Stage(
                 name="pairs",
@@ -231,10 +239,13 @@ class MoPQ(Usual, nn.Module):
     def make_optimizer(self, steps: int) -> tuple[Any, Any]:
         c = self.config
         rest = [p for p in self.parameters() if p.requires_grad and p is not self.centroids]
-        groups = [{"params": [self.centroids], "lr": c.lr}, *([{"params": rest, "lr": c.map_lr}] if rest else [])]
-        self.optimizer = torch.optim.Adam(groups, c.lr, fused=True)
-        released = c.recipe == "released"
-        return self.optimizer, None if released else torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+        groups = [
+            {"params": [self.centroids], "lr": c.pairs.lr},
+            *([{"params": rest, "lr": c.pairs.map_lr}] if rest else []),
+        ]
+        self.optimizer = torch.optim.Adam(groups, c.pairs.lr, fused=True)
+        reference = c.recipe == "reference"
+        return self.optimizer, None if reference else torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
 
     @torch.no_grad()
     def begin(self) -> None:

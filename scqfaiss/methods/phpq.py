@@ -57,6 +57,18 @@ FLOOR = 1e-12  # of the mean squared sub-vector that distances are divided by
 
 
 @dataclass(frozen=True)
+class PictureStage:
+    """How network, projection and books are trained."""
+
+    epochs: int = setting(30, low=0)
+    batch_size: int = setting(64, low=1)
+    lr: float = setting(4e-3, low=0)  # of all but the network, whose rate is backbone_lr times this
+    # Of codewords and class vectors, as a multiple: they have far to go.
+    free_lr: float = setting(2.5, low=0, high=1000)
+    decay: float = setting(1e-2, low=0)  # of A and a
+
+
+@dataclass(frozen=True)
 class Settings:
     d: int = setting(0, low=0, high=1 << 16)  # dimension of z; 0: 128, or the next number that M divides
     top: int = setting(16, low=1, high=1 << 16)  # nearest codewords that a sub-vector attends to; those of K at most
@@ -66,12 +78,7 @@ class Settings:
     commit: float = setting(0.25, low=0)  # weight of drawing z to its codewords, beside codewords to z
     vectors: str = setting("centers", choices=("learned", "centers"))  # of the classes; centers: fixed, those of SCA
     unlabeled: str = setting("error", choices=("error", "drop"))  # training rows without any label
-    phpq_epochs: int = setting(30, low=0)
-    phpq_batch: int = setting(64, low=1)
-    phpq_lr: float = setting(4e-3, low=0)  # of all but the network, whose rate is backbone_lr times this
-    # Of codewords and class vectors, as a multiple: they have far to go.
-    free_lr: float = setting(2.5, low=0, high=1000)
-    phpq_decay: float = setting(1e-2, low=0)  # of A and a
+    pictures: PictureStage = PictureStage()
     revive: bool = True  # after each epoch, codewords that nothing attended to move to rows that are coded badly
 
 
@@ -171,7 +178,7 @@ class PHPQ(Usual, nn.Module):
         super().__init__()
         assert task.encoder is not None and task.labels is not None
         self.config, self.task, self.labels = config, task, task.labels
-        self.epochs = config.phpq_epochs if task.epochs is None else task.epochs
+        self.epochs = config.pictures.epochs if task.epochs is None else task.epochs
         self.encoder: Any = task.encoder
         self.maps = feature_maps(self.encoder)
         held = None if task.validation is None else task.validation.labels
@@ -233,16 +240,16 @@ class PHPQ(Usual, nn.Module):
     # ----------------------------------------------------------------------------------------------------------- stages
     def stages(self) -> list[Stage]:
         c, task = self.config, self.task
-        batch = task.batch_size or c.phpq_batch
+        batch = task.batch_size or c.pictures.batch_size
 
         def make_optimizer(steps: int) -> tuple[Any, Any]:
-            lr = c.phpq_lr
+            lr = c.pictures.lr
             # Neither a codeword's place nor a class vector's length is for decay to change.
             free = [p for p in (self.codewords, self.centers, self.bias) if isinstance(p, nn.Parameter)]
             groups = [
-                {"params": [self.A, self.a], "lr": lr, "weight_decay": c.phpq_decay},
-                {"params": free, "lr": lr * c.free_lr, "weight_decay": 0.0},
-                *self.encoder.groups(lr, c.phpq_decay),
+                {"params": [self.A, self.a], "lr": lr, "weight_decay": c.pictures.decay},
+                {"params": free, "lr": lr * c.pictures.free_lr, "weight_decay": 0.0},
+                *self.encoder.groups(lr, c.pictures.decay),
             ]
             self.optimizer = torch.optim.AdamW(groups, lr, fused=True)
             return self.optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)

@@ -17,7 +17,7 @@ import torch
 from .. import __version__, distributed, signals
 from ..arrays import Floats, Ints, Labels
 from ..codebooks import Codebooks, Shape
-from ..contract import Method, Part, Progress, Task, configure, needs_of, settings, silent
+from ..contract import Method, Part, Progress, Task, configure, flat, near_settings, needs_of, settings, silent
 from ..data import ArraySource, Source, classes, open_rows
 from ..data.images import ImageSource
 from ..data.pairs import PairSource
@@ -143,7 +143,7 @@ def method_class(name: str) -> type[Method]:
 
 def plan(request: Request, source: Source, validation: Source | None = None) -> Plan:
     """Check everything that can be known before the first row is read. Raises ConfigError or DataError."""
-    request = replace(request, method=ALIASES.get(request.method, request.method))
+    request = replace(request, method=ALIASES.get(request.method, request.method), settings=flat(request.settings))
     method = method_class(request.method)
     of_method = settings(method.Config)
     if source.pictures:  # what a network for pictures calls by the same name is the network's
@@ -165,7 +165,7 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
     encoder_values = {key: value for key, value in request.settings.items() if key not in of_method}
     for key in encoder_values:
         if key not in of_encoder:
-            near = suggestion(key, [*of_method, *of_encoder])
+            near = near_settings(key, [*of_method, *of_encoder])
             raise ConfigError(f"unknown key '{key}' for method {request.method}{near}")
     if encoder is not None and encoder.takes_pictures:
         of_start = of_network(start) if start is not None else {}
@@ -659,7 +659,7 @@ def identity(what: Plan, task: Task) -> dict[str, Any]:
         out["codebook rows"] = fingerprint(Part(task.codebook_rows))
     if task.validation is not None:
         out |= {"patience": request.patience, "validation rows": fingerprint(task.validation)}
-    values = vars(what.config) | (vars(what.encoder_config) if what.encoder else {})
+    values = flat(what.config) | (flat(what.encoder_config) if what.encoder else {})
     out |= {f"setting {name}": value for name, value in values.items()}
     out |= {f"argument {name}": value for name, value in request.encoder_args.items()}
     for name in [*_files(values), *(f for f in (request.weights, request.start) if f is not None)]:
@@ -685,7 +685,7 @@ def fingerprint(part: Part) -> str:
 
 def recorded(config: Any) -> dict[str, Any]:
     """Settings as a model keeps them: file names without their folders, so that no path enters the artefact."""
-    return {k: v.rpartition("/")[2] if isinstance(v, str) else v for k, v in vars(config).items()}
+    return {k: v.rpartition("/")[2] if isinstance(v, str) else v for k, v in flat(config).items()}
 
 
 def codeword_use(model: Model, source: Source, network: Any = None) -> tuple[list[int], int]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scqfaiss.arrays import Labels
-from scqfaiss.contract import Part, Task
+from scqfaiss.contract import Part, Task, configure
 from scqfaiss.data import ArraySource
 from scqfaiss.encoders.linear import Linear
 from scqfaiss.encoders.linear import Settings as LinearSettings
@@ -36,7 +36,7 @@ def features(labels=ONE, encoder="linear", d=8, dtype=torch.float64, **config):
     """A Features with random weights; dropout off."""
     torch.manual_seed(3)
     rows = SourceRows(ArraySource(X), "cpu")
-    settings = cfa.Settings(**{"similarity": "identity", **config})
+    settings = configure(cfa.Settings, {"similarity": "identity", **config})
     stats = statistics(rows)
     made = Linear(LinearSettings(), stats) if encoder == "linear" else None
     if made is None:
@@ -159,7 +159,7 @@ def test_a_feature_of_zero_has_a_finite_released_loss():
 
 @pytest.mark.parametrize("labels", [ONE, MANY], ids=["one", "many"])
 def test_the_released_head_computes_the_released_loss(labels):
-    f = features(labels, "mlp", d=8, cfa="released")
+    f = features(labels, "mlp", d=8, cfa="reference")
     x = torch.from_numpy(X).double()
     g = f.encoder(x)[0].detach().numpy()
     z = np.tanh(g @ f.project[0].detach().numpy() + f.shift[0].detach().numpy())
@@ -320,7 +320,7 @@ def test_z_is_as_small_as_the_classes_and_books_let_it():
         return cfa.smallest_d(cfa.Settings(**config), 99, C, M, encoder)
 
     assert [d(10, M) for M in (1, 2, 3, 4, 8, 16)] == [10, 10, 12, 12, 16, 16]
-    assert (d(10, 7, cfa="released"), d(10, 4, d=20), d(10, 3, "identity")) == (364, 20, 99)
+    assert (d(10, 7, cfa="reference"), d(10, 4, d=20), d(10, 3, "identity")) == (364, 20, 99)
 
 
 def test_members_train_side_by_side_where_they_can():
@@ -378,7 +378,7 @@ def test_validation_of_sigmoids_is_the_cross_entropy_of_every_class(encoder, con
 
 
 @pytest.mark.parametrize("labels", [ONE_V, MANY_V], ids=["one", "many"])
-@pytest.mark.parametrize("kind", ["released", "cosine"])
+@pytest.mark.parametrize("kind", ["reference", "cosine"])
 def test_validation_of_other_heads_is_their_own_loss(kind, labels):
     """Of all rows at once, however they are cut into blocks: rows without a direction weigh nothing in its terms."""
     f = validated(labels, "mlp", cfa=kind)
@@ -412,7 +412,7 @@ def test_nothing_validates_without_rows_labels_or_epochs():
     f = validated(ONE_V)
     f.task = replace(f.task, validation=Part(f.task.validation.rows))
     assert f.stage().validate is None
-    f = validated(ONE_V, cfa_epochs=0)
+    f = validated(ONE_V, **{"features.epochs": 0})
     assert f.stage().validate is None
 
 

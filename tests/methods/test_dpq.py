@@ -1,6 +1,5 @@
 """Deep Progressive Quantization: each formula against loops in float64, gradients, nested codes, and the training as a whole."""
 
-import dataclasses
 import math
 
 import faiss
@@ -12,6 +11,7 @@ from close import assert_as_good, assert_close
 import scqfaiss
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.contract import needs_of
+from scqfaiss.contract import settings as settings_of
 from scqfaiss.data import ArraySource
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
 from scqfaiss.methods import dpq, residual
@@ -253,7 +253,7 @@ def begun(method):
 
 
 def test_without_epochs_the_books_are_residual_k_means(one):
-    method = begun(built(one, book_epochs=0))
+    method = begun(built(one, **{"codebooks.epochs": 0}))
     z, _ = BookRows(method.features, method.task, 10**6, 4).encoded()
     scale = math.sqrt(z.shape[1] / float(z.double().square().sum(1).mean()))
     start = residual.start(z * scale, 3, 16, 1, torch.Generator().manual_seed(0))
@@ -320,7 +320,7 @@ def test_only_end_to_end_lets_the_books_reach_the_encoder(one):
     x = torch.from_numpy(one[0][:32])
     index = torch.arange(32)
     for end_to_end in (True, False):
-        method = begun(built(one, recipe="released", d=8, end_to_end=end_to_end))
+        method = begun(built(one, recipe="reference", d=8, end_to_end=end_to_end))
         turns = method.stages()[-1].turns
         assert len(turns) == (1 if end_to_end else 2)
         terms = turns[-1].loss(x, index)
@@ -330,7 +330,7 @@ def test_only_end_to_end_lets_the_books_reach_the_encoder(one):
         assert method.codewords.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("settings", [{"end_to_end": True}, {"recipe": "released", "d": 8}])
+@pytest.mark.parametrize("settings", [{"end_to_end": True}, {"recipe": "reference", "d": 8}])
 def test_encoders_that_go_on_learning_train_twice_to_the_same_bytes(settings, one):
     twice = [scqfaiss.train(*one, method="dpq", bits=8, nbits=4, epochs=2, **QUICK, **settings) for _ in range(2)]
     assert twice[0].to_bytes() == twice[1].to_bytes()
@@ -341,10 +341,10 @@ def test_encoders_that_go_on_learning_train_twice_to_the_same_bytes(settings, on
 
 def test_released_is_the_margin_loss_on_a_tanh_layer(one, many, tmp_path):
     for data in (one, many):
-        method = built(data, recipe="released")
+        method = built(data, recipe="reference")
         features, x, index = method.features, torch.from_numpy(data[0][:40]), torch.arange(40)
         features.eval()
-        assert (features.d, features.kind, method.config.gamma, method.scale) == (300, "released", 1.0, 1.0)
+        assert (features.d, features.kind, method.config.gamma, method.scale) == (300, "reference", 1.0, 1.0)
         terms = features.loss(x, index)
         z = features(x).detach().double().numpy()
         assert np.abs(z).max() < 1
@@ -367,7 +367,7 @@ def test_released_is_the_margin_loss_on_a_tanh_layer(one, many, tmp_path):
     vectors = np.random.default_rng(0).standard_normal((4, 300))
     np.save(tmp_path / "words.npy", vectors)
     settings = {"similarity": "auto", "class_vectors": str(tmp_path / "words.npy")}
-    method = built(one, recipe="released", **settings)  # as wide as z: they stand for the classes themselves
+    method = built(one, recipe="reference", **settings)  # as wide as z: they stand for the classes themselves
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     np.testing.assert_allclose(method.features.centers, unit, atol=1e-6)
 
@@ -403,7 +403,7 @@ def test_scores_do_not_depend_on_the_scale_of_the_rows(one):
         ("mlp", {"guidance": "none"}, r"^guidance=none trains no encoder; choose --encoder identity, not mlp$"),
         ("identity", {}, r"^labels guide an encoder, and identity has nothing to train; add --set guidance=none$"),
         ("identity", {"guidance": "none", "end_to_end": True}, r"^end_to_end=true trains an encoder, which guidance"),
-        ("identity", {"guidance": "none", "recipe": "released"}, r"cfa=released needs an encoder that trains"),
+        ("identity", {"guidance": "none", "recipe": "reference"}, r"cfa=reference needs an encoder that trains"),
         ("mlp", {"gamma": -1}, r"^gamma is -1.0, needs 0 to "),
         ("mlp", {"choice": "dot"}, r"^choice is 'dot', needs one of l2, cosine$"),
         ("identity", {"guidance": "none", "d": 5}, r"^d is 5, but without a head \(cfa=none\) z are the rows"),
@@ -441,7 +441,7 @@ def test_few_rows_train(one):
 
 
 def test_presets_name_settings_that_exist():
-    assert set(dpq.RELEASED) <= {f.name for f in dataclasses.fields(dpq.Settings)}
+    assert set(dpq.REFERENCE) <= set(settings_of(dpq.Settings))
 
 
 def test_a_prefix_of_the_books_is_a_model_of_its_own(one, model):
@@ -468,7 +468,7 @@ class Cut(Exception):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
-@pytest.mark.parametrize("settings", [{}, {"end_to_end": True}, {"recipe": "released", "d": 8}])
+@pytest.mark.parametrize("settings", [{}, {"end_to_end": True}, {"recipe": "reference", "d": 8}])
 def test_a_training_that_was_cut_off_goes_on_to_the_same_bytes(settings, one, tmp_path):
     """Two steps an epoch, 8 of the encoder and 8 of the books."""
 
@@ -480,7 +480,7 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_bytes(settings, one, tm
             if cut and steps[0] == cut:
                 raise Cut
 
-        asked = {"method": "dpq", "bits": 8, "nbits": 4, "epochs": 4, "batch_size": 200, "book_copies": 1, **QUICK}
+        asked = {"method": "dpq", "bits": 8, "nbits": 4, "epochs": 4, "batch_size": 200, "codebooks.copies": 1, **QUICK}
         kept = {"checkpoints": folder, "checkpoint_every": 1, "resume": folder is not None}
         return scqfaiss.train(*one, progress=progress, **asked | settings, **kept).to_bytes()
 

@@ -15,6 +15,7 @@ from pictures import Drawn
 import scqfaiss
 from scqfaiss import distributed
 from scqfaiss.contract import Part, Task, configure
+from scqfaiss.contract import settings as settings_of
 from scqfaiss.data import ArraySource
 from scqfaiss.encoders.backbone import Backbone
 from scqfaiss.encoders.backbone import Settings as BackboneSettings
@@ -300,7 +301,7 @@ def test_all_that_training_changes_is_saved():
 # -------------------------------------------------------------------------------------------------------------- steps
 @pytest.mark.parametrize("train_codewords", [True, False])
 def test_codewords_have_length_1_after_a_step_that_moved_them(train_codewords):
-    method = build(train_codewords=train_codewords, mecoq_lr=0.1)
+    method = build(train_codewords=train_codewords, **{"contrast.lr": 0.1})
     assert_length_1(method.codewords.detach())
     before = method.codewords.detach().clone()
     (turn,) = method.stages()[0].turns
@@ -782,7 +783,7 @@ def test_training_on_pictures_resumes_to_the_same_bits(tmp_path):
 
 
 def test_what_learns_of_a_picture_method_has_its_rates():
-    method = build_on_pictures(mecoq_lr=0.01, mecoq_decay=0.2, codeword_lr=0.5)
+    method = build_on_pictures(**{"contrast.lr": 0.01, "contrast.decay": 0.2, "contrast.codeword_lr": 0.5})
     optimizer, _ = method.stages()[0].turns[0].make_optimizer(10)
     rates = {id(p): (g["initial_lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert rates.keys() == {id(p) for p in method.parameters()}
@@ -839,4 +840,4 @@ def test_two_processes_see_the_views_of_one_and_do_what_it_does(tmp_path):
 
 
 def test_settings_are_plain_values():
-    assert all(type(f.default) in (int, float, bool, str) for f in dataclasses.fields(Settings))
+    assert all(type(f.default) in (int, float, bool, str) for f in settings_of(Settings).values())

@@ -136,10 +136,10 @@ def dpq_of_pictures(settings, **of_network):
         epochs=2,
         batch_size=20,
     )
-    return dpq.DPQ(configure(dpq.Settings, {"book_copies": 2, **settings}), task)
+    return dpq.DPQ(configure(dpq.Settings, {"codebooks.copies": 2, **settings}), task)
 
 
-@pytest.mark.parametrize("settings", [{}, {"end_to_end": True}, {**dpq.RELEASED, "recipe": "released", "d": 8}])
+@pytest.mark.parametrize("settings", [{}, {"end_to_end": True}, {**dpq.REFERENCE, "recipe": "reference", "d": 8}])
 def test_dpq_trains_on_pictures(settings):
     method = dpq_of_pictures(settings)
     before = method.features.encoder.net[0].weight.detach().clone()
@@ -154,14 +154,14 @@ def test_dpq_trains_on_pictures(settings):
 
 
 def test_the_network_has_its_own_rate_and_decay_beside_the_books():
-    method = dpq_of_pictures({"end_to_end": True, "joint_lr": 0.01, "cfa_decay": 0.2})
+    method = dpq_of_pictures({"end_to_end": True, "codebooks.encoder_lr": 0.01, "features.decay": 0.2})
     optimizer = method.joint_optimizer(10)[0]
     rates = {id(p): (g["initial_lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert rates[id(method.features.encoder.net[0].weight)] == (0.005, 0.05)
     assert rates[id(method.features.encoder.net[0].bias)] == (0.005, 0.0)
     assert rates[id(method.features.project)] == (0.01, 0.2)
     assert rates[id(method.codewords)] == (1e-3, 0.0)
-    method = dpq_of_pictures({**dpq.RELEASED, "recipe": "released", "d": 8})
+    method = dpq_of_pictures({**dpq.REFERENCE, "recipe": "reference", "d": 8})
     optimizer = method.features.released_optimizer()[0]
     rates = {id(p): g["initial_lr"] for g in optimizer.param_groups for p in g["params"]}
     trained = {id(p) for p in method.features.parameters() if p.requires_grad}

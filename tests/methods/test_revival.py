@@ -265,7 +265,7 @@ def test_revival_can_be_left_out_and_is_in_the_released_recipe(one):
     before = scq.books.centroids.detach().clone()
     assert stage.after_epoch(0)["revived"] == 0
     assert torch.equal(scq.books.centroids, before)
-    assert SCQ.PRESETS["recipe"]["released"]["revive"] is False
+    assert SCQ.PRESETS["recipe"]["reference"]["revive"] is False
 
 
 def test_moved_codewords_start_without_momentum(one):
