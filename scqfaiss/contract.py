@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from .arrays import Ints, Labels
 from .codebooks import Codebooks
 from .errors import ConfigError, suggestion
+from .modality import Modality
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -53,6 +54,7 @@ class Encoder(Protocol):
 
     d_in: int
     width: int
+    modality: ClassVar[Modality]
     takes_pictures: ClassVar[bool]
 
     def __call__(self, x: Tensor) -> Tensor: ...

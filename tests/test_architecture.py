@@ -17,7 +17,7 @@ MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorte
 ORDER = [
     ["errors", "forks", "signals"],
     ["dependencies", "devices"],
-    ["arrays"],
+    ["arrays", "modality"],
     ["exponents"],
     ["codebooks"],
     ["files", "metadata"],
