@@ -55,7 +55,6 @@ class Encoder(Protocol):
     d_in: int
     width: int
     modality: ClassVar[Modality]
-    takes_pictures: ClassVar[bool]
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
@@ -182,8 +181,11 @@ class Method(Protocol):
         """How many members the encoder is built with."""
 
     @classmethod
-    def check(cls, config: Any, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
-        """Raise ConfigError for settings that cannot work together; C = 0 without labels. Reads no rows."""
+    def check(cls, config: Any, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
+        """Raise ConfigError for settings that cannot work together; C = 0 without labels. Reads no rows.
+
+        encoder: its name; modality: of the items that it takes.
+        """
 
     def stages(self) -> list[Stage]: ...
 

@@ -24,9 +24,10 @@ from .. import distributed
 from ..codebooks import Codebooks
 from ..contract import Layers, Part, Stage, Task, Turn, Usual, batch_count, check_product_shape, setting
 from ..errors import ConfigError, DataError, warn
+from ..modality import Modality
 from .arsq import decode, nearest
-from .kmeans import lloyd
-from .revival import renew
+from .dead_codewords import renew
+from .kmeans import shared_lloyd
 
 DSUB = 16  # dimensions of z a book: of 7,500 pairs, 8 and 12 a book lose recall, 24 gain none
 START_ROWS = 256  # pairs per codeword that the start and the revival look at
@@ -131,7 +132,7 @@ class MoPQ(Usual, nn.Module):
     error: Tensor
 
     @classmethod
-    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
         check_product_shape(z_dimension(config, d_in, M, encoder), M, nbits)
 
     def __init__(self, config: Settings, task: Task) -> None:
@@ -309,9 +310,7 @@ class MoPQ(Usual, nn.Module):
         """k-means of z (s, d), and what it leaves."""
         M, K, _ = self.centroids.shape
         parts = z.unflatten(1, (M, -1)).transpose(0, 1).contiguous()  # m s e
-        none = torch.zeros(len(z), dtype=torch.int64)
-        everyone = torch.ones(1, K, dtype=torch.bool)
-        w = lloyd(parts, none, everyone, torch.zeros(K, dtype=torch.int64), (torch.arange(len(z)), none), generator)
+        w = shared_lloyd(parts, K, generator)
         self.centroids.copy_(w)
         found = decode(self.centroids, nearest(z.to(self.centroids.device), self.centroids))
         error = float((found.cpu() - z).double().square().sum(1).mean()) / M

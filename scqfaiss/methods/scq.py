@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from ..codebooks import MAX_BEAM, Codebooks
 from ..contract import Layers, Stage, Task, Turn, Usual, batch_count, check_product_shape, seed_of, setting
 from ..errors import ConfigError, warn
-from . import cfa, residual
+from ..modality import Modality
+from . import cfa, cfa_checks, residual
 from .arsq import ARSQ, deal, decode, nearest
+from .dead_codewords import Seeds, renew
 from .kmeans import lloyd
-from .revival import Seeds, renew
 from .rows import BookRows, warn_of_few
 
 SEED_ROWS = 256  # rows per codeword that k-means looks at; more do not change the start
@@ -117,8 +118,8 @@ class SCQ(Usual, nn.Module):
         return cfa.members(config, encoder)
 
     @classmethod
-    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
-        cfa.check(config, d_in, C, feature_books(config, M), encoder)
+    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
+        cfa_checks.check(config, d_in, C, feature_books(config, M), encoder, modality)
         if config.codebooks.kind == "additive":
             if config.private == "class":
                 warn("additive codebooks are shared by all classes: private=class is ignored")

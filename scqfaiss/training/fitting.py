@@ -232,7 +232,7 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
     found = Plan(request, method, config, encoder, encoder_config, device, M, nbits, network, start, labels)
     for rows in (source, validation):
         found.shape(rows)
-    method.check(config, found.d_in(source), C, M, nbits, chosen)
+    method.check(config, found.d_in(source), C, M, nbits, chosen, source.modality)
     return found
 
 
@@ -429,7 +429,7 @@ def build(
     if len(source) == 0:
         raise DataError(f"{source.name} holds 0 rows, training needs at least 1")
     if "labels" in what.needs:
-        from ..methods.cfa import labelled_rows
+        from ..methods.labelled_rows import labelled_rows
 
         assert what.labels is not None
         kept = labelled_rows(what.labels, request.method, getattr(what.config, "unlabeled", "error"))

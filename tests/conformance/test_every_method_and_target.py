@@ -533,7 +533,7 @@ class ToyMethod:
         return 1
 
     @classmethod
-    def check(cls, config, d_in, C, M, nbits, encoder):
+    def check(cls, config, d_in, C, M, nbits, encoder, modality):
         pass
 
     def stages(self):

@@ -21,6 +21,7 @@ from scqfaiss.encoders.chain import Chain
 from scqfaiss.errors import ConfigError, DataError
 from scqfaiss.methods import phpq
 from scqfaiss.methods.phpq import PHPQ, Settings
+from scqfaiss.modality import IMAGES
 from scqfaiss.training.checkpoints import Checkpoints
 from scqfaiss.training.engine import Engine
 from scqfaiss.training.rows import PictureRows
@@ -449,7 +450,7 @@ def test_stored_features_are_refused(settings, words, one):
 def test_what_cannot_work_is_refused(settings, words):
     nbits = 2 if settings.get("d") == 8 else 4
     with pytest.raises(ConfigError, match=words):
-        PHPQ.check(configure(Settings, settings), 14, 4, 4, nbits, "pkg:net")
+        PHPQ.check(configure(Settings, settings), 14, 4, 4, nbits, "pkg:net", IMAGES)
 
 
 def test_the_dimension_of_z_is_128_or_the_next_that_the_books_divide():

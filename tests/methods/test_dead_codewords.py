@@ -12,7 +12,7 @@ from scqfaiss.data import ArraySource
 from scqfaiss.encoders import encoder_class
 from scqfaiss.methods import arsq
 from scqfaiss.methods.arsq import nearest
-from scqfaiss.methods.revival import draw_rows, forget, gumbel_keys, renew, revive, use
+from scqfaiss.methods.dead_codewords import draw_rows, forget, gumbel_keys, renew, revive, use
 from scqfaiss.methods.scq import SCQ, Settings, classes_of
 from scqfaiss.training.fitting import SourceRows, statistics
 
