@@ -23,6 +23,7 @@ from .encoders.chain import Chain
 from .errors import CheckpointError, ConfigError, ScqError, shown
 from .files import PathLike, reserve
 from .metadata import check_config
+from .modality import IMAGES, REGISTRY, ROWS, Modality
 
 SUFFIX = ".safetensors"
 NETWORK = "backbone."  # what the names of the network's tensors begin with
@@ -67,14 +68,25 @@ class Model:
             )
         if (backbone is None) != ("backbone" not in config) or not isinstance(config.get("backbone", {}), dict):
             raise CheckpointError("a network for pictures needs its tensors and its description")
+        modality = config.get("backbone", {}).get("modality", IMAGES.name)
+        if not isinstance(modality, str) or modality not in REGISTRY:
+            raise CheckpointError(f"the model's encoder is of '{shown(str(modality))[:80]}', which is not known here")
         self.chain, self.codebooks, self.backbone = chain, codebooks, backbone
         self.config = dict(config)
         self._sha256 = ("", "")  # config as JSON, and the hash of the file with it
 
     @property
+    def modality(self) -> Modality:
+        """Of what goes in: rows of features, unless an encoder for something else stands in front."""
+        if self.backbone is None:
+            return ROWS
+        # The record of an encoder of images names no modality.
+        return REGISTRY[self.config["backbone"].get("modality", IMAGES.name)]
+
+    @property
     def takes_pictures(self) -> bool:
-        """Whether there is a network for pictures in front."""
-        return self.backbone is not None
+        """Whether there is an encoder in front of the chain."""
+        return self.modality.needs_encoder
 
     @property
     def d_in(self) -> int:

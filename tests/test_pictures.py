@@ -51,7 +51,7 @@ def request(**changed):
     options = {"bits": 8, "nbits": 4, "encoder": "squeezenet", "epochs": 2, "batch_size": 24, "device": "cpu"}
     settings = {"size": SIZE, "augment": "light", "dropout": 0.0} | changed.pop("settings", {})
     if changed.get("method", "scq") == "scq":
-        settings = {"book_copies": 1} | settings
+        settings = {"codebooks.copies": 1} | settings
     return Request(**options | changed, settings=settings)
 
 
@@ -62,7 +62,7 @@ def trained(photos, memory=None, **changed):
 
 @pytest.fixture(scope="module")
 def model(photos):
-    return trained(photos, epochs=12, settings={"backbone_lr": 1.0, "cfa_lr": 2e-3})
+    return trained(photos, epochs=12, settings={"backbone_lr": 1.0, "features.lr": 2e-3})
 
 
 def test_it_learns_and_its_file_holds_all(photos, model, tmp_path):
@@ -156,7 +156,7 @@ def test_parts_of_a_batch_add_up_to_it(photos, monkeypatch):
     gradients, losses = [], []
     for parts in (1, 3):
         monkeypatch.setattr(PlainSteps, "first", None)
-        still = {"augment": "none", "fast_products": False, "cfa_lr": 0.1, "backbone_lr": 1.0}
+        still = {"augment": "none", "features.fast_products": False, "features.lr": 0.1, "backbone_lr": 1.0}
         found = trained(photos, epochs=1, accumulate=parts, encoder="plain_steps:smooth", settings=still)
         gradients.append(PlainSteps.first)
         losses.append(found.config["training"]["loss"]["features"]["ce"])
@@ -373,10 +373,10 @@ def test_two_processes_see_what_one_sees(photos, tmp_path):
     asked += ["--device", "cpu", "--epochs", "3", "--batch-size", "30"]
     for setting in (
         "dropout=0",
-        "book_copies=1",
+        "codebooks.copies=1",
         "quantizer=kmeans",
-        "fast_products=false",
-        "cfa_lr=0.1",
+        "features.fast_products=false",
+        "features.lr=0.1",
         "backbone_lr=1",
     ):
         asked += ["--set", setting]

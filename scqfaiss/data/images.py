@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from statistics import median
@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 
 from ..arrays import Ints
 from ..errors import ConfigError, DataError, ResourceError, ScqError, shown, size, suggestion, warn
-from .classes import numbered_as
+from ..modality import IMAGES
 from .image_files import LIST_ENDINGS, list_file, list_folder, list_one
 from .kinds import IDS, LABELS
 from .png_notes import NOTE_BYTES, TooLong, without_large_notes
-from .source import BLOCK_BYTES, Source
+from .source import ItemSource
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -361,7 +361,7 @@ class _Packed:
 
 
 # -------------------------------------------------------------------------------------------------------------- source
-class ImageSource(Source):
+class ImageSource(ItemSource):
     """n pictures as (3, size, size) uint8, with optional labels and ids.
 
     path: a folder, with a sub-folder for each class (see picture_files.list_folder); a list, .csv or .jsonl
@@ -372,11 +372,12 @@ class ImageSource(Source):
     once here, and those left out. Raises ConfigError where the file is missing, DataError where it is bad by itself.
     """
 
-    pictures = named = True
+    modality = IMAGES
+    named = True
     features_name = "pictures"
     size = USUAL_SIZE
     fit = FITS[0]
-    _names: list[str] | None = None
+    block_items = BLOCK_PICTURES
 
     def __init__(
         self,
@@ -413,7 +414,6 @@ class ImageSource(Source):
         else:
             self.physical_rows = len(listing.names)
             self._store: Store = _Files(self.name, listing.root, listing.names)
-        self.d = 3 * self.size * self.size
         try:
             if skip_bad_rows:
                 self._leave_out()
@@ -433,54 +433,30 @@ class ImageSource(Source):
         self.physical_rows, self.features_name = len(file), file.features_name
         self.labels, self._ids, self.has_ids = file.labels, file._ids, file.has_ids
 
-    @property
-    def names(self) -> list[str]:
-        """Of the pictures kept: path relative to the folder, or as the list has it; '#row' in HDF5."""
-        if self._names is None:
-            self._names = [self._store.called(int(k)) for k in self._physical(np.arange(len(self)))]
-        return self._names
-
     def shaped(self, size: int, fit: str) -> None:
         """What read, take and blocks give from now on: `size` pixels a side, made by `fit`. Raises ConfigError."""
         if not 1 <= size <= MAX_SIZE:
             raise ConfigError(f"pictures of size={size}, needs 1 to {MAX_SIZE:,} pixels")
         if fit not in FITS:
             raise ConfigError(f"fit is '{shown(fit)}', needs one of {', '.join(FITS)}{suggestion(fit, FITS)}")
-        self.size, self.fit, self.d = size, fit, 3 * size * size
+        self.size, self.fit = size, fit
         self._useful.pop("decode", None)
 
-    def align(self, class_names: Sequence[str], other: str = "the other side") -> None:
-        """Number classes as `other` does, which calls them `class_names`. Raises as classes.numbered_as."""
-        if self.labels is not None:
-            self.labels = numbered_as(self.labels, class_names, self.name, other)
+    def adapt(self, encoder: Any) -> None:
+        self.shaped(encoder.size, encoder.fit)
 
     # ---- reading
-    def read(self, i: int, j: int) -> Pictures:  # type: ignore[override]  # what rows are of depends on the source
-        """Pictures i..j-1 (after dropping) as (j - i, 3, size, size) uint8. Raises DataError on one that cannot be used."""
-        if not 0 <= i <= j <= len(self):
-            raise IndexError(f"pictures {i} to {j} of {len(self)}")
-        return self.take(np.arange(i, j))
-
-    def take(self, rows: Ints) -> Pictures:
-        """Pictures `rows`, in any order, any of them more than once -> (b, 3, size, size) uint8. Raises as read()."""
-        rows = np.asarray(rows, np.int64)
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"pictures {rows.min()} to {rows.max()} of {len(self)}")
-        return self._decoded(self._physical(rows))
-
-    def blocks(self, rows: int | None = None) -> Iterator[tuple[int, Pictures]]:  # type: ignore[override]
-        """(first row, pictures (b, 3, size, size) uint8) from the first to the last, `rows` at a time."""
-        step = rows or self.block_rows
-        for i in range(0, len(self), step):
-            yield i, self.read(i, min(i + step, len(self)))
-
-    def fetch(self, i: int, j: int) -> NDArray[Any]:
-        return self._decoded(np.arange(i, j)).reshape(j - i, self.d)
-
     @property
-    def block_rows(self) -> int:
-        """Pictures a block holds, so that it takes about BLOCK_BYTES."""
-        return max(BLOCK_PICTURES, BLOCK_BYTES // (3 * self.size * self.size))
+    def item_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return 3, self.size, self.size
+
+    def items(self, physical: Ints) -> Pictures:
+        """Each is decoded once, however often it stands there."""
+        return self._decoded(physical)
+
+    def item_name(self, physical: int) -> str:
+        """Path relative to the folder, or as the list has it; '#row' in HDF5."""
+        return self._store.called(physical)
 
     def digest(self, rows: Ints | None = None) -> str:
         """SHA-256 over the SHA-256 of each picture as it is stored, in order: `rows`, or all. Nothing is decoded."""
@@ -586,13 +562,6 @@ class ImageSource(Source):
         return done
 
     # ---- pictures that cannot be used
-    def _physical(self, rows: Ints) -> Ints:
-        return rows if self._kept is None else self._kept[rows]
-
-    def _keep(self, rows: Ints) -> None:
-        super()._keep(rows)
-        self._names = None
-
     def _bad(self) -> dict[int, Fault]:
         """Every physical picture that cannot be used, in order."""
         bad: dict[int, Fault] = {}

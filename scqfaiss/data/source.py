@@ -8,10 +8,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import io
+import math
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from ..arrays import (
     not_finite,
 )
 from ..errors import ConfigError, DataError, shown, warn
+from ..modality import ROWS, Modality
 
 ALLOW = " or pass --allow-duplicate-ids"
 BLOCK_BYTES = 16 << 20  # what one block of rows takes as float32: large enough to read fast, small beside any memory
@@ -126,7 +128,7 @@ class Source(ABC):
     d: int
     labels: Labels | None = None
     pairs = False  # a row is a query and its key side by side
-    pictures = False  # a row is a picture, which only a model that has a network for pictures can take
+    modality: Modality = ROWS
     half = False  # rows are the queries of a file of pairs, or its keys
     copies = False  # rows of one id are copies of one row, for merge_copies() to prove
     dropped = 0  # bad rows left out by skip_bad_rows
@@ -142,6 +144,14 @@ class Source(ABC):
 
     def close(self) -> None:  # noqa: B027  sources in memory have nothing to release
         """Release the file and raise DataError if it was changed while it was read. May be called twice."""
+
+    @property
+    def pictures(self) -> bool:
+        """Whether items are no rows of features, so that only a model that has an encoder for them can take them."""
+        return self.modality.needs_encoder
+
+    def adapt(self, encoder: Any) -> None:  # noqa: B027  rows of features come in one form
+        """Hand out items in the form that this encoder of their modality takes. Raises ConfigError where that cannot be."""
 
     def __enter__(self) -> Source:
         return self
@@ -306,6 +316,87 @@ class Source(ABC):
             count += len(bad)
         error = not_finite(f"{self.name}: {self.features_name}", first, count, self.physical_rows)
         return DataError(f"{error}; --skip-bad-rows leaves them out")
+
+
+class ItemSource(Source):
+    """n items of another modality than rows of features, of which an encoder makes such rows.
+
+    A subclass sets `modality` and `item_shape` and implements `items`; item_shape may change in `adapt`.
+    """
+
+    item_shape: tuple[int, ...]
+    block_items = 1  # the fewest in a block
+    _names: list[str] | None = None
+
+    @abstractmethod
+    def items(self, physical: Ints) -> NDArray[np.uint8]:
+        """Physical items, in any order, any of them more than once -> (b, *item_shape). Raises DataError on bad ones."""
+
+    def item_name(self, physical: int) -> str:
+        """What messages call an item."""
+        return f"#{physical}"
+
+    @property
+    def d(self) -> int:  # type: ignore[override]
+        """Numbers of an item."""
+        return math.prod(self.item_shape)
+
+    @property
+    def names(self) -> list[str]:
+        """What messages call the items that were kept."""
+        if self._names is None:
+            self._names = [self.item_name(int(k)) for k in self._physical(np.arange(len(self)))]
+        return self._names
+
+    def take(self, rows: Ints) -> NDArray[np.uint8]:
+        """Items `rows` of those kept, in any order, any of them more than once -> (b, *item_shape). Raises as items()."""
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"{self.modality.items} {rows.min()} to {rows.max()} of {len(self)}")
+        return self.items(self._physical(rows))
+
+    def read(self, i: int, j: int) -> NDArray[np.uint8]:  # type: ignore[override]  # what rows are of depends on the source
+        """Items i..j-1 of those kept -> (j - i, *item_shape). Raises as items()."""
+        if not 0 <= i <= j <= len(self):
+            raise IndexError(f"{self.modality.items} {i} to {j} of {len(self)}")
+        return self.take(np.arange(i, j))
+
+    def blocks(self, rows: int | None = None) -> Iterator[tuple[int, NDArray[np.uint8]]]:  # type: ignore[override]
+        """(first row, items (b, *item_shape)) from the first to the last, `rows` at a time."""
+        yield from super().blocks(rows)  # type: ignore[misc]
+
+    @property
+    def block_rows(self) -> int:
+        """Items that a block holds, so that it takes about BLOCK_BYTES."""
+        return max(self.block_items, BLOCK_BYTES // self.d)
+
+    def fetch(self, i: int, j: int) -> NDArray[Any]:
+        return self.items(np.arange(i, j)).reshape(j - i, self.d)
+
+    def digest(self, rows: Ints | None = None) -> str:
+        """SHA-256 of the items `rows` of those kept, or of all, in order."""
+        kept = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
+        sha = hashlib.sha256()
+        for i in range(0, len(kept), self.block_rows):
+            sha.update(self.take(kept[i : i + self.block_rows]).tobytes())
+        return sha.hexdigest()
+
+    def prove(self) -> None:
+        """Look at every item once. Raises DataError that counts those that cannot be used."""
+
+    def align(self, class_names: Sequence[str], other: str = "the other side") -> None:
+        """Number classes as `other` does, which calls them `class_names`. Raises as classes.numbered_as."""
+        from .classes import numbered_as
+
+        if self.labels is not None:
+            self.labels = numbered_as(self.labels, class_names, self.name, other)
+
+    def _physical(self, rows: Ints) -> Ints:
+        return rows if self._kept is None else self._kept[rows]
+
+    def _keep(self, rows: Ints) -> None:
+        super()._keep(rows)
+        self._names = None
 
 
 class ArraySource(Source):

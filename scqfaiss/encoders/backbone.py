@@ -34,9 +34,9 @@ from ..bundle import read_tensors
 from ..contract import seed_of, setting
 from ..errors import CheckpointError, ConfigError, ScqError, shown, suggestion, warn
 from ..files import PathLike, open_regular
+from ..modality import IMAGES
 from . import BACKBONES, augment
-from .base import Encoder
-from .chain import Arrays
+from .base import FrontEncoder
 from .norms import joined
 
 CHUNK = 64  # pictures that go through the network together where no gradient is wanted
@@ -292,7 +292,7 @@ class _Reached(Exception):
     """All layers that were asked for have run: the rest of the network need not."""
 
 
-class Backbone(Encoder):
+class Backbone(FrontEncoder):
     """Pictures x (b, 3, size, size) uint8, RGB -> g (1, b, width) float32: pooled maps of the network, one after the other.
 
     pool='average': the mean over places. pool='hybrid': with t_s learned, from 0,
@@ -310,6 +310,7 @@ class Backbone(Encoder):
     """
 
     Config = Settings
+    modality = IMAGES
     takes_pictures = True
     config: Settings
     mean: Tensor
@@ -347,6 +348,23 @@ class Backbone(Encoder):
                     f"pool=hybrid needs maps (b, c, h, w), network {self.factory} gives vectors; use average"
                 )
             self.t = nn.Parameter(torch.zeros(len(maps)))
+
+    @classmethod
+    def build(
+        cls, config: Settings, name: str, arguments: Mapping[str, str], weights: PathLike | None = None, seed: int = 0
+    ) -> Backbone:
+        net = network(name, arguments, seed)
+        if weights is not None:
+            load_weights(net, weights)
+        else:
+            warn(f"{name} starts from random weights; --weights FILE starts from trained ones")
+        return cls(config, net, name, arguments, seed)
+
+    @classmethod
+    def load(
+        cls, tensors: Mapping[str, NDArray[Any]], record: Mapping[str, Any], trusted: str | None = None
+    ) -> Backbone:
+        return from_record(tensors, record, trusted=trusted)
 
     def __call__(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or self.whole or _is_traced() or len(x) <= CHUNK:
@@ -503,10 +521,6 @@ class Backbone(Encoder):
         finally:
             self.train(training)
         return out
-
-    def layers(self) -> list[tuple[str, Arrays]]:
-        """None: the NumPy chain of a model starts behind the network, from rows of d = width."""
-        return []
 
     # -------------------------------------------------------------------------------------------------------- training
     def groups(self, lr: float, decay: float) -> list[dict[str, Any]]:

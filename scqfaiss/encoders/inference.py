@@ -9,14 +9,15 @@ import torch
 
 from .. import distributed
 from ..contract import configure
-from ..errors import ConfigError, suggestion, warn
+from ..devices import check_precision, torch_device, torch_dtype
+from ..errors import warn
 from . import backbone as backbones
 from .backbone import Backbone
 
 if TYPE_CHECKING:
     from ..files import PathLike
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+PRECISIONS = ("float32", "bfloat16")
 
 
 def of_factory(
@@ -36,27 +37,11 @@ def of_factory(
 
 def ready(network: Backbone, device: str, precision: str) -> Backbone:
     """The network on a device, in evaluation mode. Raises ConfigError where there is no such device or precision."""
-    if precision not in PRECISIONS:
-        near = suggestion(str(precision), PRECISIONS)
-        raise ConfigError(f"encoder precision is '{precision}', needs one of {', '.join(PRECISIONS)}{near}")
+    check_precision(precision, "encoder precision", PRECISIONS)
     distributed.one_thread_after_fork()
-    network = network.to(device_of(device)).eval()
-    network.precision = PRECISIONS[precision]
+    network = network.to(torch_device(device, "encoder device")).eval()
+    network.precision = torch_dtype(precision)
     return network
-
-
-def device_of(name: str) -> str:
-    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device torch has. Raises ConfigError."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, colon, number = str(name).partition(":")
-    if name != "cpu" and (kind != "cuda" or (colon and not number.isdigit())):
-        raise ConfigError(f"encoder device is '{name}', needs auto, cpu, cuda or cuda:N")
-    if name != "cpu" and not torch.cuda.is_available():
-        raise ConfigError(f"encoder device is '{name}', torch {torch.__version__} sees no GPU here; use cpu")
-    if number and int(number) >= torch.cuda.device_count():
-        raise ConfigError(f"encoder device is '{name}', torch sees {torch.cuda.device_count()} of them")
-    return name
 
 
 def versions(network: Backbone) -> dict[str, str]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .arsq import blocks_of, table
+from .dead_codewords import draw_rows, gumbel_keys
 from .fixed_point import scalar_levels
-from .revival import draw_rows, gumbel_keys
 
 CHUNK_ELEMENTS = 1 << 19  # distances held at a time: 2 MB, which stays in the cache (4 times faster than 64 MB)
 
@@ -80,3 +80,11 @@ def lloyd(
                     key = gumbel_keys(far[m, row], generator)
                     w[m, dead] = z[m, row[draw_rows(row_class, key, owner[dead])]]
     return w
+
+
+def shared_lloyd(z: Tensor, K: int, generator: torch.Generator) -> Tensor:
+    """k-means of M books whose K codewords all rows share: z (M, n, dsub) float32 -> centroids (M, K, dsub)."""
+    n = z.shape[1]
+    one_pattern, one_class = torch.zeros(n, dtype=torch.int64), torch.zeros(K, dtype=torch.int64)
+    everything = torch.ones(1, K, dtype=torch.bool)
+    return lloyd(z, one_pattern, everything, one_class, (torch.arange(n), one_pattern), generator)

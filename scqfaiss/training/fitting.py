@@ -17,11 +17,12 @@ import torch
 from .. import __version__, distributed, signals
 from ..arrays import Floats, Ints, Labels
 from ..codebooks import Codebooks, Shape
-from ..contract import Method, Part, Progress, Task, configure, needs_of, settings, silent
+from ..contract import Method, Part, Progress, Task, configure, flat, near_settings, needs_of, settings, silent
 from ..data import ArraySource, Source, classes, open_rows
 from ..data.images import ImageSource
 from ..data.pairs import PairSource
 from ..dependencies import missing
+from ..devices import check_precision, torch_device, torch_dtype
 from ..encoders import BACKBONES, encoder_class
 from ..encoders.base import Stats
 from ..encoders.chain import Chain
@@ -31,7 +32,7 @@ from ..methods import ALIASES, MISTAKEN, REGISTRY
 from ..model import SUFFIX, Model
 from . import class_numbers
 from .checkpoints import Checkpoints
-from .engine import PRECISIONS, Engine
+from .engine import Engine
 from .epoch_log import log_to
 from .rows import MEMORY_SHARE, PictureRows, SourceRows, free_memory, statistics
 from .threads import considerate
@@ -56,7 +57,7 @@ class Request:
     epochs: int | None = None
     batch_size: int | None = None
     device: str = "auto"
-    precision: str = "float32"  # of the encoder's products in training steps; a key of engine.PRECISIONS
+    precision: str = "float32"  # of the encoder's products in training steps; of devices.PRECISIONS
     clip_norm: float = 0.0  # largest norm of the gradients of a step; 0: any
     patience: int = 5  # epochs without a better validation value that end a stage; 0: none does
     accumulate: int = 1  # parts that a batch goes through the network in, one after the other, to save memory
@@ -142,7 +143,7 @@ def method_class(name: str) -> type[Method]:
 
 def plan(request: Request, source: Source, validation: Source | None = None) -> Plan:
     """Check everything that can be known before the first row is read. Raises ConfigError or DataError."""
-    request = replace(request, method=ALIASES.get(request.method, request.method))
+    request = replace(request, method=ALIASES.get(request.method, request.method), settings=flat(request.settings))
     method = method_class(request.method)
     of_method = settings(method.Config)
     if source.pictures:  # what a network for pictures calls by the same name is the network's
@@ -164,7 +165,7 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
     encoder_values = {key: value for key, value in request.settings.items() if key not in of_method}
     for key in encoder_values:
         if key not in of_encoder:
-            near = suggestion(key, [*of_method, *of_encoder])
+            near = near_settings(key, [*of_method, *of_encoder])
             raise ConfigError(f"unknown key '{key}' for method {request.method}{near}")
     if encoder is not None and encoder.takes_pictures:
         of_start = of_network(start) if start is not None else {}
@@ -231,7 +232,7 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
     found = Plan(request, method, config, encoder, encoder_config, device, M, nbits, network, start, labels)
     for rows in (source, validation):
         found.shape(rows)
-    method.check(config, found.d_in(source), C, M, nbits, chosen)
+    method.check(config, found.d_in(source), C, M, nbits, chosen, source.modality)
     return found
 
 
@@ -355,9 +356,7 @@ def check_request(request: Request) -> None:
     ):
         if value is not None or what not in ("epochs", "batch size"):
             check_whole(what, value, low)
-    if request.precision not in PRECISIONS:
-        near = suggestion(str(request.precision), PRECISIONS)
-        raise ConfigError(f"precision is '{request.precision}', needs one of {', '.join(PRECISIONS)}{near}")
+    check_precision(request.precision)
     clip = request.clip_norm
     if isinstance(clip, bool) or not isinstance(clip, int | float | np.number) or not 0 <= clip < float("inf"):
         raise ConfigError(f"the largest norm of gradients is {clip!r}, needs a number from 0")
@@ -406,21 +405,12 @@ def split_bits(bits: int, nbits: int) -> tuple[int, int]:
 
 
 def pick_device(name: str) -> str:
-    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device torch has. Raises ConfigError."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and distributed.launched() > 1:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # a GPU for every process
-    kind, _, number = name.partition(":")
-    if name != "cpu" and (kind != "cuda" or (number and not number.isdecimal()) or name.endswith(":")):
-        raise ConfigError(f"device is '{name}', needs auto, cpu, cuda or cuda:N")
-    if name != "cpu" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name} was asked for, but this torch sees no GPU; use --device cpu")
-    if number and int(number) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device {name} was asked for, but this torch sees {torch.cuda.device_count()} GPUs, from cuda:0 on"
-        )
-    return name
+    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device torch has. Raises ConfigError.
+
+    'cuda' is a GPU of its own for each of several processes.
+    """
+    number = int(os.environ.get("LOCAL_RANK", "0")) if distributed.launched() > 1 else None
+    return torch_device(name, number=number)
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -439,7 +429,7 @@ def build(
     if len(source) == 0:
         raise DataError(f"{source.name} holds 0 rows, training needs at least 1")
     if "labels" in what.needs:
-        from ..methods.cfa import labelled_rows
+        from ..methods.labelled_rows import labelled_rows
 
         assert what.labels is not None
         kept = labelled_rows(what.labels, request.method, getattr(what.config, "unlabeled", "error"))
@@ -470,13 +460,13 @@ def build(
     encoder = None
     if what.network is not None:
         encoder = what.network.to(what.device)
-        encoder.precision = PRECISIONS[request.precision]
+        encoder.precision = torch_dtype(request.precision)
     elif what.encoder is not None:
         assert isinstance(rows, SourceRows)
         stats = Stats(1, np.zeros(d), np.ones(d), np.zeros(d), np.ones(d), 0.0) if dry else statistics(rows, d)
         members = what.method.members(what.config, request.encoder)
         encoder = what.encoder(what.encoder_config, stats, members).to(what.device)
-        encoder.precision = PRECISIONS[request.precision]
+        encoder.precision = torch_dtype(request.precision)
     held = None
     if validation is not None and what.method.needs_encoder:
         if labels is None or validation.labels is None:
@@ -669,7 +659,7 @@ def identity(what: Plan, task: Task) -> dict[str, Any]:
         out["codebook rows"] = fingerprint(Part(task.codebook_rows))
     if task.validation is not None:
         out |= {"patience": request.patience, "validation rows": fingerprint(task.validation)}
-    values = vars(what.config) | (vars(what.encoder_config) if what.encoder else {})
+    values = flat(what.config) | (flat(what.encoder_config) if what.encoder else {})
     out |= {f"setting {name}": value for name, value in values.items()}
     out |= {f"argument {name}": value for name, value in request.encoder_args.items()}
     for name in [*_files(values), *(f for f in (request.weights, request.start) if f is not None)]:
@@ -695,7 +685,7 @@ def fingerprint(part: Part) -> str:
 
 def recorded(config: Any) -> dict[str, Any]:
     """Settings as a model keeps them: file names without their folders, so that no path enters the artefact."""
-    return {k: v.rpartition("/")[2] if isinstance(v, str) else v for k, v in vars(config).items()}
+    return {k: v.rpartition("/")[2] if isinstance(v, str) else v for k, v in flat(config).items()}
 
 
 def codeword_use(model: Model, source: Source, network: Any = None) -> tuple[list[int], int]:
