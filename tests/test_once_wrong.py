@@ -9,7 +9,7 @@ from scqfaiss.cli.commands import run
 from scqfaiss.data import ArraySource
 from scqfaiss.data.hdf5 import write_rows
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
-from scqfaiss.evaluation.files import measure_vectors
+from scqfaiss.evaluation.ranking import measure_vectors
 from scqfaiss.training.fitting import Request, build, pick_device, plan
 
 SETTINGS = {"cfa_epochs": 1, "hidden": 8, "members": 1, "book_copies": 1}
