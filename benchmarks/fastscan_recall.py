@@ -14,7 +14,7 @@ import click
 import numpy as np
 
 from scqfaiss.data import open_rows
-from scqfaiss.evaluation.files import scores_in_blocks
+from scqfaiss.evaluation.ranking import scores_in_blocks
 from scqfaiss.model import Model, encode_source
 from scqfaiss.targets import target
 from scqfaiss.targets.options import RefineOptions

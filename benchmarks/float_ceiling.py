@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 from scqfaiss.data import open_rows
-from scqfaiss.evaluation.files import measure_vectors
+from scqfaiss.evaluation.ranking import measure_vectors
 from scqfaiss.model import Model
 
 

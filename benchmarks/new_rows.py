@@ -10,7 +10,7 @@ import numpy as np
 
 import scqfaiss
 from scqfaiss.data import open_rows
-from scqfaiss.evaluation.files import evaluate
+from scqfaiss.evaluation.galleries import evaluate
 
 
 def main(model_path: str, train_path: str, query_path: str, database_path: str) -> None:

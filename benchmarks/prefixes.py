@@ -19,7 +19,8 @@ import numpy as np
 import scqfaiss
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.data import open_rows
-from scqfaiss.evaluation.files import evaluate, measure_vectors
+from scqfaiss.evaluation.galleries import evaluate
+from scqfaiss.evaluation.ranking import measure_vectors
 from scqfaiss.model import Model
 
 QUERIES = 100  # whose 100 best are compared

@@ -14,7 +14,8 @@ import numpy as np
 
 import scqfaiss
 from scqfaiss.data import open_rows
-from scqfaiss.evaluation.files import evaluate, measure_vectors, same_classes
+from scqfaiss.evaluation.galleries import evaluate
+from scqfaiss.evaluation.ranking import measure_vectors, same_classes
 
 
 def main(folder: str, bits: str, seed: str, method: str = "scq") -> None:

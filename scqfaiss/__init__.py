@@ -26,7 +26,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .codebooks import Codebooks
-    from .evaluation.files import evaluate, evaluate_pairs
+    from .evaluation.galleries import evaluate, evaluate_pairs
     from .galleries.editing import append, merge, remove
     from .galleries.exporting import export
     from .galleries.gallery import Gallery
@@ -63,8 +63,8 @@ _LAZY = {
     "Gallery": ("galleries.gallery", "Gallery"),
     "Model": ("model", "Model"),
     "append": ("galleries.editing", "append"),
-    "evaluate": ("evaluation.files", "evaluate"),
-    "evaluate_pairs": ("evaluation.files", "evaluate_pairs"),
+    "evaluate": ("evaluation.galleries", "evaluate"),
+    "evaluate_pairs": ("evaluation.galleries", "evaluate_pairs"),
     "export": ("galleries.exporting", "export"),
     "merge": ("galleries.editing", "merge"),
     "open": ("galleries.gallery", "open_gallery"),

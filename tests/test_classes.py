@@ -13,7 +13,7 @@ from scqfaiss.contract import configure
 from scqfaiss.data import ArraySource
 from scqfaiss.data.hdf5 import write_rows
 from scqfaiss.errors import CheckpointError, ConfigError, DataError, ScqWarning, Stopped
-from scqfaiss.evaluation.files import Relevance, measure, measure_vectors
+from scqfaiss.evaluation.ranking import Relevance, measure, measure_vectors
 from scqfaiss.methods import centers as sca
 from scqfaiss.methods.scq import Settings
 from scqfaiss.model import Model

@@ -13,19 +13,10 @@ from scqfaiss.arrays import Labels
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.encoders.chain import Chain
 from scqfaiss.errors import ConfigError, DataError
-from scqfaiss.evaluation.files import (
-    Relevance,
-    Words,
-    average_precision,
-    evaluate,
-    measure,
-    measure_vectors,
-    precision_at,
-    recall_at,
-    report_text,
-    scores_in_blocks,
-    tie_blocks,
-)
+from scqfaiss.evaluation.files import report_text
+from scqfaiss.evaluation.galleries import evaluate
+from scqfaiss.evaluation.ranking import Relevance, Words, measure, measure_vectors, scores_in_blocks
+from scqfaiss.evaluation.ties import average_precision, precision_at, recall_at, tie_blocks
 from scqfaiss.galleries.exporting import build
 from scqfaiss.galleries.gallery import Gallery, Snapshot
 from scqfaiss.galleries.reading import Stored

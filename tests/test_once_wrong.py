@@ -9,7 +9,7 @@ from scqfaiss.cli.program import run
 from scqfaiss.data import ArraySource
 from scqfaiss.data.hdf5 import write_rows
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
-from scqfaiss.evaluation.files import measure_vectors
+from scqfaiss.evaluation.ranking import measure_vectors
 from scqfaiss.training.fitting import Request, build, pick_device, plan
 
 SETTINGS = {"features.epochs": 1, "hidden": 8, "members": 1, "codebooks.copies": 1}

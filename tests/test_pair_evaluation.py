@@ -11,7 +11,9 @@ from test_evaluation import gallery_of
 
 import scqfaiss
 from scqfaiss.errors import ConfigError, DataError
-from scqfaiss.evaluation.files import evaluate_pairs, first_hit, report_text
+from scqfaiss.evaluation.files import report_text
+from scqfaiss.evaluation.galleries import evaluate_pairs
+from scqfaiss.evaluation.ties import first_hit
 
 # ruff: noqa: F811  (fixtures are imported by name)
 

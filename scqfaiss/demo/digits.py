@@ -21,7 +21,8 @@ from ..arrays import Floats, Labels
 from ..data import Source, open_rows
 from ..data.hdf5 import write_hits, write_rows
 from ..errors import IndexFileError, ScqWarning, WriteError, shown
-from ..evaluation.files import Relevance, evaluate, measure, measure_vectors
+from ..evaluation.galleries import evaluate
+from ..evaluation.ranking import Relevance, measure, measure_vectors
 from ..files import reserve
 from ..galleries.exporting import export_file
 from ..galleries.gallery import open_gallery

@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 
 from .. import faiss_calls
 from ..codebooks import Codebooks, Codes, Shape
-    available = count()
-    if number >= available:
-        raise ConfigError(f"device {device}: FAISS sees {available} GPUs")
-    return number
+from ..devices import parse_device
+from ..errors import ConfigError, ResourceError
 from ..faiss_calls import Hits
 from .base import Ids
 from .ivfpq import one_list

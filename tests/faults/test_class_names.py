@@ -15,7 +15,8 @@ from scqfaiss.arrays import Labels
 from scqfaiss.data import classes, open_rows
 from scqfaiss.data.hdf5 import write_rows
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
-from scqfaiss.evaluation.files import evaluate, measure_vectors, same_classes
+from scqfaiss.evaluation.galleries import evaluate
+from scqfaiss.evaluation.ranking import measure_vectors, same_classes
 from scqfaiss.training.fitting import Request, plan
 
 from .conftest import TINY, blobs, write_h5

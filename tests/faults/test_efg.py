@@ -19,7 +19,7 @@ import scqfaiss
 from scqfaiss import bundle
 from scqfaiss.dependencies import PIP, missing
 from scqfaiss.errors import CheckpointError, ScqError
-from scqfaiss.evaluation import files as evaluation
+from scqfaiss.evaluation.ties import average_precision
 
 from .conftest import TINY, blobs, checked, command, write_h5
 
@@ -392,7 +392,7 @@ def test_no_gpu_is_said(run, here, untouched):
 
 def test_average_precision_refuses_more_relevant_than_rows():
     with pytest.raises(ScqError, match="block 1 has 3 relevant rows of 2"):
-        evaluation.average_precision([1, 2], [1, 3])
+        average_precision([1, 2], [1, 3])
 
 
 def test_help_is_a_process_of_its_own(here):
