@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -12,10 +12,12 @@ from ..contract import configure
 from ..errors import ConfigError, suggestion, warn
 from . import backbone as backbones
 from .backbone import Backbone
+from .base import FrontEncoder
 
 if TYPE_CHECKING:
     from ..files import PathLike
 
+E = TypeVar("E", bound=FrontEncoder)
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
@@ -34,7 +36,7 @@ def of_factory(
     return Backbone(config, net, name, arguments), sha256
 
 
-def ready(network: Backbone, device: str, precision: str) -> Backbone:
+def ready(network: E, device: str, precision: str) -> E:
     """The network on a device, in evaluation mode. Raises ConfigError where there is no such device or precision."""
     if precision not in PRECISIONS:
         near = suggestion(str(precision), PRECISIONS)
@@ -59,6 +61,7 @@ def device_of(name: str) -> str:
     return name
 
 
-def versions(network: Backbone) -> dict[str, str]:
+def versions(network: FrontEncoder) -> dict[str, str]:
     """What else decides how features are rounded."""
-    return {"torch": torch.__version__, "device": network.mean.device.type}
+    device = next((t.device for t in (*network.buffers(), *network.parameters())), torch.device("cpu"))
+    return {"torch": torch.__version__, "device": device.type}

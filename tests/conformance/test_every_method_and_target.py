@@ -19,7 +19,7 @@ import scqfaiss.targets
 from scqfaiss import Model
 from scqfaiss.codebooks import Codebooks, Shape
 from scqfaiss.contract import Stage
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import ConfigError, DataError
 from scqfaiss.galleries.exporting import build as build_index
 from scqfaiss.galleries.exporting import export_file
