@@ -94,7 +94,7 @@ def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ]
 
     def seeing(**given: Any) -> Any:
-        from ..features.files import Seeing
+        from ..features.source import Seeing
 
         return Seeing(*given.values())
 

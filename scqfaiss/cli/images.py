@@ -37,7 +37,8 @@ from .arguments import FILE, ROWS, meter, parse_pairs, row_options, say
 @row_options
 def features(images: Path, out: Path, encoder: str | None, device: str, precision: str, **options: Any) -> None:
     """See IMAGES (a folder, a list, HDF5, or a picture) with a network and write what it sees as rows."""
-    from ..features.files import Seeing, features_file
+    from ..features.files import features_file
+    from ..features.source import Seeing
 
     say(features_file(images, out, seeing=Seeing(encoder, device, precision), progress=meter, **options))
 

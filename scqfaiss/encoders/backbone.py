@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import io
+import json
 import os
 import re
 import types
@@ -567,6 +568,16 @@ class Backbone(FrontEncoder):
             "width": self.width,
             "mirror": self.config.mirror,
             "channels_last": self.config.channels_last,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "encoder": self.factory,
+            "encoder_args": json.dumps(dict(self.arguments), sort_keys=True),
+            "size": self.size,
+            "fit": self.fit,
+            "layers": ",".join(self.names),
+            "pool": self.config.pool,
         }
 
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from ..arrays import Floats
 from ..encoders.chain import LAYERS, Arrays, Chain
 from ..errors import ConfigError, ScqError, shown, size
-from ..features.files import Seeing, backbone_of
+from ..features.source import Seeing, front_encoder_of
 from ..files import PathLike, reserve
+from ..modality import IMAGES, ROWS
 from ..model import Model
 
 if TYPE_CHECKING:
@@ -120,14 +121,16 @@ def export_encoder(model_path: PathLike, out: PathLike, *, encoder: str | None =
     """
     with reserve(out, inputs=[model_path], suffix=SUFFIX, what="exported") as slot:
         model = Model.load(model_path)
-        if model.chain.foldable and not model.takes_pictures:
+        if model.chain.foldable and not model.modality.needs_encoder:
             raise ConfigError(
                 f"galleries of {shown(model_path)} hold their encoder: they are searched with rows as they are, and none is "
                 "needed before"
             )
-        backbone = None
-        if model.takes_pictures:
-            backbone = backbone_of(model, Seeing(encoder, device="cpu"), shown(model_path))
+        if model.modality not in (ROWS, IMAGES):
+            raise ConfigError(f"{shown(model_path)} takes {model.modality.noun}, ONNX is for rows and pictures")
+        backbone: Any = None
+        if model.modality == IMAGES:
+            backbone = front_encoder_of(model, Seeing(encoder, device="cpu"), shown(model_path))
         weights = [a for _, arrays in model.chain.layers for a in arrays.values()]
         slot.check_space(sum(a.nbytes for a in [*weights, *(model.backbone or {}).values()]))
         data = to_bytes(model, backbone, shown(model_path))
