@@ -200,7 +200,13 @@ def align_to(a: Source, b: Source) -> None:
 def _widen(source: Source, C: int) -> None:
     """A matrix of a list of pictures ends with the largest number in it, which says nothing of the classes there are."""
     labels = source.labels
-    if source.pictures and labels is not None and labels.many and labels.class_names is None and labels.C < C:
+    if (
+        source.modality.needs_encoder
+        and labels is not None
+        and labels.many
+        and labels.class_names is None
+        and labels.C < C
+    ):
         source.labels = Labels(np.pad(labels.y, ((0, 0), (0, C - labels.C))), C)
 
 

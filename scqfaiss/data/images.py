@@ -143,6 +143,10 @@ class ImageSource(ItemSource):
     def item_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return 3, self.size, self.size
 
+    @property
+    def form(self) -> str:
+        return f"of {self.size} x {self.size} pixels"
+
     def items(self, physical: Ints) -> Images:
         """Each is decoded once, however often it stands there."""
         return self._decoded(physical)

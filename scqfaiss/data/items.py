@@ -40,6 +40,11 @@ class ItemSource(Source):
         return math.prod(self.item_shape)
 
     @property
+    def form(self) -> str:
+        """What one item is, in words."""
+        return f"of {self.d:,} bytes"
+
+    @property
     def names(self) -> list[str]:
         """What messages call the items that were kept."""
         if self._names is None:
