@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .galleries.gallery import Gallery
     from .galleries.gallery import open_gallery as open
     from .model import Model
-    from .training.fitting import train
+    from .training.interface import train
 
 __version__ = "0.1.0"
 
@@ -69,7 +69,7 @@ _LAZY = {
     "merge": ("galleries.editing", "merge"),
     "open": ("galleries.gallery", "open_gallery"),
     "remove": ("galleries.editing", "remove"),
-    "train": ("training.fitting", "train"),
+    "train": ("training.interface", "train"),
 }
 
 

@@ -164,6 +164,14 @@ class Method(Protocol):
 
     def __init__(self, config: Any, task: Task) -> None: ...
 
+    @classmethod
+    def needs_of(cls, config: Any) -> frozenset[str]:
+        """What of `needs` it needs under these settings."""
+
+    @staticmethod
+    def unlabeled(config: Any) -> str:
+        """What to do with rows without any label: 'error' or 'drop'."""
+
     @staticmethod
     def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
         """(M, nbits) of the codes for C classes, where M and nbits were asked for."""
@@ -230,12 +238,13 @@ class Usual:
     def members(config: Any, encoder: str) -> int:
         return 1
 
+    @classmethod
+    def needs_of(cls, config: Any) -> frozenset[str]:
+        return cls.needs
 
-def needs_of(method: type[Method], config: Any) -> frozenset[str]:
-    """What a method needs of the rows under its settings: a method with a setting `guidance` does without labels where that
-    is none.
-    """
-    return method.needs - ({"labels"} if getattr(config, "guidance", "") == "none" else frozenset())
+    @staticmethod
+    def unlabeled(config: Any) -> str:
+        return "error"
 
 
 def seed_of(*parts: int) -> int:

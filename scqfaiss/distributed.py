@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import forks
+from .devices import torch_device
 from .errors import ConfigError, ResourceError, ScqError, ScqWarning
 
 TIMEOUT = 1800.0  # seconds that a process waits for the others: the slowest k-means and checkpoint must fit in
@@ -211,3 +212,12 @@ def _missing(me: int, everyone: int) -> str:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def pick_device(name: str) -> str:
+    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device torch has. Raises ConfigError.
+
+    'cuda' is a GPU of its own for each of several processes.
+    """
+    number = int(os.environ.get("LOCAL_RANK", "0")) if launched() > 1 else None
+    return torch_device(name, number=number)

@@ -16,7 +16,7 @@ MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorte
 # Imports point from right to left; packages and modules of one line do not import one another.
 ORDER = [
     ["errors", "forks", "signals"],
-    ["dependencies", "devices"],
+    ["dependencies", "devices", "options"],
     ["arrays", "modality"],
     ["exponents"],
     ["codebooks"],

@@ -17,8 +17,10 @@ from scqfaiss.evaluation.ranking import Relevance, measure, measure_vectors
 from scqfaiss.methods import centers as sca
 from scqfaiss.methods.scq import Settings
 from scqfaiss.model import Model
+from scqfaiss.options import TrainOptions
 from scqfaiss.training import class_numbers
-from scqfaiss.training.fitting import Request, dry_run, plan
+from scqfaiss.training.dry_run import dry_run
+from scqfaiss.training.planning import make_plan
 
 NUMBERS = np.array([3, 17, 500, 9999])
 SMALL = {"bits": 8, "nbits": 4, "encoder": "linear", "epochs": 2}
@@ -70,7 +72,7 @@ def test_the_cost_is_that_of_the_classes_that_occur():
     x, _ = blobs(60)
     labels = np.array([0, 1 << 19, (1 << 20) - 1])[np.arange(60) % 3]
     for method, d in (("scq", 4), ("dpq", 4), ("label", 3)):
-        found = plan(Request(method, 8, 4, "linear"), ArraySource(x, labels))
+        found = make_plan(TrainOptions(method, 8, 4, "linear"), ArraySource(x, labels))
         assert found.labels.C == 3
         assert scqfaiss.train(x, labels, method=method, **SMALL).codebooks.d == d
 
@@ -249,5 +251,5 @@ def test_dry_run_of_a_file_counts_the_classes(tmp_path):
     x, _, numbers = far()
     with open(tmp_path / "train.h5", "wb") as f:
         write_rows(f, x, numbers)
-    said = dry_run(tmp_path / "train.h5", tmp_path / "m.safetensors", Request(bits=8, nbits=4), keys={})
+    said = dry_run(tmp_path / "train.h5", tmp_path / "m.safetensors", TrainOptions(bits=8, nbits=4), keys={})
     assert "z of d=4" in said and "classes: 4, numbered 3 to 9,999" in said

@@ -8,9 +8,12 @@ import scqfaiss
 from scqfaiss.cli.program import run
 from scqfaiss.data import ArraySource
 from scqfaiss.data.writing import write_rows
+from scqfaiss.distributed import pick_device
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
 from scqfaiss.evaluation.ranking import measure_vectors
-from scqfaiss.training.fitting import Request, build, pick_device, plan
+from scqfaiss.options import TrainOptions
+from scqfaiss.training.fitting import build
+from scqfaiss.training.planning import make_plan
 
 SETTINGS = {"features.epochs": 1, "hidden": 8, "members": 1, "codebooks.copies": 1}
 
@@ -124,9 +127,11 @@ def test_unlabelled_rows_are_never_taken_for_classes_that_were_not_trained():
     x, y = rng.standard_normal((60, 8)).astype(np.float32), np.arange(60) % 3 * 2  # classes 0, 2, 4 of 6
     with pytest.warns(ScqWarning, match="have no rows"):
         method = build(
-            plan(Request(bits=8, nbits=4, settings=SETTINGS), s := ArraySource(x, y, class_names=list("abcdef"))),
-            s,
-            ArraySource(rng.standard_normal((500, 8)).astype(np.float32) * 30),
+            make_plan(
+                TrainOptions(bits=8, nbits=4, settings=SETTINGS),
+                ArraySource(x, y, class_names=list("abcdef")),
+                codebook_source=ArraySource(rng.standard_normal((500, 8)).astype(np.float32) * 30),
+            )
         )
     _, found = method.rows_for_books()
     assert set(found.tolist()) <= {0, 1, 2} and method.task.labels.numbers.tolist() == [0, 2, 4]
@@ -136,7 +141,7 @@ def test_dropout_stays_on_for_the_books_however_often_the_rows_are_encoded(monke
     x, y, _ = data
     seen = []
     for settings in ({"codebooks.copies": 1}, {"codebooks.copies": 3}, {"codebooks.rows": 250}):
-        method = build(plan(Request(bits=8, nbits=4, settings={**SETTINGS, **settings}), s := ArraySource(x, y)), s)
+        method = build(make_plan(TrainOptions(bits=8, nbits=4, settings={**SETTINGS, **settings}), ArraySource(x, y)))
         embed = method.features.embed
         monkeypatch.setattr(
             method.features, "embed", lambda rows, dropout, embed=embed: seen.append(dropout) or embed(rows, dropout)

@@ -27,7 +27,9 @@ from scqfaiss.features.source import as_rows
 from scqfaiss.galleries import gallery
 from scqfaiss.modality import IMAGES
 from scqfaiss.model import Model
-from scqfaiss.training.fitting import Request, fit, plan
+from scqfaiss.options import TrainOptions
+from scqfaiss.training.fitting import fit
+from scqfaiss.training.planning import make_plan
 from scqfaiss.training.rows import PictureRows
 
 SIZE = 32
@@ -53,12 +55,12 @@ def request(**changed):
     settings = {"size": SIZE, "augment": "light", "dropout": 0.0} | changed.pop("settings", {})
     if changed.get("method", "scq") == "scq":
         settings = {"codebooks.copies": 1} | settings
-    return Request(**options | changed, settings=settings)
+    return TrainOptions(**options | changed, settings=settings)
 
 
 def trained(photos, memory=None, **changed):
     with open_rows(photos / "train") as source:
-        return fit(plan(request(**changed), source), source, memory=memory)
+        return fit(make_plan(request(**changed), source), memory=memory)
 
 
 @pytest.fixture(scope="module")
@@ -210,9 +212,9 @@ def test_other_codes_stand_on_the_same_network(photos, model, kept, changed):
 
 def started(photos, kept, **changed):
     settings = changed.pop("settings", {})
-    asked = Request(**{"bits": 8, "nbits": 4, "device": "cpu", "start": kept, **changed, "settings": settings})
+    asked = TrainOptions(**{"bits": 8, "nbits": 4, "device": "cpu", "start": kept, **changed, "settings": settings})
     with open_rows(photos) as source:
-        return fit(plan(asked, source), source)
+        return fit(make_plan(asked, source))
 
 
 def test_classes_of_a_start_are_known_by_name(photos, model, kept, tmp_path):
@@ -232,16 +234,16 @@ def test_numbers_of_a_start_are_those_it_was_trained_on(photos, tmp_path):
     with open_rows(photos / "train") as source:
         y = source.labels.y
         source.labels = Labels(numbers[y], 10_000)
-        model = fit(plan(request(epochs=1), source), source)
+        model = fit(make_plan(request(epochs=1), source))
         assert (model.config["C"], model.config["classes"]) == (3, numbers.tolist())
         model.save(tmp_path / "m.safetensors")
-        asked = Request(method="label", device="cpu", start=tmp_path / "m.safetensors")
+        asked = TrainOptions(method="label", device="cpu", start=tmp_path / "m.safetensors")
         source.labels = Labels(numbers[y % 2], 18)  # none of the last class
-        again = fit(plan(asked, source), source)
+        again = fit(make_plan(asked, source))
         assert (again.config["C"], again.config["classes"]) == (3, numbers.tolist())
         source.labels = Labels(y, 3)
         with pytest.raises(ConfigError, match="the model to start from was not trained on class 0, 1, 2"):
-            plan(asked, source)
+            make_plan(asked, source)
 
 
 def test_a_start_sees_colours_as_its_model_did(photos, model, tmp_path):
@@ -298,16 +300,16 @@ def test_validation_pictures_belong_to_the_classes_of_their_names(photos, tmp_pa
         shutil.copytree(photos / "gallery" / name, tmp_path / name)
     asked = request(epochs=1, patience=0)
     with open_rows(photos / "train") as source, open_rows(tmp_path) as held, open_rows(photos / "gallery") as whole:
-        found = plan(asked, source, held)
+        found = make_plan(asked, source, held)
         assert held.labels.class_names == ("blue", "green", "red") and set(held.labels.y) == {1, 2}
-        assert fit(found, source, None, held).modality == IMAGES
+        assert fit(found).modality == IMAGES
         kept = np.flatnonzero(whole.labels.y > 0)
         whole.shaped(SIZE, "crop")
         np.testing.assert_array_equal(whole.take(kept), held.take(np.arange(20)))
     (tmp_path / "red").rename(tmp_path / "rot")
     with open_rows(photos / "train") as source, open_rows(tmp_path) as held:
         with pytest.raises(ConfigError, match="class 'rot' is unknown here"):
-            plan(asked, source, held)
+            make_plan(asked, source, held)
 
 
 @pytest.mark.slow
@@ -337,7 +339,7 @@ def test_what_cannot_work_is_refused_first(photos, changed, message, monkeypatch
     with open_rows(photos / "train") as source:
         monkeypatch.setattr(type(source), "take", lambda *a: pytest.fail("pictures were decoded"))
         with pytest.raises(ConfigError, match=message):
-            fit(plan(request(**changed), source), source)
+            fit(make_plan(request(**changed), source))
 
 
 def test_rows_do_not_go_through_a_network_for_pictures(tmp_path, capsys):

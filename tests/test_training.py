@@ -12,24 +12,17 @@ from scqfaiss.codebooks import Codebooks
 from scqfaiss.contract import Stage, Turn, batch_count
 from scqfaiss.data import ArraySource
 from scqfaiss.data.writing import write_rows
+from scqfaiss.distributed import pick_device
 from scqfaiss.errors import CheckpointError, ConfigError, DataError, ScqWarning, WriteError
-from scqfaiss.methods import REGISTRY
+from scqfaiss.methods import REGISTRY, method_class
 from scqfaiss.model import Model
+from scqfaiss.options import TrainOptions
+from scqfaiss.training.dry_run import dry_run
 from scqfaiss.training.engine import Engine
-from scqfaiss.training.fitting import (
-    Request,
-    SourceRows,
-    build,
-    dry_run,
-    fit,
-    free_memory,
-    method_class,
-    pick_device,
-    plan,
-    split_bits,
-    statistics,
-    train_file,
-)
+from scqfaiss.training.fitting import build, fit, free_memory
+from scqfaiss.training.interface import train_file
+from scqfaiss.training.planning import make_plan, split_bits
+from scqfaiss.training.rows import SourceRows, statistics
 
 FAST = {"bits": 8, "nbits": 4, "epochs": 1, "hidden": 8}
 SCQ = FAST | {"similarity": "identity"}
@@ -110,9 +103,9 @@ def test_statistics_equal_numpy(memory):
 def test_streamed_rows_train_like_held_ones(one):
     x, y = one
     source = SmallBlocks(x, y)
-    request = Request(bits=8, nbits=4, encoder="linear", settings={"features.epochs": 2, "codebooks.epochs": 1})
-    held, streamed = (fit(plan(request, source), source, memory=m) for m in (1 << 30, 0))
-    again = fit(plan(request, source), source, memory=0)
+    request = TrainOptions(bits=8, nbits=4, encoder="linear", settings={"features.epochs": 2, "codebooks.epochs": 1})
+    held, streamed = (fit(make_plan(request, source), memory=m) for m in (1 << 30, 0))
+    again = fit(make_plan(request, source), memory=0)
     assert streamed.to_bytes() == again.to_bytes()
     # Another order of the same rows: not the same model, but one that is about as good, far from chance (a quarter).
     for model in (held, streamed):
@@ -167,7 +160,7 @@ def test_free_memory_is_a_plausible_number():
         ({"hidden": 0}, "^hidden is 0, needs 1 to 65536$"),
         ({"omega": "much"}, "^omega is 'much', needs a number$"),
         ({"epochs": -1}, "^epochs is -1, needs 0 or more$"),
-        ({"batch_size": 0}, "^batch size is 0, needs 1 or more$"),
+        ({"batch_size": 0}, "^batch-size is 0, needs 1 or more$"),
         ({"bits": 30}, "^bits=30 is not a multiple of nbits=8; need 24 or 32$"),
         ({"bits": 5}, "^bits=5 is not a multiple of nbits=8; need 8$"),
         ({"nbits": 17, "bits": 34}, "^nbits is 17, needs 1 to 16$"),
@@ -219,7 +212,7 @@ def test_a_gpu_that_is_not_there_is_not_promised():
 
 def config_of(**settings):
     x = np.zeros((4, 6), np.float32)
-    return plan(Request(settings=settings), ArraySource(x, np.arange(4))).config
+    return make_plan(TrainOptions(settings=settings), ArraySource(x, np.arange(4))).config
 
 
 def test_the_released_recipe_replaces_defaults_and_yields_to_settings():
@@ -241,25 +234,25 @@ def test_the_released_recipe_trains(one):
 
 def stages_of(one, request):
     source = ArraySource(*one)
-    return {s.name: s for s in build(plan(request, source), source).stages()}
+    return {s.name: s for s in build(make_plan(request, source)).stages()}
 
 
 def test_epochs_and_batch_size_go_to_every_stage(one):
-    default = stages_of(one, Request(bits=8, nbits=4))
+    default = stages_of(one, TrainOptions(bits=8, nbits=4))
     assert default["features"].steps_per_epoch == 8  # batches of an eighth
     assert default["features"].epochs * 8 >= 400
     assert (default["codebooks"].epochs, default["codebooks"].steps_per_epoch) == (5, 3)  # 4 copies of 400 rows by 512
-    asked = stages_of(one, Request(bits=8, nbits=4, epochs=3, batch_size=100))
+    asked = stages_of(one, TrainOptions(bits=8, nbits=4, epochs=3, batch_size=100))
     assert {(s.epochs, s.steps_per_epoch) for s in asked.values() if s.epochs} == {(3, 4), (3, 16)}
-    none = stages_of(one, Request(bits=8, nbits=4, epochs=0))
+    none = stages_of(one, TrainOptions(bits=8, nbits=4, epochs=0))
     assert {s.epochs for s in none.values()} == {0}
-    assert stages_of(one, Request(bits=8, nbits=4, settings={"quantizer": "kmeans"}))["codebooks"].epochs == 0
+    assert stages_of(one, TrainOptions(bits=8, nbits=4, settings={"quantizer": "kmeans"}))["codebooks"].epochs == 0
 
 
 def test_the_annealing_moves_both_temperatures(one):
     source = ArraySource(*one)
     settings = {"hard": 10, "hard_max": 40, "soft": 1, "anneal_every": 2, "similarity": "identity"}
-    method = build(plan(Request(bits=8, nbits=4, epochs=0, settings=settings), source), source)
+    method = build(make_plan(TrainOptions(bits=8, nbits=4, epochs=0, settings=settings), source))
     Engine(method).run()
     seen = []
     for epoch in (0, 1, 2, 3, 4, 8, 40):
@@ -363,8 +356,8 @@ def test_what_an_epoch_draws_does_not_depend_on_what_ran_before():
 @pytest.mark.parametrize("rescale", [True, False])
 def test_codebooks_are_trained_at_the_scale_their_constants_are_made_for(rescale, one):
     source = ArraySource(*one)
-    request = Request(bits=8, nbits=4, encoder="identity", epochs=0, settings={"rescale": rescale})
-    method = build(plan(request, source), source)
+    request = TrainOptions(bits=8, nbits=4, encoder="identity", epochs=0, settings={"rescale": rescale})
+    method = build(make_plan(request, source))
     Engine(method).run()
     found = float(method.z.square().sum(1).mean())
     np.testing.assert_allclose(found, 16 if rescale else np.square(one[0]).sum(1).mean(), rtol=1e-4)
@@ -373,8 +366,10 @@ def test_codebooks_are_trained_at_the_scale_their_constants_are_made_for(rescale
 
 def test_books_learn_from_no_more_rows_than_asked(one):
     source = ArraySource(*one)
-    request = Request(bits=8, nbits=4, encoder="identity", epochs=0, settings={"codebooks.rows": 90, "rescale": False})
-    method = build(plan(request, source), source)
+    request = TrainOptions(
+        bits=8, nbits=4, encoder="identity", epochs=0, settings={"codebooks.rows": 90, "rescale": False}
+    )
+    method = build(make_plan(request, source))
     Engine(method).run()
     x, y = one
     rows = [np.flatnonzero((x == z).all(1))[0] for z in method.z.numpy()]
@@ -582,7 +577,7 @@ def rows_file(one, tmp_path):
     return tmp_path / "t.h5"
 
 
-REQUEST = Request(bits=8, nbits=4, epochs=1, encoder="linear")
+REQUEST = TrainOptions(bits=8, nbits=4, epochs=1, encoder="linear")
 
 
 def test_a_file_trains_to_the_bytes_of_its_arrays(one, rows_file, tmp_path):
@@ -615,7 +610,7 @@ def test_nothing_is_written_over_an_input_or_before_the_end(rows_file, tmp_path)
     (tmp_path / "same.safetensors").unlink()
     with pytest.raises(WriteError, match=r"does not exist"):
         train_file(rows_file, tmp_path / "none" / "m.safetensors", REQUEST, keys={})
-    bad = Request(bits=8, nbits=4, settings={"features.lr": "fast"})
+    bad = TrainOptions(bits=8, nbits=4, settings={"features.lr": "fast"})
     with pytest.raises(ConfigError, match=r"^features.lr is 'fast'"):
         train_file(rows_file, tmp_path / "m.safetensors", bad, keys={})
     assert [p.name for p in tmp_path.iterdir()] == ["t.h5"]
@@ -624,7 +619,10 @@ def test_nothing_is_written_over_an_input_or_before_the_end(rows_file, tmp_path)
 def test_a_dry_run_says_what_would_be_done_and_reads_nothing(rows_file, monkeypatch):
     monkeypatch.setattr("scqfaiss.data.source.Source.read", lambda *a: pytest.fail("rows were read"))
     lines = dry_run(
-        rows_file, rows_file.with_name("m.safetensors"), Request(bits=8, nbits=4, epochs=2, batch_size=100), keys={}
+        rows_file,
+        rows_file.with_name("m.safetensors"),
+        TrainOptions(bits=8, nbits=4, epochs=2, batch_size=100),
+        keys={},
     ).splitlines()
     assert lines[0] == "rows: 400 of d=16 (25.6 kB as float32)"
     assert lines[1] == "classes: 4"

@@ -1,13 +1,41 @@
-"""scqfaiss train."""
+"""scqfaiss train: its options are the fields of options.TrainOptions and options.RunOptions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..options import RunOptions, TrainOptions, parse_request
 from .arguments import FILE, ROWS, meter, parse_pairs, parse_settings, read_config, row_options, say
+
+# Options that are given as KEY=VALUE, many times: their name on the command line, and what reads them.
+MAPPINGS = {"encoder_args": ("--encoder-arg", parse_pairs), "settings": ("--set", parse_settings)}
+TYPES = {"int": int, "float": float, "str": str, "bool": bool, "PathLike": FILE}
+
+
+def option_of(f: Field[Any]) -> Callable[..., Any]:
+    """The click option of a field: type, default and help are the field's."""
+    text = f.metadata["help"]
+    if f.name in MAPPINGS:
+        name, read = MAPPINGS[f.name]
+        return click.option(name, f.name, multiple=True, callback=read, metavar=f.metadata["metavar"], help=text)
+    flag = "--" + f.name.replace("_", "-")
+    kind = TYPES[str(f.type).partition(" | ")[0]]
+    if kind is bool:
+        return click.option(flag, is_flag=True, help=text)
+    default = None if f.default is MISSING else f.default
+    shown = f.metadata.get("shown_default", default is not None)
+    return click.option(flag, default=default, type=kind, show_default=shown, help=text)
+
+
+def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for f in reversed([*fields(TrainOptions), *fields(RunOptions)]):
+        command = option_of(f)(command)
+    return command
 
 
 @click.command()
@@ -16,44 +44,10 @@ from .arguments import FILE, ROWS, meter, parse_pairs, parse_settings, read_conf
 @click.option(
     "--config", type=FILE, callback=read_config, is_eager=True, help="TOML file with defaults for these options."
 )
-@click.option("--method", default="scq", show_default=True, help="scq, dpq, phpq, mecoq, mopq, label, pq, opq or rq.")
-@click.option("--bits", default=32, show_default=True, help="Bits of a code.")
-@click.option("--nbits", default=8, show_default=True, help="Bits of one codebook; bits / nbits codebooks.")
-@click.option(
-    "--encoder",
-    default="auto",
-    show_default=True,
-    help="mlp, linear or identity; of pictures squeezenet or package.module:factory; auto: as the method goes.",
-)
-@click.option(
-    "--encoder-arg",
-    "encoder_args",
-    multiple=True,
-    callback=parse_pairs,
-    metavar="KEY=VALUE",
-    help="An argument of that factory.",
-)
-@click.option("--weights", type=FILE, help="Weights that a network for pictures starts from (.safetensors or .pth).")
-@click.option("--start", type=FILE, help="Model whose network stays as it is: train other codebooks alone (pictures).")
 @click.option("--codebook-rows", type=ROWS, help="Rows without labels that the codebooks learn from.")
-@click.option("--validation", type=ROWS, help="Rows that train nothing and say which epoch was best, and when to stop.")
-@click.option("--patience", default=5, show_default=True, help="Epochs without a better one that end a stage; 0: none.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--precision", default="float32", show_default=True, help="float32, bfloat16 or float16, of the encoder.")
-@click.option("--accumulate", default=1, show_default=True, help="Parts that a batch is cut into, to save memory.")
-@click.option("--clip-norm", default=0.0, help="Largest norm of the gradients of a step; default: any.")
-@click.option("--epochs", type=int, help="Epochs of every stage, instead of the method's own.")
-@click.option("--batch-size", type=int, help="Rows of a training step, instead of the method's own.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1))
-@click.option(
-    "--set", "settings", multiple=True, callback=parse_settings, metavar="KEY=VALUE", help="A method setting."
-)
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint, in MODEL.checkpoints.")
-@click.option("--checkpoints", type=FILE, help="Another folder for checkpoints.")
-@click.option("--checkpoint-every", default=0, help="Steps from checkpoint to checkpoint; default: a minute.")
-@click.option("--metrics", type=FILE, help="Write losses, learning rate and codeword use of each epoch as JSON lines.")
-@click.option("--tensorboard", type=FILE, help="Write the same for TensorBoard into this folder.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done: steps, bytes, targets; write nothing.")
+@click.option("--validation", type=ROWS, help="Held-out rows that choose the best epoch and stop the training early.")
+@train_options
+@click.option("--dry-run", is_flag=True, help="Print what would be done (steps, bytes, targets) and write nothing.")
 @row_options
 def train(
     rows: Path,
@@ -71,11 +65,12 @@ def train(
 
     On several processes: torchrun --nproc-per-node N -m scqfaiss train ...
     """
-    from ..training import fitting as training
+    from ..training import dry_run as plans
+    from ..training.interface import train_file
 
-    request, traces = training.asked(options)
+    request, run = parse_request(options)
     more: dict[str, Any] = {"codebook_rows": codebook_rows, "validation": validation, "keys": keys}
     if dry_run:
-        say(training.dry_run(rows, out, request, **more))
+        say(plans.dry_run(rows, out, request, **more))
     else:
-        say(training.train_file(rows, out, request, traces=traces, progress=meter, **more))
+        say(train_file(rows, out, request, run=run, progress=meter, **more))

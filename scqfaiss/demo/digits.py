@@ -27,8 +27,9 @@ from ..files import reserve
 from ..galleries.exporting import export_file
 from ..galleries.gallery import open_gallery
 from ..model import Model
+from ..options import TrainOptions
 from ..progress import Meter
-from ..training.fitting import Request, train_file
+from ..training.interface import train_file
 
 PARTS = ("train", "query", "database")
 TIMED_QUERIES = 200
@@ -73,7 +74,7 @@ def rows_of_table(folder: Path, say: Callable[[str], Any], progress: Meter) -> l
         gallery_path = folder / ("gallery.faissindex" if keep else "other.faissindex")
         with warnings.catch_warnings():  # unused labels, few rows: true, but no news in a demo
             warnings.simplefilter("ignore", ScqWarning)
-            request = Request(method=method, bits=bits)
+            request = TrainOptions(method=method, bits=bits)
             train_file(folder / "train.h5", model_path, request, keys={}, progress=progress)
             export_file(model_path, folder / "database.h5", gallery_path, keys={}, progress=progress)
         rows.append(measured(method, model_path, gallery_path, parts))

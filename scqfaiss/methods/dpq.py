@@ -154,8 +154,16 @@ class DPQ(Usual, nn.Module):
     nested = True
 
     @staticmethod
+    def unlabeled(config: Settings) -> str:
+        return config.unlabeled
+
+    @staticmethod
     def kind(config: Settings) -> str:
         return "additive"
+
+    @classmethod
+    def needs_of(cls, config: Settings) -> frozenset[str]:
+        return frozenset() if config.guidance == "none" else cls.needs
 
     @staticmethod
     def default_encoder(config: Settings) -> str:

@@ -37,6 +37,10 @@ class LabelCode(Usual, nn.Module):
     rule = "ip"  # argmax_k <p, e_k>; with many labels 'l2', which is pi_k > 0.5
 
     @staticmethod
+    def unlabeled(config: Settings) -> str:
+        return config.unlabeled
+
+    @staticmethod
     def shape(C: int, many: bool, M: int = 1, nbits: int = 1) -> tuple[int, int]:
         """(M, nbits) that C classes need, whatever was asked for."""
         return (C, 1) if many else (1, max(1, (C - 1).bit_length()))

@@ -147,7 +147,7 @@ class MeCoQ(Usual, nn.Module):
                 f"{len(task.validation.rows)} rows cannot validate mecoq, which tells rows apart; need at least 2"
             )
         if self.batch < 2:
-            raise ConfigError(f"batch size is {self.batch}, mecoq tells the rows of a batch apart; need at least 2")
+            raise ConfigError(f"batch-size is {self.batch}, mecoq tells the rows of a batch apart; need at least 2")
         self.M, self.K, self.d = task.M, task.K, config.d or DSUB * task.M
         self.encoder: Any = task.encoder
         network: Any = task.encoder if self.of_pictures else None

@@ -163,6 +163,10 @@ class PHPQ(Usual, nn.Module):
     recent: Tensor
     held: Tensor
 
+    @staticmethod
+    def unlabeled(config: Settings) -> str:
+        return config.unlabeled
+
     @classmethod
     def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
         if not modality.needs_encoder:

@@ -106,6 +106,10 @@ class SCQ(Usual, nn.Module):
     starts = True
 
     @staticmethod
+    def unlabeled(config: Settings) -> str:
+        return config.unlabeled
+
+    @staticmethod
     def kind(config: Settings) -> str:
         return config.codebooks.kind
 

@@ -21,6 +21,7 @@ from torch.utils import deterministic
 from .. import distributed
 from ..contract import Progress, Stage, seed_of, silent
 from ..errors import CheckpointError, ConfigError, Stopped, WriteError, warn
+from ..options import TrainOptions
 from .checkpoints import Checkpoints
 from .epoch_log import Log
 
@@ -57,14 +58,22 @@ class Engine:
     """
 
     method: Any
-    seed: int = 0
-    precision: str = "float32"
-    clip_norm: float = 0.0
-    patience: int = 0
-    accumulate: int = 1
+    seed: int = TrainOptions.seed
+    precision: str = TrainOptions.precision
+    clip_norm: float = TrainOptions.clip_norm
+    patience: int = TrainOptions.patience
+    accumulate: int = TrainOptions.accumulate
     progress: Progress = silent
     checkpoints: Checkpoints | None = None
     log: Log = field(default_factory=Log)
+
+    @classmethod
+    def of(
+        cls, method: Any, options: TrainOptions, progress: Progress, checkpoints: Checkpoints | None, log: Log
+    ) -> Engine:
+        """The engine of a training with these options."""
+        o = options
+        return cls(method, o.seed, o.precision, o.clip_norm, o.patience, o.accumulate, progress, checkpoints, log)
 
     def run(self, resume: bool = False) -> dict[str, dict[str, float]]:
         """Train -> mean of each loss term over the last epoch, by stage. Same seed, same machine: the same bits (on CPU).

@@ -27,12 +27,14 @@ from scqfaiss.galleries.exporting import build as build_index
 from scqfaiss.galleries.exporting import export_file
 from scqfaiss.galleries.gallery import open_gallery
 from scqfaiss.galleries.searching import search_file
+from scqfaiss.methods import method_class
+from scqfaiss.options import TrainOptions
 from scqfaiss.targets import Entry
 from scqfaiss.targets import target as find_target
 from scqfaiss.targets.options import RefineOptions, option
 from scqfaiss.targets.pq import PQ
 from scqfaiss.targets.reshape import merged_shape
-from scqfaiss.training.fitting import Request, method_class, train_file
+from scqfaiss.training.interface import train_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
 
@@ -516,6 +518,14 @@ class ToyMethod:
     Config, PRESETS, long_name, needs, needs_encoder = ToySettings, {}, "toy", frozenset(), False
     rule, beam, nested = "l2", 1, False
 
+    @classmethod
+    def needs_of(cls, config):
+        return cls.needs
+
+    @staticmethod
+    def unlabeled(config):
+        return "error"
+
     def __init__(self, config, task):
         self.config, self.task = config, task
 
@@ -580,7 +590,7 @@ def test_a_toy_method_and_a_toy_target_work_by_a_line_in_their_registry(monkeypa
     with open(tmp_path / "rows.h5", "w+b") as f:
         write_rows(f, one[0], ids=np.arange(400) + 1000)
     model, gallery = tmp_path / "m.safetensors", tmp_path / "g.faissindex"
-    said = train_file(tmp_path / "rows.h5", model, Request("toy", bits=16, nbits=4), keys={})
+    said = train_file(tmp_path / "rows.h5", model, TrainOptions("toy", bits=16, nbits=4), keys={})
     assert said.startswith(f"{model}: toy, 16 bits (4 x 4), rows of d=16 to z of d=16, codewords used")
     assert Model.load(model).config["training"]["toy"] is True
     export_file(model, tmp_path / "rows.h5", gallery, target="toy", spare=7, keys={})

@@ -9,7 +9,8 @@ from scqfaiss.contract import Part
 from scqfaiss.data import open_rows
 from scqfaiss.data.pairs import PairSource
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
-from scqfaiss.training.fitting import SourceRows, fingerprint
+from scqfaiss.training.fingerprint import fingerprint
+from scqfaiss.training.rows import SourceRows
 
 Q, K = (np.random.default_rng(seed).standard_normal((90, 5)).astype(np.float16) for seed in (0, 1))
 IDS = np.arange(90) // 2 * 3

@@ -15,7 +15,7 @@ from scqfaiss.encoders.chain import Chain, unpack
 from scqfaiss.errors import CheckpointError, ConfigError
 from scqfaiss.methods import cfa
 from scqfaiss.methods.label import LabelCode
-from scqfaiss.training.fitting import SourceRows, statistics
+from scqfaiss.training.rows import SourceRows, statistics
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((50, 6)).astype(np.float32)

@@ -144,10 +144,10 @@ def test_b9_pairs_the_gpu_cannot_run_are_named_before_training(run, here, untouc
         ),
         (["--device", "tpu"], "device is 'tpu', needs auto, cpu, cuda or cuda:N"),
         (["--epochs", "-1"], "epochs is -1, needs 0 or more"),
-        (["--batch-size", "0"], "batch size is 0, needs 1 or more"),
-        (["--batch-size", "9" * 20], f"batch size is {'9' * 20}, needs 1 to 2147483647"),
-        (["--seed", "-1"], "Invalid value for '--seed': -1 is not in the range 0<=x<=2147483647."),
-        (["--seed", "9" * 11], f"Invalid value for '--seed': {'9' * 11} is not in the range 0<=x<=2147483647."),
+        (["--batch-size", "0"], "batch-size is 0, needs 1 or more"),
+        (["--batch-size", "9" * 20], f"batch-size is {'9' * 20}, needs 1 to 2147483647"),
+        (["--seed", "-1"], "seed is -1, needs 0 or more"),
+        (["--seed", "9" * 11], f"seed is {'9' * 11}, needs 0 to 2147483647"),
         (["--bit", "8"], None),
     ],
 )
@@ -192,7 +192,7 @@ def test_labels_that_are_ids(run, here, untouched, monkeypatch):
     refused(run("train", "ids.h5", "-o", "x.safetensors", *TINY), 3, message)
     refused(run("info", "ids.h5"), 3, message)
     refused(run("evaluate", "g.faissindex", "ids.h5", "database.h5", "--model", "m.safetensors"), 3, message)
-    monkeypatch.setattr("scqfaiss.training.fitting.free_memory", lambda: 100_000)
+    monkeypatch.setattr("scqfaiss.training.planning.free_memory", lambda: 100_000)
     message = "wide.h5: centers of 50 classes need about 120 kB, 100 kB free; are the labels class numbers?"
     result = run("train", "wide.h5", "-o", "x.safetensors", *TINY)
     refused(result, 5, message)

@@ -17,7 +17,8 @@ from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
 from scqfaiss.evaluation.galleries import evaluate
 from scqfaiss.evaluation.ranking import measure_vectors, same_classes
-from scqfaiss.training.fitting import Request, plan
+from scqfaiss.options import TrainOptions
+from scqfaiss.training.planning import make_plan
 
 from .conftest import TINY, blobs, write_h5
 
@@ -216,7 +217,7 @@ def test_validation_rows(here, run):
     )
     assert "which class is 4?" in run(*train, "names.h5", "--validation", "five.h5").error
     with open_rows("train.h5") as source, open_rows("value.h5") as held:
-        plan(Request(bits=8, nbits=4, encoder="linear"), source, held)
+        make_plan(TrainOptions(bits=8, nbits=4, encoder="linear"), source, held)
         assert held.labels.y.tolist() == (3 - np.arange(60) % 4).tolist()
 
 

@@ -215,7 +215,7 @@ def test_d3_small_tmpfs(here, start):
 def test_d4_folder_missing_or_a_file(run, here, untouched, monkeypatch):
     for name in ("encode_source", "build"):
         monkeypatch.setattr(f"scqfaiss.galleries.exporting.{name}", None)  # no slow step is reached
-    monkeypatch.setattr("scqfaiss.training.fitting.fit", None)
+    monkeypatch.setattr("scqfaiss.training.interface.fit", None)
     folder = here / "no"
     refused(run(*EXPORT, "no/g.faissindex"), 4, f"no/g.faissindex: folder {folder} does not exist; create it first")
     refused(run(*EXPORT, "train.h5/g.faissindex"), 4, "train.h5/g.faissindex: Not a directory")

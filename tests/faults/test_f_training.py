@@ -192,14 +192,15 @@ def test_f3_other_names_of_the_classes(run, here):
 @pytest.mark.slow
 def test_f3_rows_are_held_or_streamed_as_they_were(tmp_path):
     """What memory is free decides the order of rows: a resumed training keeps that of the first."""
+    from scqfaiss import options
     from scqfaiss.data import ArraySource
-    from scqfaiss.training import fitting as training
+    from scqfaiss.training import fitting, planning
 
     class Blocks(ArraySource):
         block_rows = 16
 
     x, y = blobs(300)
-    request = training.Request(bits=8, nbits=4, encoder="linear", batch_size=75, epochs=3)
+    request = options.TrainOptions(bits=8, nbits=4, encoder="linear", batch_size=75, epochs=3)
 
     def fit(memory, cut=None, resume=False):
         def progress(what, done, total, detail):
@@ -207,10 +208,8 @@ def test_f3_rows_are_held_or_streamed_as_they_were(tmp_path):
                 raise Cut
 
         source = Blocks(x, y)
-        traces = training.Traces(checkpoints=tmp_path / "c", checkpoint_every=2, resume=resume)
-        return training.fit(
-            training.plan(request, source), source, traces=traces, memory=memory, progress=progress
-        ).to_bytes()
+        traces = options.RunOptions(checkpoints=tmp_path / "c", checkpoint_every=2, resume=resume)
+        return fitting.fit(planning.make_plan(request, source), run=traces, memory=memory, progress=progress).to_bytes()
 
     held = fit(None)
     Checkpoints(tmp_path / "c").clear()
@@ -243,17 +242,18 @@ def test_f4_all_damaged(run, here, untouched):
 
 def interrupted(here):
     """Checkpoints of steps 55 and 60 of KEPT in m.checkpoints."""
-    from scqfaiss.training import fitting as training
+    from scqfaiss import options
+    from scqfaiss.training import interface
 
     def progress(what, done, total, detail):
         if what == "codebooks" and done == 5:
             raise Cut
 
     settings = {"codebooks.copies": "1"}
-    request = training.Request(bits=8, nbits=4, encoder="linear", batch_size=43, epochs=8, settings=settings)
+    request = options.TrainOptions(bits=8, nbits=4, encoder="linear", batch_size=43, epochs=8, settings=settings)
     with pytest.raises(Cut):
-        traces = training.Traces(checkpoint_every=5)
-        training.train_file("train.h5", "m.safetensors", request, traces=traces, keys={}, progress=progress)
+        traces = options.RunOptions(checkpoint_every=5)
+        interface.train_file("train.h5", "m.safetensors", request, run=traces, keys={}, progress=progress)
     assert Checkpoints(here / "m.checkpoints").steps() == [60, 55]
 
 

@@ -19,9 +19,9 @@ from scqfaiss.encoders.mlp import Settings as MLPSettings
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
 from scqfaiss.methods import calibration, cfa, cfa_checks, reference_cfa
 from scqfaiss.methods.centers import aligned_simplex, simplex
-from scqfaiss.methods.labelled_rows import labelled_rows
 from scqfaiss.modality import ROWS
-from scqfaiss.training.fitting import SourceRows, statistics
+from scqfaiss.training.labelled_rows import labelled_rows
+from scqfaiss.training.rows import SourceRows, statistics
 
 DTYPES = [(torch.float64, 1e-10), (torch.float32, 2e-5)]
 X = np.random.default_rng(0).standard_normal((24, 6)).astype(np.float32)

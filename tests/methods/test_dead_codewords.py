@@ -14,7 +14,7 @@ from scqfaiss.methods import arsq
 from scqfaiss.methods.arsq import nearest
 from scqfaiss.methods.dead_codewords import draw_rows, forget, gumbel_keys, renew, revive, use
 from scqfaiss.methods.scq import SCQ, Settings, classes_of
-from scqfaiss.training.fitting import SourceRows, statistics
+from scqfaiss.training.rows import SourceRows, statistics
 
 
 def seeded(seed=0):

@@ -10,14 +10,15 @@ from close import assert_as_good, assert_close
 
 import scqfaiss
 from scqfaiss.codebooks import Codebooks
-from scqfaiss.contract import needs_of
 from scqfaiss.contract import settings as settings_of
 from scqfaiss.data import ArraySource
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
-from scqfaiss.methods import dpq, progressive, residual
+from scqfaiss.methods import dpq, method_class, progressive, residual
 from scqfaiss.methods.rows import BookRows
+from scqfaiss.options import TrainOptions
 from scqfaiss.targets import target as find_target
-from scqfaiss.training.fitting import Request, build, fit, method_class, plan
+from scqfaiss.training.fitting import build, fit
+from scqfaiss.training.planning import make_plan
 
 QUICK = {"hidden": 16, "similarity": "identity"}
 DTYPES = [(torch.float64, 1e-10), (torch.float32, 2e-5)]
@@ -242,8 +243,11 @@ def test_lifted_scores_are_those_of_the_residual_target(model, one):
 def built(one, bits=12, codebook_rows=None, encoder="mlp", y=True, **settings):
     source = ArraySource(one[0], one[1] if y else None)
     quick = QUICK if encoder == "mlp" else {}
-    what = plan(Request("dpq", bits, 4, encoder, epochs=1, settings=quick | settings), source)
-    return build(what, source, None if codebook_rows is None else ArraySource(codebook_rows))
+    codebooks = None if codebook_rows is None else ArraySource(codebook_rows)
+    what = make_plan(
+        TrainOptions("dpq", bits, 4, encoder, epochs=1, settings=quick | settings), source, None, codebooks
+    )
+    return build(what)
 
 
 def begun(method):
@@ -300,7 +304,7 @@ def test_dead_codewords_move_to_residuals_of_rows_and_are_counted(one):
 def test_validation_is_the_rebuild_error_of_all_prefixes(one, model):
     x, y = one
     source, held = ArraySource(x[:300], y[:300]), ArraySource(x[300:], y[300:])
-    method = begun(build(plan(Request("dpq", 12, 4, settings=QUICK), source, held), source, validation=held))
+    method = begun(build(make_plan(TrainOptions("dpq", 12, 4, settings=QUICK), source, held)))
     stage = method.stages()[-1]
     method.eval()
     found = stage.validate()
@@ -382,9 +386,9 @@ def test_stored_features_need_no_labels(one):
         labelled = scqfaiss.train(x, y, method="dpq", bits=8, nbits=4, encoder="identity", guidance="none", epochs=2)
     assert labelled.to_bytes() == found.to_bytes()
     Config = method_class("dpq").Config
-    assert needs_of(method_class("dpq"), Config()) == {"labels"}
-    assert needs_of(method_class("dpq"), Config(guidance="none")) == frozenset()
-    assert needs_of(method_class("scq"), method_class("scq").Config()) == {"labels"}
+    assert method_class("dpq").needs_of(Config()) == {"labels"}
+    assert method_class("dpq").needs_of(Config(guidance="none")) == frozenset()
+    assert method_class("scq").needs_of(method_class("scq").Config()) == {"labels"}
 
 
 def test_scores_do_not_depend_on_the_scale_of_the_rows(one):
@@ -416,7 +420,7 @@ def test_settings_that_cannot_work_are_refused_before_any_row_is_read(encoder, s
 
     labels = None if "guidance" in settings else one[1]
     with pytest.raises(ConfigError, match=words):
-        plan(Request("dpq", 8, 4, encoder, settings=settings), Unread(one[0], labels))
+        make_plan(TrainOptions("dpq", 8, 4, encoder, settings=settings), Unread(one[0], labels))
 
 
 def test_missing_labels_are_named(one):
@@ -427,10 +431,10 @@ def test_missing_labels_are_named(one):
 def test_names(one):
     assert method_class("dpgq") is method_class("dpq") is dpq.DPQ
     source = ArraySource(*one)
-    assert plan(Request("dpgq", 8, 4), source).request.method == "dpq"
+    assert make_plan(TrainOptions("dpgq", 8, 4), source).options.method == "dpq"
     words = r"^there is no method 'deep-product-quantization': it is the method of Klein and Wolf, CVPR 2019, .*ask for dpq$"
     with pytest.raises(ConfigError, match=words):
-        plan(Request("deep-product-quantization", 8, 4), source)
+        make_plan(TrainOptions("deep-product-quantization", 8, 4), source)
 
 
 def test_few_rows_train(one):
@@ -457,9 +461,9 @@ def test_a_prefix_of_the_books_is_a_model_of_its_own(one, model):
 
 def test_fit_and_build_agree_on_labels(one):
     source = ArraySource(one[0])
-    what = plan(Request("dpq", 8, 4, "identity", epochs=0, settings={"guidance": "none"}), source)
+    what = make_plan(TrainOptions("dpq", 8, 4, "identity", epochs=0, settings={"guidance": "none"}), source)
     assert what.needs == frozenset()
-    assert fit(what, source).config["training"]["cfa"] == "none"
+    assert fit(what).config["training"]["cfa"] == "none"
 
 
 class Cut(Exception):

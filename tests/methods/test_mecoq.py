@@ -547,7 +547,7 @@ def test_rows_that_are_all_alike_train_to_finite_numbers():
         ({"prior": -0.1}, "^prior is -0.1, needs 0 to 0.99$"),
         ({"d": 30}, "^d=30 is not divisible by M=4 books; need M of 3 or 5$"),
         ({"d": 4}, "^d=4 in M=4 books leaves 1 dimension a book, .* need d of 8 or more$"),
-        ({"batch_size": 1}, "^batch size is 1, mecoq tells the rows of a batch apart; need at least 2$"),
+        ({"batch_size": 1}, "^batch-size is 1, mecoq tells the rows of a batch apart; need at least 2$"),
     ],
 )
 def test_what_cannot_work_is_refused(settings, words):

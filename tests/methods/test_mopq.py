@@ -16,7 +16,7 @@ from scqfaiss.encoders import encoder_class
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
 from scqfaiss.methods import mopq
 from scqfaiss.methods.mopq import MoPQ, Settings, known_answers, matching_loss, straight_through
-from scqfaiss.training.fitting import SourceRows, statistics
+from scqfaiss.training.rows import SourceRows, statistics
 
 PRECISIONS = pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-10), (torch.float32, 2e-5)])
 pytestmark = pytest.mark.filterwarnings("ignore:.*can use at most:scqfaiss.errors.ScqWarning")

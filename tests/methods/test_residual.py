@@ -12,8 +12,9 @@ from scqfaiss.errors import ConfigError, ScqWarning
 from scqfaiss.methods import residual
 from scqfaiss.methods.kmeans import lloyd
 from scqfaiss.model import Model
-from scqfaiss.training import fitting as training
-from scqfaiss.training.fitting import Request, dry_run
+from scqfaiss.options import TrainOptions
+from scqfaiss.training import dry_run as plans
+from scqfaiss.training.dry_run import dry_run
 
 FAST = {"codebooks.kind": "additive", "bits": 12, "nbits": 4, "epochs": 1, "hidden": 8, "similarity": "identity"}
 
@@ -236,8 +237,8 @@ def test_a_dry_run_announces_the_kind(kind, d, one, tmp_path, monkeypatch):
     with open(tmp_path / "rows.h5", "w+b") as f:
         write_rows(f, one[0], labels=one[1])
     shapes = []
-    monkeypatch.setattr(training, "verdict", lambda name, shape: shapes.append(shape) or name)
-    request = Request(bits=12, nbits=4, encoder="linear", settings={"codebooks.kind": kind})
+    monkeypatch.setattr(plans, "describe_support", lambda name, shape: shapes.append(shape) or name)
+    request = TrainOptions(bits=12, nbits=4, encoder="linear", settings={"codebooks.kind": kind})
     said = dry_run(tmp_path / "rows.h5", tmp_path / "m.safetensors", request, keys={})
     assert {(s.kind, s.M, s.nbits, s.d) for s in shapes} == {(kind, 3, 4, d)}
     assert f"z of d={d}" in said

@@ -1,0 +1,78 @@
+"""What a training would do, without doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..codebooks import Shape
+from ..data.items import ItemSource
+from ..dependencies import missing
+from ..encoders.chain import Chain
+from ..errors import size
+from ..files import PathLike, check_target
+from ..model import SUFFIX
+from ..options import TrainOptions
+from . import class_numbers
+from .fitting import build
+from .interface import input_files, open_sources
+from .outcome import model_bytes
+from .planning import make_plan
+
+
+def dry_run(
+    path: PathLike,
+    out: PathLike,
+    options: TrainOptions,
+    *,
+    codebook_rows: PathLike | None = None,
+    validation: PathLike | None = None,
+    keys: Mapping[str, Any],
+) -> str:
+    """What a training would do: rows, steps, bytes, and which targets take its codes where.
+
+    Writes nothing, and reads no features unless similarity=means asks for class means.
+    """
+    from ..targets import REGISTRY as TARGETS
+
+    check_target(out, inputs=input_files(path, codebook_rows, validation, options), suffix=SUFFIX)
+    with open_sources(path, codebook_rows, validation, keys, options.method) as sources:
+        source = sources.rows
+        plan = make_plan(options, source, sources.validation, sources.codebooks)
+        method = build(plan, dry=True)
+        stages = method.stages()
+        n, chain = len(source), Chain(plan.d_in).then(*method.layers())
+    shape = Shape(plan.method.kind(plan.config), plan.M, plan.nbits, chain.d_out)
+    form = f"of d={plan.d_in} ({size(4 * n * source.d)} as float32)"
+    if isinstance(source, ItemSource):
+        form = f"{source.form} ({size(n * source.d)}), to features of d={plan.d_in}"
+    lines = [
+        f"{'pairs' if source.pairs else source.modality.items}: {n:,} {form}",
+        f"classes: {class_numbers.described(plan.labels)}",
+        f"codes: {shape.M} x {shape.nbits} bits, {shape.code_size} bytes a vector, z of d={shape.d}",
+        f"model: about {size(model_bytes(plan, chain))}",
+        *(f"stage {s.name}: {s.epochs} epochs, {s.epochs * s.steps_per_epoch:,} steps" for s in stages if s.epochs),
+        f"device: {plan.device}",
+    ]
+    for name in TARGETS:
+        lines.append(describe_support(name, shape))
+    return "\n".join(lines)
+
+
+def describe_support(name: str, shape: Shape) -> str:
+    """A line about target `name` for codes of this shape: bytes for a million rows, CPU and GPU."""
+    try:
+        from ..targets import gpu, target
+
+        container = target(name)
+    except Exception as error:
+        lacking = missing(error)
+        if lacking is None:
+            raise
+        return f"target {name}: unknown: {lacking}"
+    reason = container.supports(shape)
+    if reason is not None:
+        return f"target {name}: no ({reason})"
+    on_gpu = gpu.unsupported_reason(shape)
+    answer = f"CPU yes, GPU {'yes' if on_gpu is None else f'no ({on_gpu})'}"
+    return f"target {name}: {size(container.nbytes(shape, 1_000_000))} a million rows, {answer}"

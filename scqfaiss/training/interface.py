@@ -1,0 +1,154 @@
+"""Training from Python and from files: rows in, a model out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .. import distributed, signals
+from ..contract import Progress, silent
+from ..data import ArraySource, Source, open_rows
+from ..data.pairs import PairSource
+from ..errors import ConfigError, shown
+from ..files import PathLike, reserve
+from ..methods import method_class
+from ..model import SUFFIX, Model
+from ..options import NOTHING_KEPT, RunOptions, TrainOptions, parse_request
+from .checkpoints import Checkpoints
+from .fingerprint import setting_files
+from .fitting import fit
+from .outcome import describe
+from .planning import Sources, make_plan
+
+
+def train(
+    x: Any,
+    y: Any = None,
+    *,
+    keys: Any = None,
+    ids: Any = None,
+    codebook_rows: Any = None,
+    validation: Any = None,
+    class_names: Any = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> Model:
+    """Train a quantizer on arrays.
+
+    x (n, d_in) float16, float32 or float64; y (n,) class numbers, or (n, C) 0/1 for many labels a row; codebook_rows
+    (n2, d_in) rows without labels that the codebooks learn from. For methods that learn from pairs x are the queries, keys
+    (n, d_in) what answers each, and ids (n,) the keys' ids, which repeat where queries share a key (default: none does).
+    validation: (x, y), or (queries, keys, ids) of pairs, ids optional, that train nothing: after each epoch the
+    loss on them is taken, each stage ends with what was best on them, and earlier after `patience` epochs without a better
+    one.
+
+    options: the fields of options.TrainOptions (method, bits, nbits, encoder, epochs, batch_size, seed, device, precision,
+    accumulate, clip_norm, patience) and of options.RunOptions (checkpoints, checkpoint_every, resume, metrics, tensorboard);
+    every other name is a setting of the method or the encoder (`--set` on the command line), "features.epochs" for instance
+    as **{"features.epochs": 20} or features={"epochs": 20}. The folder of checkpoints stays: remove it once the model is saved.
+
+    Raises DataError on bad arrays, ConfigError on settings that cannot work, ResourceError when memory runs out.
+    """
+    train_options, run = parse_request(options, of_files=False)
+    source: Source
+    if keys is None:
+        source = ArraySource(x, y, ids, class_names, name="x", allow_duplicate_ids=True)
+    elif y is not None:
+        raise ConfigError("y and keys were given: labels are of rows, and pairs have none")
+    else:
+        source = PairSource.of_arrays(x, keys, ids)
+    codebook_source = None if codebook_rows is None else ArraySource(codebook_rows, name="codebook_rows")
+    validation_source = _validation_source(validation, pairs=keys is not None)
+    if run.resume and run.checkpoints is None:
+        raise ConfigError("resume needs the folder of the checkpoints: checkpoints=...")
+    return fit(make_plan(train_options, source, validation_source, codebook_source), run=run, progress=progress)
+
+
+def _validation_source(validation: Any, pairs: bool) -> Source | None:
+    if validation is None:
+        return None
+    if pairs:
+        if not isinstance(validation, tuple) or len(validation) not in (2, 3):
+            raise ConfigError("validation of pairs needs (queries, keys) or (queries, keys, ids)")
+        return PairSource.of_arrays(*validation, names=("validation queries", "validation keys"))
+    parts = validation if isinstance(validation, tuple) else (validation, None)
+    if len(parts) != 2:
+        raise ConfigError(f"validation is a tuple of {len(parts)}, needs (x, y), or x alone without labels")
+    return ArraySource(*parts, name="validation")
+
+
+def train_file(
+    path: PathLike,
+    out: PathLike,
+    options: TrainOptions,
+    *,
+    codebook_rows: PathLike | None = None,
+    validation: PathLike | None = None,
+    run: RunOptions = NOTHING_KEPT,
+    keys: Mapping[str, Any],
+    progress: Progress = silent,
+    memory: int | None = None,
+) -> str:
+    """Train on a file of rows and write the model; returns what to tell the user. keys: arguments of open_rows.
+
+    Checkpoints go into MODEL.checkpoints unless run names another folder. Where torchrun started several processes they
+    train together, and the first one writes; the others return "".
+    """
+    inputs = input_files(path, codebook_rows, validation, options)
+    with distributed.joined(distributed.pick_device(options.device)), ExitStack() as stack:
+        slot, folder = None, Path(os.path.realpath(out)).with_suffix(".checkpoints")
+        if distributed.rank() == 0:
+            slot = stack.enter_context(reserve(out, inputs=inputs, suffix=SUFFIX, what="trained"))
+        else:
+            run, progress = replace(run, metrics=None, tensorboard=None), silent
+        run = replace(run, checkpoints=run.checkpoints or folder)
+        if os.path.realpath(run.checkpoints or "") == os.path.realpath(out):
+            raise ConfigError(f"{shown(out)} is the model; choose another folder for checkpoints")
+        checkpoints = Checkpoints(run.checkpoints or folder)
+        with open_sources(path, codebook_rows, validation, keys, options.method) as sources:
+            plan = make_plan(options, sources.rows, sources.validation, sources.codebooks)
+            with signals.saying(lambda: "stopped; continue with --resume" if checkpoints.steps() else None):
+                model = fit(plan, run=run, memory=memory, progress=progress, slot=slot)
+        # Closing says whether the rows were changed while they were read: only then does the file take its place.
+        if slot is None:
+            return ""
+        slot.place()
+        checkpoints.clear()
+    return f"{slot.name}: {describe(model)}"
+
+
+def input_files(
+    path: PathLike, codebook_rows: PathLike | None, validation: PathLike | None, options: TrainOptions
+) -> list[PathLike]:
+    """Every file that a training reads: none of them may be written."""
+    files = (path, codebook_rows, validation, options.weights, options.start, *setting_files(options.settings))
+    return [p for p in files if p is not None]
+
+
+@contextmanager
+def open_sources(
+    path: PathLike,
+    codebook_rows: PathLike | None,
+    validation: PathLike | None,
+    keys: Mapping[str, Any],
+    method: str,
+) -> Iterator[Sources]:
+    """The training rows of a method, and rows for codebooks and validation where there are any; of those for codebooks
+    labels stay unread, and of pairs the queries. Ids may repeat: they play no part, but for pairs.
+    """
+    role = "pairs" if "pairs" in method_class(method).needs else None
+    of_rows: dict[str, Any] = {"role": role, "needed_by": f"method {method}", "repeated_ids": True}
+    with ExitStack() as stack:
+        rows = stack.enter_context(open_rows(path, **keys, **of_rows))
+        rows.warn_if_wide()
+        codebook_source = validation_source = None
+        if codebook_rows is not None:
+            own = {**keys, "labels_key": None} | ({"features_key": None} if role == "pairs" else {})
+            codebook_source = stack.enter_context(open_rows(codebook_rows, **own, role="keys", repeated_ids=True))
+        if validation is not None:
+            validation_source = stack.enter_context(open_rows(validation, **keys, **of_rows))
+        yield Sources(rows, codebook_source, validation_source)

@@ -1,0 +1,108 @@
+"""The model that a training comes to, and what its file tells of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..arrays import Floats
+from ..codebooks import Codebooks, Shape
+from ..contract import Method, flat
+from ..data import Source
+from ..data.items import ItemSource
+from ..encoders.chain import Chain
+from ..errors import warn
+from ..model import Model
+from .planning import Plan
+
+CHECK_ROWS = 100_000  # rows on which the use of codewords is counted after training
+CHECK_ITEMS = 1_000  # and images, each of which costs a pass through the network
+
+
+def outcome(plan: Plan, method: Method, losses: Any) -> Model:
+    """The model that a trained method comes to, with all that its file tells of the training."""
+    options, source = plan.options, plan.sources.rows
+    chain = Chain(plan.d_in).then(*method.layers())
+    books: Codebooks = method.codebooks()
+    labels = plan.labels
+    unlabeled = int((labels.y.sum(1) == 0).sum()) if labels and labels.many else 0  # present only with unlabeled=drop
+    config = {
+        "method": options.method,
+        "long_name": plan.method.long_name,
+        "rule": method.rule,
+        "bits": books.bits,
+        "encoder": options.encoder if plan.method.needs_encoder else "identity",
+        "seed": options.seed,
+        "settings": recorded(plan.config) | (recorded(plan.encoder_config) if plan.encoder else {}),
+        "C": labels.C if labels else 0,
+        "labels": "none" if labels is None else "many" if labels.many else "one",
+        "class_names": list(source.labels.class_names)
+        if labels and source.labels and source.labels.class_names
+        else None,
+        "training": {"rows": len(source), "skipped_rows": source.dropped, "unlabeled_rows": unlabeled, "loss": losses}
+        | method.summary(),
+    }
+    if labels and labels.numbers is not None:
+        config["classes"] = labels.numbers.tolist()
+    if method.beam != 1:
+        config["beam"] = method.beam
+    if method.nested:
+        config["nested"] = True
+    weights = None
+    if plan.network is not None:
+        weights, config["backbone"] = plan.network.record()
+    model = Model(chain, books, config, weights)
+    use, looked_at = codeword_use(model, source, plan.network)
+    model.config["training"]["codewords_used"] = use
+    for m, used in enumerate(use):
+        if used <= max(1.0, 0.02 * min(books.K, looked_at)) and len(source) > 1:
+            warn(f"codebook {m} uses {used} of {books.K} codewords")
+    return model
+
+
+def model_bytes(plan: Plan, chain: Chain) -> int:
+    """About the bytes of the model's file."""
+    shape = Shape(plan.method.kind(plan.config), plan.M, plan.nbits, chain.d_out)
+    of_books = shape.K * shape.d * (shape.M if shape.kind == "additive" else 1)
+    weights = sum(a.size for _, arrays in chain.layers for a in arrays.values()) + of_books
+    if plan.network is not None:
+        weights += sum(t.numel() for t in plan.network.state_dict().values())
+    return 4 * weights
+
+
+def codeword_use(model: Model, source: Source, network: Any = None) -> tuple[list[int], int]:
+    """How many codewords of each book the first rows use, or items evenly spaced; and how many were looked at."""
+    seen = np.zeros((model.codebooks.M, model.codebooks.K), bool)
+
+    def blocks() -> Iterator[Floats]:
+        if isinstance(source, ItemSource):
+            for rows in np.array_split(items, -(-n // source.block_rows)):
+                yield network.features(source.take(rows))
+            return
+        for i in range(0, n, source.block_rows):
+            x = source.read(i, min(i + source.block_rows, n))
+            yield x[:, -model.d_in :]  # of pairs the keys, which stand behind their queries
+
+    n = min(len(source), CHECK_ITEMS if source.modality.needs_encoder else CHECK_ROWS)
+    items = np.linspace(0, len(source) - 1, n).astype(np.int64)
+    for x in blocks():
+        codes = model.encode(x)
+        for m in range(model.codebooks.M):
+            seen[m, codes[:, m]] = True
+    return [int(s) for s in seen.sum(1)], n
+
+
+def describe(model: Model) -> str:
+    """One line about a model."""
+    b, use = model.codebooks, model.config["training"]["codewords_used"]
+    return (
+        f"{model.config['method']}, {b.bits} bits ({b.M} x {b.nbits}), rows of d={model.d_in} to z of d={b.d}, "
+        f"codewords used {min(use)} to {max(use)} of {b.K}, {model.config['long_name']}, SHA-256 {model.sha256[:12]}"
+    )
+
+
+def recorded(config: Any) -> dict[str, Any]:
+    """Settings as a model keeps them: file names without their folders, so that no path enters the artefact."""
+    return {k: v.rpartition("/")[2] if isinstance(v, str) else v for k, v in flat(config).items()}
