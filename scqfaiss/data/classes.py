@@ -7,14 +7,13 @@ where they are not, it can only be a place among them, and a warning says so.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import MAX_CLASSES, Ints, Labels
+from ..arrays import MAX_CLASSES, Ints, Labels, class_text
 from ..errors import ConfigError, shown, suggestion, warn
 from .source import Source
 
@@ -29,7 +28,7 @@ def class_key(name: str) -> str:
     """
     if _whole(name):
         return name.lstrip("0") or "0"
-    return unicodedata.normalize("NFC", name)
+    return class_text(name)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
