@@ -61,13 +61,13 @@ def numbered_as(labels: Labels, names: Sequence[str], name: str, other: str) -> 
         raise ConfigError(f"{name}: classes cannot be told apart by name, some share one")
     used = np.flatnonzero(labels.counts())
     if labels.class_names is not None:
-        own = {int(c): labels.class_names[int(c)] for c in used}
+        name_of = {int(c): labels.class_names[int(c)] for c in used}
     elif _all_whole(names):
-        own = {int(c): str(c) for c in used}
+        name_of = {int(c): str(c) for c in used}
     else:
         _say_places(used, names, name, other)
-        own = {int(c): names[int(c)] for c in used}
-    unknown = [text for text in own.values() if class_key(text) not in number]
+        name_of = {int(c): names[int(c)] for c in used}
+    unknown = [text for text in name_of.values() if class_key(text) not in number]
     if unknown:
         listed = ", ".join(f"'{shown(text)}'" for text in unknown[:NAMED])
         raise ConfigError(
@@ -77,7 +77,7 @@ def numbered_as(labels: Labels, names: Sequence[str], name: str, other: str) -> 
     if labels.class_names is None:
         _say_values(used, names, name, other)
     place = np.zeros(labels.C, np.int64)
-    place[used] = [number[class_key(own[int(c)])] for c in used]
+    place[used] = [number[class_key(name_of[int(c)])] for c in used]
     return Labels(*_moved(labels, used, place, len(names)), tuple(names))
 
 

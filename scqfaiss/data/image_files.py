@@ -11,8 +11,8 @@ import numpy as np
 from ..arrays import Ints, class_text
 from ..errors import DataError, shown, warn
 from .classes import class_key, in_order
+from .image_labels import Item, classes_of
 from .kinds import IMAGE_ENDINGS
-from .list_labels import Item, classes_of
 from .open_file import OpenFile
 
 MAX_ID = (1 << 63) - 1
@@ -108,8 +108,8 @@ def _class_folders(folders: list[str], name: str) -> dict[str, str]:
     return class_of
 
 
-def counted(names: list[str], what: str) -> str:
-    return f"{len(names):,} {what}{'' if len(names) == 1 else 's'}"
+def counted(names: list[str], noun: str) -> str:
+    return f"{len(names):,} {noun}{'' if len(names) == 1 else 's'}"
 
 
 def _entries(root: str, folder: str, followed: set[str]) -> tuple[list[str], list[str]]:
