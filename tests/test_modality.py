@@ -1,6 +1,7 @@
 """A modality is one file and one line in a registry: a toy, rows of bytes, through every command."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,10 +10,10 @@ from faults.conftest import run  # noqa: F401
 from pictures import plain
 
 from scqfaiss import modality
-from scqfaiss.data import ArraySource, open_rows
+from scqfaiss.data import ArraySource, kinds, open_rows
 from scqfaiss.errors import CheckpointError, ConfigError
 from scqfaiss.features.source import FeatureSource, as_rows
-from scqfaiss.modality import IMAGES, ROWS
+from scqfaiss.modality import IMAGES, ROWS, Reader
 from scqfaiss.model import Model
 
 # ruff: noqa: F811  (fixtures are imported by name)
@@ -75,6 +76,26 @@ def test_a_model_of_an_unknown_modality_is_refused(toy, run, monkeypatch):
         Model.load("m.safetensors")
     with pytest.raises(ConfigError, match=r"ending '\.bytes' is unknown"):
         open_rows("q.bytes")
+
+
+def test_a_reader_is_one_function_and_one_line(tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        kinds, "ROW_READERS", (*kinds.ROW_READERS, Reader((".raw",), "toy_bytes:open_raw", no_keys="it has none"))
+    )
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    x.tofile("x.raw")
+    with open_rows("x.raw") as source:
+        assert (source.read(0, 3) == x).all()
+    assert json.loads(run("info", "x.raw", "--json").out)["rows"] == 3
+    assert run("info", "x.raw", "--labels-key", "y").error.startswith(
+        "Error: x.raw: --labels-key y names nothing: it has none;"
+    )
+    os.rename("x.raw", "x.odd")
+    assert (
+        "ending '.odd' is unknown, needs one of .h5 .hdf5 .hdf .npy .fvecs .bvecs .raw, or"
+        in run("info", "x.odd").error
+    )
 
 
 def test_the_two_of_ours():

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from scqfaiss.data import ArraySource
 from scqfaiss.data.items import ItemSource
 from scqfaiss.data.open_file import OpenFile
 from scqfaiss.encoders.base import FrontEncoder
 from scqfaiss.errors import CheckpointError, ConfigError, DataError
+from scqfaiss.files import open_regular
 from scqfaiss.modality import Modality, Reader
 
 LENGTH = 12
@@ -88,6 +90,13 @@ class ByteTable(FrontEncoder):
     def features(self, items):
         with torch.no_grad():
             return self.forward(torch.tensor(items))[0].numpy()
+
+
+def open_raw(path, options):
+    """A reader of rows: d = 4 float32 numbers each, and nothing before them."""
+    with open_regular(path) as f:
+        x = np.frombuffer(f.read(), np.float32).reshape(-1, 4)
+    return ArraySource(x, name=os.fspath(path), skip_bad_rows=options.skip_bad_rows)
 
 
 def write(path, n, seed):

@@ -58,18 +58,18 @@ class Chunks:
 
     def _inflate(self, packed: bytes, row: int) -> None:
         stream = zlib.decompressobj()
-        left, found = packed, 0
-        while found <= self._declared and not stream.eof and left:
+        left, inflated = packed, 0
+        while inflated <= self._declared and not stream.eof and left:
             try:
-                found += len(stream.decompress(left, 1 << 20))
+                inflated += len(stream.decompress(left, 1 << 20))
             except zlib.error:
                 return  # damaged: HDF5 finds that too
             left = stream.unconsumed_tail
-        if found != self._declared:
-            more = f"more than {size(self._declared)}" if found > self._declared else size(found)
+        if inflated != self._declared:
+            more = f"more than {size(self._declared)}" if inflated > self._declared else size(inflated)
             self._refuse(row, f"{more} unpacked")
 
-    def _refuse(self, row: int, found: str) -> None:
+    def _refuse(self, row: int, holds: str) -> None:
         raise DataError(
-            f"{self._name}: the chunk at row {row:,} declares {size(self._declared)}, holds {found}; write the file again"
+            f"{self._name}: the chunk at row {row:,} declares {size(self._declared)}, holds {holds}; write the file again"
         )

@@ -7,14 +7,13 @@ where they are not, it can only be a place among them, and a warning says so.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import MAX_CLASSES, Ints, Labels
+from ..arrays import MAX_CLASSES, Ints, Labels, class_text
 from ..errors import ConfigError, shown, suggestion, warn
 from .source import Source
 
@@ -29,7 +28,7 @@ def class_key(name: str) -> str:
     """
     if _whole(name):
         return name.lstrip("0") or "0"
-    return unicodedata.normalize("NFC", name)
+    return class_text(name)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -62,13 +61,13 @@ def numbered_as(labels: Labels, names: Sequence[str], name: str, other: str) -> 
         raise ConfigError(f"{name}: classes cannot be told apart by name, some share one")
     used = np.flatnonzero(labels.counts())
     if labels.class_names is not None:
-        own = {int(c): labels.class_names[int(c)] for c in used}
+        name_of = {int(c): labels.class_names[int(c)] for c in used}
     elif _all_whole(names):
-        own = {int(c): str(c) for c in used}
+        name_of = {int(c): str(c) for c in used}
     else:
         _say_places(used, names, name, other)
-        own = {int(c): names[int(c)] for c in used}
-    unknown = [text for text in own.values() if class_key(text) not in number]
+        name_of = {int(c): names[int(c)] for c in used}
+    unknown = [text for text in name_of.values() if class_key(text) not in number]
     if unknown:
         listed = ", ".join(f"'{shown(text)}'" for text in unknown[:NAMED])
         raise ConfigError(
@@ -78,7 +77,7 @@ def numbered_as(labels: Labels, names: Sequence[str], name: str, other: str) -> 
     if labels.class_names is None:
         _say_values(used, names, name, other)
     place = np.zeros(labels.C, np.int64)
-    place[used] = [number[class_key(own[int(c)])] for c in used]
+    place[used] = [number[class_key(name_of[int(c)])] for c in used]
     return Labels(*_moved(labels, used, place, len(names)), tuple(names))
 
 

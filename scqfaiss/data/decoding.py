@@ -169,12 +169,12 @@ def _too_many_pixels(most: int = MAX_PIXELS) -> Refused:
 def _orientation(image: ImageFile) -> int:
     """How the picture has to be turned: 1 (not at all) to 8, as EXIF numbers it."""
     try:
-        found = image.getexif().get(0x0112, 1)
+        orientation = image.getexif().get(0x0112, 1)
     except MemoryError:
         raise
     except Exception:  # what is broken is the EXIF part, not the picture
         return 1
-    return found if isinstance(found, int) else 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:

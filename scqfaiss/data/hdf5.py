@@ -40,9 +40,9 @@ def open_hdf5(path: str | os.PathLike[str], options: RowOptions) -> Source:
     if pairs:
         return _open_pairs(file, options)
     if images:
-        from .images import open_packed
+        from .images import open_hdf5_images
 
-        return open_packed(file, options)
+        return open_hdf5_images(file, options)
     return Hdf5Source(file, options)
 
 

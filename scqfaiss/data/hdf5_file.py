@@ -17,7 +17,7 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import PIECE, dims
+from ..arrays import PIECE, check_binary, dims
 from ..errors import DataError, ResourceError, shown, size
 from .chunks import Chunks
 from .open_file import OpenFile
@@ -62,12 +62,12 @@ class Hdf5File:
         return [self.root.get(name, getlink=True) is not None for name in names]
 
     @contextmanager
-    def damage(self, what: str) -> Iterator[None]:
+    def damage(self, part: str) -> Iterator[None]:
         """Turns what h5py raises on damaged metadata into our words."""
         try:
             yield
         except H5_ERRORS as error:
-            raise DataError(f"{self.name}: {what} is damaged; restore a copy") from error
+            raise DataError(f"{self.name}: {part} is damaged; restore a copy") from error
 
     def find(self, key: str, option: str, *, optional: bool = False, purpose: str = "") -> Any:
         """The dataset `key`, which lies in this file and nowhere else; None where it is optional and absent.
@@ -118,18 +118,18 @@ class Hdf5File:
 
     def _listing(self) -> str:
         """'it holds emb (8, 8) float32, ...': what the user may have meant. Links to elsewhere are not followed."""
-        found: list[str] = []
+        datasets: list[str] = []
 
         def note(name: str, node: Any) -> bool | None:
             if isinstance(node, h5py.Dataset):
                 form = f" {'(none)' if node.shape is None else dims(node)}" if readable(node) else " of another type"
-                found.append(f"{shown(name)}{form}")
-            return True if len(found) > LISTED else None
+                datasets.append(f"{shown(name)}{form}")
+            return True if len(datasets) > LISTED else None
 
         self.root.visititems(note)
-        if not found:
+        if not datasets:
             return "it holds no dataset"
-        return f"it holds {', '.join(found[:LISTED])}{' and more' if len(found) > LISTED else ''}"
+        return f"it holds {', '.join(datasets[:LISTED])}{' and more' if len(datasets) > LISTED else ''}"
 
     def cached(self, where: bytes, stripe: int) -> Any:
         """The dataset at `where`, which nobody holds open, with a cache of one row of chunks, `stripe` bytes.
@@ -141,29 +141,27 @@ class Hdf5File:
         access.set_chunk_cache(521, max(stripe, 1 << 20), 1.0)
         return h5py.Dataset(h5py.h5d.open(self.root.id, where, access))
 
-    def matrix(self, found: Any, key: str) -> NDArray[Any]:
-        """A matrix (n, C) of labels as uint8, in pieces: in its own dtype it might take eight times the memory.
+    def matrix(self, dataset: Any, key: str) -> NDArray[np.uint8]:
+        """A matrix (n, C) of labels, in pieces: in its own dtype it might take eight times the memory.
 
         Raises DataError on what is neither 0 nor 1.
         """
-        out = np.empty(found.shape, np.uint8)
-        step, first, count = max(1, PIECE // found.shape[1]), "", 0
-        for i in range(0, len(out), step):
-            piece = self.rows(found, key, i, min(i + step, len(out)))
-            wrong = ((piece != 0) & (piece != 1)).any(axis=1)
-            if wrong.any() and not first:
-                row = int(np.argmax(wrong))
-                first = f"row {i + row:,} holds {piece[row][(piece[row] != 0) & (piece[row] != 1)][0]}"
-            count += int(wrong.sum())
-            out[i : i + step] = piece == 1
-        if count:
-            raise DataError(f"{self.name}: {key}: {first}, needs 0 or 1 ({count:,} such rows)")
+        out = np.empty(dataset.shape, np.uint8)
+
+        def pieces() -> Iterator[NDArray[Any]]:
+            step = max(1, PIECE // dataset.shape[1])
+            for i in range(0, len(out), step):
+                piece = self.rows(dataset, key, i, min(i + step, len(out)))
+                out[i : i + step] = piece == 1
+                yield piece
+
+        check_binary(pieces(), f"{self.name}: {key}")
         return out
 
     def check_stored(self, dataset: Any, key: str) -> None:
         """ResourceError or DataError unless all that `dataset` declares was written, and in a form we can read."""
         name, item = f"{self.name}: {key}", dataset.dtype.itemsize
-        declared, held = item * math.prod(dataset.shape), dataset.id.get_storage_size()
+        declared, stored = item * math.prod(dataset.shape), dataset.id.get_storage_size()
         if declared == 0:
             return
         chunks = dataset.chunks
@@ -176,9 +174,9 @@ class Hdf5File:
             of = math.prod(-(-n // c) for n, c in zip(dataset.shape, chunks))
             missing = of - dataset.id.get_num_chunks()
         else:
-            of, missing = 1, int(held == 0)
-        if missing and declared > BOMB_BYTES and held < declared / 1000:
-            raise ResourceError(f"{name} declares {size(declared)}, holds {size(held)}")
+            of, missing = 1, int(stored == 0)
+        if missing and declared > BOMB_BYTES and stored < declared / 1000:
+            raise ResourceError(f"{name} declares {size(declared)}, holds {size(stored)}")
         if missing and chunks:
             raise DataError(f"{name}: {missing:,} of {of:,} chunks were never written")
         if missing:

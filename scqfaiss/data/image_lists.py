@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import DataError, ResourceError, shown, size, warn
 from ..files import parse_json
 from .image_files import MAX_ID, Listing, counted, ids_of
-from .list_labels import Item, check_labels
+from .image_labels import Item, check_labels
 from .open_file import OpenFile
 
 LIST_BYTES = 1 << 30  # longest list, which is read whole
@@ -119,14 +119,14 @@ class _Columns:
                     f"{self.name}: line {line:,} has no '{shown(key or '')}'; "
                     f"it has {', '.join(shown(k) for k in keys[:8]) or 'nothing'}{_advice(keys)}"
                 )
-        found = [[key for key in wanted if key in keys] for wanted in (self._labels, self._ids)]
-        for key in ("path", *found[0], *found[1]):
+        columns = [[key for key in wanted if key in keys] for wanted in (self._labels, self._ids)]
+        for key in ("path", *columns[0], *columns[1]):
             if keys.count(key) > 1:
                 raise DataError(f"{self.name}: line {line:,} has '{shown(key)}' twice")
-        for twice in found:
-            if len(twice) > 1:
-                raise DataError(f"{self.name}: line {line:,} has both '{twice[0]}' and '{twice[1]}'")
-        return next(iter(found[0]), None), next(iter(found[1]), None)
+        for synonyms in columns:
+            if len(synonyms) > 1:
+                raise DataError(f"{self.name}: line {line:,} has both '{synonyms[0]}' and '{synonyms[1]}'")
+        return next(iter(columns[0]), None), next(iter(columns[1]), None)
 
 
 def _advice(keys: list[str]) -> str:

@@ -24,11 +24,11 @@ from .image_files import Listing, list_folder, list_one
 from .image_lists import list_file
 from .items import ItemSource
 from .kinds import RowOptions
-from .stores import FileStore, PackedStore, Store
+from .stores import FileStore, Hdf5Store, Store
 
 if TYPE_CHECKING:
     from .hdf5_file import Hdf5File
-    from .packed import PackedImages
+    from .hdf5_images import Hdf5Images
 
 T = TypeVar("T")
 Images = NDArray[np.uint8]  # (b, 3, size, size)
@@ -56,12 +56,12 @@ def open_one(path: str | os.PathLike[str], options: RowOptions) -> ImageSource:
     return ImageSource(path, options, list_one(path))
 
 
-def open_packed(file: Hdf5File, options: RowOptions) -> ImageSource:
-    """Images in an HDF5 file, which is closed with the source. Raises as PackedImages and ImageSource."""
-    from .packed import PackedImages
+def open_hdf5_images(file: Hdf5File, options: RowOptions) -> ImageSource:
+    """Images in an HDF5 file, which is closed with the source. Raises as Hdf5Images and ImageSource."""
+    from .hdf5_images import Hdf5Images
 
     # Bad images are found by decoding them.
-    packed = PackedImages(file, replace(options, skip_bad_rows=False, repeated_ids=_may_repeat(options), role=None))
+    packed = Hdf5Images(file, replace(options, skip_bad_rows=False, repeated_ids=_may_repeat(options), role=None))
     return ImageSource(file.path, options, packed=packed)
 
 
@@ -91,7 +91,7 @@ class ImageSource(ItemSource):
         path: str | os.PathLike[str],
         options: RowOptions,
         listing: Listing | None = None,
-        packed: PackedImages | None = None,
+        packed: Hdf5Images | None = None,
     ) -> None:
         import PIL  # noqa: F401  its absence is told before any image is read
 
@@ -106,7 +106,7 @@ class ImageSource(ItemSource):
             self.physical_rows = len(listing.names)
         else:
             assert packed is not None
-            self._store = PackedStore(packed)
+            self._store = Hdf5Store(packed)
             self.physical_rows, self.features_name = len(packed), packed.features_name
             self.labels, self._ids, self.has_ids = packed.labels, packed._ids, packed.has_ids
         try:
@@ -160,11 +160,11 @@ class ImageSource(ItemSource):
         kept = self._physical(np.arange(len(self)) if rows is None else np.asarray(rows, np.int64))
         whole = hashlib.sha256()
         for i in range(0, len(kept), PIECE):
-            found = self._each("hash", self._hash, kept[i : i + PIECE])
-            if bad := {int(k): why for k, why in zip(kept[i:], found) if isinstance(why, Fault)}:
+            digests = self._each("hash", self._hash, kept[i : i + PIECE])
+            if bad := {int(k): why for k, why in zip(kept[i:], digests) if isinstance(why, Fault)}:
                 raise self._account(self._bad() or bad)
-            for one in found:
-                whole.update(one)  # type: ignore[arg-type]
+            for digest in digests:
+                whole.update(digest)  # type: ignore[arg-type]
         return whole.hexdigest()
 
     def prove(self) -> None:
@@ -183,10 +183,10 @@ class ImageSource(ItemSource):
     # ---- the work of the threads
     def _decoded(self, kept: Ints) -> Images:
         """Physical pictures `kept`; each is decoded once, however often it stands there."""
-        which, back = np.unique(kept, return_inverse=True)
+        which, order = np.unique(kept, return_inverse=True)
         out = np.empty((len(which), 3, self.size, self.size), np.uint8)
 
-        def one(place: int) -> Fault | None:
+        def decode_one(place: int) -> Fault | None:
             try:
                 with self._store.opened(int(which[place])) as f:
                     out[place] = decode(f, self.size, self.fit)
@@ -194,10 +194,10 @@ class ImageSource(ItemSource):
                 return refused.fault
             return None
 
-        found = self._each("decode", one, np.arange(len(which)))
-        if bad := {int(k): fault for k, fault in zip(which, found) if fault}:
+        faults = self._each("decode", decode_one, np.arange(len(which)))
+        if bad := {int(k): fault for k, fault in zip(which, faults) if fault}:
             raise self._account(self._bad() or bad)
-        return out if np.array_equal(back, np.arange(len(kept))) else out[back]
+        return out if np.array_equal(order, np.arange(len(kept))) else out[order]
 
     def _prove(self, k: int) -> Fault | None:
         try:
@@ -219,12 +219,12 @@ class ImageSource(ItemSource):
             return Fault("unreadable", os.strerror(error.errno or 0))
         return sha.digest()
 
-    def _each(self, what: str, work: Callable[[int], T], numbers: Ints) -> list[T]:
+    def _each(self, kind: str, work: Callable[[int], T], numbers: Ints) -> list[T]:
         """[work(k) for k in numbers], by as many threads as are of use for `what`. What one of them raises is raised."""
         with quiet():  # here once, so that filters do not come and go with every picture
-            done = self._try(what, work, numbers[:TRIED]) if what not in self._useful else []
+            done = self._try(kind, work, numbers[:TRIED]) if kind not in self._useful else []
             left = numbers[len(done) :]
-            threads = min(self._useful[what], len(left)) if len(left) else 1
+            threads = min(self._useful[kind], len(left)) if len(left) else 1
             if threads <= 1:
                 return done + [work(int(k)) for k in left]
             if self._threads is None:
@@ -242,9 +242,9 @@ class ImageSource(ItemSource):
             with _emptied_on_error(waiting):
                 for thread in [self._threads.submit(go_on) for _ in range(threads)]:
                     thread.result()
-            return done + [one for part in parts for one in part]
+            return done + [result for part in parts for result in part]
 
-    def _try(self, what: str, work: Callable[[int], T], numbers: Ints) -> list[T]:
+    def _try(self, kind: str, work: Callable[[int], T], numbers: Ints) -> list[T]:
         """[work(k) for k in numbers], and how many threads are of use for more: only one at a time can run Python.
 
         Small pictures are decoded in less time than it takes to open them; more threads would only make each other wait.
@@ -255,7 +255,7 @@ class ImageSource(ItemSource):
             done.append(work(int(k)))
             seconds.append(time.perf_counter() - start)
         if done:  # the first may have loaded libraries
-            self._useful[what] = min(self.workers, max(1, int(median(seconds[1:] or seconds) / LOCKED)))
+            self._useful[kind] = min(self.workers, max(1, int(median(seconds[1:] or seconds) / LOCKED)))
         return done
 
     # ---- pictures that cannot be used

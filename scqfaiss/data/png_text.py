@@ -28,12 +28,12 @@ def without_large_texts(f: BinaryIO, each: int, together: int) -> BinaryIO | Non
     """The PNG file `f` without its texts, but for those of ORIENTATION_KEYS, which come unpacked; as large in memory as the file.
 
     each, together: bytes that Pillow takes of one packed note, and of all. None where these are not exceeded, where it is no
-    PNG file, and where it is damaged: then its notes are not what is wrong. Raises TooLong.
+    PNG file, and where it is damaged: then its texts are not what is wrong. Raises TooLong.
     """
     f.seek(0)
     if f.read(8) != SIGNATURE:
         return None
-    kept, found, turning, large = [SIGNATURE], 0, 0, False
+    kept, unpacked_bytes, orientation_bytes, exceeded = [SIGNATURE], 0, 0, False
     while head := f.read(8):
         if len(head) < 8:
             return None
@@ -48,16 +48,16 @@ def without_large_texts(f: BinaryIO, each: int, together: int) -> BinaryIO | Non
             return None
         keyword, before, packed = _parts(kind, data)
         unpacked = len(packed) if before is None else _unpacked(packed, each + 1)
-        found += unpacked
-        large |= before is not None and unpacked > each
-        large |= found > together
+        unpacked_bytes += unpacked
+        exceeded |= before is not None and unpacked > each
+        exceeded |= unpacked_bytes > together
         if kind != b"iCCP" and keyword in ORIENTATION_KEYS:
             plain = _chunk(kind, data, before, packed)
-            turning += len(plain)
-            if turning > TEXT_BYTES:
+            orientation_bytes += len(plain)
+            if orientation_bytes > TEXT_BYTES:
                 raise TooLong
             kept.append(plain)
-    return io.BytesIO(b"".join(kept)) if large else None
+    return io.BytesIO(b"".join(kept)) if exceeded else None
 
 
 def _parts(kind: bytes, data: bytes) -> tuple[bytes, bytes | None, bytes]:

@@ -177,12 +177,12 @@ class Source(ABC):
         for i, x in self.blocks():
             here = shared[slice(*np.searchsorted(shared, [i, i + len(x)]))]
             zeros_alike = x[here - i] + np.float32(0)  # -0.0 equals 0.0
-            found = b"".join(hashlib.blake2b(row.data, digest_size=16).digest() for row in zeros_alike)
-            digests[here] = np.frombuffer(found, np.uint64).reshape(-1, 2)
-        own = first[which]
-        differ = np.flatnonzero((digests != digests[own]).any(1))
+            hashes = b"".join(hashlib.blake2b(row.data, digest_size=16).digest() for row in zeros_alike)
+            digests[here] = np.frombuffer(hashes, np.uint64).reshape(-1, 2)
+        first_of_id = first[which]
+        differ = np.flatnonzero((digests != digests[first_of_id]).any(1))
         if len(differ):
-            a, b = (int(r if self._kept is None else self._kept[r]) for r in (own[differ[0]], differ[0]))
+            a, b = (int(r if self._kept is None else self._kept[r]) for r in (first_of_id[differ[0]], differ[0]))
             raise DataError(
                 f"{self.name}: {self.features_name} of id {ids[differ[0]]} differ (rows {a:,} and {b:,}; "
                 f"{len(np.unique(ids[differ])):,} such ids); give each its own id{ALLOW}"

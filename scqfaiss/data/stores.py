@@ -17,7 +17,7 @@ from ..files import NotRegular, open_descriptor
 from .decoding import Refused
 
 if TYPE_CHECKING:
-    from .packed import PackedImages
+    from .hdf5_images import Hdf5Images
 
 FILE_BYTES = 1 << 30  # some decoders read a file whole
 
@@ -92,12 +92,12 @@ def _identity(fd: int) -> Ints:
     return np.array([number & 0x7FFFFFFFFFFFFFFF for number in numbers], np.int64)
 
 
-class PackedStore:
+class Hdf5Store:
     """Pictures inside an HDF5 file."""
 
     unit = "pictures"
 
-    def __init__(self, file: PackedImages) -> None:
+    def __init__(self, file: Hdf5Images) -> None:
         self._file = file
 
     def called(self, k: int) -> str:

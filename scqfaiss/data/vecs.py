@@ -88,8 +88,8 @@ class VecsSource(Source):
         self.d = int.from_bytes(self._file.pread(4, 0), "little", signed=True)
         if self.d < 1:
             raise DataError(f"{self.name}: row 0 says d={self.d}, needs 1 or more")
-        self.physical_rows, rest = divmod(self._file.size, self._row_bytes)
-        if rest:
+        self.physical_rows, leftover = divmod(self._file.size, self._row_bytes)
+        if leftover:
             for _ in self._physical_blocks():  # a row of another length is the better answer where there is one
                 pass
             whole = (self.physical_rows + 1) * self._row_bytes

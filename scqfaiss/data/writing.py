@@ -100,6 +100,9 @@ def write_features(
 class _Onto:
     """A file as HDF5 writes to it. h5py crashes where a file object raises: what was refused is kept here, everything after
     it goes nowhere, and check() raises it.
+
+    HDF5 writing to a path by itself is no way out: where the disk is full it cannot close the file either, and the process
+    ends with a segmentation fault.
     """
 
     def __init__(self, f: BinaryIO) -> None:
@@ -150,14 +153,14 @@ class _Onto:
 def _onto(f: BinaryIO) -> Iterator[tuple[Any, _Onto]]:
     """An HDF5 file to fill that is written straight into f, in the format of FORMAT."""
     file = _Onto(f)
-    made = h5py.h5p.create(h5py.h5p.FILE_CREATE)
-    made.set_obj_track_times(False)
+    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation.set_obj_track_times(False)
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
     access.set_fileobj_driver(h5py.h5fd.fileobj_driver, file)
     try:
-        with h5py.File(h5py.h5f.create(b"features", h5py.h5f.ACC_TRUNC, fcpl=made, fapl=access)) as hdf5:
+        with h5py.File(h5py.h5f.create(b"features", h5py.h5f.ACC_TRUNC, fcpl=creation, fapl=access)) as hdf5:
             yield hdf5, file
     except H5_ERRORS:
         file.check()  # HDF5 stumbles over what was refused before
@@ -170,10 +173,10 @@ def _onto(f: BinaryIO) -> Iterator[tuple[Any, _Onto]]:
 @contextmanager
 def _into(f: BinaryIO) -> Iterator[Any]:
     """An HDF5 file to fill, which ends in f: made in memory, because h5py crashes where a file object refuses a write."""
-    made = io.BytesIO()
-    with h5py.File(made, "w", **FORMAT) as hdf5:
+    memory = io.BytesIO()
+    with h5py.File(memory, "w", **FORMAT) as hdf5:
         yield hdf5
-    f.write(made.getbuffer())
+    f.write(memory.getbuffer())
 
 
 def _put(hdf5: Any, name: str, value: NDArray[Any], **packed: Any) -> None:

@@ -51,15 +51,15 @@ class Parts:
 
         Raises WriteError where none could be written.
         """
-        there = next(path for path in (self.folder, self.folder.parent) if os.path.lexists(path))
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise WriteError(f"{self.name}: parts cannot be written in {shown(there)}")
-        found = self.there()
-        if found and not resume:
+        folder = next(path for path in (self.folder, self.folder.parent) if os.path.lexists(path))
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise WriteError(f"{self.name}: parts cannot be written in {shown(folder)}")
+        existing = self.there()
+        if existing and not resume:
             raise ConfigError(
-                f"{self.name} holds {len(found):,} parts of an unfinished file; continue with --resume, or delete it"
+                f"{self.name} holds {len(existing):,} parts of an unfinished file; continue with --resume, or delete it"
             )
-        if resume and not found:
+        if resume and not existing:
             warn(f"{self.name} holds no part: the work starts at the beginning")
 
     def range(self, k: int) -> range:
@@ -81,15 +81,15 @@ class Parts:
         out = set()
         for k in self.there():
             try:
-                found, _ = bundle.read(self.path(k))
-                identity, pictures = dict(found.config["identity"]), found.config["pictures"]
+                part, _ = bundle.read(self.path(k))
+                identity, pictures = dict(part.config["identity"]), part.config["pictures"]
             except (ScqError, KeyError, TypeError, ValueError):
                 warn(f"{self.name}: part {k} is damaged and is computed again")
                 continue
             wrong = bundle.differences(identity, self.identity)
-            if not wrong and k < self.count and pictures != (here := self.pictures(k)):
+            if not wrong and k < self.count and pictures != (current := self.pictures(k)):
                 rows = self.range(k)
-                theirs, ours = bundle.short(pictures), bundle.short(here)
+                theirs, ours = bundle.short(pictures), bundle.short(current)
                 wrong = [f"pictures {rows.start:,} to {rows.stop - 1:,} are {theirs} there and {ours} here"]
             if wrong:
                 raise ConfigError(f"{self.name} holds parts of another request: {', '.join(wrong)}")
@@ -101,15 +101,15 @@ class Parts:
         rows = self.range(k)
         x = np.empty((len(rows), self.rows.d), self.dtype)
         begun = time.monotonic()
-        for i, seen in self.rows.encoded(rows.start, rows.stop):
-            here = slice(i - rows.start, i - rows.start + len(seen))
+        for i, features in self.rows.encoded(rows.start, rows.stop):
+            here = slice(i - rows.start, i - rows.start + len(features))
             with np.errstate(over="ignore"):
-                x[here] = seen
+                x[here] = features
             bad = np.flatnonzero(bad_rows(x[here]))
             if len(bad):
                 name = shown(self.rows.source.names[i + int(bad[0])])
                 raise DataError(f"{self.rows.name}: features of {name} are too large for float16; use --dtype float32")
-            done = i + len(seen)
+            done = i + len(features)
             speed = (done - rows.start) / max(time.monotonic() - begun, 1e-9)
             progress("features", done, len(self.rows), f"{speed:,.0f} pictures a second")
         config = {"identity": self.identity, "pictures": self.pictures(k)}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..arrays import MAX_CLASSES
+from ..arrays import MAX_CLASSES, class_text
 from ..errors import DataError, ResourceError, shown, size, warn
 from .classes import class_key, in_order
 
@@ -87,9 +86,9 @@ def _no_numbers(name: str, item: Item) -> DataError:
 
 
 def _check_names(names: set[str], name: str) -> None:
-    seen: dict[str, str] = {}
+    first: dict[str, str] = {}
     for text in sorted(names):
-        other = seen.setdefault(class_key(text), text)
+        other = first.setdefault(class_key(text), text)
         if other != text:
             raise DataError(f"{name}: labels '{other}' and '{text}' are one number; write it in one way")
 
@@ -114,7 +113,7 @@ def _check_pairs(labelled: Sequence[Item], name: str) -> None:
 
 def _say_separators(labelled: Sequence[Item], name: str) -> None:
     """Warn of names that hold what may stand between several labels."""
-    found: dict[str, tuple[int, str, set[str]]] = {}
+    examples: dict[str, tuple[int, str, set[str]]] = {}
     for item in labelled:
         for label in item.labels:
             if not isinstance(label, str):
@@ -124,13 +123,13 @@ def _say_separators(labelled: Sequence[Item], name: str) -> None:
             if mark is None and len(words) > 1 and all(map(_NUMBER.fullmatch, words)):
                 mark = " "  # 'polar bear' is one name, '0 1' is not
             if mark is not None:
-                found.setdefault(mark, (item.line, label, set()))[2].add(label)
-    for mark, (line, label, labels) in found.items():
-        what = SEPARATORS.get(mark, "a blank between numbers")
+                examples.setdefault(mark, (item.line, label, set()))[2].add(label)
+    for mark, (line, label, labels) in examples.items():
+        separator = SEPARATORS.get(mark, "a blank between numbers")
         several = "a list as JSON holds them, or text with ; between in .csv"
         warn(
-            f"{name}: label '{shown(label[:40])}' (line {line:,}; {len(labels):,} such) holds {what} and is taken as one class; "
-            f"several labels are {several}"
+            f"{name}: label '{shown(label[:40])}' (line {line:,}; {len(labels):,} such) holds {separator} and is taken as one "
+            f"class; several labels are {several}"
         )
 
 
@@ -150,18 +149,18 @@ def classes_of(items: Sequence[Item], name: str) -> tuple[Any, tuple[str, ...] |
         known = {class_name: c for c, class_name in enumerate(class_names)}
         number = lambda label: known[_named(label)]  # noqa: E731
     classes = [[number(label) for label in item.labels] for item in items]
-    if all(len(own) == 1 for own in classes) and not any(item.several for item in items):
+    if all(len(numbers) == 1 for numbers in classes) and not any(item.several for item in items):
         return np.array(classes, np.int64)[:, 0], class_names
-    C = 1 + max(max(own) for own in classes if own)
+    C = 1 + max(max(numbers) for numbers in classes if numbers)
     if len(items) * C > LABEL_BYTES:
         raise ResourceError(
             f"{name}: labels need a matrix of {size(len(items) * C)}, at most {size(LABEL_BYTES)} can be held"
         )
     y = np.zeros((len(items), C), np.uint8)
-    rows = np.repeat(np.arange(len(items)), [len(own) for own in classes])
-    y[rows, [c for own in classes for c in own]] = 1
+    rows = np.repeat(np.arange(len(items)), [len(numbers) for numbers in classes])
+    y[rows, [c for numbers in classes for c in numbers]] = 1
     return y, class_names
 
 
 def _named(label: Any) -> str:
-    return unicodedata.normalize("NFC", shown(str(label)))
+    return class_text(shown(str(label)))

@@ -15,7 +15,7 @@ from .hdf5_file import Hdf5File
 from .kinds import RowOptions
 
 
-class PackedImages(Hdf5Source):
+class Hdf5Images(Hdf5Source):
     """Encoded images, labels and ids of an HDF5 file, under all checks that files of rows undergo.
 
     `images` (n,) of uint8 in variable length, of opaque or of bytes, or (n, bytes) uint8: shorter images are padded with
