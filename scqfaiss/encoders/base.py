@@ -45,9 +45,8 @@ class Encoder(nn.Module):
     takes_pictures: ClassVar[bool] = False  # modality.needs_encoder
     d_in: int
     width: int
-    precision: torch.dtype | None = (
-        None  # of the products in training steps, where not float32; what comes out is float32
-    )
+    # Of the products in training steps, where not float32; what comes out is float32.
+    precision: torch.dtype | None = None
 
     def __init__(self, config: Any, stats: Stats, members: int = 1) -> None:
         super().__init__()

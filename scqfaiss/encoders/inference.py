@@ -11,8 +11,9 @@ from .. import distributed
 from ..contract import configure
 from ..devices import check_precision, torch_device, torch_dtype
 from ..errors import warn
-from . import backbone as backbones
-from .backbone import Backbone
+from .backbone import Backbone, Settings
+from .factory import network
+from .weights import load_weights
 
 if TYPE_CHECKING:
     from ..files import PathLike
@@ -27,23 +28,23 @@ def of_factory(
 
     Raises ConfigError on unknown names and settings and on weights that do not fit, CheckpointError on unsound ones.
     """
-    config = configure(backbones.Settings, settings)
-    net = backbones.network(name, arguments)
+    config = configure(Settings, settings)
+    net = network(name, arguments)
     if weights is None:
         warn(f"{name} has random weights; --weights FILE gives it trained ones")
-    sha256 = "" if weights is None else backbones.load_weights(net, weights)
+    sha256 = "" if weights is None else load_weights(net, weights)
     return Backbone(config, net, name, arguments), sha256
 
 
-def ready(network: Backbone, device: str, precision: str) -> Backbone:
+def ready(encoder: Backbone, device: str, precision: str) -> Backbone:
     """The network on a device, in evaluation mode. Raises ConfigError where there is no such device or precision."""
     check_precision(precision, "encoder precision", PRECISIONS)
     distributed.one_thread_after_fork()
-    network = network.to(torch_device(device, "encoder device")).eval()
-    network.precision = torch_dtype(precision)
-    return network
+    encoder = encoder.to(torch_device(device, "encoder device")).eval()
+    encoder.precision = torch_dtype(precision)
+    return encoder
 
 
-def versions(network: Backbone) -> dict[str, str]:
+def versions(encoder: Backbone) -> dict[str, str]:
     """What else decides how features are rounded."""
-    return {"torch": torch.__version__, "device": network.mean.device.type}
+    return {"torch": torch.__version__, "device": encoder.mean.device.type}

@@ -122,9 +122,10 @@ def backbone_of(model: Model, seeing: Seeing = USUAL, name: str = "the model") -
     """
     if model.backbone is None:
         raise ConfigError(f"{name} has no network for pictures, it takes rows of d={model.d_in}")
-    from ..encoders import backbone, inference
+    from ..encoders import inference
+    from ..encoders.record import from_record
 
-    network = backbone.from_record(model.backbone, model.config["backbone"], trusted=seeing.encoder)
+    network = from_record(model.backbone, model.config["backbone"], trusted=seeing.encoder)
     if network.width != model.d_in:
         raise CheckpointError(f"{name}: its network gives d={network.width}, what follows needs d={model.d_in}")
     return inference.ready(network, seeing.device, seeing.precision)

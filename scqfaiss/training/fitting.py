@@ -259,22 +259,17 @@ def check_pictures(source: Source, request: Request, chosen: str, encoder: type[
 
 def make_network(request: Request, name: str, encoder: type[Any], config: Any, start: Model | None) -> Any:
     """The network for pictures of that name, with its weights, or with those of a model; reads no rows."""
-    from ..encoders import backbone
-
     if start is not None:
+        from ..encoders.record import from_record
+
         assert start.backbone is not None
         trusted = None if request.encoder == Request.encoder else request.encoder
-        found = backbone.from_record(start.backbone, start.config["backbone"], trusted=trusted)
+        found = from_record(start.backbone, start.config["backbone"], trusted=trusted)
         made = encoder(config, found.net, found.factory, found.arguments, request.seed)
         made.load_state_dict(found.state_dict())
         made.standardise(found.channels, found.deviations)
         return made
-    net = backbone.network(name, request.encoder_args, request.seed)
-    if request.weights is not None:
-        backbone.load_weights(net, request.weights)
-    else:
-        warn(f"{name} starts from random weights; --weights FILE starts from trained ones")
-    return encoder(config, net, name, request.encoder_args, request.seed)
+    return encoder.build(config, name, request.encoder_args, request.weights, request.seed)
 
 
 def model_to_start_from(request: Request, method: type[Method], source: Source) -> Model | None:
@@ -292,14 +287,14 @@ def model_to_start_from(request: Request, method: type[Method], source: Source) 
     ):
         if given:
             raise ConfigError(f"{option} goes with a network that is trained, that of {name} stays as it is")
-    from ..encoders import backbone
+    from ..encoders.record import check_record
 
     model = Model.load(request.start)
     if not model.takes_pictures or not source.pictures:
         what = f"{name} has no network for pictures" if not model.takes_pictures else f"{source.name} holds no pictures"
         raise ConfigError(f"{what}; only trainings on pictures, which take long, start from one another")
     try:
-        factory = backbone.check_record(model.config["backbone"])["factory"]
+        factory = check_record(model.config["backbone"])["factory"]
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
     if request.encoder != Request.encoder and BACKBONES.get(request.encoder, request.encoder) != factory:

@@ -109,7 +109,7 @@ def test_what_needs_features_is_refused(check, Settings, settings, words):
     config = configure(Settings, settings)
     with pytest.raises(ConfigError, match=words):
         check(config, 6, C, 2, 8, "pkg:net", IMAGES)
-    check(configure(Settings, {}), 6, C, 1, 8, "pkg:net")
+    check(configure(Settings, {}), 6, C, 1, 8, "pkg:net", IMAGES)
 
 
 def test_dpq_of_pictures_needs_a_network_that_trains():
