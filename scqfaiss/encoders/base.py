@@ -66,8 +66,8 @@ class Encoder(nn.Module):
 
     def groups(self, lr: float, decay: float) -> list[dict[str, Any]]:
         """Its parameters as groups for an optimiser whose rate for what is new is `lr`."""
-        found = [p for p in self.parameters() if p.requires_grad]
-        return [{"params": found, "lr": lr, "weight_decay": decay}] if found else []
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return [{"params": trained, "lr": lr, "weight_decay": decay}] if trained else []
 
     def on_epoch(self, epoch: int) -> None:
         """Called before each epoch of a stage that trains it."""

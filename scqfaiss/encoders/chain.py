@@ -220,15 +220,15 @@ def unpack(tensors: Mapping[str, NDArray[Any]], config: Mapping[str, Any]) -> Ch
     ops, d_in = config.get("layers"), config.get("d_in")
     if not isinstance(ops, list) or type(d_in) is not int or d_in < 1:
         raise CheckpointError("the encoder's config needs d_in and a list of layers")
-    found: list[dict[str, NDArray[Any]]] = [{} for _ in ops]
+    arrays_of: list[dict[str, NDArray[Any]]] = [{} for _ in ops]
     for name, a in tensors.items():
         part = name.split(".")
         if part[0] == "encoder":
             number = part[1] if len(part) == 3 and len(part[1]) < 6 else ""
             if not number.isdecimal() or int(number) >= len(ops):
                 raise CheckpointError(f"tensor {name} belongs to no encoder layer")
-            found[int(part[1])][part[2]] = a
-    return Chain(d_in, [(str(op), arrays) for op, arrays in zip(ops, found)])
+            arrays_of[int(part[1])][part[2]] = a
+    return Chain(d_in, [(str(op), arrays) for op, arrays in zip(ops, arrays_of)])
 
 
 def _merge(layers: Sequence[tuple[str, Arrays]]) -> list[tuple[str, Arrays]]:

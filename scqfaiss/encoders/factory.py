@@ -39,10 +39,10 @@ def network(factory: str, arguments: Mapping[str, str], seed: int = 0) -> nn.Mod
     module, _, attribute = name.partition(":")
     try:
         with _seeded(seed):
-            found = getattr(import_module(module), attribute)
-            if not callable(found):
-                raise TypeError(f"{attribute} is {type(found).__name__}, needs a function or class")
-            net = found(**_converted(found, arguments, name))
+            make = getattr(import_module(module), attribute)
+            if not callable(make):
+                raise TypeError(f"{attribute} is {type(make).__name__}, needs a function or class")
+            net = make(**_converted(make, arguments, name))
     except ScqError:
         raise
     except (Exception, SystemExit) as error:

@@ -26,33 +26,33 @@ def is_traced() -> bool:
 
 
 def input_size(net: nn.Module) -> int:
-    own = getattr(net, "input_size", INPUT_SIZE)
-    return own if type(own) is int and 1 <= own <= MAX_SIZE else INPUT_SIZE
+    size = getattr(net, "input_size", INPUT_SIZE)
+    return size if type(size) is int and 1 <= size <= MAX_SIZE else INPUT_SIZE
 
 
 def colours(net: nn.Module) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of red, green and blue that the network was made for; ImageNet's if it does not say."""
-    found = []
+    colours_of = []
     for name, usual in zip(("mean", "std"), IMAGENET):
-        own = getattr(net, name, usual)
+        given = getattr(net, name, usual)
         try:
-            values = torch.as_tensor(own, dtype=torch.float64).flatten().tolist()
+            values = torch.as_tensor(given, dtype=torch.float64).flatten().tolist()
         except (TypeError, ValueError, RuntimeError):
             values = []
         if len(values) != 3 or not np.isfinite(values).all() or (name == "std" and min(values) <= 0):
             raise ConfigError(
-                f"the network's {name} is {shown(str(own))[:60]}, needs three numbers for red, green and blue"
+                f"the network's {name} is {shown(str(given))[:60]}, needs three numbers for red, green and blue"
             )
-        found.append(values)
-    return found[0], found[1]
+        colours_of.append(values)
+    return colours_of[0], colours_of[1]
 
 
 def layer_names(net: nn.Module, asked: str, pool: str) -> list[str]:
     """The layers asked for, or the network's own choice, each found in the network. Raises ConfigError."""
-    own = getattr(net, "feature_layers", None) or ()
+    chosen = getattr(net, "feature_layers", None) or ()
     if pool == "hybrid":  # which lives on several
-        own = getattr(net, "stage_layers", own)
-    asked = asked or (own if isinstance(own, str) else ",".join(map(str, own)))
+        chosen = getattr(net, "stage_layers", chosen)
+    asked = asked or (chosen if isinstance(chosen, str) else ",".join(map(str, chosen)))
     names = [name.strip() for name in asked.split(",")] if asked else []
     known = [name for name, _ in net.named_modules() if name]
     for i, name in enumerate(names):

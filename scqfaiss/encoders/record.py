@@ -81,18 +81,18 @@ def from_record(
         dropout=0.0,
     )
     try:
-        made = Backbone(settings, net, factory, values["arguments"])
+        backbone = Backbone(settings, net, factory, values["arguments"])
     except ConfigError as error:
         raise CheckpointError(f"{where} is another one now: {error}") from error
-    if made.width != values["width"]:
-        raise CheckpointError(f"{where} gives {made.width} features, the model was made with {values['width']}")
-    if ("t" in others) != (settings.pool == "hybrid") or ("t" in others and others["t"].shape != made.t.shape):
+    if backbone.width != values["width"]:
+        raise CheckpointError(f"{where} gives {backbone.width} features, the model was made with {values['width']}")
+    if ("t" in others) != (settings.pool == "hybrid") or ("t" in others and others["t"].shape != backbone.t.shape):
         raise CheckpointError(f"{where}: tensor t does not fit pool={settings.pool}")
-    made.standardise(values["mean"], values["std"])
+    backbone.standardise(values["mean"], values["std"])
     if "t" in others:
         with torch.no_grad():
-            made.t.copy_(others["t"])
-    return made.to(device).eval()
+            backbone.t.copy_(others["t"])
+    return backbone.to(device).eval()
 
 
 def check_record(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,45 +91,45 @@ def to_bytes(model: Model, backbone: Backbone | None = None, name: str = "the mo
     import onnx
 
     if backbone is None:
-        what, example = "rows", torch.zeros(2, model.d_in)
+        input_name, example = "rows", torch.zeros(2, model.d_in)
     else:
-        what, example = "pictures", torch.zeros(2, 3, backbone.size, backbone.size, dtype=torch.uint8)
+        input_name, example = "pictures", torch.zeros(2, 3, backbone.size, backbone.size, dtype=torch.uint8)
     module = Portable(model.chain, backbone).eval()
     try:
         with _quiet(), _whole(backbone), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 (example,),
-                input_names=[what],
+                input_names=[input_name],
                 output_names=["z"],
                 dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
             )
-            made = program.model_proto  # type: ignore[union-attr]
+            proto = program.model_proto  # type: ignore[union-attr]
     except MemoryError:
         raise
     except Exception as error:  # the exporter raises whatever its many passes do
         why = " ".join(str(error).split())[:300]
         raise ConfigError(f"{name}: torch cannot write this encoder as ONNX ({type(error).__name__}: {why})") from error
-    _strip(made.graph)
-    for tensors in (made.graph.initializer, made.graph.value_info):
+    _strip(proto.graph)
+    for tensors in (proto.graph.initializer, proto.graph.value_info):
         tensors.sort(key=lambda t: t.name)  # the exporter's order is that of a set
-    for function in made.functions:
+    for function in proto.functions:
         _strip(function)
-    made.ir_version = min(made.ir_version, IR_VERSION)
-    made.doc_string = ""
-    del made.metadata_props[:]
+    proto.ir_version = min(proto.ir_version, IR_VERSION)
+    proto.doc_string = ""
+    del proto.metadata_props[:]
     facts = {"model_sha256": model.origin, "method": model.config["method"], "d": model.codebooks.d}
     if backbone is not None:
         facts |= {"size": backbone.size, "fit": backbone.fit}
-    onnx.helper.set_model_props(made, {f"scqfaiss.{key}": str(value) for key, value in facts.items()})
-    if made.ByteSize() > MAX_BYTES:
+    onnx.helper.set_model_props(proto, {f"scqfaiss.{key}": str(value) for key, value in facts.items()})
+    if proto.ByteSize() > MAX_BYTES:
         raise ConfigError(
-            f"{name}: its encoder takes {size(made.ByteSize())}, ONNX holds at most {size(MAX_BYTES)} in a file"
+            f"{name}: its encoder takes {size(proto.ByteSize())}, ONNX holds at most {size(MAX_BYTES)} in a file"
         )
-    return bytes(made.SerializeToString(deterministic=True))
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 @contextmanager

@@ -308,18 +308,18 @@ class DPQ(Usual, nn.Module):
         generator = torch.Generator().manual_seed(seed_of(task.seed, epoch))
         z = self.rows.encoded()[0].to(task.device) * self.scale if self.moving else self.z
         if len(z) > USE_ROWS * task.K:
-            few = torch.randperm(len(z), generator=generator)[: USE_ROWS * task.K]
-            z = z[few.to(z.device)]
+            sample = torch.randperm(len(z), generator=generator)[: USE_ROWS * task.K]
+            z = z[sample.to(z.device)]
         codes = greedy(z, w)
-        counts, moved, left = dead_codewords.use(codes, task.K), 0, z
-        found = w.detach().clone()
+        counts, moved, remaining = dead_codewords.use(codes, task.K), 0, z
+        moved_to = w.detach().clone()
         for m in range(task.M):
-            book, some = dead_codewords.revive(w[m : m + 1], codes[:, m : m + 1], left, generator)
-            found[m], moved = book[0], moved + some
-            left = left - w[m, codes[:, m]]
+            book, count = dead_codewords.revive(w[m : m + 1], codes[:, m : m + 1], remaining, generator)
+            moved_to[m], moved = book[0], moved + count
+            remaining = remaining - w[m, codes[:, m]]
         if moved and self.optimizer is not None:
-            dead_codewords.forget(self.optimizer, w, (found != w).any(2), counts > 0)
-        w.copy_(found)
+            dead_codewords.forget(self.optimizer, w, (moved_to != w).any(2), counts > 0)
+        w.copy_(moved_to)
         return {"codewords_used": (counts > 0).sum(1).tolist(), "revived": moved}
 
     @torch.no_grad()
@@ -340,8 +340,8 @@ class DPQ(Usual, nn.Module):
         if self.features is not None:
             return self.features.layers()
         assert self.task.encoder is not None
-        found: Layers = self.task.encoder.layers()
-        return found
+        layers: Layers = self.task.encoder.layers()
+        return layers
 
     def codebooks(self) -> Codebooks:
         return Codebooks("additive", (self.codewords.detach().double() / self.scale).float().cpu().numpy())

@@ -164,7 +164,7 @@ class MeCoQ(Usual, nn.Module):
         self.bank: Tensor
         self.views: RowViews  # of stored features
         self.near: Tensor  # (rows, neighbours) int32, places in the bank
-        self.held: tuple[Tensor, Tensor] | None = None  # validation rows, and their near rows
+        self.validation_views: tuple[Tensor, Tensor] | None = None  # validation rows, and their near rows
 
     # ------------------------------------------------------------------------------------------------------------ start
     def stages(self) -> list[Stage]:
@@ -219,7 +219,7 @@ class MeCoQ(Usual, nn.Module):
             self.bank = self.views.bank
             if task.validation is not None:
                 held = torch.from_numpy(np.ascontiguousarray(task.validation.rows.sample(c.bank, task.seed)[0]))
-                self.held = held, self.views.near(held)
+                self.validation_views = held, self.views.near(held)
             g = self.encoded(self.bank)
         A, a = self.start_projection(g, generator)
         self.A.copy_(A)
@@ -274,8 +274,8 @@ class MeCoQ(Usual, nn.Module):
         Both views of a picture stand side by side on the way through: so several processes, which cut a batch, draw the views
         of one process.
         """
-        found: Tensor = self.parts(x.repeat_interleave(2, 0)).unflatten(0, (-1, 2))
-        return found
+        parts: Tensor = self.parts(x.repeat_interleave(2, 0)).unflatten(0, (-1, 2))
+        return parts
 
     def loss(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
         """The terms for the rows x (b, i), or pictures, as numbered; see loss_of_parts."""
@@ -365,12 +365,12 @@ class MeCoQ(Usual, nn.Module):
     def validation_parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Parts (2b, M, dsub) of two views of b validation rows, one behind the other, and the rows' numbers (b,)."""
         device = self.task.device
-        both = self.validation_pictures() if self.held is None else self.held[0]
+        both = self.validation_pictures() if self.validation_views is None else self.validation_views[0]
         for part in torch.arange(len(both)).tensor_split(batch_count(len(both), self.batch)):
-            if self.held is None:
+            if self.validation_views is None:
                 yield both[part].transpose(0, 1).flatten(0, 1).to(device), part.to(device)
             else:
-                x, near = both[part].to(device), self.held[1][part]
+                x, near = both[part].to(device), self.validation_views[1][part]
                 yield self.parts(torch.cat([self.views.draw(x, near), self.views.draw(x, near)])), part.to(device)
 
     def validation_pictures(self) -> Tensor:

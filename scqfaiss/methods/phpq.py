@@ -180,9 +180,9 @@ class PHPQ(Usual, nn.Module):
         self.epochs = config.pictures.epochs if task.epochs is None else task.epochs
         self.encoder: Any = task.encoder
         self.maps = feature_maps(self.encoder)
-        held = None if task.validation is None else task.validation.labels
-        if held is not None and not held.counts().any():
-            raise DataError(f"none of {len(held):,} validation pictures has a label, at least 1 must")
+        validation_labels = None if task.validation is None else task.validation.labels
+        if validation_labels is not None and not validation_labels.counts().any():
+            raise DataError(f"none of {len(validation_labels):,} validation pictures has a label, at least 1 must")
         warn_of_few(len(task.rows), task.K)
         d, M, K, C, many = z_dimension(config, task.M), task.M, task.K, self.labels.C, self.labels.many
         self.A = nn.Parameter(torch.zeros(d, self.encoder.width))
@@ -194,8 +194,8 @@ class PHPQ(Usual, nn.Module):
             self.source = "learned"
         else:
             S, self.source = sca.similarity_matrix("auto", "", self.labels, None)
-            found = sca.class_centers(S, self.source, "plain", d, M, task.seed, align=False)
-            self.register_buffer("centers", torch.from_numpy(np.ascontiguousarray(found.centers)))
+            fixed = sca.class_centers(S, self.source, "plain", d, M, task.seed, align=False)
+            self.register_buffer("centers", torch.from_numpy(np.ascontiguousarray(fixed.centers)))
         self.y = torch.from_numpy(self.labels.y).to(task.device)
         # What the epochs change beside the parameters. Of the epoch: how often a codeword was among the nearest, and how
         # often the nearest; the last rows of z, and how many of them there are.
@@ -343,8 +343,8 @@ class PHPQ(Usual, nn.Module):
         labels: Labels = part.labels
         numbers = np.flatnonzero(labels.y.any(1)) if labels.many else np.arange(len(labels))
         rows: Rows = part.rows
-        z, found = items.map_items(rows, numbers, self)
-        z, y = z.to(w.device), torch.from_numpy(labels.y)[found].to(w.device)
+        z, index = items.map_items(rows, numbers, self)
+        z, y = z.to(w.device), torch.from_numpy(labels.y)[index].to(w.device)
         v, total = spread(z, len(w)), 0.0
         for some_z, some_y in zip(z.split(4096), y.split(4096)):
             soft = attention(some_z, w, v, c.top, c.beta)[0]
