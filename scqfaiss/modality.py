@@ -15,14 +15,13 @@ class Reader:
 
     endings: of file names, in small letters. open: 'package.module:function', called with a path and data.kinds.RowOptions,
     gives a Source. keys: those of features_key, labels_key and ids_key that name something in such files;
-    no_keys: why the others do not. folders: such data may be a folder, too.
+    no_keys: why the others do not, with {} for the ending.
     """
 
     endings: tuple[str, ...]
     open: str
     keys: tuple[str, ...] = ()
     no_keys: str = ""
-    folders: bool = False
 
 
 @dataclass(frozen=True)

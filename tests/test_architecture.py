@@ -45,7 +45,7 @@ ALLOWED = {
     "faiss": r"scqfaiss\.(faiss_calls$|targets\.(?!__init__)|baselines$|galleries\.(?!__init__|onnx_export)|"
     r"evaluation\.(?!__init__)|demo\.)",
     "h5py": r"scqfaiss\.data\.",
-    "PIL": r"scqfaiss\.(data\.images|report\.page)$",
+    "PIL": r"scqfaiss\.(data\.(images|decoding)|report\.page)$",
     "matplotlib": r"scqfaiss\.report\.(charts|\w+_charts)$",
     "jinja2": r"scqfaiss\.report\.page$",
     "selenium": r"$^",

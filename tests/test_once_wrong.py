@@ -7,7 +7,7 @@ import pytest
 import scqfaiss
 from scqfaiss.cli.commands import run
 from scqfaiss.data import ArraySource
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
 from scqfaiss.evaluation.files import measure_vectors
 from scqfaiss.training.fitting import Request, build, pick_device, plan

@@ -23,7 +23,7 @@ from scqfaiss.cli.commands import run as cli
 from scqfaiss.data import open_rows
 from scqfaiss.encoders.chain import Chain
 from scqfaiss.errors import CheckpointError, ConfigError
-from scqfaiss.features.files import as_rows
+from scqfaiss.features.source import as_rows
 from scqfaiss.galleries import gallery
 from scqfaiss.model import Model
 from scqfaiss.training.fitting import Request, fit, plan

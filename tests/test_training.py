@@ -11,7 +11,7 @@ from scqfaiss.arrays import Labels
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.contract import Stage, Turn, batch_count
 from scqfaiss.data import ArraySource
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import CheckpointError, ConfigError, DataError, ScqWarning, WriteError
 from scqfaiss.methods import REGISTRY
 from scqfaiss.model import Model

@@ -5,14 +5,9 @@ A Source reads lazily, so a file larger than memory trains and exports; labels a
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import io
-import math
-import os
-import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -31,87 +26,11 @@ from ..arrays import (
     describe_bad_row,
     not_finite,
 )
-from ..errors import ConfigError, DataError, shown, warn
+from ..errors import DataError, warn
 from ..modality import ROWS, Modality
 
 ALLOW = " or pass --allow-duplicate-ids"
 BLOCK_BYTES = 16 << 20  # what one block of rows takes as float32: large enough to read fast, small beside any memory
-
-
-class OpenFile:
-    """A regular file open for reading, and the proof at its end that it stayed the same meanwhile.
-
-    `name` is how messages call it, `size` its length in bytes when it was opened.
-    Raises ConfigError where there is no such file; DataError where it is a folder, FIFO or device, or may not be read.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.name = shown(path)
-        try:
-            self._check_kind(os.stat(path))
-            # A FIFO put here since that look would block the open for ever without O_NONBLOCK.
-            self._file = io.FileIO(path, opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK))
-        except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL byte in the name
-            raise ConfigError(f"{self.name}: no such file") from error
-        except PermissionError as error:
-            raise DataError(f"{self.name}: no right to read it") from error
-        except OSError as error:
-            raise DataError(f"{self.name}: cannot be opened ({os.strerror(error.errno or 0)})") from error
-        self._path = os.path.abspath(path)
-        self._stat = os.fstat(self._file.fileno())
-        self.size = self._stat.st_size
-        try:
-            self._check_kind(self._stat)
-        except DataError:
-            self._file.close()
-            raise
-
-    def _check_kind(self, found: os.stat_result) -> None:
-        if not stat.S_ISREG(found.st_mode):
-            kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-            kind = kinds.get(stat.S_IFMT(found.st_mode), "a device")
-            raise DataError(f"{self.name} is {kind}, needs to be a regular file")
-
-    def pread(self, nbytes: int, offset: int) -> bytes:
-        """Up to `nbytes` bytes from `offset`, fewer at the end of the file."""
-        return os.pread(self._file.fileno(), nbytes, offset)
-
-    def read_into(self, out: NDArray[Any], offset: int) -> None:
-        """Fill `out` (C order) with the bytes from `offset`; DataError where the file ends before that."""
-        left = out.reshape(-1).view(np.uint8).data
-        while left:
-            got = os.preadv(self._file.fileno(), [left], offset)  # at most 2 GiB at a time on Linux
-            if got == 0:
-                now = os.fstat(self._file.fileno()).st_size
-                raise DataError(f"{self.name} changed from {self.size:,} to {now:,} bytes while it was read")
-            left, offset = left[got:], offset + got
-
-    def locked(self) -> bool:
-        """Whether another process holds a lock for writing, as HDF5 does while it writes."""
-        try:
-            fcntl.flock(self._file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-            fcntl.flock(self._file.fileno(), fcntl.LOCK_UN)
-        except OSError:  # held, or a file system without locks
-            return True
-        return False
-
-    def release(self) -> None:
-        """Close without a look at what happened to the file."""
-        self._file.close()
-
-    def close(self) -> None:
-        """Close; DataError where the name leads to another file now or the size changed. May be called twice."""
-        if self._file.closed:
-            return
-        self._file.close()
-        try:
-            now = os.stat(self._path)
-        except OSError as error:
-            raise DataError(f"{self.name} was removed while it was read") from error
-        if (now.st_dev, now.st_ino) != (self._stat.st_dev, self._stat.st_ino):
-            raise DataError(f"{self.name} was replaced by another file while it was read")
-        if now.st_size != self.size:
-            raise DataError(f"{self.name} changed from {self.size:,} to {now.st_size:,} bytes while it was read")
 
 
 class Source(ABC):
@@ -129,8 +48,8 @@ class Source(ABC):
     labels: Labels | None = None
     pairs = False  # a row is a query and its key side by side
     modality: Modality = ROWS
-    half = False  # rows are the queries of a file of pairs, or its keys
-    copies = False  # rows of one id are copies of one row, for merge_copies() to prove
+    is_pair_half = False  # rows are the queries of a file of pairs, or its keys
+    duplicate_ids = False  # rows of one id are copies of one row, for merge_copies() to prove
     dropped = 0  # bad rows left out by skip_bad_rows
     has_ids = False
     named = False  # labels come as names, so that their numbers mean nothing outside this source
@@ -176,7 +95,7 @@ class Source(ABC):
 
     def warn_if_wide(self) -> None:
         """Warn of a file with more dimensions than rows: MATLAB and others store a matrix transposed."""
-        if self.path is not None and not self.pairs and not self.pictures and self.d > len(self) > 1:
+        if self.path is not None and not self.pairs and self.modality == ROWS and self.d > len(self) > 1:
             warn(
                 f"{self.name}: {self.features_name} is (n, d) = ({len(self):,}, {self.d:,}), more dimensions than rows; if it "
                 "is stored as (d, n), write the transpose"
@@ -250,7 +169,7 @@ class Source(ABC):
         """
         ids = self.ids
         _, first, which, count = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
-        if not self.copies or len(first) == len(ids):
+        if not self.duplicate_ids or len(first) == len(ids):
             return
         shared = np.flatnonzero(count[which] > 1)
         digests = np.zeros((len(ids), 2), np.uint64)  # rows of one id may lie anywhere, and are too many to hold
@@ -315,87 +234,6 @@ class Source(ABC):
             count += len(bad)
         error = not_finite(f"{self.name}: {self.features_name}", first, count, self.physical_rows)
         return DataError(f"{error}; --skip-bad-rows leaves them out")
-
-
-class ItemSource(Source):
-    """n items of another modality than rows of features, of which an encoder makes such rows.
-
-    A subclass sets `modality` and `item_shape` and implements `items`; item_shape may change in `adapt`.
-    """
-
-    item_shape: tuple[int, ...]
-    block_items = 1  # the fewest in a block
-    _names: list[str] | None = None
-
-    @abstractmethod
-    def items(self, physical: Ints) -> NDArray[np.uint8]:
-        """Physical items, in any order, any of them more than once -> (b, *item_shape). Raises DataError on bad ones."""
-
-    def item_name(self, physical: int) -> str:
-        """What messages call an item."""
-        return f"#{physical}"
-
-    @property
-    def d(self) -> int:  # type: ignore[override]
-        """Numbers of an item."""
-        return math.prod(self.item_shape)
-
-    @property
-    def names(self) -> list[str]:
-        """What messages call the items that were kept."""
-        if self._names is None:
-            self._names = [self.item_name(int(k)) for k in self._physical(np.arange(len(self)))]
-        return self._names
-
-    def take(self, rows: Ints) -> NDArray[np.uint8]:
-        """Items `rows` of those kept, in any order, any of them more than once -> (b, *item_shape). Raises as items()."""
-        rows = np.asarray(rows, np.int64)
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"{self.modality.items} {rows.min()} to {rows.max()} of {len(self)}")
-        return self.items(self._physical(rows))
-
-    def read(self, i: int, j: int) -> NDArray[np.uint8]:  # type: ignore[override]  # what rows are of depends on the source
-        """Items i..j-1 of those kept -> (j - i, *item_shape). Raises as items()."""
-        if not 0 <= i <= j <= len(self):
-            raise IndexError(f"{self.modality.items} {i} to {j} of {len(self)}")
-        return self.take(np.arange(i, j))
-
-    def blocks(self, rows: int | None = None) -> Iterator[tuple[int, NDArray[np.uint8]]]:  # type: ignore[override]
-        """(first row, items (b, *item_shape)) from the first to the last, `rows` at a time."""
-        yield from super().blocks(rows)  # type: ignore[misc]
-
-    @property
-    def block_rows(self) -> int:
-        """Items that a block holds, so that it takes about BLOCK_BYTES."""
-        return max(self.block_items, BLOCK_BYTES // self.d)
-
-    def fetch(self, i: int, j: int) -> NDArray[Any]:
-        return self.items(np.arange(i, j)).reshape(j - i, self.d)
-
-    def digest(self, rows: Ints | None = None) -> str:
-        """SHA-256 of the items `rows` of those kept, or of all, in order."""
-        kept = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
-        sha = hashlib.sha256()
-        for i in range(0, len(kept), self.block_rows):
-            sha.update(self.take(kept[i : i + self.block_rows]).tobytes())
-        return sha.hexdigest()
-
-    def prove(self) -> None:
-        """Look at every item once. Raises DataError that counts those that cannot be used."""
-
-    def align(self, class_names: Sequence[str], other: str = "the other side") -> None:
-        """Number classes as `other` does, which calls them `class_names`. Raises as classes.numbered_as."""
-        from .classes import numbered_as
-
-        if self.labels is not None:
-            self.labels = numbered_as(self.labels, class_names, self.name, other)
-
-    def _physical(self, rows: Ints) -> Ints:
-        return rows if self._kept is None else self._kept[rows]
-
-    def _keep(self, rows: Ints) -> None:
-        super()._keep(rows)
-        self._names = None
 
 
 class ArraySource(Source):

@@ -10,6 +10,7 @@ b picture   S its side in pixels   s map (a layer's output)   c channel   h, w p
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -286,3 +287,13 @@ class Backbone(FrontEncoder):
         from .record import to_record
 
         return to_record(self)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "encoder": self.factory,
+            "encoder_args": json.dumps(dict(self.arguments), sort_keys=True),
+            "size": self.size,
+            "fit": self.fit,
+            "layers": ",".join(self.names),
+            "pool": self.config.pool,
+        }

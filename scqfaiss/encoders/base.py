@@ -108,6 +108,10 @@ class FrontEncoder(Encoder):
         """(tensors by name, plain JSON values): all that `load` needs. Of modalities other than images 'modality' names it."""
         raise NotImplementedError
 
+    def facts(self) -> dict[str, Any]:
+        """What a file of its features says of it, as text and numbers."""
+        return {"encoder": self.factory}
+
     def features(self, items: NDArray[Any]) -> NDArray[np.float32]:
         """Items (b, ...) as their source gives them -> g (b, width) float32, as after the training."""
         raise NotImplementedError

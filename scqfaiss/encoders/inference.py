@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -12,12 +12,14 @@ from ..contract import configure
 from ..devices import check_precision, torch_device, torch_dtype
 from ..errors import warn
 from .backbone import Backbone, Settings
+from .base import FrontEncoder
 from .factory import network
 from .weights import load_weights
 
 if TYPE_CHECKING:
     from ..files import PathLike
 
+E = TypeVar("E", bound=FrontEncoder)
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -36,7 +38,7 @@ def of_factory(
     return Backbone(config, net, name, arguments), sha256
 
 
-def ready(encoder: Backbone, device: str, precision: str) -> Backbone:
+def ready(encoder: E, device: str, precision: str) -> E:
     """The network on a device, in evaluation mode. Raises ConfigError where there is no such device or precision."""
     check_precision(precision, "encoder precision", PRECISIONS)
     distributed.one_thread_after_fork()
@@ -45,6 +47,7 @@ def ready(encoder: Backbone, device: str, precision: str) -> Backbone:
     return encoder
 
 
-def versions(encoder: Backbone) -> dict[str, str]:
+def versions(encoder: FrontEncoder) -> dict[str, str]:
     """What else decides how features are rounded."""
-    return {"torch": torch.__version__, "device": encoder.mean.device.type}
+    device = next((t.device for t in (*encoder.buffers(), *encoder.parameters())), torch.device("cpu"))
+    return {"torch": torch.__version__, "device": device.type}

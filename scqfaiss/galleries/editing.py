@@ -20,7 +20,7 @@ from ..data import ArraySource, Source, open_rows
 from ..data.idlist import read_ids
 from ..encoders.chain import Chain
 from ..errors import ConfigError, DataError, IndexFileError, shown, size
-from ..features.files import USUAL, Seeing, as_rows
+from ..features.source import USUAL, Seeing, as_rows
 from ..files import PathLike, Slot, reserve
 from ..model import Model, encode_source
 from ..targets.head import chain, kind_of, layers, prepend

@@ -20,7 +20,7 @@ from ..contract import Progress, silent
 from ..data import Source, open_rows
 from ..data.idlist import read_ids
 from ..errors import ConfigError, DataError, IndexFileError, shown, warn
-from ..features.files import USUAL, FeatureSource, Seeing, as_rows
+from ..features.source import USUAL, FeatureSource, Seeing, as_rows
 from ..files import PathLike, Slot, reserve
 from ..forks import Lock
 from ..model import Model
@@ -471,7 +471,7 @@ def search_file(
     Queries may be pictures, a single one too; the text names them by their files. threshold: all hits beyond it, instead of
     k. filter_ids, deny_ids: "1,2,3" or a file of ids. seeing: how the model looks at pictures.
     """
-    from ..data.hdf5 import write_hits, write_ranges
+    from ..data.writing import write_hits, write_ranges
 
     if threshold is not None and nprobe is not None:
         raise ConfigError("a search by threshold looks into every list; leave --nprobe out")

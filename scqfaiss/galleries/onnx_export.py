@@ -22,8 +22,9 @@ from ..arrays import Floats
 from ..encoders.chain import Chain
 from ..encoders.torch_chain import TorchChain
 from ..errors import ConfigError, ScqError, shown, size
-from ..features.files import Seeing, backbone_of
+from ..features.source import Seeing, front_encoder_of
 from ..files import PathLike, reserve
+from ..modality import IMAGES, ROWS
 from ..model import Model
 
 if TYPE_CHECKING:
@@ -66,9 +67,11 @@ def export_encoder(model_path: PathLike, out: PathLike, *, encoder: str | None =
                 f"galleries of {shown(model_path)} hold their encoder: they are searched with rows as they are, and none is "
                 "needed before"
             )
-        backbone = None
-        if model.modality.needs_encoder:
-            backbone = backbone_of(model, Seeing(encoder, device="cpu"), shown(model_path))
+        if model.modality not in (ROWS, IMAGES):
+            raise ConfigError(f"{shown(model_path)} takes {model.modality.noun}, ONNX is for rows and pictures")
+        backbone: Any = None
+        if model.modality == IMAGES:
+            backbone = front_encoder_of(model, Seeing(encoder, device="cpu"), shown(model_path))
         weights = [a for _, arrays in model.chain.layers for a in arrays.values()]
         slot.check_space(sum(a.nbytes for a in [*weights, *(model.backbone or {}).values()]))
         data = to_bytes(model, backbone, shown(model_path))

@@ -19,7 +19,7 @@ from ..arrays import Floats, Ints, Labels
 from ..codebooks import Codebooks, Shape
 from ..contract import Method, Part, Progress, Task, configure, flat, near_settings, needs_of, settings, silent
 from ..data import ArraySource, Source, classes, open_rows
-from ..data.images import ImageSource
+from ..data.items import ItemSource
 from ..data.pairs import PairSource
 from ..dependencies import missing
 from ..devices import check_precision, torch_device, torch_dtype
@@ -29,6 +29,7 @@ from ..encoders.chain import Chain
 from ..errors import CheckpointError, ConfigError, DataError, ResourceError, WriteError, shown, size, suggestion, warn
 from ..files import PathLike, Slot, check_target, open_regular, reserve
 from ..methods import ALIASES, MISTAKEN, REGISTRY
+from ..modality import IMAGES, ROWS
 from ..model import SUFFIX, Model
 from . import class_numbers
 from .checkpoints import Checkpoints
@@ -41,7 +42,6 @@ CHECK_ROWS = 100_000  # rows on which the use of codewords is counted after trai
 MAX_COUNT = 2**31 - 1  # of epochs, of rows in a batch, and the largest seed
 CHECK_PICTURES = 1_000  # and pictures, each of which costs a pass through the network
 HEADER = 1 << 16  # bytes of a model's file that hold no weights
-DEFAULT_BACKBONE = "squeezenet"
 MAX_BITS = 4096  # of a code: longer ones are no short codes, and a slip of the keyboard must not fill the memory
 
 
@@ -109,11 +109,12 @@ class Plan:
     def shape(self, source: Source | None) -> None:
         """Have pictures come in the size that the network takes."""
         if source is not None and self.network is not None:
-            if not isinstance(source, ImageSource):
+            if source.modality != self.network.modality:
                 raise ConfigError(
-                    f"{source.name} holds rows of features, encoder {self.request.encoder} takes pictures"
+                    f"{source.name} holds {source.modality.noun}, encoder {self.request.encoder} takes "
+                    f"{self.network.modality.noun}"
                 )
-            source.shaped(self.network.size, self.network.fit)
+            source.adapt(self.network)
 
     def d_in(self, source: Source) -> int:
         """Dimension of what is encoded: of the rows, of either half of pairs, or of what the network makes of pictures."""
@@ -146,8 +147,8 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
     request = replace(request, method=ALIASES.get(request.method, request.method), settings=flat(request.settings))
     method = method_class(request.method)
     of_method = settings(method.Config)
-    if source.pictures:  # what a network for pictures calls by the same name is the network's
-        of_pictures = settings(encoder_class(DEFAULT_BACKBONE).Config)
+    if source.modality.needs_encoder:  # what such an encoder calls by the same name is the encoder's
+        of_pictures = settings(encoder_class(source.modality.encoder).Config)
         of_method = {key: f for key, f in of_method.items() if key not in of_pictures}
     values = {key: value for key, value in request.settings.items() if key in of_method}
     for key, choices in method.PRESETS.items():
@@ -158,7 +159,7 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
     if start is not None:
         chosen = start.config["backbone"]["factory"]
     elif chosen == Request.encoder:
-        chosen = DEFAULT_BACKBONE if source.pictures else method.default_encoder(config)
+        chosen = source.modality.encoder or method.default_encoder(config)
     encoder = encoder_class(chosen) if method.needs_encoder else None
     check_pictures(source, request, chosen, encoder)
     of_encoder = settings(encoder.Config) if encoder else {}
@@ -167,7 +168,7 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
         if key not in of_encoder:
             near = near_settings(key, [*of_method, *of_encoder])
             raise ConfigError(f"unknown key '{key}' for method {request.method}{near}")
-    if encoder is not None and encoder.takes_pictures:
+    if encoder is not None and encoder.modality.needs_encoder:
         of_start = of_network(start) if start is not None else {}
         for key in of_start.keys() & encoder_values.keys():
             raise ConfigError(f"{key} is that of the model to start from, {of_start[key]!r}; leave it out")
@@ -187,10 +188,9 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
         if rows is not None:
             check_pairs(rows, request.method, "pairs" in needs)
     if "labels" in needs and source.labels is None:
-        how = (
-            "sort them into a folder for each class, or list them" if source.pictures else "name them with --labels-key"
+        raise DataError(
+            f"{source.name} has no labels, which method {request.method} needs; {source.modality.give_labels}"
         )
-        raise DataError(f"{source.name} has no labels, which method {request.method} needs; {how}")
     if "labels" not in needs and source.labels is not None:
         warn(f"method {request.method} does not use labels: they are ignored")
     if start is not None:
@@ -225,7 +225,7 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
         )
     M, nbits = method.shape(C, many, *split_bits(request.bits, request.nbits))
     device, network = pick_device(request.device), None
-    if encoder is not None and encoder.takes_pictures:
+    if encoder is not None and encoder.modality.needs_encoder:
         network = make_network(request, chosen, encoder, encoder_config, start)
         chosen = network.factory
     request = replace(request, encoder=chosen)
@@ -238,20 +238,16 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
 
 def check_pictures(source: Source, request: Request, chosen: str, encoder: type[Any] | None) -> None:
     """Raise ConfigError unless pictures meet an encoder for pictures, and rows one for rows."""
-    if source.pictures and encoder is None:
+    if source.modality.needs_encoder and encoder is None:
         raise ConfigError(
-            f"{source.name} holds pictures, method {request.method} takes rows of features; "
-            "make them with `scqfaiss features`"
+            f"{source.name} holds {source.modality.noun}, method {request.method} takes rows of features; "
+            f"{source.modality.make_features}"
         )
-    for_pictures = encoder is not None and encoder.takes_pictures
-    if source.pictures and not for_pictures:
-        raise ConfigError(
-            f"{source.name} holds pictures, encoder {chosen} takes rows of features; "
-            f"choose --encoder {DEFAULT_BACKBONE} or package.module:factory"
-        )
-    if for_pictures and not source.pictures:
-        raise ConfigError(f"{source.name} holds rows of features, encoder {chosen} takes pictures")
-    if not for_pictures:
+    takes = encoder.modality if encoder is not None else ROWS
+    if source.modality != takes:
+        how = f"; {source.modality.choose_encoder}" if source.modality.choose_encoder else ""
+        raise ConfigError(f"{source.name} holds {source.modality.noun}, encoder {chosen} takes {takes.noun}{how}")
+    if not takes.needs_encoder:
         for option, given in (("--weights", request.weights), ("--encoder-arg", request.encoder_args)):
             if given:
                 raise ConfigError(f"{option} goes with a network for pictures, encoder {chosen} is none")
@@ -290,8 +286,8 @@ def model_to_start_from(request: Request, method: type[Method], source: Source) 
     from ..encoders.record import check_record
 
     model = Model.load(request.start)
-    if not model.takes_pictures or not source.pictures:
-        what = f"{name} has no network for pictures" if not model.takes_pictures else f"{source.name} holds no pictures"
+    if not model.modality == source.modality == IMAGES:
+        what = f"{name} has no network for pictures" if model.modality != IMAGES else f"{source.name} holds no pictures"
         raise ConfigError(f"{what}; only trainings on pictures, which take long, start from one another")
     try:
         factory = check_record(model.config["backbone"])["factory"]
@@ -304,7 +300,7 @@ def model_to_start_from(request: Request, method: type[Method], source: Source) 
 
 def align_with(start: Model, source: Source) -> None:
     """Number the classes of pictures as the classifier of a trained model does. Raises ConfigError where it knows others."""
-    assert isinstance(source, ImageSource) and source.labels is not None
+    assert isinstance(source, ItemSource) and source.labels is not None
     names, kind = start.config.get("class_names"), "many" if source.labels.many else "one"
     if start.config.get("labels") != kind:
         raise ConfigError(
@@ -369,8 +365,8 @@ def check_whole(what: str, value: Any, low: int) -> None:
 
 def check_validation(validation: Source, source: Source, labels: Labels | None) -> None:
     """Raise ConfigError or DataError unless `validation` holds rows of the kind of `source`, whose labels are used."""
-    if validation.pictures != source.pictures:
-        kinds = ["pictures" if of.pictures else "rows of features" for of in (validation, source)]
+    if validation.modality != source.modality:
+        kinds = [of.modality.noun for of in (validation, source)]
         raise ConfigError(f"{validation.name} holds {kinds[0]}, {source.name} holds {kinds[1]}")
     if validation.d != source.d:
         raise ConfigError(f"{validation.name}: rows have d={validation.d}, {source.name} has d={source.d}")
@@ -436,7 +432,7 @@ def build(
 
     def rows_of(source: Source, kept: Ints | None = None) -> SourceRows | PictureRows:
         nonlocal share
-        if not isinstance(source, ImageSource):
+        if not isinstance(source, ItemSource):
             return SourceRows(source, what.device, share, kept)
         found = PictureRows(source, d, what.device, share, kept)
         if (
@@ -577,7 +573,7 @@ def model_bytes(what: Plan, chain: Chain) -> int:
     of_books = shape.K * shape.d * (shape.M if shape.kind == "additive" else 1)
     weights = sum(a.size for _, arrays in chain.layers for a in arrays.values()) + of_books
     if what.network is not None:
-        weights += sum(t.numel() for t in what.network.net.state_dict().values())
+        weights += sum(t.numel() for t in what.network.state_dict().values())
     return 4 * weights
 
 
@@ -688,7 +684,7 @@ def codeword_use(model: Model, source: Source, network: Any = None) -> tuple[lis
     seen = np.zeros((model.codebooks.M, model.codebooks.K), bool)
 
     def blocks() -> Iterator[Floats]:
-        if isinstance(source, ImageSource):
+        if isinstance(source, ItemSource):
             for rows in np.array_split(pictures, -(-n // source.block_rows)):
                 yield network.features(source.take(rows))
             return
@@ -696,7 +692,7 @@ def codeword_use(model: Model, source: Source, network: Any = None) -> tuple[lis
             x = source.read(i, min(i + source.block_rows, n))
             yield x[:, -model.d_in :]  # of pairs the keys, which stand behind their queries
 
-    n = min(len(source), CHECK_PICTURES if source.pictures else CHECK_ROWS)
+    n = min(len(source), CHECK_PICTURES if source.modality.needs_encoder else CHECK_ROWS)
     pictures = np.linspace(0, len(source) - 1, n).astype(np.int64)
     for x in blocks():
         codes = model.encode(x)
@@ -888,11 +884,10 @@ def dry_run(
         n, chain = len(source), Chain(what.d_in(source)).then(*method.layers())
     shape = Shape(what.method.kind(what.config), what.M, what.nbits, chain.d_out)
     form = f"of d={what.d_in(source)} ({size(4 * n * source.d)} as float32)"
-    if what.network is not None:
-        side = what.network.size
-        form = f"of {side} x {side} pixels ({size(n * source.d)}), to features of d={what.d_in(source)}"
+    if isinstance(source, ItemSource):
+        form = f"{source.form} ({size(n * source.d)}), to features of d={what.d_in(source)}"
     lines = [
-        f"{'pictures' if source.pictures else 'pairs' if source.pairs else 'rows'}: {n:,} {form}",
+        f"{'pairs' if source.pairs else source.modality.items}: {n:,} {form}",
         f"classes: {class_numbers.described(what.labels)}",
         f"codes: {shape.M} x {shape.nbits} bits, {shape.code_size} bytes a vector, z of d={shape.d}",
         f"model: about {size(model_bytes(what, chain))}",

@@ -20,7 +20,7 @@ from scqfaiss import Model
 from scqfaiss.codebooks import Codebooks, Shape
 from scqfaiss.contract import Stage
 from scqfaiss.contract import settings as settings_of
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import ConfigError, DataError
 from scqfaiss.galleries.exporting import build as build_index
 from scqfaiss.galleries.exporting import export_file

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from scqfaiss.data import images, open_rows
-from scqfaiss.data.images import FITS, ImageSource, decode
+from scqfaiss.data.decoding import FITS, decode
+from scqfaiss.data.images import ImageSource
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
 
 RNG = np.random.default_rng(0)
@@ -358,7 +359,7 @@ def test_large_pictures_are_decoded_in_turns(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "LOCKED", 1e-9)
     with opened() as source:
         whole = source.read(0, 12)
-    monkeypatch.setattr(images, "LARGE_PIXELS", 10)
+    monkeypatch.setattr("scqfaiss.data.decoding.LARGE_PIXELS", 10)
     with opened(workers=4) as source:
         np.testing.assert_array_equal(source.read(0, 12), whole)
     path = tmp_path / "photos/cat/cat0.png"
@@ -598,7 +599,7 @@ import scqfaiss.data.images
 assert not {"PIL", "torch", "h5py"} & set(sys.modules)
 sys.modules["PIL"] = None
 try:
-    scqfaiss.data.images.ImageSource("photos")
+    scqfaiss.data.open_rows("photos")
 except ModuleNotFoundError as error:
     print(error.name)
 """

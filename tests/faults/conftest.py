@@ -14,7 +14,7 @@ import pytest
 
 import scqfaiss
 from scqfaiss.cli import commands as cli
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import ScqWarning
 
 # Processes started in another folder must find the package too, however this one was told where it is.

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import scqfaiss
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import ConfigError, ScqWarning
 from scqfaiss.methods import residual
 from scqfaiss.methods.kmeans import lloyd
