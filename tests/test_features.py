@@ -16,6 +16,7 @@ from scqfaiss.data import ArraySource, open_rows
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
 from scqfaiss.features.source import FeatureSource, Seeing, as_rows
 from scqfaiss.galleries.reading import read_gallery
+from scqfaiss.modality import ROWS
 
 pytest.importorskip("PIL", reason="pictures need Pillow")
 
@@ -61,7 +62,7 @@ def test_a_feature_source_is_its_pictures_seen(made, monkeypatch):
         np.testing.assert_array_equal(seen.ids, source.ids)
         np.testing.assert_array_equal(seen.labels.y, source.labels.y)
         assert seen.names == source.names
-        assert not seen.pictures
+        assert seen.modality == ROWS
         want = rows.read(0, 18)
         np.testing.assert_allclose(seen.read(0, 18), want, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(seen.read(3, 17), want[3:17], rtol=1e-4, atol=1e-5)

@@ -25,6 +25,7 @@ from scqfaiss.encoders.chain import Chain
 from scqfaiss.errors import CheckpointError, ConfigError
 from scqfaiss.features.source import as_rows
 from scqfaiss.galleries import gallery
+from scqfaiss.modality import IMAGES
 from scqfaiss.model import Model
 from scqfaiss.training.fitting import Request, fit, plan
 from scqfaiss.training.rows import PictureRows
@@ -68,7 +69,7 @@ def model(photos):
 def test_it_learns_and_its_file_holds_all(photos, model, tmp_path):
     model.save(tmp_path / "m.safetensors")
     again = Model.load(tmp_path / "m.safetensors")
-    assert again.takes_pictures and again.to_bytes() == model.to_bytes()
+    assert again.modality == IMAGES and again.to_bytes() == model.to_bytes()
     assert again.config["encoder"] == "scqfaiss.encoders.squeezenet:squeezenet1_0"
     assert again.config["backbone"]["size"] == SIZE and again.d_in == 512
     with open_rows(photos / "gallery") as pictures:
@@ -299,7 +300,7 @@ def test_validation_pictures_belong_to_the_classes_of_their_names(photos, tmp_pa
     with open_rows(photos / "train") as source, open_rows(tmp_path) as held, open_rows(photos / "gallery") as whole:
         found = plan(asked, source, held)
         assert held.labels.class_names == ("blue", "green", "red") and set(held.labels.y) == {1, 2}
-        assert fit(found, source, None, held).takes_pictures
+        assert fit(found, source, None, held).modality == IMAGES
         kept = np.flatnonzero(whole.labels.y > 0)
         whole.shaped(SIZE, "crop")
         np.testing.assert_array_equal(whole.take(kept), held.take(np.arange(20)))

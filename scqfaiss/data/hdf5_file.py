@@ -17,7 +17,7 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import PIECE, dims
+from ..arrays import PIECE, check_binary, dims
 from ..errors import DataError, ResourceError, shown, size
 from .chunks import Chunks
 from .open_file import OpenFile
@@ -141,23 +141,21 @@ class Hdf5File:
         access.set_chunk_cache(521, max(stripe, 1 << 20), 1.0)
         return h5py.Dataset(h5py.h5d.open(self.root.id, where, access))
 
-    def matrix(self, found: Any, key: str) -> NDArray[Any]:
-        """A matrix (n, C) of labels as uint8, in pieces: in its own dtype it might take eight times the memory.
+    def matrix(self, dataset: Any, key: str) -> NDArray[np.uint8]:
+        """A matrix (n, C) of labels, in pieces: in its own dtype it might take eight times the memory.
 
         Raises DataError on what is neither 0 nor 1.
         """
-        out = np.empty(found.shape, np.uint8)
-        step, first, count = max(1, PIECE // found.shape[1]), "", 0
-        for i in range(0, len(out), step):
-            piece = self.rows(found, key, i, min(i + step, len(out)))
-            wrong = ((piece != 0) & (piece != 1)).any(axis=1)
-            if wrong.any() and not first:
-                row = int(np.argmax(wrong))
-                first = f"row {i + row:,} holds {piece[row][(piece[row] != 0) & (piece[row] != 1)][0]}"
-            count += int(wrong.sum())
-            out[i : i + step] = piece == 1
-        if count:
-            raise DataError(f"{self.name}: {key}: {first}, needs 0 or 1 ({count:,} such rows)")
+        out = np.empty(dataset.shape, np.uint8)
+
+        def pieces() -> Iterator[NDArray[Any]]:
+            step = max(1, PIECE // dataset.shape[1])
+            for i in range(0, len(out), step):
+                piece = self.rows(dataset, key, i, min(i + step, len(out)))
+                out[i : i + step] = piece == 1
+                yield piece
+
+        check_binary(pieces(), f"{self.name}: {key}")
         return out
 
     def check_stored(self, dataset: Any, key: str) -> None:

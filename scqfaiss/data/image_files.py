@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..arrays import Ints
+from ..arrays import Ints, class_text
 from ..errors import DataError, shown, warn
 from .classes import class_key, in_order
 from .kinds import IMAGE_ENDINGS
@@ -95,7 +94,7 @@ def _class_folders(folders: list[str], name: str) -> dict[str, str]:
 
     Raises DataError where two folders name one class in any other way.
     """
-    class_of = {folder: unicodedata.normalize("NFC", shown(folder)) for folder in folders}
+    class_of = {folder: class_text(shown(folder)) for folder in folders}
     first: dict[str, str] = {}
     for folder in sorted(folders):
         other = first.setdefault(class_key(class_of[folder]), folder)
@@ -103,7 +102,7 @@ def _class_folders(folders: list[str], name: str) -> dict[str, str]:
             continue
         if class_of[other] != class_of[folder]:
             raise DataError(f"{name}: class folders {shown(other)} and {shown(folder)} are one number; rename one")
-        if unicodedata.normalize("NFC", other) != unicodedata.normalize("NFC", folder):
+        if class_text(other) != class_text(folder):
             raise DataError(f"{name}: names of class folders cannot be told apart in print; rename them")
         warn(f"{name}: two folders are called {class_of[folder]}, in two forms of Unicode; they are taken as one class")
     return class_of

@@ -95,7 +95,7 @@ def _joined(
 ) -> tuple[_Content, Codebooks, Codes, Ints, Ints]:
     """What is held, codebooks, codes and ids of old rows and new, and the ids of the new ones."""
     held = _Content(path, as_stored=False)
-    if source.pictures and model is None:
+    if source.modality.needs_encoder and model is None:
         raise ConfigError(lacks_network(source, held.card, held.name, int(held.stored.index.d)))
     encoder = _encoder(held, model)
     source = as_rows(source, encoder, seeing)

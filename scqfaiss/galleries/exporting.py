@@ -219,7 +219,9 @@ def export_plan(
     with open_rows(rows_path, **{**keys, "labels_key": None}, role="keys") as source:
         if as_rows(source, model, seeing, shown(model_path)).d != model.d_in:
             raise ConfigError(f"{source.name}: rows have d={source.d}, {shown(model_path)} needs d={model.d_in}")
-        what = "pictures: {:,}, to features of d={}" if source.pictures else "rows: {:,} of d={}"
+        what = source.modality.items + (
+            ": {:,}, to features of d={}" if source.modality.needs_encoder else ": {:,} of d={}"
+        )
         n = len(np.unique(source.ids)) if source.duplicate_ids else len(source)
     container = check_target(model, target, Options(nlist, nprobe, refine), n)
     on_gpu = gpu.reason(model.codebooks.shape)

@@ -17,6 +17,7 @@ from scqfaiss.data import images, open_rows
 from scqfaiss.data.decoding import FITS, decode
 from scqfaiss.data.images import ImageSource
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
+from scqfaiss.modality import IMAGES, ROWS
 
 RNG = np.random.default_rng(0)
 
@@ -64,7 +65,7 @@ CLASSES = ("cat", "deer", "dog")
 
 def opened(path="photos", side=8, fit="crop", **options):
     source = open_rows(path, **options)
-    assert isinstance(source, ImageSource) and source.pictures
+    assert isinstance(source, ImageSource) and source.modality == IMAGES
     source.shaped(side, fit)
     return source
 
@@ -565,13 +566,13 @@ def test_hdf5_rows_come_first_unless_asked_otherwise(photos):
         f["features"] = np.ones((12, 4), np.float32)
         f["images"] = data
     with open_rows("p.h5") as source:
-        assert (source.pictures, source.d) == (False, 4)
+        assert (source.modality, source.d) == (ROWS, 4)
     with open_rows("p.h5", features_key="/images") as source:
-        assert (source.pictures, len(source)) == (True, 12)
+        assert (source.modality, len(source)) == (IMAGES, 12)
     with h5py.File("p.h5", "w") as f:  # rows may be called images, too
         f["images"] = np.ones((12, 4), np.float32)
     with open_rows("p.h5", features_key="images") as source:
-        assert (source.pictures, source.d) == (False, 4)
+        assert (source.modality, source.d) == (ROWS, 4)
 
 
 def test_hdf5_left_out(photos):

@@ -26,6 +26,7 @@ from scqfaiss.encoders.record import from_record
 from scqfaiss.encoders.squeezenet import SqueezeNet
 from scqfaiss.encoders.weights import load_weights, state_of
 from scqfaiss.errors import CheckpointError, ConfigError
+from scqfaiss.modality import IMAGES, ROWS
 
 SIZE = 16
 MAPS = (
@@ -128,7 +129,7 @@ def pictures(b=6, size=SIZE, seed=0):
 # ------------------------------------------------------------------------------------------------------------ factories
 def test_names_of_encoders():
     assert encoder_class("squeezenet") is Backbone and encoder_class("some.package:factory") is Backbone
-    assert Backbone.takes_pictures and not encoder_class("mlp").takes_pictures
+    assert (Backbone.modality, encoder_class("mlp").modality) == (IMAGES, ROWS)
     message = (
         r"^unknown encoder 'squeezenett'; did you mean 'squeezenet'\?; there are identity, linear, mlp, squeezenet, and any "
         r"network for pictures as package.module:factory$"
