@@ -55,7 +55,7 @@ COUNTED_PICTURES = 4096  # on which the use of codewords is counted after an epo
 
 
 @dataclass(frozen=True)
-class ContrastStage:
+class TrainingStage:
     """How encoder, projection and codewords are trained."""
 
     epochs: int = setting(30, low=0)
@@ -93,7 +93,7 @@ class Settings:
     # After an epoch that left less than this share of a book's codewords in use, the dead ones move to rows that are coded
     # badly. Rows of their own make codewords of outliers: always done (1), it costs mAP.
     revive_below: float = setting(0.25, low=0, high=1)
-    contrast: ContrastStage = ContrastStage()
+    training: TrainingStage = TrainingStage()
 
 
 # Settings that views of pictures have no use for.
@@ -138,7 +138,7 @@ class MeCoQ(Usual, nn.Module):
         assert task.encoder is not None
         self.config, self.task = config, task
         self.of_pictures = task.encoder.modality.needs_encoder
-        size = config.contrast.batch_size
+        size = config.training.batch_size
         self.batch = task.batch_size or (min(size, PICTURES) if self.of_pictures else size)
         if len(task.rows) < 2:
             raise ConfigError(f"{len(task.rows)} rows cannot train mecoq, which tells rows apart; need at least 2")
@@ -169,18 +169,18 @@ class MeCoQ(Usual, nn.Module):
     # ------------------------------------------------------------------------------------------------------------ start
     def stages(self) -> list[Stage]:
         c, task = self.config, self.task
-        epochs = c.contrast.epochs if task.epochs is None else task.epochs
+        epochs = c.training.epochs if task.epochs is None else task.epochs
 
         def make_optimizer(total: int) -> tuple[Any, Any]:
             groups: list[dict[str, Any]] = [
                 {"params": [self.A, self.a]},
-                *self.encoder.groups(c.contrast.lr, c.contrast.decay),
+                *self.encoder.groups(c.training.lr, c.training.decay),
                 # Their length is fixed, so decay could only pull against that.
-                {"params": [self.codewords], "lr": c.contrast.lr * c.contrast.codeword_lr, "weight_decay": 0.0},
+                {"params": [self.codewords], "lr": c.training.lr * c.training.codeword_lr, "weight_decay": 0.0},
             ]
             groups = groups if c.train_codewords else groups[:-1]
-            self.optimizer = torch.optim.AdamW(groups, c.contrast.lr, weight_decay=c.contrast.decay, fused=True)
-            return self.optimizer, warmup_cosine(self.optimizer, c.contrast.warmup, total)
+            self.optimizer = torch.optim.AdamW(groups, c.training.lr, weight_decay=c.training.decay, fused=True)
+            return self.optimizer, warmup_cosine(self.optimizer, c.training.warmup, total)
 
         return [
             Stage(

@@ -36,7 +36,7 @@ VALIDATION_ROWS = 16_384  # pairs that are ranked against one another after an e
 
 
 @dataclass(frozen=True)
-class PairStage:
+class TrainingStage:
     """How map and books are trained."""
 
     epochs: int = setting(20, low=0)  # at least 600 steps, unless epochs are set
@@ -56,7 +56,7 @@ class Settings:
     sharpness: float = setting(3.0, low=0)
     dense: float = setting(1.0, low=0)  # weight of the loss of keys before they are quantized
     rebuild: float = setting(1e-8, low=0)  # weight of the squared error of the quantized keys
-    pairs: PairStage = PairStage()
+    training: TrainingStage = TrainingStage()
     start: str = setting("data", choices=("data", "uniform"))  # principal axes and k-means; or U(-1, 1), as published
     revive: bool = True  # move codewords that no key uses onto keys that are coded worst
 
@@ -65,8 +65,8 @@ class Settings:
 REFERENCE: dict[str, Any] = {
     "scale": 0.0,
     "sharpness": 0.0,
-    "pairs.epochs": 50,
-    "pairs.batch_size": 4000,  # 8 devices of 500
+    "training.epochs": 50,
+    "training.batch_size": 4000,  # 8 devices of 500
     "start": "uniform",
     "revive": False,
 }
@@ -141,7 +141,7 @@ class MoPQ(Usual, nn.Module):
         self.config, self.task = config, task
         self.encoder: Any = task.encoder
         self.mapped = task.encoder_name != "identity"
-        self.batch = task.batch_size or config.pairs.batch_size
+        self.batch = task.batch_size or config.training.batch_size
         n = len(task.rows)
         if min(self.batch, n) < 2:
             what = f"{n:,} pair holds" if n < 2 else f"batches of {self.batch} pair hold"
@@ -221,7 +221,7 @@ class MoPQ(Usual, nn.Module):
         steps = batch_count(len(task.rows), self.batch)
         epochs = task.epochs
         if epochs is None:
-            epochs = c.pairs.epochs
+            epochs = c.training.epochs
             if c.recipe != "reference" and epochs:
                 epochs = max(epochs, -(-MIN_STEPS // steps))
         return [
@@ -241,10 +241,10 @@ class MoPQ(Usual, nn.Module):
         c = self.config
         others = [p for p in self.parameters() if p.requires_grad and p is not self.centroids]
         groups = [
-            {"params": [self.centroids], "lr": c.pairs.lr},
-            *([{"params": others, "lr": c.pairs.map_lr}] if others else []),
+            {"params": [self.centroids], "lr": c.training.lr},
+            *([{"params": others, "lr": c.training.map_lr}] if others else []),
         ]
-        self.optimizer = torch.optim.Adam(groups, c.pairs.lr, fused=True)
+        self.optimizer = torch.optim.Adam(groups, c.training.lr, fused=True)
         reference = c.recipe == "reference"
         return self.optimizer, None if reference else torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
 

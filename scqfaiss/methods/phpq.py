@@ -56,7 +56,7 @@ FLOOR = 1e-12  # of the mean squared sub-vector that distances are divided by
 
 
 @dataclass(frozen=True)
-class PictureStage:
+class TrainingStage:
     """How network, projection and books are trained."""
 
     epochs: int = setting(30, low=0)
@@ -77,7 +77,7 @@ class Settings:
     commit: float = setting(0.25, low=0)  # weight of drawing z to its codewords, beside codewords to z
     vectors: str = setting("centers", choices=("learned", "centers"))  # of the classes; centers: fixed, those of SCA
     unlabeled: str = setting("error", choices=("error", "drop"))  # training rows without any label
-    pictures: PictureStage = PictureStage()
+    training: TrainingStage = TrainingStage()
     revive: bool = True  # after each epoch, codewords that nothing attended to move to rows that are coded badly
 
 
@@ -177,7 +177,7 @@ class PHPQ(Usual, nn.Module):
         super().__init__()
         assert task.encoder is not None and task.labels is not None
         self.config, self.task, self.labels = config, task, task.labels
-        self.epochs = config.pictures.epochs if task.epochs is None else task.epochs
+        self.epochs = config.training.epochs if task.epochs is None else task.epochs
         self.encoder: Any = task.encoder
         self.maps = feature_maps(self.encoder)
         validation_labels = None if task.validation is None else task.validation.labels
@@ -239,16 +239,16 @@ class PHPQ(Usual, nn.Module):
     # ----------------------------------------------------------------------------------------------------------- stages
     def stages(self) -> list[Stage]:
         c, task = self.config, self.task
-        batch = task.batch_size or c.pictures.batch_size
+        batch = task.batch_size or c.training.batch_size
 
         def make_optimizer(steps: int) -> tuple[Any, Any]:
-            lr = c.pictures.lr
+            lr = c.training.lr
             # Neither a codeword's place nor a class vector's length is for decay to change.
             free = [p for p in (self.codewords, self.centers, self.bias) if isinstance(p, nn.Parameter)]
             groups = [
-                {"params": [self.A, self.a], "lr": lr, "weight_decay": c.pictures.decay},
-                {"params": free, "lr": lr * c.pictures.free_lr, "weight_decay": 0.0},
-                *self.encoder.groups(lr, c.pictures.decay),
+                {"params": [self.A, self.a], "lr": lr, "weight_decay": c.training.decay},
+                {"params": free, "lr": lr * c.training.free_lr, "weight_decay": 0.0},
+                *self.encoder.groups(lr, c.training.decay),
             ]
             self.optimizer = torch.optim.AdamW(groups, lr, fused=True)
             return self.optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
