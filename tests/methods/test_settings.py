@@ -57,7 +57,11 @@ def settings_of_scq():
     [
         (
             {"cfa_epochs": 3},
-            r"^unknown key 'cfa_epochs' for method scq; did you mean 'features.epochs' or 'codebooks.epochs'\?$",
+            r"^unknown key 'cfa_epochs' for method scq; did you mean 'features.epochs'\?$",
+        ),
+        (
+            {"lr": 3},
+            r"^unknown key 'lr' for method scq; did you mean 'features.lr' or 'codebooks.lr'\?$",
         ),
         (
             {"features": {"epoch": 3}},
