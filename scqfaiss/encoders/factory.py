@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..contract import TRUTHS
 from ..errors import ConfigError, ScqError, shown, suggestion
 from . import BACKBONES
 
@@ -93,7 +94,6 @@ def _converted(factory: Any, arguments: Mapping[str, str], name: str) -> dict[st
     return out
 
 
-_TRUTHS = {"true": True, "false": False, "on": True, "off": False, "1": True, "0": False}
 # Narrow types before those that take their texts too.
 _NEEDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
@@ -109,7 +109,7 @@ def _of_type(text: str, hint: Any, what: str) -> Any:
     kinds = [kind for kind in _NEEDS if kind in allowed]
     for kind in kinds:
         try:
-            return _TRUTHS[text.lower()] if kind is bool else kind(text)
+            return TRUTHS[text.lower()] if kind is bool else kind(text)
         except (ValueError, KeyError):
             pass
     if kinds and set(allowed) <= {*_NEEDS, type(None)}:
