@@ -119,7 +119,7 @@ class Guide(cfa.Features):
             classified = F.cross_entropy(logits, self.y[index])
         return {"margin": margin_loss(z, hot, self.centers), "cls": 0.1 * classified}
 
-    def released_optimizer(self, before: int = 0) -> tuple[Any, Any]:
+    def reference_optimizer(self, before: int = 0) -> tuple[Any, Any]:
         """SGD of the authors' code: momentum 0.9, new layers x 10, biases x 20, x 0.9 per 10,000 steps, of which `before` are
         done. A network for pictures takes its own multiple of what new layers have.
         """
@@ -138,7 +138,7 @@ class Guide(cfa.Features):
         stage = super().stage()
         if self.kind != "reference":
             return stage
-        return replace(stage, turns=[Turn(self.loss, lambda steps: self.released_optimizer())])
+        return replace(stage, turns=[Turn(self.loss, lambda steps: self.reference_optimizer())])
 
 
 # ---------------------------------------------------------------------------------------------------------------- method
@@ -209,7 +209,7 @@ class DPQ(Usual, nn.Module):
         return [*first, Stage(name="encode rows", begin=self.encode_rows), self.book_stage(first)]
 
     def book_stage(self, before: list[Stage]) -> Stage:
-        """Books alone on encoded rows; or encoder and books, in turn (released) or by one loss (end_to_end)."""
+        """Books alone on encoded rows; or encoder and books, in turn (reference) or by one loss (end_to_end)."""
         c, task = self.config, self.task
         epochs = task.epochs if task.epochs is not None else c.codebooks.epochs
         batch = task.batch_size or ((self.moving and c.features.batch_size) or c.codebooks.batch_size)
@@ -224,7 +224,7 @@ class DPQ(Usual, nn.Module):
         elif self.features is not None and self.moving:
             features, done = self.features, sum(stage.epochs * stage.steps_per_epoch for stage in before)
             turns = [
-                Turn(features.loss, lambda steps: features.released_optimizer(done)),
+                Turn(features.loss, lambda steps: features.reference_optimizer(done)),
                 Turn(lambda x, index: self.quantization(features(x).detach() * self.scale), self.book_optimizer),
             ]
         return Stage(
@@ -280,7 +280,7 @@ class DPQ(Usual, nn.Module):
         return self.features.loss(x, index) | self.quantization(self.features(x) * self.scale)
 
     def book_optimizer(self, steps: int) -> tuple[Any, Any]:
-        """Adam, the rate falling to 0 by a cosine; released: constant."""
+        """Adam, the rate falling to 0 by a cosine; reference: constant."""
         self.optimizer = torch.optim.Adam([self.codewords], self.config.codebooks.lr, fused=True)
         if self.config.recipe == "reference":
             return self.optimizer, None
