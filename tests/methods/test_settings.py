@@ -11,7 +11,7 @@ from scqfaiss.methods import REGISTRY
 from scqfaiss.training.fitting import method_class
 
 GROUPS = {"scq": {"features", "codebooks"}, "dpq": {"features", "codebooks"}, "label": {"features"}}
-GROUPS |= dict.fromkeys(("mecoq", "mopq", "phpq"), {"training"})
+GROUPS |= {name: {"training"} for name in ("mecoq", "mopq", "phpq")}
 
 
 @pytest.mark.parametrize("name", REGISTRY)
