@@ -25,7 +25,7 @@ from PIL import Image
 from scqfaiss.contract import configure
 from scqfaiss.data import open_rows
 from scqfaiss.data.decoding import FITS
-from scqfaiss.encoders import augment, backbone
+from scqfaiss.encoders import augment, backbone, factory
 from scqfaiss.training.engine import Waited
 from scqfaiss.training.rows import PictureRows
 
@@ -66,7 +66,7 @@ def main(photos: Path | None, **options: Any) -> None:
 def waiting(photos: Path, size: int, fit: str, workers: int, steps: int) -> dict[str, Any]:
     """Share of the time of training steps in which the next pictures were not there."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = backbone.network("squeezenet", {})
+    network = factory.network("squeezenet", {})
     encoder = backbone.Backbone(configure(backbone.Settings, {"size": size}), network, "squeezenet", {}).to(device)
     encoder.precision = torch.bfloat16
     optimizer = torch.optim.SGD(encoder.parameters(), 1e-6)

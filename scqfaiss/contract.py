@@ -23,6 +23,9 @@ from .modality import Modality
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+# What a text may say where true or false is needed.
+TRUTHS = {"true": True, "false": False, "on": True, "off": False, "1": True, "0": False}
+
 Layers = Sequence[tuple[str, Mapping[str, NDArray[np.float32]]]]
 # progress(what, done, total, detail): called often; draws or ignores.
 Progress = Callable[[str, int, int, str], None]
@@ -336,7 +339,7 @@ def _convert(key: str, value: Any, kind: type[Any], where: str) -> Any:
     if isinstance(value, str) and kind is not str:
         try:
             if kind is bool:
-                return {"true": True, "false": False, "on": True, "off": False, "1": True, "0": False}[value.lower()]
+                return TRUTHS[value.lower()]
             return int(value) if kind is int else float(value)
         except (ValueError, KeyError):
             raise error from None

@@ -40,12 +40,12 @@ def encoder_class(name: str) -> type[Encoder]:
             "pictures as package.module:factory"
         )
     module, _, cls = REGISTRY[name].partition(":")
-    found: type[Encoder] = getattr(import_module(f".{module}", __name__), cls)
-    return found
+    encoder: type[Encoder] = getattr(import_module(f".{module}", __name__), cls)
+    return encoder
 
 
 def front_encoder_class(modality: Modality) -> type[FrontEncoder]:
     """The class of the encoders that turn items of a modality into rows of features."""
     module, _, cls = modality.encoder_class.partition(":")
-    found: type[FrontEncoder] = getattr(import_module(module), cls)
-    return found
+    encoder: type[FrontEncoder] = getattr(import_module(module), cls)
+    return encoder

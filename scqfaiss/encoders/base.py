@@ -45,9 +45,8 @@ class Encoder(nn.Module):
     takes_pictures: ClassVar[bool] = False  # modality.needs_encoder
     d_in: int
     width: int
-    precision: torch.dtype | None = (
-        None  # of the products in training steps, where not float32; what comes out is float32
-    )
+    # Of the products in training steps, where not float32; what comes out is float32.
+    precision: torch.dtype | None = None
 
     def __init__(self, config: Any, stats: Stats, members: int = 1) -> None:
         super().__init__()
@@ -67,8 +66,8 @@ class Encoder(nn.Module):
 
     def groups(self, lr: float, decay: float) -> list[dict[str, Any]]:
         """Its parameters as groups for an optimiser whose rate for what is new is `lr`."""
-        found = [p for p in self.parameters() if p.requires_grad]
-        return [{"params": found, "lr": lr, "weight_decay": decay}] if found else []
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return [{"params": trained, "lr": lr, "weight_decay": decay}] if trained else []
 
     def on_epoch(self, epoch: int) -> None:
         """Called before each epoch of a stage that trains it."""

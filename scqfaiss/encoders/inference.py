@@ -11,9 +11,10 @@ from .. import distributed
 from ..contract import configure
 from ..devices import check_precision, torch_device, torch_dtype
 from ..errors import warn
-from . import backbone as backbones
-from .backbone import Backbone
+from .backbone import Backbone, Settings
 from .base import FrontEncoder
+from .factory import network
+from .weights import load_weights
 
 if TYPE_CHECKING:
     from ..files import PathLike
@@ -29,21 +30,21 @@ def of_factory(
 
     Raises ConfigError on unknown names and settings and on weights that do not fit, CheckpointError on unsound ones.
     """
-    config = configure(backbones.Settings, settings)
-    net = backbones.network(name, arguments)
+    config = configure(Settings, settings)
+    net = network(name, arguments)
     if weights is None:
         warn(f"{name} has random weights; --weights FILE gives it trained ones")
-    sha256 = "" if weights is None else backbones.load_weights(net, weights)
+    sha256 = "" if weights is None else load_weights(net, weights)
     return Backbone(config, net, name, arguments), sha256
 
 
-def ready(network: E, device: str, precision: str) -> E:
+def ready(encoder: E, device: str, precision: str) -> E:
     """The network on a device, in evaluation mode. Raises ConfigError where there is no such device or precision."""
     check_precision(precision, "encoder precision", PRECISIONS)
     distributed.one_thread_after_fork()
-    network = network.to(torch_device(device, "encoder device")).eval()
-    network.precision = torch_dtype(precision)
-    return network
+    encoder = encoder.to(torch_device(device, "encoder device")).eval()
+    encoder.precision = torch_dtype(precision)
+    return encoder
 
 
 def versions(encoder: FrontEncoder) -> dict[str, str]:

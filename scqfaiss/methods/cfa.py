@@ -130,7 +130,7 @@ class Features(nn.Module):
         # (n, C) targets would take gigabytes for many rows and classes: only the batch's rows are expanded.
         self.y = torch.from_numpy(labels.y).to(task.device)
         self.trained = torch.from_numpy(labels.counts() > 0).to(task.device)
-        self.held: Ints | None = None
+        self.held_out: Ints | None = None
         self.calibration: dict[str, float] = {}
 
     def adopt(self, head: Layers) -> None:
@@ -225,7 +225,7 @@ class Features(nn.Module):
                     f"{len(held)} held-out rows are too few to fit a temperature on (need {MIN_HELD_OUT}): none held out"
                 )
             else:
-                rows, self.held = np.setdiff1d(rows, held, assume_unique=True), held
+                rows, self.held_out = np.setdiff1d(rows, held, assume_unique=True), held
         reference = self.kind == "reference"
         small = reference or self.encoder.modality.needs_encoder  # a network wants its steps, and its memory
         batch = task.batch_size or c.features.batch_size or (64 if small else min(256, max(32, len(rows) // 8)))
@@ -300,8 +300,8 @@ class Features(nn.Module):
                 x = torch.from_numpy(block[at - i : at - i + 4096]).to(self.y.device)
                 index = torch.arange(at, at + len(x), device=self.y.device)
                 if self.labels.many:
-                    some = self.y[index].bool().any(1)
-                    x, index = x[some], index[some]
+                    labelled = self.y[index].bool().any(1)
+                    x, index = x[labelled], index[labelled]
                 if len(x):
                     yield x, index
 
@@ -323,13 +323,13 @@ class Features(nn.Module):
         if self.kind != "calibrated" or self.sigmoid or self.task.head is not None:
             return
         trained = self.kappa
-        if self.held is None:
+        if self.held_out is None:
             self.kappa = trained * self.config.sharpen
             return
         self.eval()
         logits, targets = [], []
         size = items.BATCH if self.encoder.modality.needs_encoder else 4096
-        for batch in self.task.rows.batches(size, torch.Generator().manual_seed(0), self.held):
+        for batch in self.task.rows.batches(size, torch.Generator().manual_seed(0), self.held_out):
             x, index = batch
             parts = self.logits(x).double() / trained, self.shares(index).double()
             if isinstance(batch, distributed.Own):  # every process has seen its share of the pictures
@@ -340,7 +340,7 @@ class Features(nn.Module):
             logits.append(parts[0])
             targets.append(parts[1])
         self.kappa, before, after = fit_kappa(torch.cat(logits, 1), torch.cat(targets), trained)
-        self.calibration = {"held_out": len(self.held), "nll_before": before, "nll_after": after}
+        self.calibration = {"held_out": len(self.held_out), "nll_before": before, "nll_after": after}
 
     @torch.no_grad()
     def embed(self, rows: Any, dropout: bool = False) -> Iterator[tuple[int, Tensor, Tensor | None]]:

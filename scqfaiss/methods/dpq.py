@@ -119,7 +119,7 @@ class Guide(cfa.Features):
             classified = F.cross_entropy(logits, self.y[index])
         return {"margin": margin_loss(z, hot, self.centers), "cls": 0.1 * classified}
 
-    def released_optimizer(self, before: int = 0) -> tuple[Any, Any]:
+    def reference_optimizer(self, before: int = 0) -> tuple[Any, Any]:
         """SGD of the authors' code: momentum 0.9, new layers x 10, biases x 20, x 0.9 per 10,000 steps, of which `before` are
         done. A network for pictures takes its own multiple of what new layers have.
         """
@@ -138,7 +138,7 @@ class Guide(cfa.Features):
         stage = super().stage()
         if self.kind != "reference":
             return stage
-        return replace(stage, turns=[Turn(self.loss, lambda steps: self.released_optimizer())])
+        return replace(stage, turns=[Turn(self.loss, lambda steps: self.reference_optimizer())])
 
 
 # ---------------------------------------------------------------------------------------------------------------- method
@@ -217,7 +217,7 @@ class DPQ(Usual, nn.Module):
         return [*first, Stage(name="encode rows", begin=self.encode_rows), self.book_stage(first)]
 
     def book_stage(self, before: list[Stage]) -> Stage:
-        """Books alone on encoded rows; or encoder and books, in turn (released) or by one loss (end_to_end)."""
+        """Books alone on encoded rows; or encoder and books, in turn (reference) or by one loss (end_to_end)."""
         c, task = self.config, self.task
         epochs = task.epochs if task.epochs is not None else c.codebooks.epochs
         batch = task.batch_size or ((self.moving and c.features.batch_size) or c.codebooks.batch_size)
@@ -232,7 +232,7 @@ class DPQ(Usual, nn.Module):
         elif self.features is not None and self.moving:
             features, done = self.features, sum(stage.epochs * stage.steps_per_epoch for stage in before)
             turns = [
-                Turn(features.loss, lambda steps: features.released_optimizer(done)),
+                Turn(features.loss, lambda steps: features.reference_optimizer(done)),
                 Turn(lambda x, index: self.quantization(features(x).detach() * self.scale), self.book_optimizer),
             ]
         return Stage(
@@ -288,7 +288,7 @@ class DPQ(Usual, nn.Module):
         return self.features.loss(x, index) | self.quantization(self.features(x) * self.scale)
 
     def book_optimizer(self, steps: int) -> tuple[Any, Any]:
-        """Adam, the rate falling to 0 by a cosine; released: constant."""
+        """Adam, the rate falling to 0 by a cosine; reference: constant."""
         self.optimizer = torch.optim.Adam([self.codewords], self.config.codebooks.lr, fused=True)
         if self.config.recipe == "reference":
             return self.optimizer, None
@@ -316,18 +316,18 @@ class DPQ(Usual, nn.Module):
         generator = torch.Generator().manual_seed(seed_of(task.seed, epoch))
         z = self.rows.encoded()[0].to(task.device) * self.scale if self.moving else self.z
         if len(z) > USE_ROWS * task.K:
-            few = torch.randperm(len(z), generator=generator)[: USE_ROWS * task.K]
-            z = z[few.to(z.device)]
+            sample = torch.randperm(len(z), generator=generator)[: USE_ROWS * task.K]
+            z = z[sample.to(z.device)]
         codes = greedy(z, w)
-        counts, moved, left = dead_codewords.use(codes, task.K), 0, z
-        found = w.detach().clone()
+        counts, moved, remaining = dead_codewords.use(codes, task.K), 0, z
+        moved_to = w.detach().clone()
         for m in range(task.M):
-            book, some = dead_codewords.revive(w[m : m + 1], codes[:, m : m + 1], left, generator)
-            found[m], moved = book[0], moved + some
-            left = left - w[m, codes[:, m]]
+            book, count = dead_codewords.revive(w[m : m + 1], codes[:, m : m + 1], remaining, generator)
+            moved_to[m], moved = book[0], moved + count
+            remaining = remaining - w[m, codes[:, m]]
         if moved and self.optimizer is not None:
-            dead_codewords.forget(self.optimizer, w, (found != w).any(2), counts > 0)
-        w.copy_(found)
+            dead_codewords.forget(self.optimizer, w, (moved_to != w).any(2), counts > 0)
+        w.copy_(moved_to)
         return {"codewords_used": (counts > 0).sum(1).tolist(), "revived": moved}
 
     @torch.no_grad()
@@ -348,8 +348,8 @@ class DPQ(Usual, nn.Module):
         if self.features is not None:
             return self.features.layers()
         assert self.task.encoder is not None
-        found: Layers = self.task.encoder.layers()
-        return found
+        layers: Layers = self.task.encoder.layers()
+        return layers
 
     def codebooks(self) -> Codebooks:
         return Codebooks("additive", (self.codewords.detach().double() / self.scale).float().cpu().numpy())

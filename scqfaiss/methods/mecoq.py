@@ -55,7 +55,7 @@ COUNTED_PICTURES = 4096  # on which the use of codewords is counted after an epo
 
 
 @dataclass(frozen=True)
-class ContrastStage:
+class TrainingStage:
     """How encoder, projection and codewords are trained."""
 
     epochs: int = setting(30, low=0)
@@ -93,7 +93,7 @@ class Settings:
     # After an epoch that left less than this share of a book's codewords in use, the dead ones move to rows that are coded
     # badly. Rows of their own make codewords of outliers: always done (1), it costs mAP.
     revive_below: float = setting(0.25, low=0, high=1)
-    contrast: ContrastStage = ContrastStage()
+    training: TrainingStage = TrainingStage()
 
 
 # Settings that views of pictures have no use for.
@@ -138,7 +138,7 @@ class MeCoQ(Usual, nn.Module):
         assert task.encoder is not None
         self.config, self.task = config, task
         self.of_pictures = task.encoder.modality.needs_encoder
-        size = config.contrast.batch_size
+        size = config.training.batch_size
         self.batch = task.batch_size or (min(size, PICTURES) if self.of_pictures else size)
         if len(task.rows) < 2:
             raise ConfigError(f"{len(task.rows)} rows cannot train mecoq, which tells rows apart; need at least 2")
@@ -164,23 +164,23 @@ class MeCoQ(Usual, nn.Module):
         self.bank: Tensor
         self.views: RowViews  # of stored features
         self.near: Tensor  # (rows, neighbours) int32, places in the bank
-        self.held: tuple[Tensor, Tensor] | None = None  # validation rows, and their near rows
+        self.validation_views: tuple[Tensor, Tensor] | None = None  # validation rows, and their near rows
 
     # ------------------------------------------------------------------------------------------------------------ start
     def stages(self) -> list[Stage]:
         c, task = self.config, self.task
-        epochs = c.contrast.epochs if task.epochs is None else task.epochs
+        epochs = c.training.epochs if task.epochs is None else task.epochs
 
         def make_optimizer(total: int) -> tuple[Any, Any]:
             groups: list[dict[str, Any]] = [
                 {"params": [self.A, self.a]},
-                *self.encoder.groups(c.contrast.lr, c.contrast.decay),
+                *self.encoder.groups(c.training.lr, c.training.decay),
                 # Their length is fixed, so decay could only pull against that.
-                {"params": [self.codewords], "lr": c.contrast.lr * c.contrast.codeword_lr, "weight_decay": 0.0},
+                {"params": [self.codewords], "lr": c.training.lr * c.training.codeword_lr, "weight_decay": 0.0},
             ]
             groups = groups if c.train_codewords else groups[:-1]
-            self.optimizer = torch.optim.AdamW(groups, c.contrast.lr, weight_decay=c.contrast.decay, fused=True)
-            return self.optimizer, warmup_cosine(self.optimizer, c.contrast.warmup, total)
+            self.optimizer = torch.optim.AdamW(groups, c.training.lr, weight_decay=c.training.decay, fused=True)
+            return self.optimizer, warmup_cosine(self.optimizer, c.training.warmup, total)
 
         return [
             Stage(
@@ -219,7 +219,7 @@ class MeCoQ(Usual, nn.Module):
             self.bank = self.views.bank
             if task.validation is not None:
                 held = torch.from_numpy(np.ascontiguousarray(task.validation.rows.sample(c.bank, task.seed)[0]))
-                self.held = held, self.views.near(held)
+                self.validation_views = held, self.views.near(held)
             g = self.encoded(self.bank)
         A, a = self.start_projection(g, generator)
         self.A.copy_(A)
@@ -274,8 +274,8 @@ class MeCoQ(Usual, nn.Module):
         Both views of a picture stand side by side on the way through: so several processes, which cut a batch, draw the views
         of one process.
         """
-        found: Tensor = self.parts(x.repeat_interleave(2, 0)).unflatten(0, (-1, 2))
-        return found
+        parts: Tensor = self.parts(x.repeat_interleave(2, 0)).unflatten(0, (-1, 2))
+        return parts
 
     def loss(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
         """The terms for the rows x (b, i), or pictures, as numbered; see loss_of_parts."""
@@ -365,12 +365,12 @@ class MeCoQ(Usual, nn.Module):
     def validation_parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Parts (2b, M, dsub) of two views of b validation rows, one behind the other, and the rows' numbers (b,)."""
         device = self.task.device
-        both = self.validation_pictures() if self.held is None else self.held[0]
+        both = self.validation_pictures() if self.validation_views is None else self.validation_views[0]
         for part in torch.arange(len(both)).tensor_split(batch_count(len(both), self.batch)):
-            if self.held is None:
+            if self.validation_views is None:
                 yield both[part].transpose(0, 1).flatten(0, 1).to(device), part.to(device)
             else:
-                x, near = both[part].to(device), self.held[1][part]
+                x, near = both[part].to(device), self.validation_views[1][part]
                 yield self.parts(torch.cat([self.views.draw(x, near), self.views.draw(x, near)])), part.to(device)
 
     def validation_pictures(self) -> Tensor:

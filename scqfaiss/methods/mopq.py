@@ -36,7 +36,7 @@ VALIDATION_ROWS = 16_384  # pairs that are ranked against one another after an e
 
 
 @dataclass(frozen=True)
-class PairStage:
+class TrainingStage:
     """How map and books are trained."""
 
     epochs: int = setting(20, low=0)  # at least 600 steps, unless epochs are set
@@ -56,7 +56,7 @@ class Settings:
     sharpness: float = setting(3.0, low=0)
     dense: float = setting(1.0, low=0)  # weight of the loss of keys before they are quantized
     rebuild: float = setting(1e-8, low=0)  # weight of the squared error of the quantized keys
-    pairs: PairStage = PairStage()
+    training: TrainingStage = TrainingStage()
     start: str = setting("data", choices=("data", "uniform"))  # principal axes and k-means; or U(-1, 1), as published
     revive: bool = True  # move codewords that no key uses onto keys that are coded worst
 
@@ -65,8 +65,8 @@ class Settings:
 REFERENCE: dict[str, Any] = {
     "scale": 0.0,
     "sharpness": 0.0,
-    "pairs.epochs": 50,
-    "pairs.batch_size": 4000,  # 8 devices of 500
+    "training.epochs": 50,
+    "training.batch_size": 4000,  # 8 devices of 500
     "start": "uniform",
     "revive": False,
 }
@@ -141,7 +141,7 @@ class MoPQ(Usual, nn.Module):
         self.config, self.task = config, task
         self.encoder: Any = task.encoder
         self.mapped = task.encoder_name != "identity"
-        self.batch = task.batch_size or config.pairs.batch_size
+        self.batch = task.batch_size or config.training.batch_size
         n = len(task.rows)
         if min(self.batch, n) < 2:
             what = f"{n:,} pair holds" if n < 2 else f"batches of {self.batch} pair hold"
@@ -154,12 +154,12 @@ class MoPQ(Usual, nn.Module):
                 f"all {n:,} pairs have the key id {int(self.ids[0])}: there is no other key to tell it from"
             )
         if task.validation is not None:
-            theirs = task.validation.ids
-            assert theirs is not None
-            if bool((theirs == theirs[0]).all()):
+            validation_ids = task.validation.ids
+            assert validation_ids is not None
+            if bool((validation_ids == validation_ids[0]).all()):
                 raise DataError(
-                    f"all {len(theirs):,} validation pairs have the key id {int(theirs[0])}: there is no other key to tell it "
-                    "from, and every epoch would do as well"
+                    f"all {len(validation_ids):,} validation pairs have the key id {int(validation_ids[0])}: there is no other "
+                    "key to tell it from, and every epoch would do as well"
                 )
         d = z_dimension(config, self.encoder.d_in, task.M, task.encoder_name)
         self.d = d
@@ -202,7 +202,7 @@ class MoPQ(Usual, nn.Module):
         c = self.config
         # One pass of the encoder over both, as mean and standard deviation are those of both.
         q, k = self(torch.cat(self.halves(x))).chunk(2)
-        found, _ = straight_through(k, self.centroids, self.sharpness)
+        quantized, _ = straight_through(k, self.centroids, self.sharpness)
         own = self.ids[index]
         everyone = torch.cat(distributed.from_all(own))
         target, masked = known_answers(own, everyone, distributed.rank() * len(own))
@@ -210,9 +210,9 @@ class MoPQ(Usual, nn.Module):
         terms = {}
         if c.dense:
             terms["dense"] = c.dense * matching_loss(q, distributed.gathered(k), target, masked, scale)
-        terms["quantized"] = matching_loss(q, distributed.gathered(found), target, masked, scale)
+        terms["quantized"] = matching_loss(q, distributed.gathered(quantized), target, masked, scale)
         if c.rebuild:
-            terms["rebuild"] = c.rebuild * (k - found).square().sum(1).mean()
+            terms["rebuild"] = c.rebuild * (k - quantized).square().sum(1).mean()
         return terms
 
     # ---------------------------------------------------------------------------------------------------------- stages
@@ -221,7 +221,7 @@ class MoPQ(Usual, nn.Module):
         steps = batch_count(len(task.rows), self.batch)
         epochs = task.epochs
         if epochs is None:
-            epochs = c.pairs.epochs
+            epochs = c.training.epochs
             if c.recipe != "reference" and epochs:
                 epochs = max(epochs, -(-MIN_STEPS // steps))
         return [
@@ -239,12 +239,12 @@ class MoPQ(Usual, nn.Module):
 
     def make_optimizer(self, steps: int) -> tuple[Any, Any]:
         c = self.config
-        rest = [p for p in self.parameters() if p.requires_grad and p is not self.centroids]
+        others = [p for p in self.parameters() if p.requires_grad and p is not self.centroids]
         groups = [
-            {"params": [self.centroids], "lr": c.pairs.lr},
-            *([{"params": rest, "lr": c.pairs.map_lr}] if rest else []),
+            {"params": [self.centroids], "lr": c.training.lr},
+            *([{"params": others, "lr": c.training.map_lr}] if others else []),
         ]
-        self.optimizer = torch.optim.Adam(groups, c.pairs.lr, fused=True)
+        self.optimizer = torch.optim.Adam(groups, c.training.lr, fused=True)
         reference = c.recipe == "reference"
         return self.optimizer, None if reference else torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
 
@@ -312,8 +312,8 @@ class MoPQ(Usual, nn.Module):
         parts = z.unflatten(1, (M, -1)).transpose(0, 1).contiguous()  # m s e
         w = shared_lloyd(parts, K, generator)
         self.centroids.copy_(w)
-        found = decode(self.centroids, nearest(z.to(self.centroids.device), self.centroids))
-        error = float((found.cpu() - z).double().square().sum(1).mean()) / M
+        decoded = decode(self.centroids, nearest(z.to(self.centroids.device), self.centroids))
+        error = float((decoded.cpu() - z).double().square().sum(1).mean()) / M
         self.error.fill_(error if error > 0 else 1.0)
 
     # ------------------------------------------------------------------------------------------------------ evaluation
@@ -342,12 +342,12 @@ class MoPQ(Usual, nn.Module):
         queries, keys = self.halves(torch.from_numpy(pairs))
         ids = torch.from_numpy(part.ids[rows]).to(self.task.device)
         q, k = self.encoded(queries), self.encoded(keys)
-        found = decode(self.centroids, nearest(k, self.centroids))
+        quantized = decode(self.centroids, nearest(k, self.centroids))
         total, step = 0.0, 1024
         for i in range(0, len(q), step):
             target, masked = known_answers(ids[i : i + step], ids, i)
-            here = matching_loss(q[i : i + step], found, target, masked, self.config.scale or 1.0)
-            total += float(here) * len(target)
+            block_loss = matching_loss(q[i : i + step], quantized, target, masked, self.config.scale or 1.0)
+            total += float(block_loss) * len(target)
         return total / len(q)
 
     # ---------------------------------------------------------------------------------------------------------- result

@@ -35,15 +35,15 @@ class NearestNeighbours:
 
     def search(self, x: Tensor, k: int, own: Tensor | None = None) -> Tensor:
         """x (n, i) -> the k most similar rows of the bank, (n, k) int32; own (n,) int64: a row left out for each, or -1."""
-        found, z = [], self.placed(x)
+        nearest, z = [], self.placed(x)
         step = max(1, BLOCK_ELEMENTS // len(self.bank))
         for i in range(0, len(z), step):
             like = z[i : i + step] @ self.bank.T
             if own is not None:
                 inside = (own[i : i + step] >= 0).nonzero()[:, 0]
                 like[inside, own[i : i + step][inside]] = -torch.inf
-            found.append(like.topk(k, dim=1).indices.int())
-        return torch.cat(found) if found else torch.zeros(0, k, dtype=torch.int32)
+            nearest.append(like.topk(k, dim=1).indices.int())
+        return torch.cat(nearest) if nearest else torch.zeros(0, k, dtype=torch.int32)
 
 
 def places_in(numbers: Tensor, among: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ FLOOR = 1e-12  # of the mean squared sub-vector that distances are divided by
 
 
 @dataclass(frozen=True)
-class PictureStage:
+class TrainingStage:
     """How network, projection and books are trained."""
 
     epochs: int = setting(30, low=0)
@@ -77,7 +77,7 @@ class Settings:
     commit: float = setting(0.25, low=0)  # weight of drawing z to its codewords, beside codewords to z
     vectors: str = setting("centers", choices=("learned", "centers"))  # of the classes; centers: fixed, those of SCA
     unlabeled: str = setting("error", choices=("error", "drop"))  # training rows without any label
-    pictures: PictureStage = PictureStage()
+    training: TrainingStage = TrainingStage()
     revive: bool = True  # after each epoch, codewords that nothing attended to move to rows that are coded badly
 
 
@@ -181,12 +181,12 @@ class PHPQ(Usual, nn.Module):
         super().__init__()
         assert task.encoder is not None and task.labels is not None
         self.config, self.task, self.labels = config, task, task.labels
-        self.epochs = config.pictures.epochs if task.epochs is None else task.epochs
+        self.epochs = config.training.epochs if task.epochs is None else task.epochs
         self.encoder: Any = task.encoder
         self.maps = feature_maps(self.encoder)
-        held = None if task.validation is None else task.validation.labels
-        if held is not None and not held.counts().any():
-            raise DataError(f"none of {len(held):,} validation pictures has a label, at least 1 must")
+        validation_labels = None if task.validation is None else task.validation.labels
+        if validation_labels is not None and not validation_labels.counts().any():
+            raise DataError(f"none of {len(validation_labels):,} validation pictures has a label, at least 1 must")
         warn_of_few(len(task.rows), task.K)
         d, M, K, C, many = z_dimension(config, task.M), task.M, task.K, self.labels.C, self.labels.many
         self.A = nn.Parameter(torch.zeros(d, self.encoder.width))
@@ -198,8 +198,8 @@ class PHPQ(Usual, nn.Module):
             self.source = "learned"
         else:
             S, self.source = sca.similarity_matrix("auto", "", self.labels, None)
-            found = sca.class_centers(S, self.source, "plain", d, M, task.seed, align=False)
-            self.register_buffer("centers", torch.from_numpy(np.ascontiguousarray(found.centers)))
+            fixed = sca.class_centers(S, self.source, "plain", d, M, task.seed, align=False)
+            self.register_buffer("centers", torch.from_numpy(np.ascontiguousarray(fixed.centers)))
         self.y = torch.from_numpy(self.labels.y).to(task.device)
         # What the epochs change beside the parameters. Of the epoch: how often a codeword was among the nearest, and how
         # often the nearest; the last rows of z, and how many of them there are.
@@ -243,16 +243,16 @@ class PHPQ(Usual, nn.Module):
     # ----------------------------------------------------------------------------------------------------------- stages
     def stages(self) -> list[Stage]:
         c, task = self.config, self.task
-        batch = task.batch_size or c.pictures.batch_size
+        batch = task.batch_size or c.training.batch_size
 
         def make_optimizer(steps: int) -> tuple[Any, Any]:
-            lr = c.pictures.lr
+            lr = c.training.lr
             # Neither a codeword's place nor a class vector's length is for decay to change.
             free = [p for p in (self.codewords, self.centers, self.bias) if isinstance(p, nn.Parameter)]
             groups = [
-                {"params": [self.A, self.a], "lr": lr, "weight_decay": c.pictures.decay},
-                {"params": free, "lr": lr * c.pictures.free_lr, "weight_decay": 0.0},
-                *self.encoder.groups(lr, c.pictures.decay),
+                {"params": [self.A, self.a], "lr": lr, "weight_decay": c.training.decay},
+                {"params": free, "lr": lr * c.training.free_lr, "weight_decay": 0.0},
+                *self.encoder.groups(lr, c.training.decay),
             ]
             self.optimizer = torch.optim.AdamW(groups, lr, fused=True)
             return self.optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
@@ -347,8 +347,8 @@ class PHPQ(Usual, nn.Module):
         labels: Labels = part.labels
         numbers = np.flatnonzero(labels.y.any(1)) if labels.many else np.arange(len(labels))
         rows: Rows = part.rows
-        z, found = items.map_items(rows, numbers, self)
-        z, y = z.to(w.device), torch.from_numpy(labels.y)[found].to(w.device)
+        z, index = items.map_items(rows, numbers, self)
+        z, y = z.to(w.device), torch.from_numpy(labels.y)[index].to(w.device)
         v, total = spread(z, len(w)), 0.0
         for some_z, some_y in zip(z.split(4096), y.split(4096)):
             soft = attention(some_z, w, v, c.top, c.beta)[0]

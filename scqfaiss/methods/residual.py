@@ -41,9 +41,9 @@ def start(z: Tensor, M: int, K: int, beam: int, generator: torch.Generator, prog
     w = z.new_zeros(0, K, z.shape[1])
     for m in range(M):
         progress("k-means", m, M, "")
-        few = torch.randperm(len(z), generator=generator)[: SEED_ROWS * K].sort().values
+        sample = torch.randperm(len(z), generator=generator)[: SEED_ROWS * K].sort().values
         left = remainder(z, w, encode(z, w, beam)) if m else z
-        w = torch.cat([w, shared_lloyd(left[few][None], K, generator)])
+        w = torch.cat([w, shared_lloyd(left[sample][None], K, generator)])
     return w
 
 
@@ -105,9 +105,9 @@ def train(
         progress("codebooks", done, rounds, "")
         better = least_squares(z, codes, w)
         better = revive(better, codes, remainder(z, better, codes), generator)
-        found = encode(z, better, beam)
-        after = float(remainder(z, better, found).double().square().sum())
-        if not after < error:
+        new_codes = encode(z, better, beam)
+        new_error = float(remainder(z, better, new_codes).double().square().sum())
+        if not new_error < error:
             break
-        w, codes, error = better, found, after
+        w, codes, error = better, new_codes, new_error
     return w

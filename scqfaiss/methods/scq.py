@@ -234,21 +234,20 @@ class SCQ(Usual, nn.Module):
             start = 1e-4 * torch.randn(task.M, task.K, z.shape[1] // task.M, generator=generator)
         else:
             task.progress("k-means", 0, 1, "")
-            few = torch.randperm(n, generator=generator)[: SEED_ROWS * task.K].sort().values
-            seeds = torch.arange(len(few)), torch.zeros(len(few), dtype=torch.int64)
+            sample = torch.randperm(n, generator=generator)[: SEED_ROWS * task.K].sort().values
+            seeds = torch.arange(len(sample)), torch.zeros(len(sample), dtype=torch.int64)
             if not self.public:
-                carried = [(y == k if y.ndim == 1 else y[:, k]).nonzero()[:1, 0] for k in owner.unique()]
-                few = torch.cat(
-                    [few, *carried]
-                ).unique()  # a class that the sample left out must still seed its codewords
-                seeds = classes_of(y[few])
-            parts = z[few].unflatten(1, (task.M, -1)).transpose(0, 1).contiguous()  # m n e
-            start = lloyd(parts, pattern[few], owned, owner, seeds, generator)
+                first_of_class = [(y == k if y.ndim == 1 else y[:, k]).nonzero()[:1, 0] for k in owner.unique()]
+                # A class that the sample left out must still seed its codewords.
+                sample = torch.cat([sample, *first_of_class]).unique()
+                seeds = classes_of(y[sample])
+            parts = z[sample].unflatten(1, (task.M, -1)).transpose(0, 1).contiguous()  # m n e
+            start = lloyd(parts, pattern[sample], owned, owner, seeds, generator)
         self.books = ARSQ(start, owned, groups, c.omega, c.rho, c.detach_divisor).to(task.device)
         self.z, self.pattern = z.to(task.device), pattern.to(task.device)
         if not self.public:
-            row, carries = classes_of(y)
-            self.private_to = owner.to(task.device), (row.to(task.device), carries.to(task.device))
+            row, row_class = classes_of(y)
+            self.private_to = owner.to(task.device), (row.to(task.device), row_class.to(task.device))
         if task.validation is not None:
             parts = [part for _, part, _ in self.features.embed(task.validation.rows)]
             self.z_validation = torch.cat(parts) * self.scale

@@ -26,8 +26,8 @@ def labelled_rows(labels: Labels, method: str, unlabeled: str) -> Ints | None:
             rows = np.flatnonzero(labels.y.sum(1) > 0)
     present = np.flatnonzero(labels.counts())
     if len(present) < 2:
-        found = f" ('{labels.class_name(int(present[0]))}')" if len(present) else ""
-        raise DataError(f"{method} needs at least 2 classes, found {len(present)}{found}")
+        name = f" ('{labels.class_name(int(present[0]))}')" if len(present) else ""
+        raise DataError(f"{method} needs at least 2 classes, found {len(present)}{name}")
     if len(present) < labels.C:
         missing = [labels.class_name(int(c)) for c in np.flatnonzero(labels.counts() == 0)[:5]]
         warn(f"{labels.C - len(present)} of {labels.C} classes have no rows ({', '.join(missing)})")

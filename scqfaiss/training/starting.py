@@ -29,14 +29,14 @@ def model_to_start_from(options: TrainOptions, method: type[Method], source: Sou
     ):
         if given:
             raise ConfigError(f"{option} goes with a network that is trained, that of {name} stays as it is")
-    from ..encoders import backbone
+    from ..encoders import record
 
     model = Model.load(options.start)
     if not model.modality == source.modality == IMAGES:
         what = f"{name} has no network for pictures" if model.modality != IMAGES else f"{source.name} holds no pictures"
         raise ConfigError(f"{what}; only trainings on pictures, which take long, start from one another")
     try:
-        factory = backbone.check_record(model.config["backbone"])["factory"]
+        factory = record.check_record(model.config["backbone"])["factory"]
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
     if options.encoder != TrainOptions.encoder and BACKBONES.get(options.encoder, options.encoder) != factory:
@@ -68,12 +68,12 @@ def of_network(model: Model) -> dict[str, Any]:
 
 def make_network(options: TrainOptions, name: str, encoder: type[Any], config: Any, start: Model | None) -> Any:
     """The network for pictures of that name, with its weights, or with those of a model; reads no rows."""
-    from ..encoders import backbone
+    from ..encoders import record
 
     if start is not None:
         assert start.backbone is not None
         trusted = None if options.encoder == TrainOptions.encoder else options.encoder
-        found = backbone.from_record(start.backbone, start.config["backbone"], trusted=trusted)
+        found = record.from_record(start.backbone, start.config["backbone"], trusted=trusted)
         made = encoder(config, found.net, found.factory, found.arguments, options.seed)
         made.load_state_dict(found.state_dict())
         made.standardise(found.channels, found.deviations)

@@ -362,11 +362,11 @@ def test_released_is_the_margin_loss_on_a_tanh_layer(one, many, tmp_path):
         else:
             cls = -np.mean([np.log(slow_softmax(a))[k] for a, k in zip(logits, hot.argmax(1))])
         np.testing.assert_allclose(terms["cls"].item(), 0.1 * cls, rtol=1e-5)
-    rates = {tuple(p.shape): g["lr"] for g in features.released_optimizer()[0].param_groups for p in g["params"]}
+    rates = {tuple(p.shape): g["lr"] for g in features.reference_optimizer()[0].param_groups for p in g["params"]}
     width = features.encoder.width
     assert rates[(1, width, 300)] == pytest.approx(1e-2) and rates[(1, 1, 300)] == pytest.approx(2e-2)
     assert rates[(4, width)] == pytest.approx(1e-2) and rates[(4,)] == pytest.approx(2e-2)
-    scheduler = features.released_optimizer(before=9_999)[1]
+    scheduler = features.reference_optimizer(before=9_999)[1]
     assert [scheduler.lr_lambdas[0](step) for step in (0, 1)] == [1, 0.9]
     vectors = np.random.default_rng(0).standard_normal((4, 300))
     np.save(tmp_path / "words.npy", vectors)

@@ -304,7 +304,7 @@ def test_all_that_training_changes_is_saved():
 # -------------------------------------------------------------------------------------------------------------- steps
 @pytest.mark.parametrize("train_codewords", [True, False])
 def test_codewords_have_length_1_after_a_step_that_moved_them(train_codewords):
-    method = build(train_codewords=train_codewords, **{"contrast.lr": 0.1})
+    method = build(train_codewords=train_codewords, **{"training.lr": 0.1})
     assert_length_1(method.codewords.detach())
     before = method.codewords.detach().clone()
     (turn,) = method.stages()[0].turns
@@ -786,7 +786,7 @@ def test_training_on_pictures_resumes_to_the_same_bits(tmp_path):
 
 
 def test_what_learns_of_a_picture_method_has_its_rates():
-    method = build_on_pictures(**{"contrast.lr": 0.01, "contrast.decay": 0.2, "contrast.codeword_lr": 0.5})
+    method = build_on_pictures(**{"training.lr": 0.01, "training.decay": 0.2, "training.codeword_lr": 0.5})
     optimizer, _ = method.stages()[0].turns[0].make_optimizer(10)
     rates = {id(p): (g["initial_lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert rates.keys() == {id(p) for p in method.parameters()}

@@ -227,7 +227,7 @@ def test_beginning_twice_is_the_same_and_the_released_start_is_uniform():
     method.begin()
     for name, t in method.state_dict().items():
         assert torch.equal(t, before[name]), name
-    released = build(nbits=8, recipe="reference", **{k: v for k, v in mopq.REFERENCE.items() if k != "pairs.epochs"})
+    released = build(nbits=8, recipe="reference", **{k: v for k, v in mopq.REFERENCE.items() if k != "training.epochs"})
     w = released.centroids.detach().numpy()
     assert -1 <= w.min() < -0.98 < 0.98 < w.max() <= 1
     assert (float(released.gain), float(released.error), released.sharpness) == (1, 1, 1.0)

@@ -268,7 +268,7 @@ def test_training_lowers_the_loss_and_the_codes_tell_the_classes_apart(many):
     x, y = drawn(120)
     held, of_held = drawn(40, 1)
     labels, of_held_labels = (many_labels(y), many_labels(of_held, 2)) if many else (y, of_held)
-    method = build(x, labels, epochs=12, **{"pictures.lr": 5e-3}, nbits=2, top=2, validation=(held, of_held_labels))
+    method = build(x, labels, epochs=12, **{"training.lr": 5e-3}, nbits=2, top=2, validation=(held, of_held_labels))
     lines = run(method)
     assert lines[-1]["loss"]["classes"] < 0.5 * lines[0]["loss"]["classes"] or many
     assert lines[-1]["loss"]["soft classes"] < lines[1]["loss"]["soft classes"]
@@ -397,7 +397,7 @@ def test_what_learns_has_its_rates():
     method = build(
         y=many_labels(drawn()[1]),
         x=drawn()[0],
-        **{"pictures.lr": 0.01, "pictures.free_lr": 3.0},
+        **{"training.lr": 0.01, "training.free_lr": 3.0},
         network=backbone_of(backbone_lr=0.1),
     )
     optimizer, _ = method.stages()[0].turns[0].make_optimizer(10)

@@ -109,7 +109,7 @@ def test_what_needs_features_is_refused(check, Settings, settings, words):
     config = configure(Settings, settings)
     with pytest.raises(ConfigError, match=words):
         check(config, 6, C, 2, 8, "pkg:net", IMAGES)
-    check(configure(Settings, {}), 6, C, 1, 8, "pkg:net")
+    check(configure(Settings, {}), 6, C, 1, 8, "pkg:net", IMAGES)
 
 
 def test_dpq_of_pictures_needs_a_network_that_trains():
@@ -163,7 +163,7 @@ def test_the_network_has_its_own_rate_and_decay_beside_the_books():
     assert rates[id(method.features.project)] == (0.01, 0.2)
     assert rates[id(method.codewords)] == (1e-3, 0.0)
     method = dpq_of_pictures({**dpq.REFERENCE, "recipe": "reference", "d": 8})
-    optimizer = method.features.released_optimizer()[0]
+    optimizer = method.features.reference_optimizer()[0]
     rates = {id(p): g["initial_lr"] for g in optimizer.param_groups for p in g["params"]}
     trained = {id(p) for p in method.features.parameters() if p.requires_grad}
     assert rates.keys() == trained
