@@ -27,8 +27,9 @@ from scqfaiss.evaluation.files import (
     tie_blocks,
 )
 from scqfaiss.galleries.exporting import build
-from scqfaiss.galleries.gallery import Gallery, Snapshot
+from scqfaiss.galleries.gallery import Gallery
 from scqfaiss.galleries.reading import Stored
+from scqfaiss.galleries.snapshot import Snapshot
 from scqfaiss.model import Model
 
 
