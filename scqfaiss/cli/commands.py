@@ -18,6 +18,8 @@ from ..dependencies import missing
 from ..errors import ConfigError, ScqError, ScqWarning, shown
 from ..files import open_regular
 from ..progress import Meter, to_stderr
+from ..targets import REGISTRY as TARGETS
+from ..targets import option_fields
 
 
 class FileName(click.Path):
@@ -104,6 +106,14 @@ def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return Seeing(*given.values())
 
     return gathering(command, options, "seeing", ("encoder", "encoder_device", "encoder_precision"), seeing)
+
+
+def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of all targets of the registry; each arrives under its own name, None where it is not given."""
+    for name, (f, targets) in reversed(option_fields().items()):
+        text = f"{', '.join(targets)}: {f.metadata['help']}"
+        command = click.option(f"--{name.replace('_', '-')}", name, type=type(f.default), help=text)(command)
+    return command
 
 
 def read_config(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
@@ -234,11 +244,9 @@ def train(
 @click.argument("model", type=FILE)
 @click.argument("rows", type=ROWS)
 @click.option("-o", "--out", type=FILE, required=True, help="Gallery to write (.faissindex).")
-@click.option("--target", help="FAISS container: ivfpq, pq, fastscan, buckets, lift, residual; default: ivfpq or lift.")
+@click.option("--target", help=f"FAISS container: {', '.join(TARGETS)}; default: ivfpq or lift.")
 @click.option("--bits", type=int, help="Only so many bits of every code; for methods with nested codes (dpq).")
-@click.option("--nlist", default=0, help="Inverted lists of ivfpq (default 1: exact) or buckets.")
-@click.option("--nprobe", default=0, help="Lists that a search visits unless it says otherwise.")
-@click.option("--refine", default=0, help="Candidates per hit that fastscan scores again exactly; -1: none.")
+@target_options
 @click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
 @picture_options
 @row_options
