@@ -369,7 +369,7 @@ def test_g4_library_that_does_not_load(run, here, untouched, monkeypatch):
         def refuse(*_, name=name, **__):
             raise ImportError("libx.so: failed to map segment", name=name)
 
-        monkeypatch.setattr("scqfaiss.galleries.gallery.search_file", refuse)
+        monkeypatch.setattr("scqfaiss.galleries.searching.search_file", refuse)
         refused(run(*SEARCH), 2, message)
     untouched()
 

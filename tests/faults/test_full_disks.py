@@ -221,7 +221,7 @@ def test_other_commands_ask_for_room_before_their_work(run, here, disk, monkeypa
     command, work = {
         "search": (
             ("search", "g.faissindex", "large.h5", *model, "-o", "disk/hits.h5"),
-            "galleries.gallery.search_source",
+            "galleries.searching.search_source",
         ),
         "export": (
             ("export", "m.safetensors", "large.h5", "-o", "disk/n.faissindex"),
