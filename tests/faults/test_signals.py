@@ -12,7 +12,6 @@ import pytest
 
 import scqfaiss
 from scqfaiss import files, signals
-from scqfaiss.cli import commands as cli
 from scqfaiss.demo import digits as demo
 from scqfaiss.files import reserve
 from scqfaiss.training import engine
