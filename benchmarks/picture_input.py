@@ -23,8 +23,9 @@ import torch
 from PIL import Image
 
 from scqfaiss.contract import configure
-from scqfaiss.data.images import FITS, ImageSource
-from scqfaiss.encoders import augment, backbone
+from scqfaiss.data import open_rows
+from scqfaiss.data.decoding import FITS
+from scqfaiss.encoders import augment, backbone, factory
 from scqfaiss.training.engine import Waited
 from scqfaiss.training.rows import PictureRows
 
@@ -65,13 +66,13 @@ def main(photos: Path | None, **options: Any) -> None:
 def waiting(photos: Path, size: int, fit: str, workers: int, steps: int) -> dict[str, Any]:
     """Share of the time of training steps in which the next pictures were not there."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = backbone.network("squeezenet", {})
+    network = factory.network("squeezenet", {})
     encoder = backbone.Backbone(configure(backbone.Settings, {"size": size}), network, "squeezenet", {}).to(device)
     encoder.precision = torch.bfloat16
     optimizer = torch.optim.SGD(encoder.parameters(), 1e-6)
     encoder.train()
     waited, generator = Waited(), torch.Generator().manual_seed(0)
-    with ImageSource(photos, workers=workers) as source:
+    with open_rows(photos, workers=workers) as source:
         source.shaped(size, fit)
         rows = PictureRows(source, encoder.width, device, memory=0)
         epochs = itertools.chain.from_iterable(rows.batches(64, generator) for _ in itertools.count())
@@ -95,7 +96,7 @@ def measured(photos: Path, size: int, fit: str, workers: int, rounds: int) -> di
     strengths, fill, generator = augment.PRESETS["auto"], torch.zeros(3), torch.Generator().manual_seed(0)
     for _ in range(rounds):
         start = time.perf_counter()
-        with ImageSource(photos, workers=workers) as source:
+        with open_rows(photos, workers=workers) as source:
             found["open"].append(time.perf_counter() - start)
             source.shaped(size, fit)
             clock, core = time.perf_counter(), time.process_time()

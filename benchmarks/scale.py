@@ -116,7 +116,7 @@ class Work:
         wide = self.models["wide"] = self._model("wide", lambda: self._train_wide())
         for name in sorted(books - {"wide"}):
             # Only product books have codewords of their own for classes, and 16 are too few for that.
-            how = {"private": "public"} if name == "narrow" else {"codebooks": "additive"}
+            how = {"private": "public"} if name == "narrow" else {"codebooks.kind": "additive"}
             self.models[name] = self._model(
                 name,
                 lambda how=how: scqfaiss.train(

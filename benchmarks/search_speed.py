@@ -150,7 +150,7 @@ def main(
     x, y = read(data / "train.h5")
     wide = scqfaiss.train(x, y, bits=32, seed=seed)
     narrow = scqfaiss.train(x, y, bits=32, nbits=4, seed=seed)
-    sums = scqfaiss.train(x, y, bits=32, nbits=4, codebooks="additive", seed=seed) if additive else None
+    sums = scqfaiss.train(x, y, bits=32, nbits=4, **{"codebooks.kind": "additive"}, seed=seed) if additive else None
     xq, xb = read(data / "query.h5")[0], read(data / "database.h5")[0]
     xq = xq[: queries or None]
     zq, zq4 = wide.embed(xq), narrow.embed(xq)

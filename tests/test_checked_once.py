@@ -7,7 +7,7 @@ import scqfaiss
 from scqfaiss import Model, arrays
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.data import source
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.encoders.chain import Chain
 from scqfaiss.errors import DataError
 from scqfaiss.evaluation.files import evaluate_file

@@ -8,10 +8,10 @@ from faults.conftest import blobs
 
 import scqfaiss
 from scqfaiss.arrays import Labels
-from scqfaiss.cli import commands as cli
+from scqfaiss.cli import program as cli
 from scqfaiss.contract import configure
 from scqfaiss.data import ArraySource
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import CheckpointError, ConfigError, DataError, ScqWarning, Stopped
 from scqfaiss.evaluation.files import Relevance, measure, measure_vectors
 from scqfaiss.methods import centers as sca

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from scqfaiss.arrays import Labels
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.demo.digits import write_parts
 from scqfaiss.evaluation.files import Words
 from scqfaiss.files import reserve

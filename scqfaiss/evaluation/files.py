@@ -25,7 +25,7 @@ from ..data import Source, open_rows
 from ..data.classes import align, check_classes, together
 from ..errors import ConfigError, DataError, IndexFileError, warn
 from ..exponents import balanced, exponents
-from ..features.files import USUAL, FeatureSource, Seeing
+from ..features.source import USUAL, FeatureSource, Seeing
 from ..files import PathLike
 from ..galleries.gallery import Gallery, open_gallery
 from ..galleries.searching import as_queries, require_model
@@ -530,7 +530,7 @@ def _read(source: Source, progress: Progress) -> Floats:
 
 def _identified(source: Source) -> bool:
     """Whether ids say which row belongs to which: in a file of pairs row numbers do, where there are no others."""
-    return source.has_ids or source.half
+    return source.has_ids or source.is_pair_half
 
 
 def _evaluate_by_ids(

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..comparison.results import FILE, read_results
-from ..data.images import Refused, decode, prove
+from ..data.decoding import Refused, decode, prove
 from ..errors import shown, size
 from ..files import PathLike, make_folder, reserve
 from .charts import Chart, Missing, charts

@@ -13,7 +13,7 @@ import pytest
 
 from scqfaiss.arrays import Labels
 from scqfaiss.data import classes, open_rows
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
 from scqfaiss.evaluation.files import evaluate, measure_vectors, same_classes
 from scqfaiss.training.fitting import Request, plan

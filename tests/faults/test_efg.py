@@ -150,7 +150,9 @@ def test_e6_order_of_rows_changes_nothing(run, here):
 
 # ------------------------------------------------------------------------------------------------------------ training
 def test_f5_divergence(run, here, untouched):
-    result = run("train", "train.h5", "-o", "x.safetensors", *TINY[:6], "--set", "cfa_lr=1e6", "--set", "book_copies=1")
+    result = run(
+        "train", "train.h5", "-o", "x.safetensors", *TINY[:6], "--set", "features.lr=1e6", "--set", "codebooks.copies=1"
+    )
     assert result.code == 2
     start, end = "Error: loss is NaN at step ", "); lower the rate"
     assert result.error.startswith(start) and result.error.endswith(end), result.error
@@ -317,7 +319,7 @@ class Blocker:
         if name.partition(".")[0] == sys.argv[1]:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocker())
-from scqfaiss.cli.commands import run
+from scqfaiss.cli.program import run
 sys.exit(run(sys.argv[2:]))
 """
 
@@ -411,7 +413,7 @@ class Breaker(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 sys.meta_path.insert(0, Breaker())
-from scqfaiss.cli.commands import run
+from scqfaiss.cli.program import run
 sys.exit(run(sys.argv[3:]))
 """
 
