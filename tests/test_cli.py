@@ -405,6 +405,8 @@ def test_search_by_threshold(run, here):
     assert hits("h.h5")["lims"].tolist() == [0] * 21
     refused(run(*search, "--threshold", "nan"), 2, "threshold is nan, needs a number")
     refused(run(*search, "--threshold", "x"), 2, "Invalid value for '--threshold': 'x' is not a valid float.")
+    all_hits = "a search by threshold gives every hit beyond it; leave -k out"
+    refused(run(*search, "--threshold", "1", "-k", "10"), 2, all_hits)
     every = "a search by threshold looks into every list; leave --nprobe out"
     refused(run(*search, "--threshold", "1", "--nprobe", "2"), 2, every)
 

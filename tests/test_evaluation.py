@@ -18,8 +18,9 @@ from scqfaiss.evaluation.galleries import evaluate
 from scqfaiss.evaluation.ranking import Relevance, Words, measure, measure_vectors, scores_in_blocks
 from scqfaiss.evaluation.ties import average_precision, precision_at, recall_at, tie_blocks
 from scqfaiss.galleries.exporting import build
-from scqfaiss.galleries.gallery import Gallery, Snapshot
+from scqfaiss.galleries.gallery import Gallery
 from scqfaiss.galleries.reading import Stored
+from scqfaiss.galleries.snapshot import Snapshot
 from scqfaiss.model import Model
 
 

@@ -19,9 +19,9 @@ import scqfaiss
 from scqfaiss import files
 from scqfaiss.errors import CheckpointError, ConfigError, DataError, IndexFileError, ScqWarning
 from scqfaiss.galleries import inspection
-from scqfaiss.galleries.gallery import Snapshot
 from scqfaiss.galleries.inspection import verify_file
 from scqfaiss.galleries.reading import Stored
+from scqfaiss.galleries.snapshot import Snapshot
 from scqfaiss.targets.pretransform import unwrap_index
 
 

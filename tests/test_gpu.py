@@ -15,8 +15,8 @@ import scqfaiss
 from scqfaiss.codebooks import Codebooks, Shape
 from scqfaiss.errors import ConfigError, DataError, ResourceError, ScqWarning
 from scqfaiss.galleries.exporting import export
-from scqfaiss.galleries.gallery import Snapshot
 from scqfaiss.galleries.reading import Stored
+from scqfaiss.galleries.snapshot import Snapshot
 from scqfaiss.model import Model
 from scqfaiss.targets import gpu, target
 from scqfaiss.targets.pretransform import apply_transforms, prepend, unwrap_index

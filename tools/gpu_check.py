@@ -324,7 +324,11 @@ def service(asked):
     import numpy as np
 
     from scqfaiss.errors import DataError
+    from scqfaiss.galleries.gallery import Gallery
+    from scqfaiss.galleries.reading import Stored
+    from scqfaiss.galleries.snapshot import Snapshot
     from scqfaiss.targets import gpu
+    from scqfaiss.targets.ivfpq import one_list
 
     books, codes, ids, q = made("product", 4, 8, 12, asked.n)
     on = gpu.OnGpu(gpu.form(books, codes, ids), asked.device)
@@ -335,7 +339,8 @@ def service(asked):
     many = np.tile(q, (70_000 // len(q) + 1, 1))
     long = np.array_equal(small.search(many, 5)[0][-len(q) :], small.search(q, 5)[0])
     try:
-        on.search(np.where(np.arange(12) == 3, np.nan, q), 10)
+        gallery = Gallery(Snapshot(Stored.of(one_list(books, codes, ids)), on), None, "g")
+        gallery.search(np.where(np.arange(12) == 3, np.nan, q), 10)
         refused = False
     except DataError:
         refused = True

@@ -13,6 +13,7 @@ import click
 from ..errors import ConfigError, shown
 from ..files import open_regular
 from ..progress import Meter
+from ..targets import option_fields
 
 
 class FileName(click.Path):
@@ -99,6 +100,14 @@ def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return Seeing(*given.values())
 
     return gathering(command, options, "seeing", ("encoder", "encoder_device", "encoder_precision"), seeing)
+
+
+def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of all targets of the registry; each arrives under its own name, None where it is not given."""
+    for name, (f, targets) in reversed(option_fields().items()):
+        text = f"{', '.join(targets)}: {f.metadata['help']}"
+        command = click.option(f"--{name.replace('_', '-')}", name, type=type(f.default), help=text)(command)
+    return command
 
 
 def read_config(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:

@@ -7,18 +7,17 @@ from typing import Any
 
 import click
 
-from .arguments import FILE, ROWS, meter, picture_options, row_options, say
+from ..targets import REGISTRY as TARGETS
+from .arguments import FILE, ROWS, meter, picture_options, row_options, say, target_options
 
 
 @click.command()
 @click.argument("model", type=FILE)
 @click.argument("rows", type=ROWS)
 @click.option("-o", "--out", type=FILE, required=True, help="Gallery to write (.faissindex).")
-@click.option("--target", help="FAISS container: ivfpq, pq, fastscan, buckets, lift, residual; default: ivfpq or lift.")
+@click.option("--target", help=f"FAISS container: {', '.join(TARGETS)}; default: ivfpq or lift.")
 @click.option("--bits", type=int, help="Only so many bits of every code; for methods with nested codes (dpq).")
-@click.option("--nlist", default=0, help="Inverted lists of ivfpq (default 1: exact) or buckets.")
-@click.option("--nprobe", default=0, help="Lists that a search visits unless it says otherwise.")
-@click.option("--refine", default=0, help="Candidates per hit that fastscan scores again exactly; -1: none.")
+@target_options
 @click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
 @picture_options
 @row_options

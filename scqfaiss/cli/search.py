@@ -13,7 +13,7 @@ from .arguments import FILE, ROWS, meter, picture_options, row_options, say
 @click.command()
 @click.argument("gallery", type=FILE)
 @click.argument("queries", type=ROWS)
-@click.option("-k", default=10, show_default=True, help="Hits per query.")
+@click.option("-k", type=int, show_default="10", help="Hits per query.")
 @click.option("--threshold", type=float, help="All hits with a better score than this, instead of -k.")
 @click.option("-o", "--out", type=FILE, help="Write scores and ids to this HDF5 file.")
 @click.option("--model", type=FILE, help="Model of the gallery, where its encoder is not inside the file.")

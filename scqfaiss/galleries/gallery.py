@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import faiss
@@ -26,6 +25,7 @@ from ..targets.ids import all_ids
 from ..targets.pretransform import unwrap_index
 from ..targets.queries import MAX_SCORE, prepared, ranges, unscaled
 from .reading import Stored, read_gallery, stamp_of
+from .snapshot import Origin, Snapshot
 
 
 def _whole(value: Any, name: str) -> int:
@@ -34,27 +34,6 @@ def _whole(value: Any, name: str) -> int:
         return operator.index(value)
     except TypeError:
         raise ConfigError(f"{name} is {value!r}, needs a whole number") from None
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What searches run on. A refresh puts another in its place; a search keeps the one it began with."""
-
-    stored: Stored
-    on_gpu: gpu.OnGpu | None = None
-    decodable: list[Any] = field(
-        default_factory=list
-    )  # codebooks, codes and ids in their order, once `reconstruct` asked
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The file that a gallery was opened from, and how."""
-
-    path: str
-    device: str
-    mmap: bool
-    verify: bool
 
 
 class Gallery:
@@ -338,7 +317,7 @@ class Gallery:
             keys = ("encoder", "model_sha256") if before.get("encoder") == "model" else ("encoder",)
             if any(before.get(key) != after.get(key) for key in keys) or stored.index.d != self.index.d:
                 raise ConfigError(f"{self.name}: the new file takes other queries than the one that is open")
-            self._snapshot = _on_device(stored, origin.device)
+            self._snapshot = Snapshot.on_device(stored, origin.device)
             return True
 
 
@@ -348,18 +327,6 @@ def _reopened(origin: Origin, stamp: Any, model: Model | None) -> Gallery:
     if gallery._snapshot.stored.stamp != stamp:
         raise ConfigError(f"{shown(origin.path)} is another file than the one whose gallery was pickled; open it anew")
     return gallery
-
-
-def _on_device(stored: Stored, device: str) -> Snapshot:
-    """Put codes on a GPU where that is asked for."""
-    if device == "cpu":
-        return Snapshot(stored)
-    number = gpu.number_of(device)
-    if stored.target is None:
-        raise ConfigError(f"a {type(unwrap_index(stored.index)).__name__} holds no codes of ours and stays on the cpu")
-    if not stored.target.INFO.exact:
-        warn(f"on a GPU the codes of target {stored.target.INFO.name} are searched exactly, not as that target would")
-    return Snapshot(stored, gpu.OnGpu(gpu.form(*stored.target.unpack(stored.index, stored.shape)), number))
 
 
 def _check_model(model: Model | None, stored: Stored, name: str, model_name: str = "the model") -> None:
@@ -393,4 +360,6 @@ def open_gallery(
     model_name = "the model" if isinstance(model, Model) else shown(model) if model is not None else ""
     loaded = model if isinstance(model, Model) or model is None else Model.load(model)
     _check_model(loaded, stored, name, model_name)
-    return Gallery(_on_device(stored, device), loaded, name, Origin(os.path.abspath(path), device, mmap, verify))
+    return Gallery(
+        Snapshot.on_device(stored, device), loaded, name, Origin(os.path.abspath(path), device, mmap, verify)
+    )

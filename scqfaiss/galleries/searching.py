@@ -19,6 +19,7 @@ from ..files import PathLike, Slot, reserve
 from ..modality import ROWS
 from .gallery import Gallery, open_gallery
 
+DEFAULT_K = 10
 SHOWN = 10  # hits a query in the text of a search
 
 
@@ -92,7 +93,7 @@ def search_file(
     path: PathLike,
     queries: PathLike,
     *,
-    k: int = 10,
+    k: int | None = None,
     threshold: float | None = None,
     out: PathLike | None = None,
     model: PathLike | None = None,
@@ -107,13 +108,17 @@ def search_file(
 ) -> str:
     """Search with a file of queries; hits go to the HDF5 file `out`, the first few into the returned text.
 
-    Queries may be pictures, a single one too; the text names them by their files. threshold: all hits beyond it, instead of
-    k. filter_ids, deny_ids: "1,2,3" or a file of ids. seeing: how the model looks at pictures.
+    Queries may be pictures, a single one too; the text names them by their files. k: hits per query, DEFAULT_K where
+    neither it nor `threshold` is given, which asks for all hits beyond it. filter_ids, deny_ids: "1,2,3" or a file of ids.
+    seeing: how the model looks at pictures. Raises ConfigError for k together with a threshold.
     """
     from ..data.writing import write_hits, write_ranges
 
+    if threshold is not None and k is not None:
+        raise ConfigError("a search by threshold gives every hit beyond it; leave -k out")
     if threshold is not None and nprobe is not None:
         raise ConfigError("a search by threshold looks into every list; leave --nprobe out")
+    k = DEFAULT_K if k is None else k
     lists = {"allow": filter_ids, "deny": deny_ids}
 
     def run(slot: Slot | None = None) -> tuple[Any, Any, Any]:

@@ -28,15 +28,15 @@ class NoOptions:
 class ListOptions:
     """Of a target with inverted lists."""
 
-    nlist: int = option(0, 0, MAX_LISTS, "Inverted lists; ivfpq by itself has 1, and is exact.")
-    nprobe: int = option(0, 0, MAX_LISTS, "Lists that a search visits unless it says otherwise.")
+    nlist: int = option(0, 0, MAX_LISTS, "inverted lists (default of ivfpq 1: exact).")
+    nprobe: int = option(0, 0, MAX_LISTS, "lists that a search visits unless it says otherwise.")
 
 
 @dataclass(frozen=True)
 class RefineOptions:
     """Of a target with a scan of rounded scores."""
 
-    refine: int = option(0, -1, MAX_REFINE, "Candidates per hit that are scored again exactly; -1: none.")
+    refine: int = option(0, -1, MAX_REFINE, "candidates per hit that are scored again exactly; -1: none.")
 
 
 def check(options: Any) -> None:

@@ -37,8 +37,8 @@ class ProductTables:
             self.floats = value
         elif self.place == 17:
             self.place = -1
-            words = self.floats // max(self.d, 1)
-            if not value & faiss.ResidualQuantizer.Skip_codebook_tables and 2 * words**2 > MOST:
+            codewords = self.floats // max(self.d, 1)
+            if not value & faiss.ResidualQuantizer.Skip_codebook_tables and 2 * codewords**2 > MOST:
                 self._refuse("the limit of tables of products")
 
     def _refuse(self, why: str) -> None:

@@ -9,6 +9,7 @@ import types
 from dataclasses import dataclass
 from typing import ClassVar
 
+import click
 import faiss
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import scqfaiss
 import scqfaiss.methods
 import scqfaiss.targets
 from scqfaiss import Model
+from scqfaiss.cli import arguments
 from scqfaiss.codebooks import Codebooks, Shape
 from scqfaiss.contract import Stage
 from scqfaiss.contract import settings as settings_of
@@ -568,7 +570,7 @@ class ToyMethod:
 
 @dataclass(frozen=True)
 class ToyOptions:
-    spare: int = option(0, 0, 9, "Rows that the toy leaves room for.")
+    spare: int = option(0, 0, 9, "rows that the toy leaves room for.")
 
 
 class ToyTarget(PQ):
@@ -602,6 +604,14 @@ def test_a_toy_method_and_a_toy_target_work_by_a_line_in_their_registry(monkeypa
     assert_hits(D, I, scores, np.arange(400) + 1000, K)
     assert open_gallery(gallery).card["target"] == "toy"
     assert open_gallery(gallery).card["options"] == {"spare": 7}
+    export = arguments.target_options(click.command(lambda **options: options))
+    assert export.main(["--spare", "7"], standalone_mode=False) == {
+        "spare": 7,
+        "nlist": None,
+        "nprobe": None,
+        "refine": None,
+    }
+    assert "toy: rows that the toy" in " ".join(export.get_help(click.Context(export)).split())
     scqfaiss.append(gallery, one[0][:1], ids=[5000], model=model)
     assert ToyTarget.spared == [7, 7]
     with pytest.raises(ConfigError, match=r"^spare is 10, needs a whole number from 0 to 9$"):

@@ -15,8 +15,8 @@ import scqfaiss
 from scqfaiss import files
 from scqfaiss.errors import ConfigError, IndexFileError
 from scqfaiss.galleries import editing
-from scqfaiss.galleries.gallery import Snapshot
 from scqfaiss.galleries.inspection import verify_file
+from scqfaiss.galleries.snapshot import Snapshot
 
 from .conftest import blobs, checked, command, write_h5
 from .test_d_writing import DISK, hold, refused, tool

@@ -10,8 +10,9 @@ import pytest
 
 import scqfaiss
 from scqfaiss.errors import CheckpointError, ConfigError, ScqWarning
-from scqfaiss.galleries.gallery import Gallery, Snapshot
+from scqfaiss.galleries.gallery import Gallery
 from scqfaiss.galleries.reading import Stored
+from scqfaiss.galleries.snapshot import Snapshot
 
 from .conftest import blobs
 

@@ -1,0 +1,45 @@
+"""What the searches of an open gallery run on, and where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import ConfigError, warn
+from ..targets import gpu
+from ..targets.pretransform import unwrap_index
+from .reading import Stored
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What searches run on. A refresh puts another in its place; a search keeps the one it began with."""
+
+    stored: Stored
+    on_gpu: gpu.OnGpu | None = None
+    decodable: list[Any] = field(
+        default_factory=list
+    )  # codebooks, codes and ids in their order, once `reconstruct` asked
+
+    @staticmethod
+    def on_device(stored: Stored, device: str) -> Snapshot:
+        """With the codes on a GPU where that is asked for. Raises ConfigError or ResourceError where they cannot go there."""
+        if device == "cpu":
+            return Snapshot(stored)
+        number, target = gpu.number_of(device), stored.target
+        if target is None:
+            kind = type(unwrap_index(stored.index)).__name__
+            raise ConfigError(f"a {kind} holds no codes of ours and stays on the cpu")
+        if not target.INFO.exact:
+            warn(f"on a GPU the codes of target {target.INFO.name} are searched exactly, not as that target would")
+        return Snapshot(stored, gpu.OnGpu(gpu.form(*target.unpack(stored.index, stored.shape)), number))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The file that a gallery was opened from, and how."""
+
+    path: str
+    device: str
+    mmap: bool
+    verify: bool
