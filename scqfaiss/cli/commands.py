@@ -413,6 +413,9 @@ def demo(out: Path) -> None:
     run(out, say, meter)
 
 
+from . import compare as _compare  # noqa: E402, F401  (its commands stand in a file of their own)
+
+
 def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
     """A ScqWarning as one line; any other warning in Python's own form."""
     meter.close()
