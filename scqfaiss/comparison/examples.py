@@ -1,4 +1,4 @@
-"""What the pictures of a report are drawn from: class means, a map of two dimensions, queries and their hits."""
+"""What charts of single codes are drawn from: class means, a map of two dimensions, queries and their hits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 
 from ..arrays import Floats, Ints, Labels
 from .measuring import threads
@@ -40,8 +41,6 @@ def class_cosines(z: Floats, labels: Labels) -> list[list[float]]:
 def plane(coding: Coding, labels: Labels, seed: int, count: int) -> dict[str, Any]:
     """A map in two dimensions (t-SNE by cosine; van der Maaten and Hinton, JMLR 9, 2008) of `count` rows and
     up to a quarter as many of their words."""
-    from sklearn.manifold import TSNE  # type: ignore[import-untyped]
-
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(coding.zb))[:count])
     words = np.unique(coding.words.inverse[rows])
