@@ -27,7 +27,7 @@ from statistics import median
 import click
 import numpy as np
 
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.demo.digits import write_parts
 from scqfaiss.files import reserve
 

@@ -5,8 +5,8 @@
 The plain side follows what the paper's released code computes, written anew: distances in double precision, a loop over
 books, a loop over the rows of the batch in the feature loss. Both sides run loss, backward and Adam (codebook step), or
 loss and backward to the features (feature loss), on the same numbers in one process, in turn. Ours is what a training runs:
-`ARSQ.loss` with the optimizer of `SCQ.arsq_stage`, and `cfa.released_loss_single`, the feature loss of `recipe=released` for one
-label a row. Both sides must compute the same loss first.
+`ARSQ.loss` with the optimizer of `SCQ.arsq_stage`, and `reference_cfa.loss_of_one_label`, the feature loss of `recipe=reference`
+for one label a row. Both sides must compute the same loss first.
 
 The printed `ratio` is that of the medians over the rounds. --out writes FOLDER/results.json, a document of kind 'training' (see
 scqfaiss/comparison/results.py): there `ratio` is the median of the ratios within single rounds, `ratio_low` and
@@ -35,7 +35,7 @@ from scqfaiss.comparison.results import FILE, Results
 from scqfaiss.files import make_folder, reserve
 from scqfaiss.methods.arsq import ARSQ, deal
 from scqfaiss.methods.centers import simplex
-from scqfaiss.methods.cfa import released_loss_single
+from scqfaiss.methods.reference_cfa import loss_of_one_label
 
 D, M, K, C = 360, 4, 256, 10
 
@@ -140,14 +140,14 @@ def feature_step(batch: int, rounds: int) -> dict[str, list[float]]:
     y = torch.randint(C, (batch,))
     hot = F.one_hot(y, C).float()
     both = (
-        float(sum(t.detach() for t in released_loss_single(z, logits, centers, y).values())),
+        float(sum(t.detach() for t in loss_of_one_label(z, logits, centers, y).values())),
         float(plain_feature_loss(z, logits, centers, hot).detach()),
     )
     assert np.isclose(*both, rtol=1e-4), f"the two sides compute different losses: {both}"
 
     def our_step() -> None:
         z.grad = logits.grad = None
-        reduce(add, released_loss_single(z, logits, centers, y).values()).backward()
+        reduce(add, loss_of_one_label(z, logits, centers, y).values()).backward()
 
     def plain_step() -> None:
         z.grad = logits.grad = None

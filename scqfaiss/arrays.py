@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -221,15 +221,9 @@ def as_labels(y: Any, n: int, name: str = "labels", class_names: Any = None, *, 
     if a.ndim == 2:
         if a.dtype.kind not in "buif":
             raise DataError(f"{name} is {dims(a)}, needs 0 and 1")
-        pieces = range(0, len(a), max(1, PIECE // a.shape[1]))
-        wrong = np.zeros(len(a), bool)
-        for i in pieces:  # without a matrix of booleans as large as this one
-            piece = a[i : i + pieces.step]
-            wrong[i : i + pieces.step] = ((piece != 0) & (piece != 1)).any(axis=1)
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            value = a[row][(a[row] != 0) & (a[row] != 1)][0]
-            raise DataError(f"{name}: row {row:,} holds {value}, needs 0 or 1 ({int(wrong.sum()):,} such rows)")
+        # In pieces: without a matrix of booleans as large as this one.
+        step = max(1, PIECE // a.shape[1])
+        check_binary((a[i : i + step] for i in range(0, len(a), step)), name)
         width = len(names) if names is not None else C if C is not None else a.shape[1]
         if a.shape[1] != width:
             raise DataError(f"{name} has {a.shape[1]} columns, needs one for each of the {width} classes")
@@ -255,7 +249,7 @@ def as_labels(y: Any, n: int, name: str = "labels", class_names: Any = None, *, 
 
 def _named(a: NDArray[Any], name: str, names: tuple[str, ...] | None) -> Labels:
     """Labels given as names (n,): classes are the names in their order, or `names` where those are given."""
-    text = np.array([_text(value) if isinstance(value, str | bytes) else "" for value in a.tolist()], dtype=str)
+    text = np.array([class_text(value) if isinstance(value, str | bytes) else "" for value in a.tolist()], dtype=str)
     wrong = np.flatnonzero([not word.strip() for word in text.tolist()])
     if len(wrong):
         raise DataError(
@@ -274,15 +268,28 @@ def _named(a: NDArray[Any], name: str, names: tuple[str, ...] | None) -> Labels:
 
 def _names(given: Any, name: str) -> tuple[str, ...]:
     """Class names as text, each once."""
-    names = tuple(_text(c) for c in given)
+    names = tuple(class_text(c) for c in given)
     twice = next((c for i, c in enumerate(names) if c in names[:i]), None) if len(set(names)) < len(names) else None
     if twice is not None:
         raise DataError(f"{name}: class_names holds '{shown(twice)}' more than once")
     return names
 
 
-def _text(value: Any) -> str:
-    # Letters with accents have two spellings in Unicode, of which file systems and programs choose either.
+def check_binary(pieces: Iterable[NDArray[Any]], name: str) -> None:
+    """Raise DataError unless a matrix, given in pieces of rows from first to last, holds 0 and 1 alone."""
+    first, count, start = "", 0, 0
+    for piece in pieces:
+        wrong = (piece != 0) & (piece != 1)
+        rows = np.flatnonzero(wrong.any(axis=1))
+        if len(rows) and not first:
+            first = f"row {start + rows[0]:,} holds {piece[rows[0]][wrong[rows[0]]][0]}"
+        count, start = count + len(rows), start + len(piece)
+    if count:
+        raise DataError(f"{name}: {first}, needs 0 or 1 ({count:,} such rows)")
+
+
+def class_text(value: Any) -> str:
+    """The name of a class, its letters composed (NFC): Unicode has two spellings of accents, and programs choose either."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     return unicodedata.normalize("NFC", text)
 

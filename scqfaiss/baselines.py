@@ -21,6 +21,7 @@ from .codebooks import Codebooks
 from .contract import Layers, Stage, Task, Usual, check_product_shape, setting
 from .errors import ConfigError, DataError, warn
 from .exponents import balanced, exponent, times
+from .modality import Modality
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class PQ(Usual):
         return "identity"
 
     @classmethod
-    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
         check_product_shape(d_in, M, nbits, "rows of d")
 
     def __init__(self, config: Settings, task: Task) -> None:
@@ -118,7 +119,7 @@ class OPQ(PQ):
     long_name = "optimized product quantization (FAISS)"
 
     @classmethod
-    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
         if d_in < M:
             raise ConfigError(f"rows of d={d_in} cannot fill M={M} books")
         check_product_shape(d_in // M * M, M, nbits)
@@ -155,7 +156,7 @@ class RQ(PQ):
         return "additive"
 
     @classmethod
-    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
         pass  # any number of books of any width
 
     def train_books(self, x: NDArray[np.float32]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from .arrays import Ints, Labels
 from .codebooks import Codebooks
 from .errors import ConfigError, suggestion
+from .modality import Modality
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -53,7 +54,7 @@ class Encoder(Protocol):
 
     d_in: int
     width: int
-    takes_pictures: ClassVar[bool]
+    modality: ClassVar[Modality]
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
@@ -180,8 +181,11 @@ class Method(Protocol):
         """How many members the encoder is built with."""
 
     @classmethod
-    def check(cls, config: Any, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
-        """Raise ConfigError for settings that cannot work together; C = 0 without labels. Reads no rows."""
+    def check(cls, config: Any, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
+        """Raise ConfigError for settings that cannot work together; C = 0 without labels. Reads no rows.
+
+        encoder: its name; modality: of the items that it takes.
+        """
 
     def stages(self) -> list[Stage]: ...
 
@@ -249,24 +253,72 @@ def batch_count(n: int, size: int) -> int:
     return max(1, round(n / size))
 
 
-def settings(config_class: type[Any]) -> dict[str, dataclasses.Field[Any]]:
-    """The fields of a frozen Config dataclass by name."""
-    return {f.name: f for f in dataclasses.fields(config_class)}
+@dataclass(frozen=True)
+class Setting:
+    """What is known of one setting: its type (int, float, bool or str), its default, and its range or its choices."""
+
+    kind: type[Any]
+    default: Any
+    limits: tuple[float, float] | None = None
+    choices: tuple[str, ...] = ()
+
+
+def settings(config_class: type[Any], prefix: str = "") -> dict[str, Setting]:
+    """The settings of a frozen Config dataclass by name; those of a dataclass within it by dotted name, 'features.epochs'."""
+    types = typing.get_type_hints(config_class)
+    out: dict[str, Setting] = {}
+    for f in dataclasses.fields(config_class):
+        kind, name = types[f.name], prefix + f.name
+        if dataclasses.is_dataclass(kind):
+            out |= settings(typing.cast(type[Any], kind), f"{name}.")
+        else:
+            out[name] = Setting(kind, f.default, f.metadata.get("range"), f.metadata.get("choices", ()))
+    return out
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """A Config, or settings by name, as dotted names and plain values: {"features": {"lr": 0.1}} -> {"features.lr": 0.1}."""
+    out: dict[str, Any] = {}
+    for key, value in (vars(values) if dataclasses.is_dataclass(values) else values).items():
+        nested = isinstance(value, Mapping) or dataclasses.is_dataclass(value)
+        out |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return out
+
+
+def near_settings(key: str, known: Iterable[str]) -> str:
+    """What to say of an unknown key: the settings of the group of that name, or those that look or end like it."""
+    known = list(known)
+    group = [name for name in known if name.startswith(f"{key}.")]
+    if group:
+        return f"; that is a group of settings: {', '.join(group)}"
+    end = key.replace("_", ".").rpartition(".")[2]
+    same_end = [f"'{name}'" for name in known if name.endswith(f".{end}")]
+    return suggestion(key, known) or (f"; did you mean {' or '.join(same_end)}?" if same_end else "")
 
 
 def configure(config_class: type[Any], values: Mapping[str, Any], where: str = "") -> Any:
     """Build a Config from `values`: names, types, ranges and choices checked, strings converted.
 
-    A field's metadata may hold "range" (lowest, highest) or "choices". Raises ConfigError that names the key, what was
-    found, and what is needed; unknown keys come with the nearest known one.
+    values: by name; settings of a dataclass within the Config by dotted name, or in a mapping of their own. Raises ConfigError
+    that names the key, what was found, and what is needed; unknown keys come with the nearest known one.
     """
-    known, types, out = settings(config_class), typing.get_type_hints(config_class), {}
-    for key, value in values.items():
+    known, checked = settings(config_class), {}
+    for key, value in flat(values).items():
         if key not in known:
-            raise ConfigError(f"{where}unknown key '{key}'{suggestion(key, known)}")
-        out[key] = _convert(key, value, types[key], where)
-        _check_setting(known[key], out[key], where)
-    return config_class(**out)
+            raise ConfigError(f"{where}unknown key '{key}'{near_settings(key, known)}")
+        checked[key] = _convert(key, value, known[key].kind, where)
+        _check_setting(key, known[key], checked[key], where)
+    return _built(config_class, checked)
+
+
+def _built(config_class: type[Any], values: Mapping[str, Any]) -> Any:
+    """A Config of checked values by dotted name."""
+    arguments = {key: value for key, value in values.items() if "." not in key}
+    for name, kind in typing.get_type_hints(config_class).items():
+        if dataclasses.is_dataclass(kind):
+            inside = {k.removeprefix(f"{name}."): v for k, v in values.items() if k.startswith(f"{name}.")}
+            arguments[name] = _built(typing.cast(type[Any], kind), inside)
+    return config_class(**arguments)
 
 
 def _convert(key: str, value: Any, kind: type[Any], where: str) -> Any:
@@ -286,13 +338,12 @@ def _convert(key: str, value: Any, kind: type[Any], where: str) -> Any:
     return value
 
 
-def _check_setting(f: dataclasses.Field[Any], value: Any, where: str) -> None:
-    choices, limits = f.metadata.get("choices"), f.metadata.get("range")
-    if choices and value not in choices:
-        near = suggestion(value, choices)
-        raise ConfigError(f"{where}{f.name} is '{value}', needs one of {', '.join(choices)}{near}")
-    if limits and not limits[0] <= value <= limits[1]:  # also refuses NaN
-        raise ConfigError(f"{where}{f.name} is {value}, needs {limits[0]} to {limits[1]}")
+def _check_setting(key: str, known: Setting, value: Any, where: str) -> None:
+    if known.choices and value not in known.choices:
+        near = suggestion(value, known.choices)
+        raise ConfigError(f"{where}{key} is '{value}', needs one of {', '.join(known.choices)}{near}")
+    if known.limits and not known.limits[0] <= value <= known.limits[1]:  # also refuses NaN
+        raise ConfigError(f"{where}{key} is {value}, needs {known.limits[0]} to {known.limits[1]}")
 
 
 def setting(default: Any, *, low: float | None = None, high: float = 2**31 - 1, choices: Sequence[str] = ()) -> Any:

@@ -374,19 +374,42 @@ def seal(f: BinaryIO, fill: Callable[[Callable[[bytes], None]], None], card: dic
     f.write(sha.digest() + MAGIC)
 
 
+class NotRegular(OSError):
+    """A path that leads to something else than a regular file: a `kind` of thing, as messages name it."""
+
+    def __init__(self, mode: int) -> None:
+        super().__init__(errno.EINVAL, "it is no regular file")
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+        self.kind = kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def open_descriptor(path: PathLike) -> int:
+    """A descriptor of a regular file, open for reading: the one place that opens files. Never waits, whatever is there.
+
+    Raises NotRegular, OSError, and ValueError on a NUL byte in the name.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise NotRegular(mode)
+    # A FIFO put here since that look would block for ever without O_NONBLOCK.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        raise NotRegular(mode)
+    return fd
+
+
 def open_regular(path: PathLike, error: type[ScqError] = IndexFileError) -> BinaryIO:
     """Open a file for reading; ConfigError where it is missing, `error` where it is no plain file or not readable."""
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer that never comes.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return open(open_descriptor(path), "rb")
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL byte in the name
         raise ConfigError(f"{shown(path)}: no such file") from None
+    except NotRegular as e:
+        raise error(f"{shown(path)}: is no plain file") from e
     except OSError as e:
         raise error(f"{shown(path)}: cannot be read ({os.strerror(e.errno or 0)})") from e
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise error(f"{shown(path)}: is no plain file")
-    return open(fd, "rb")
 
 
 def has_footer(f: BinaryIO) -> bool:

@@ -23,6 +23,7 @@ from .encoders.chain import Chain
 from .errors import CheckpointError, ConfigError, ScqError, shown
 from .files import PathLike, reserve
 from .metadata import check_config
+from .modality import IMAGES, REGISTRY, ROWS, Modality
 
 SUFFIX = ".safetensors"
 NETWORK = "backbone."  # what the names of the network's tensors begin with
@@ -67,14 +68,25 @@ class Model:
             )
         if (backbone is None) != ("backbone" not in config) or not isinstance(config.get("backbone", {}), dict):
             raise CheckpointError("a network for pictures needs its tensors and its description")
+        modality = config.get("backbone", {}).get("modality", IMAGES.name)
+        if not isinstance(modality, str) or modality not in REGISTRY:
+            raise CheckpointError(f"the model's encoder is of '{shown(str(modality))[:80]}', which is not known here")
         self.chain, self.codebooks, self.backbone = chain, codebooks, backbone
         self.config = dict(config)
         self._sha256 = ("", "")  # config as JSON, and the hash of the file with it
 
     @property
+    def modality(self) -> Modality:
+        """Of what goes in: rows of features, unless an encoder for something else stands in front."""
+        if self.backbone is None:
+            return ROWS
+        # The record of an encoder of images names no modality.
+        return REGISTRY[self.config["backbone"].get("modality", IMAGES.name)]
+
+    @property
     def takes_pictures(self) -> bool:
-        """Whether there is a network for pictures in front."""
-        return self.backbone is not None
+        """Whether there is an encoder in front of the chain."""
+        return self.modality.needs_encoder
 
     @property
     def d_in(self) -> int:
@@ -112,21 +124,21 @@ class Model:
         books with the later ones in view, and books trained for their whole sum alone make poor prefixes.
         """
         books = self.codebooks
-        M, rest = divmod(bits, books.nbits) if type(bits) is int else (0, 0)
-        if rest or not 1 <= M <= books.M:
+        M, remainder = divmod(bits, books.nbits) if type(bits) is int else (0, 0)
+        if remainder or not 1 <= M <= books.M:
             raise ConfigError(f"bits is {bits}, needs a multiple of nbits={books.nbits} up to the model's {books.bits}")
         if M == books.M:
             return self
         method = self.config["method"]
-        why = None
+        reason = None
         if books.kind != "additive":
-            why = f"product books of method {method} each hold a part of the features"
+            reason = f"product books of method {method} each hold a part of the features"
         elif self.config.get("beam", 1) != 1:
-            why = f"the model encodes with a beam of {self.config['beam']}, which chooses all books together"
+            reason = f"the model encodes with a beam of {self.config['beam']}, which chooses all books together"
         elif self.config.get("nested") is not True:
-            why = f"method {method} trains its books for the whole code alone"
-        if why is not None:
-            raise ConfigError(f"{why}: codes of {bits} bits need a model of their own, or one of method dpq")
+            reason = f"method {method} trains its books for the whole code alone"
+        if reason is not None:
+            raise ConfigError(f"{reason}: codes of {bits} bits need a model of their own, or one of method dpq")
         whole = self.config.get("prefix", {"sha256": self.origin, "bits": books.bits})
         config = self.config | {"bits": bits, "prefix": whole}
         training = config.get("training")
@@ -187,18 +199,18 @@ class Model:
         return Model.from_bytes, (self.to_bytes(),)
 
     @staticmethod
-    def _of(found: bundle.Bundle, sha256: str, name: str) -> Model:
-        config = dict(found.config)
+    def _of(stored: bundle.Bundle, sha256: str, name: str) -> Model:
+        config = dict(stored.config)
         check_config(config, name)
-        for key, t in found.tensors.items():
+        for key, t in stored.tensors.items():
             of_rows = t.dtype == np.float32 and not key.startswith(NETWORK)
             if of_rows and np.abs(t[np.isfinite(t)]).max(initial=0) > MAX_NUMBER:
                 raise CheckpointError(f"{name}: tensor {shown(key)} holds numbers above {MAX_NUMBER:g}")
         try:
             shape = config.pop("codebooks")
-            chain = chains.unpack(found.tensors, config.pop("chain"))
-            codebooks = Codebooks(shape["kind"], found.tensors["codebooks.centroids"], shape["metric"])
-            of_network = {n.removeprefix(NETWORK): t for n, t in found.tensors.items() if n.startswith(NETWORK)}
+            chain = chains.unpack(stored.tensors, config.pop("chain"))
+            codebooks = Codebooks(shape["kind"], stored.tensors["codebooks.centroids"], shape["metric"])
+            of_network = {n.removeprefix(NETWORK): t for n, t in stored.tensors.items() if n.startswith(NETWORK)}
             model = Model(chain, codebooks, config, of_network or None)
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{name}: a model without {error}") from error
@@ -220,9 +232,9 @@ def _tells_of_classes(config: Mapping[str, Any]) -> bool:
     return all(a < b for a, b in zip([-1, *numbers], [*numbers, MAX_CLASSES]))
 
 
-def _tells_of_a_whole(found: Any) -> bool:
+def _tells_of_a_whole(prefix: Any) -> bool:
     """Whether the 'prefix' of a config is what Model.prefix writes."""
-    return isinstance(found, dict) and len(str(found.get("sha256"))) == 64 and type(found.get("bits")) is int
+    return isinstance(prefix, dict) and len(str(prefix.get("sha256"))) == 64 and type(prefix.get("bits")) is int
 
 
 def check_saved(path: Path, data: bytes) -> None:

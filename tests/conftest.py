@@ -15,7 +15,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--float32-products",
         action="store_true",
-        help="train as with fast_products=false: in float32 also where the processor multiplies bfloat16 fast",
+        help="train as with features.fast_products=false: in float32 also where the processor multiplies bfloat16 fast",
     )
 
 

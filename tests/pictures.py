@@ -20,6 +20,7 @@ class Drawn:
 
     def __init__(self, x):
         self.x, self.size, self.d, self.block_rows = x, x.shape[2], x[0].size, 16
+        self.item_shape = x.shape[1:]
 
     def __len__(self):
         return len(self.x)

@@ -16,8 +16,8 @@ MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorte
 # Imports point from right to left; packages and modules of one line do not import one another.
 ORDER = [
     ["errors", "forks", "signals"],
-    ["dependencies"],
-    ["arrays"],
+    ["dependencies", "devices"],
+    ["arrays", "modality"],
     ["exponents"],
     ["codebooks"],
     ["files", "metadata"],
@@ -40,12 +40,12 @@ ENTRANCES = {"scqfaiss", "scqfaiss.__init__", "scqfaiss.__main__"}  # they open 
 
 # Who may load what. Types alone (under TYPE_CHECKING) are free: they load nothing.
 ALLOWED = {
-    "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training\.(?!__init__)|distributed$|"
+    "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training\.(?!__init__)|distributed$|devices$|"
     r"galleries\.onnx_export$)",
     "faiss": r"scqfaiss\.(faiss_calls$|targets\.(?!__init__)|baselines$|galleries\.(?!__init__|onnx_export)|"
     r"comparison\.(faiss_codes|growth|measuring|points|ranking|rows)$|demo\.)",
     "h5py": r"scqfaiss\.data\.",
-    "PIL": r"scqfaiss\.(data\.images|comparison\.examples|report\.page)$",
+    "PIL": r"scqfaiss\.(data\.(images|decoding)|comparison\.examples|report\.page)$",
     "matplotlib": r"scqfaiss\.report\.(charts|\w+_charts)$",
     "jinja2": r"scqfaiss\.report\.page$",
     "selenium": r"$^",

@@ -11,7 +11,7 @@ from scqfaiss.arrays import Labels
 from scqfaiss.cli import commands as cli
 from scqfaiss.contract import configure
 from scqfaiss.data import ArraySource
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import CheckpointError, ConfigError, DataError, ScqWarning, Stopped
 from scqfaiss.evaluation.ranking import Relevance, measure, measure_vectors
 from scqfaiss.methods import centers as sca

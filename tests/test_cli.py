@@ -46,16 +46,18 @@ def test_wrong_usage(run):
 
 
 def test_config_file(run, here):
-    Path("c.toml").write_text('bits = 8\nnbits = 4\nencoder = "linear"\nepochs = 1\nseed = 7\n[set]\nbook_copies = 1\n')
+    Path("c.toml").write_text(
+        'bits = 8\nnbits = 4\nencoder = "linear"\nepochs = 1\nseed = 7\n[set]\ncodebooks.copies = 1\n'
+    )
     assert run("train", "train.h5", "-o", "a.safetensors", "--config", "c.toml").code == 0
     assert run("train", "train.h5", "-o", "b.safetensors", *TINY, "--seed", "7").code == 0
     assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
     # An option overrides the file, and --set its table.
-    overriding = ("--config", "c.toml", "--bits", "12", "--set", "book_copies=2", "--set", "omega=0.5")
+    overriding = ("--config", "c.toml", "--bits", "12", "--set", "codebooks.copies=2", "--set", "omega=0.5")
     assert run("train", "train.h5", "-o", "c.safetensors", *overriding).code == 0
     config = scqfaiss.Model.load("c.safetensors").config
     assert (config["bits"], config["seed"], config["encoder"]) == (12, 7, "linear")
-    assert (config["settings"]["book_copies"], config["settings"]["omega"]) == (2, 0.5)
+    assert (config["settings"]["codebooks.copies"], config["settings"]["omega"]) == (2, 0.5)
 
 
 def test_config_file_may_name_the_output(run, here):

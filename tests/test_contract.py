@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from scqfaiss.contract import check_product_shape, configure, nearest_divisors, setting, settings
+from scqfaiss.contract import check_product_shape, configure, flat, nearest_divisors, setting, settings
 from scqfaiss.errors import ConfigError
 
 
@@ -63,6 +63,48 @@ def test_values_that_cannot_be_meant_are_refused(values, words):
 def test_the_place_stands_in_front():
     with pytest.raises(ConfigError, match=r"^file.toml: unknown key 'x'$"):
         configure(Config, {"x": 1}, "file.toml: ")
+
+
+@dataclass(frozen=True)
+class Steps:
+    epochs: int = setting(3, low=0)
+    lr: float = setting(0.1, low=0)
+
+
+@dataclass(frozen=True)
+class Staged:
+    first: Steps = Steps()
+    second: Steps = Steps()
+    d: int = 0
+
+
+def test_settings_of_a_stage_have_dotted_names():
+    names = ["first.epochs", "first.lr", "second.epochs", "second.lr", "d"]
+    assert list(settings(Staged)) == names == list(flat(Staged()))
+    wanted = Staged(Steps(5), Steps(lr=1.0), 2)
+    assert configure(Staged, {"first.epochs": "5", "second.lr": 1, "d": 2}) == wanted
+    assert configure(Staged, {"first": {"epochs": 5}, "second": {"lr": 1}, "d": 2}) == wanted
+    assert configure(Staged, flat(wanted)) == wanted
+    # A file's table, and what the command line says after it.
+    assert configure(Staged, {"first": {"epochs": 5, "lr": 2}, "first.lr": 3}).first == Steps(5, 3.0)
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"first.epoch": 8}, r"^unknown key 'first.epoch'; did you mean 'first.epochs'\?$"),
+        ({"first": {"epoch": 8}}, r"^unknown key 'first.epoch'; did you mean 'first.epochs'\?$"),
+        ({"first": 8}, r"^unknown key 'first'; that is a group of settings: first.epochs, first.lr$"),
+        ({"lr": 8}, r"^unknown key 'lr'; did you mean 'first.lr' or 'second.lr'\?$"),
+        ({"cfa_lr": 8}, r"^unknown key 'cfa_lr'; did you mean 'first.lr' or 'second.lr'\?$"),
+        ({"d.x": 8}, r"^unknown key 'd.x'$"),
+        ({"first.epochs": -1}, r"^first.epochs is -1, needs 0 to 2147483647$"),
+        ({"second.lr": "fast"}, r"^second.lr is 'fast', needs a number$"),
+    ],
+)
+def test_dotted_names_are_refused_by_name(values, words):
+    with pytest.raises(ConfigError, match=words):
+        configure(Staged, values)
 
 
 @hypothesis_settings(max_examples=50, derandomize=True, deadline=None)

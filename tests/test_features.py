@@ -14,9 +14,9 @@ from faults.conftest import run, write_h5  # noqa: F401
 import scqfaiss
 from scqfaiss.data import ArraySource, open_rows
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
-from scqfaiss.features import files as features
-from scqfaiss.features.files import FeatureSource, Seeing, as_rows
+from scqfaiss.features.source import FeatureSource, Seeing, as_rows
 from scqfaiss.galleries.reading import read_gallery
+from scqfaiss.modality import ROWS
 
 pytest.importorskip("PIL", reason="pictures need Pillow")
 
@@ -54,7 +54,7 @@ def here(made, tmp_path, monkeypatch):
 
 # ----------------------------------------------------------------------------------------------------------- the source
 def test_a_feature_source_is_its_pictures_seen(made, monkeypatch):
-    monkeypatch.setattr(features, "AT_A_TIME", 5)
+    monkeypatch.setattr("scqfaiss.features.source.BATCH", 5)
     with open_rows(made / "db") as source, open_rows(made / "db.h5") as rows:
         seen = as_rows(source, model())
         assert isinstance(seen, FeatureSource)
@@ -62,7 +62,7 @@ def test_a_feature_source_is_its_pictures_seen(made, monkeypatch):
         np.testing.assert_array_equal(seen.ids, source.ids)
         np.testing.assert_array_equal(seen.labels.y, source.labels.y)
         assert seen.names == source.names
-        assert not seen.pictures
+        assert seen.modality == ROWS
         want = rows.read(0, 18)
         np.testing.assert_allclose(seen.read(0, 18), want, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(seen.read(3, 17), want[3:17], rtol=1e-4, atol=1e-5)
@@ -105,14 +105,14 @@ def test_a_foreign_network_is_imported_only_where_the_user_says_so(made, tmp_pat
 def test_features_that_are_not_finite_name_the_picture(made, monkeypatch):
     with open_rows(made / "db") as source:
         seen = as_rows(source, model())
-        whole = type(seen.network).features
+        whole = type(seen.encoder).features
 
         def broken(self, pictures):
             x = whole(self, pictures)
             x[7] = np.nan
             return x
 
-        monkeypatch.setattr(type(seen.network), "features", broken)
+        monkeypatch.setattr(type(seen.encoder), "features", broken)
         with pytest.raises(DataError, match=r"db: the network gives features of green/p1.png that are not finite$"):
             seen.read(0, 18)
 

@@ -267,7 +267,7 @@ def test_gallery_on_a_gpu(here, no_gpu):
 def test_encoder_inside_the_file(here, no_gpu):
     """Linear layers and L2 norms run on the CPU, in front of codes that had to be padded and merged."""
     x, y = blobs(300)
-    settings = {"cfa": "cosine", "book_copies": 1}
+    settings = {"cfa": "cosine", "codebooks.copies": 1}
     model = scqfaiss.train(x, y, bits=24, nbits=4, encoder="linear", epochs=1, **settings)
     export(model, x, path="inside.faissindex", ids=np.arange(300) + FAR)
     gallery = scqfaiss.open("inside.faissindex", device="cuda")

@@ -7,12 +7,12 @@ import pytest
 import scqfaiss
 from scqfaiss.cli.commands import run
 from scqfaiss.data import ArraySource
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
 from scqfaiss.evaluation.ranking import measure_vectors
 from scqfaiss.training.fitting import Request, build, pick_device, plan
 
-SETTINGS = {"cfa_epochs": 1, "hidden": 8, "members": 1, "book_copies": 1}
+SETTINGS = {"features.epochs": 1, "hidden": 8, "members": 1, "codebooks.copies": 1}
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_unlabelled_rows_are_never_taken_for_classes_that_were_not_trained():
 def test_dropout_stays_on_for_the_books_however_often_the_rows_are_encoded(monkeypatch, data):
     x, y, _ = data
     seen = []
-    for settings in ({"book_copies": 1}, {"book_copies": 3}, {"arsq_rows": 250}):
+    for settings in ({"codebooks.copies": 1}, {"codebooks.copies": 3}, {"codebooks.rows": 250}):
         method = build(plan(Request(bits=8, nbits=4, settings={**SETTINGS, **settings}), s := ArraySource(x, y)), s)
         embed = method.features.embed
         monkeypatch.setattr(

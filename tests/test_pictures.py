@@ -23,8 +23,9 @@ from scqfaiss.cli.commands import run as cli
 from scqfaiss.data import open_rows
 from scqfaiss.encoders.chain import Chain
 from scqfaiss.errors import CheckpointError, ConfigError
-from scqfaiss.features.files import as_rows
+from scqfaiss.features.source import as_rows
 from scqfaiss.galleries import gallery
+from scqfaiss.modality import IMAGES
 from scqfaiss.model import Model
 from scqfaiss.training.fitting import Request, fit, plan
 from scqfaiss.training.rows import PictureRows
@@ -51,7 +52,7 @@ def request(**changed):
     options = {"bits": 8, "nbits": 4, "encoder": "squeezenet", "epochs": 2, "batch_size": 24, "device": "cpu"}
     settings = {"size": SIZE, "augment": "light", "dropout": 0.0} | changed.pop("settings", {})
     if changed.get("method", "scq") == "scq":
-        settings = {"book_copies": 1} | settings
+        settings = {"codebooks.copies": 1} | settings
     return Request(**options | changed, settings=settings)
 
 
@@ -62,13 +63,13 @@ def trained(photos, memory=None, **changed):
 
 @pytest.fixture(scope="module")
 def model(photos):
-    return trained(photos, epochs=12, settings={"backbone_lr": 1.0, "cfa_lr": 2e-3})
+    return trained(photos, epochs=12, settings={"backbone_lr": 1.0, "features.lr": 2e-3})
 
 
 def test_it_learns_and_its_file_holds_all(photos, model, tmp_path):
     model.save(tmp_path / "m.safetensors")
     again = Model.load(tmp_path / "m.safetensors")
-    assert again.takes_pictures and again.to_bytes() == model.to_bytes()
+    assert again.modality == IMAGES and again.to_bytes() == model.to_bytes()
     assert again.config["encoder"] == "scqfaiss.encoders.squeezenet:squeezenet1_0"
     assert again.config["backbone"]["size"] == SIZE and again.d_in == 512
     with open_rows(photos / "gallery") as pictures:
@@ -156,7 +157,7 @@ def test_parts_of_a_batch_add_up_to_it(photos, monkeypatch):
     gradients, losses = [], []
     for parts in (1, 3):
         monkeypatch.setattr(PlainSteps, "first", None)
-        still = {"augment": "none", "fast_products": False, "cfa_lr": 0.1, "backbone_lr": 1.0}
+        still = {"augment": "none", "features.fast_products": False, "features.lr": 0.1, "backbone_lr": 1.0}
         found = trained(photos, epochs=1, accumulate=parts, encoder="plain_steps:smooth", settings=still)
         gradients.append(PlainSteps.first)
         losses.append(found.config["training"]["loss"]["features"]["ce"])
@@ -299,7 +300,7 @@ def test_validation_pictures_belong_to_the_classes_of_their_names(photos, tmp_pa
     with open_rows(photos / "train") as source, open_rows(tmp_path) as held, open_rows(photos / "gallery") as whole:
         found = plan(asked, source, held)
         assert held.labels.class_names == ("blue", "green", "red") and set(held.labels.y) == {1, 2}
-        assert fit(found, source, None, held).takes_pictures
+        assert fit(found, source, None, held).modality == IMAGES
         kept = np.flatnonzero(whole.labels.y > 0)
         whole.shaped(SIZE, "crop")
         np.testing.assert_array_equal(whole.take(kept), held.take(np.arange(20)))
@@ -373,10 +374,10 @@ def test_two_processes_see_what_one_sees(photos, tmp_path):
     asked += ["--device", "cpu", "--epochs", "3", "--batch-size", "30"]
     for setting in (
         "dropout=0",
-        "book_copies=1",
+        "codebooks.copies=1",
         "quantizer=kmeans",
-        "fast_products=false",
-        "cfa_lr=0.1",
+        "features.fast_products=false",
+        "features.lr=0.1",
         "backbone_lr=1",
     ):
         asked += ["--set", setting]

@@ -9,7 +9,7 @@ from faults.conftest import run  # noqa: F401
 
 import scqfaiss
 from scqfaiss.codebooks import Codebooks, Shape
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.encoders.chain import Chain
 from scqfaiss.errors import CheckpointError, ConfigError
 from scqfaiss.model import Model

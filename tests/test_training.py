@@ -11,7 +11,7 @@ from scqfaiss.arrays import Labels
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.contract import Stage, Turn, batch_count
 from scqfaiss.data import ArraySource
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import CheckpointError, ConfigError, DataError, ScqWarning, WriteError
 from scqfaiss.methods import REGISTRY
 from scqfaiss.model import Model
@@ -110,7 +110,7 @@ def test_statistics_equal_numpy(memory):
 def test_streamed_rows_train_like_held_ones(one):
     x, y = one
     source = SmallBlocks(x, y)
-    request = Request(bits=8, nbits=4, encoder="linear", settings={"cfa_epochs": 2, "arsq_epochs": 1})
+    request = Request(bits=8, nbits=4, encoder="linear", settings={"features.epochs": 2, "codebooks.epochs": 1})
     held, streamed = (fit(plan(request, source), source, memory=m) for m in (1 << 30, 0))
     again = fit(plan(request, source), source, memory=0)
     assert streamed.to_bytes() == again.to_bytes()
@@ -138,7 +138,7 @@ def test_only_rows_that_fit_are_trained_on(one, monkeypatch):
             yield batch, index
 
     monkeypatch.setattr(SourceRows, "batches", spied)
-    model = scqfaiss.train(x, y, **SCQ | {"epochs": 2}, holdout=0.25, cfa_batch=30)
+    model = scqfaiss.train(x, y, **SCQ | {"epochs": 2}, holdout=0.25, **{"features.batch_size": 30})
     fitted = [np.concatenate([i for s, i in seen if s == 30])[k * 300 : (k + 1) * 300] for k in range(2)]
     held = np.concatenate([i for s, i in seen if s == 4096])
     for epoch in fitted:
@@ -223,17 +223,17 @@ def config_of(**settings):
 
 
 def test_the_released_recipe_replaces_defaults_and_yields_to_settings():
-    ours, released = config_of(), config_of(recipe="released")
-    assert (released.cfa, released.d, released.hard, released.hard_max) == ("released", 360, 1.0, 30.0)
+    ours, released = config_of(), config_of(recipe="reference")
+    assert (released.cfa, released.d, released.hard, released.hard_max) == ("reference", 360, 1.0, 30.0)
     assert (released.start, released.refit, released.rescale, released.rho) == ("normal", 0, False, 0.1)
     assert (ours.cfa, ours.d, ours.start, ours.recipe) == ("auto", 0, "kmeans", "calibrated")
-    changed = config_of(recipe="released", hard_max=50, d=8)
+    changed = config_of(recipe="reference", hard_max=50, d=8)
     assert (changed.hard_max, changed.d, changed.hard) == (50.0, 8, 1.0)
     assert config_of(recipe="calibrated") == ours
 
 
 def test_the_released_recipe_trains(one):
-    model = scqfaiss.train(*one, **FAST | {"epochs": 2}, recipe="released", d=8)
+    model = scqfaiss.train(*one, **FAST | {"epochs": 2}, recipe="reference", d=8)
     assert [op for op, _ in model.chain.layers] == ["linear", "relu", "linear", "tanh"]
     assert set(model.config["training"]["loss"]["features"]) == {"align and pull", "ce"}
     assert set(model.config["training"]["loss"]["codebooks"]) == {"soft", "hard", "regulation"}
@@ -313,7 +313,7 @@ def test_a_diverging_training_names_stage_and_term(one):
     with pytest.raises(
         ConfigError, match=r"^loss is NaN at step \d+ \(stage features, term ce, lr .*\); lower the rate$"
     ):
-        scqfaiss.train(*one, **_linear() | {"epochs": 50}, cfa_lr=2e9)
+        scqfaiss.train(*one, **_linear() | {"epochs": 50}, **{"features.lr": 2e9})
 
 
 @pytest.mark.parametrize("value, what", [(np.nan, "NaN"), (np.inf, "infinite")])
@@ -373,7 +373,7 @@ def test_codebooks_are_trained_at_the_scale_their_constants_are_made_for(rescale
 
 def test_books_learn_from_no_more_rows_than_asked(one):
     source = ArraySource(*one)
-    request = Request(bits=8, nbits=4, encoder="identity", epochs=0, settings={"arsq_rows": 90, "rescale": False})
+    request = Request(bits=8, nbits=4, encoder="identity", epochs=0, settings={"codebooks.rows": 90, "rescale": False})
     method = build(plan(request, source), source)
     Engine(method).run()
     x, y = one
@@ -615,8 +615,8 @@ def test_nothing_is_written_over_an_input_or_before_the_end(rows_file, tmp_path)
     (tmp_path / "same.safetensors").unlink()
     with pytest.raises(WriteError, match=r"does not exist"):
         train_file(rows_file, tmp_path / "none" / "m.safetensors", REQUEST, keys={})
-    bad = Request(bits=8, nbits=4, settings={"cfa_lr": "fast"})
-    with pytest.raises(ConfigError, match=r"^cfa_lr is 'fast'"):
+    bad = Request(bits=8, nbits=4, settings={"features.lr": "fast"})
+    with pytest.raises(ConfigError, match=r"^features.lr is 'fast'"):
         train_file(rows_file, tmp_path / "m.safetensors", bad, keys={})
     assert [p.name for p in tmp_path.iterdir()] == ["t.h5"]
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from kill_export import COMMANDS, GALLERY, prepare, temporaries
 
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MODEL = "trained.safetensors"

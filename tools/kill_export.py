@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import scqfaiss
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.galleries.reading import read_gallery
 
 GALLERY = "gallery.faissindex"

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from kill_export import start
 
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 
 
 def kill_and_resume(

@@ -99,7 +99,7 @@ def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ]
 
     def seeing(**given: Any) -> Any:
-        from ..features.files import Seeing
+        from ..features.source import Seeing
 
         return Seeing(*given.values())
 
@@ -352,7 +352,8 @@ def evaluate(gallery: Path, queries: Path, database: Path | None, as_json: bool,
 @row_options
 def features(images: Path, out: Path, encoder: str | None, device: str, precision: str, **options: Any) -> None:
     """See IMAGES (a folder, a list, HDF5, or a picture) with a network and write what it sees as rows."""
-    from ..features.files import Seeing, features_file
+    from ..features.files import features_file
+    from ..features.source import Seeing
 
     say(features_file(images, out, seeing=Seeing(encoder, device, precision), progress=meter, **options))
 

@@ -74,7 +74,7 @@ class Work:
         wide = self.models["wide"] = self._model("wide", lambda: self._train_wide())
         for name in sorted(codebooks - {"wide"}):
             # Only product books have codewords of their own for classes, and 16 are too few for that.
-            how: dict[str, Any] = {"private": "public"} if name == "narrow" else {"codebooks": "additive"}
+            how: dict[str, Any] = {"private": "public"} if name == "narrow" else {"codebooks.kind": "additive"}
             self.models[name] = self._model(
                 name,
                 lambda how=how: train(  # type: ignore[misc]

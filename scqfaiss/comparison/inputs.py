@@ -41,7 +41,7 @@ def read(path: Path, role: str) -> Rows:
     with open_rows(path, role=role) as source:
         if source.labels is None:
             raise DataError(f"{source.name} has no labels, which a comparison needs")
-        if source.pictures:
+        if source.modality.needs_encoder:
             raise DataError(
                 f"{source.name} holds pictures; write their features first: scqfaiss features MODEL PICTURES"
             )

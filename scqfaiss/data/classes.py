@@ -7,14 +7,13 @@ where they are not, it can only be a place among them, and a warning says so.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import MAX_CLASSES, Ints, Labels
+from ..arrays import MAX_CLASSES, Ints, Labels, class_text
 from ..errors import ConfigError, shown, suggestion, warn
 from .source import Source
 
@@ -29,7 +28,7 @@ def class_key(name: str) -> str:
     """
     if _whole(name):
         return name.lstrip("0") or "0"
-    return unicodedata.normalize("NFC", name)
+    return class_text(name)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -200,7 +199,13 @@ def align_to(a: Source, b: Source) -> None:
 def _widen(source: Source, C: int) -> None:
     """A matrix of a list of pictures ends with the largest number in it, which says nothing of the classes there are."""
     labels = source.labels
-    if source.pictures and labels is not None and labels.many and labels.class_names is None and labels.C < C:
+    if (
+        source.modality.needs_encoder
+        and labels is not None
+        and labels.many
+        and labels.class_names is None
+        and labels.C < C
+    ):
         source.labels = Labels(np.pad(labels.y, ((0, 0), (0, C - labels.C))), C)
 
 

@@ -14,7 +14,7 @@ from ..arrays import Ints, as_ids
 from ..errors import DataError, shown
 from . import HDF5_ENDINGS, open_rows
 from .kinds import IDS
-from .source import OpenFile
+from .open_file import OpenFile
 
 _INLINE = re.compile(r" *\d+ *(,.*)?", re.DOTALL)  # what follows the first comma is for the message, if it is no id
 
@@ -38,17 +38,15 @@ def read_ids(given: str | os.PathLike[str], ids_key: str = IDS) -> Ints:
             return source.ids
     file = OpenFile(text)
     try:
-        raw = np.empty(file.size, np.uint8)
-        file.read_into(raw, 0)
+        content = file.read()
     finally:
         file.close()
     if ending == ".npy":
         try:
-            a = np.load(io.BytesIO(raw.tobytes()), allow_pickle=False)
+            a = np.load(io.BytesIO(content), allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
             raise DataError(f"{name}: not a readable .npy array") from error
         return as_ids(a, None, name, allow_duplicates=True)
-    content = raw.tobytes()
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell and Notepad write text
     try:
         return _parsed(content.decode("utf-16" if wide else "utf-8-sig"), name)

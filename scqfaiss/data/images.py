@@ -1,444 +1,130 @@
-"""Pictures: found in folders, lists and HDF5 files, decoded by Pillow in several threads, handed out in one size.
-
-Every picture becomes (3, size, size) uint8 in RGB, upright as its EXIF orientation says. Grey and palette become RGB, CMYK
-by the plain formula; transparent pixels are laid over white; of 16 bits the upper 8 stay; of an animation the first picture;
-colour profiles are ignored. Pixels of 32 bits (integers, floats) have no agreed range and are refused.
-"""
+"""Images of folders, lists and HDF5 files, decoded in several threads and handed out in one size."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import io
 import os
-import re
-import stat
-import threading
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from statistics import median
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Ints
-from ..errors import ConfigError, DataError, ResourceError, ScqError, shown, size, suggestion, warn
-from .classes import numbered_as
-from .image_files import LIST_ENDINGS, list_file, list_folder, list_one
-from .kinds import IDS, LABELS
-from .png_notes import NOTE_BYTES, TooLong, without_large_notes
-from .source import BLOCK_BYTES, Source
+from ..errors import ConfigError, DataError, ScqError, shown, suggestion, warn
+from ..modality import IMAGES
+from .decoding import FITS, Fault, Refused, decode, prove, quiet
+from .image_files import Listing, list_folder, list_one
+from .image_lists import list_file
+from .items import ItemSource
+from .kinds import RowOptions
+from .stores import FileStore, PackedStore, Store
 
 if TYPE_CHECKING:
-    from PIL import Image
-    from PIL.ImageFile import ImageFile
-
-    from .packed import PackedPictures
+    from .hdf5_file import Hdf5File
+    from .packed import PackedImages
 
 T = TypeVar("T")
-Pictures = NDArray[np.uint8]  # (b, 3, size, size)
+Images = NDArray[np.uint8]  # (b, 3, size, size)
 
-FITS = ("crop", "squash", "pad")
-USUAL_SIZE, MAX_SIZE = 224, 4096
-BLOCK_PICTURES = 16  # the fewest in a block
-MAX_SIDE = 1 << 20  # pixels: each line costs memory of its own, however short it is
-MAX_PIXELS = 178_956_970  # what Pillow itself takes for an attack, unless its settings were changed: 0.5 GB of RGB
-LARGE_PIXELS = 1 << 24  # from here on pictures are decoded one at a time: 4 bytes a pixel, several times over
-FILE_BYTES = 1 << 30  # some decoders read a file whole
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no others: Pillow would start programs for some
-MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|RIFF....WEBP|GIF8[79]a|II[*+]\0|MM\0[*+]", re.DOTALL)
-# What undoes each EXIF orientation (CIPA DC-008, tag 274); Pillow counts angles against the clock.
-TURNS = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
-LOCKED = 0.00018  # seconds that a picture keeps Python's lock: what opening it takes, whatever its size
-TRIED = 5  # pictures that show how long one takes
-PIECE = 4096  # pictures looked at between two looks at the results
-LEFT_OUT = 100  # and pictures, of those that were left out: whoever has to mend them wants them all
+DEFAULT_SIZE, MAX_SIZE = 224, 4096
+BLOCK_IMAGES = 16  # the fewest in a block
+LOCKED = 0.00018  # seconds that an image keeps Python's lock: what opening it takes, whatever its size
+TRIED = 5  # images that show how long one takes
+PIECE = 4096  # images looked at between two looks at the results
+LEFT_OUT = 100  # and images, of those that were left out: whoever has to mend them wants them all
 
-_large = threading.Lock()
 
+def open_folder(path: str | os.PathLike[str], options: RowOptions) -> ImageSource:
+    """A folder, with a sub-folder for each class or none. Raises as list_folder and ImageSource."""
+    return ImageSource(path, options, list_folder(path))
 
-class Fault(NamedTuple):
-    """Why a picture cannot be used. kind: 'empty', 'no picture', 'damaged', 'too large' or 'unreadable'."""
 
-    kind: str
-    why: str
+def open_list(path: str | os.PathLike[str], options: RowOptions) -> ImageSource:
+    """A list of images, .csv or .jsonl. Raises as list_file and ImageSource."""
+    return ImageSource(path, options, list_file(path, labels_key=options.labels_key, ids_key=options.ids_key))
 
-    def __str__(self) -> str:
-        return f"{self.kind}, {self.why}"
 
+def open_one(path: str | os.PathLike[str], options: RowOptions) -> ImageSource:
+    """One image. Raises as list_one and ImageSource."""
+    return ImageSource(path, options, list_one(path))
 
-class Refused(Exception):
-    """A Fault on its way up. Not to be kept: its traceback holds the pixels that there were."""
 
-    def __init__(self, kind: str, why: str) -> None:
-        self.fault = Fault(kind, why)
-        super().__init__(str(self.fault))
+def open_packed(file: Hdf5File, options: RowOptions) -> ImageSource:
+    """Images in an HDF5 file, which is closed with the source. Raises as PackedImages and ImageSource."""
+    from .packed import PackedImages
 
+    # Bad images are found by decoding them.
+    packed = PackedImages(file, replace(options, skip_bad_rows=False, repeated_ids=_may_repeat(options), role=None))
+    return ImageSource(file.path, options, packed=packed)
 
-# ------------------------------------------------------------------------------------------------------------ decoding
-def decode(f: BinaryIO, side: int, fit: str = "crop") -> NDArray[np.uint8]:
-    """One encoded picture -> (3, side, side) uint8, RGB, as the head of this file says.
 
-    fit: 'crop' scales the short side to `side` and cuts the middle out, 'squash' scales both sides, 'pad' scales the long
-    side and adds black bars. Bicubic, antialiased. A JPEG is decoded at a half, a quarter or an eighth of its size where that
-    is still twice what is needed: what comes out differs by 1 to 3 of 255 levels on average.
-    Raises Refused; more than MAX_PIXELS, or MAX_SIDE on a side, are refused by the header, before memory is taken for them.
-    """
-    return _made(
-        f,
-        lambda w, h: _whole(w, h, 2 * side, fit),
-        lambda image: np.asarray(_fitted(image, side, fit)).transpose(2, 0, 1),
-    )
+def _may_repeat(options: RowOptions) -> bool:
+    return options.repeated_ids or options.role == "queries"
 
 
-def prove(f: BinaryIO) -> None:
-    """Decode a picture for nothing but to know that it can be, as fast as that goes. Raises Refused."""
-    _made(f, lambda w, h: (1, 1), lambda image: None)
-
-
-def _whole(w: int, h: int, side: int, fit: str) -> tuple[int, int]:
-    """What a picture (w, h) as a whole has to be scaled to: exactly this for 'pad', no less than this for the others."""
-    if fit != "pad":
-        return side, side
-    return max(1, round(w * side / max(w, h))), max(1, round(h * side / max(w, h)))
-
-
-def _made(f: BinaryIO, needed: Callable[[int, int], tuple[int, int]], make: Callable[[Image.Image], T]) -> T:
-    """make(picture), the picture being upright, RGB, and no smaller than needed(width, height) where it was not before."""
-    try:
-        return _made_as_it_is(f, needed, make)
-    except Refused as refused:
-        if refused.fault.kind != "damaged":
-            raise
-        from PIL import PngImagePlugin
-
-        try:
-            plain = without_large_notes(f, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
-        except OSError as error:
-            raise Refused("unreadable", os.strerror(error.errno or 0)) from error
-        except TooLong:
-            raise Refused("too large", f"its texts unpack to more than {size(NOTE_BYTES)}") from None
-        if plain is None:
-            raise
-        return _made_as_it_is(plain, needed, make)
-
-
-def _made_as_it_is(f: BinaryIO, needed: Callable[[int, int], tuple[int, int]], make: Callable[[Image.Image], T]) -> T:
-    from PIL import Image
-
-    with _quiet(), _damage(f):
-        image = Image.open(f, formats=FORMATS)
-        if max(image.size) > MAX_SIDE:
-            raise Refused("too large", f"a side has {max(image.size):,} pixels, at most {MAX_SIDE:,} are read")
-        if image.width * image.height > MAX_PIXELS:
-            raise _too_many_pixels()
-        if not (image.width and image.height):
-            raise Refused("damaged", "it has no pixels")
-        image.draft(None, needed(*image.size))  # something for JPEG alone
-    if image.width * image.height <= LARGE_PIXELS:
-        return _of_pixels(f, image, make)
-    # The C library keeps what a thread has used for that thread: 4 of them would hold 4 such pictures, even in turns.
-    with _large, ThreadPoolExecutor(1) as alone:
-        return alone.submit(_of_pixels, f, image, make).result()
-
-
-def _of_pixels(f: BinaryIO, image: ImageFile, make: Callable[[Image.Image], T]) -> T:
-    with _quiet(), _damage(f):
-        image.load()
-        return make(_upright(_rgb(image), _orientation(image)))
-
-
-@contextmanager
-def _damage(f: BinaryIO) -> Iterator[None]:
-    """Turns what Pillow raises on bad bytes, which is whatever its code happens to meet, into Refused."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        yield
-    except (Refused, MemoryError):
-        raise
-    except Image.DecompressionBombError as error:
-        raise _too_many_pixels(2 * (Image.MAX_IMAGE_PIXELS or 0)) from error
-    except UnidentifiedImageError as error:  # also where the header is of a format that we know, and broken
-        f.seek(0)
-        if MAGIC.match(f.read(16)):
-            raise Refused("damaged", "its header is broken or cut off") from error
-        raise Refused("no picture", "it is neither JPEG, PNG, WebP, GIF, BMP nor TIFF") from error
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's own, not Pillow's
-            raise Refused("unreadable", os.strerror(error.errno)) from error
-        raise Refused("damaged", "its pixels are broken or cut off") from error
-
-
-def _too_many_pixels(most: int = MAX_PIXELS) -> Refused:
-    return Refused("too large", f"it has more than {most:,} pixels")
-
-
-def _orientation(image: ImageFile) -> int:
-    """How the picture has to be turned: 1 (not at all) to 8, as EXIF numbers it."""
-    try:
-        found = image.getexif().get(0x0112, 1)
-    except MemoryError:
-        raise
-    except Exception:  # what is broken is the EXIF part, not the picture
-        return 1
-    return found if isinstance(found, int) else 1
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    from PIL.Image import Transpose
-
-    return image.transpose(Transpose[TURNS[orientation]]) if orientation in TURNS else image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    from PIL import Image
-
-    if image.mode.startswith("I;16"):
-        # Pillow would clip at 255. The upper byte is also what it keeps of 16 bits in colour.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise Refused("no picture", "its pixels of 32 bits have no agreed range")
-    if image.has_transparency_data:
-        pixels = image.convert("RGBA")
-        image = Image.new("RGB", pixels.size, "white")
-        image.paste(pixels, mask=pixels.getchannel("A"))
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _fitted(image: Image.Image, side: int, fit: str) -> Image.Image:
-    from PIL import Image
-
-    bicubic, (w, h) = Image.Resampling.BICUBIC, image.size
-    if fit == "squash":
-        return image.resize((side, side), bicubic)
-    if fit == "crop":
-        # Scaling a box gives the pixels that scaling the whole and cutting would, its surroundings being looked at too.
-        # From whole pixels on: a picture that only has to be cut must not be blurred by half a pixel.
-        short = min(w, h)
-        x, y = (w - short) // 2, (h - short) // 2
-        return image.resize((side, side), bicubic, box=(x, y, x + short, y + short))
-    small = image.resize(_whole(w, h, side, fit), bicubic)
-    out = Image.new("RGB", (side, side))
-    out.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
-    return out
-
-
-# One filter for all threads. warnings.catch_warnings() would do for one thread, but for several it is none: the last to leave
-# puts back what it found when it came.
-_QUIET = ("ignore", None, Warning, re.compile(r"PIL\b|PIL\."), 0)
-_quiet_lock, _quiet_users = threading.Lock(), 0
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing that Pillow warns of (odd EXIF parts, many pixels) reaches anybody: a picture can be used, or is Refused."""
-    global _quiet_users
-    with _quiet_lock:
-        _quiet_users += 1
-        if _QUIET not in warnings.filters:
-            warnings.filterwarnings("ignore", module=_QUIET[3].pattern)
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_users -= 1
-            if not _quiet_users:
-                with suppress(ValueError):  # somebody else put other filters in place meanwhile
-                    warnings.filters.remove(_QUIET)  # type: ignore[attr-defined]
-
-
-# ------------------------------------------------------------------------------------------------------------- storage
-class Store(Protocol):
-    """Where encoded pictures lie, by number."""
-
-    unit: str  # what messages call several of them
-
-    def called(self, k: int) -> str:
-        """The name of picture k."""
-
-    def opened(self, k: int) -> AbstractContextManager[BinaryIO]:
-        """Picture k, open for reading. Raises Refused; DataError where it is not what it was when read before."""
-
-    def close(self) -> None: ...
-
-
-class _Files:
-    """Pictures as files. Each is opened for as long as it is read; how it looked then is kept, to compare."""
-
-    unit = "files"
-
-    def __init__(self, name: str, root: str, names: list[str]) -> None:
-        self._name, self._names, self._root = name, names, os.path.abspath(root)
-        self._looks = np.zeros((len(names), 3), np.int64)  # zeros: not read yet
-
-    def called(self, k: int) -> str:
-        return self._names[k]
-
-    @contextmanager
-    def opened(self, k: int) -> Iterator[BinaryIO]:
-        fd = self._open(k)
-        with open(fd, "rb") as f:
-            before = _look(fd)
-            if self._looks[k].any() and (self._looks[k] != before).any():
-                raise self._changed(k)
-            if not before[2]:
-                raise Refused("empty", "it has 0 bytes")
-            if before[2] > FILE_BYTES:
-                raise Refused("too large", f"it has {size(int(before[2]))}, at most {size(FILE_BYTES)} are read")
-            try:
-                yield f
-            finally:
-                if (_look(fd) != before).any():
-                    raise self._changed(k)
-                self._looks[k] = before
-
-    def _open(self, k: int) -> int:
-        """A descriptor of a regular file. Never waits, whatever the name leads to."""
-        try:
-            path = os.path.join(self._root, self._names[k])
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # says nothing about the picture
-                raise ResourceError(f"{self._name}: cannot open its files ({os.strerror(error.errno)})") from error
-            if self._looks[k].any():
-                raise self._changed(k) from error
-            raise Refused("unreadable", os.strerror(error.errno or 0)) from error
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            if self._looks[k].any():
-                raise self._changed(k)
-            raise Refused("unreadable", "it is no regular file")
-        return fd
-
-    def _changed(self, k: int) -> DataError:
-        return DataError(f"{self._name}: {shown(self._names[k])} was changed or removed while it was in use")
-
-    def close(self) -> None:
-        pass
-
-
-def _look(fd: int) -> Ints:
-    """What tells whether an open file is the same as before: device, inode, bytes. (No time: clocks jump.)"""
-    found = os.fstat(fd)
-    numbers = (found.st_dev, found.st_ino, found.st_size)
-    return np.array([number & 0x7FFFFFFFFFFFFFFF for number in numbers], np.int64)
-
-
-class _Packed:
-    """Pictures inside an HDF5 file."""
-
-    unit = "pictures"
-
-    def __init__(self, file: PackedPictures) -> None:
-        self._file = file
-
-    def called(self, k: int) -> str:
-        return f"#{k}"
-
-    @contextmanager
-    def opened(self, k: int) -> Iterator[BinaryIO]:
-        encoded = self._file.encoded(k)
-        if not encoded:
-            raise Refused("empty", "it has 0 bytes")
-        yield io.BytesIO(encoded)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-# -------------------------------------------------------------------------------------------------------------- source
-class ImageSource(Source):
+class ImageSource(ItemSource):
     """n pictures as (3, size, size) uint8, with optional labels and ids.
 
-    path: a folder, with a sub-folder for each class (see picture_files.list_folder); a list, .csv or .jsonl
-    (picture_files.list_file); one picture file; or an HDF5 file (packed.PackedPictures). The keys name columns of a list
-    and datasets of an HDF5 file. workers: threads that decode, at most; 0 for one a core.
+    Either files of a Listing (a folder, a list, one file) or rows of an HDF5 file. options.workers: threads that decode, at
+    most; 0 for one a core.
 
     A picture that cannot be used stops the work with DataError, which counts all such; with skip_bad_rows all are decoded
-    once here, and those left out. Raises ConfigError where the file is missing, DataError where it is bad by itself.
+    once here, and those left out.
     """
 
-    pictures = named = True
+    modality = IMAGES
+    named = True
     features_name = "pictures"
-    size = USUAL_SIZE
+    size = DEFAULT_SIZE
     fit = FITS[0]
-    _names: list[str] | None = None
+    block_items = BLOCK_IMAGES
 
     def __init__(
         self,
         path: str | os.PathLike[str],
-        *,
-        features_key: str | None = None,
-        labels_key: str | None = LABELS,
-        ids_key: str = IDS,
-        skip_bad_rows: bool = False,
-        allow_duplicate_ids: bool = False,
-        repeated_ids: bool = False,
-        workers: int = 0,
-        verbose: bool = False,
+        options: RowOptions,
+        listing: Listing | None = None,
+        packed: PackedImages | None = None,
     ) -> None:
-        if workers < 0:
-            raise ConfigError(f"workers={workers}, needs 0 (one for each core) or more")
-        self.workers = workers or len(os.sched_getaffinity(0))
+        import PIL  # noqa: F401  its absence is told before any image is read
+
+        self.workers = options.workers or len(os.sched_getaffinity(0))
         self.path, self.name = os.fspath(path), shown(path)
         self._threads: ThreadPoolExecutor | None = None
         self._useful: dict[str, int] = {}  # threads, by what they do
-        self._proven = self._single = False
-        ids: dict[str, Any] = {"allow_duplicate_ids": allow_duplicate_ids, "repeated_ids": repeated_ids}
-        listing = None
-        if os.path.isdir(path):
-            listing = list_folder(path)
-        elif self.path.lower().endswith(LIST_ENDINGS):
-            listing = list_file(path, labels_key=labels_key, ids_key=ids_key)
-        elif not self.path.lower().endswith((".h5", ".hdf5", ".hdf")):
-            self._single, listing = True, list_one(path)
-        import PIL  # noqa: F401  its absence is told before any picture is read
-
-        if listing is None:
-            self._unpack(features_key, labels_key, ids_key, ids | {"verbose": verbose})
-        else:
+        self._proven, self._single = False, listing is not None and listing.single
+        self._store: Store
+        if listing is not None:
+            self._store = FileStore(self.name, listing.root, listing.names)
             self.physical_rows = len(listing.names)
-            self._store: Store = _Files(self.name, listing.root, listing.names)
-        self.d = 3 * self.size * self.size
+        else:
+            assert packed is not None
+            self._store = PackedStore(packed)
+            self.physical_rows, self.features_name = len(packed), packed.features_name
+            self.labels, self._ids, self.has_ids = packed.labels, packed._ids, packed.has_ids
         try:
-            if skip_bad_rows:
+            if options.skip_bad_rows:
                 self._leave_out()
-            if listing is not None:  # what pictures that are left out would have said of the others, nobody says
-                y, class_names, given = listing.facts(self._kept)
-                self.settle(None if labels_key is None else y, given, class_names, **ids)
+            if listing is not None:  # what images that are left out would have said of the others, nobody says
+                y, class_names, ids = listing.facts(self._kept)
+                self.settle(
+                    None if options.labels_key is None else y,
+                    ids,
+                    class_names,
+                    allow_duplicate_ids=options.allow_duplicate_ids,
+                    repeated_ids=_may_repeat(options),
+                )
         except BaseException:
             with suppress(ScqError):
                 self.close()
             raise
-
-    def _unpack(self, features_key: str | None, labels_key: str | None, ids_key: str, ids: dict[str, Any]) -> None:
-        from .packed import PackedPictures
-
-        file = PackedPictures(self.path or "", features_key=features_key, labels_key=labels_key, ids_key=ids_key, **ids)
-        self._store = _Packed(file)
-        self.physical_rows, self.features_name = len(file), file.features_name
-        self.labels, self._ids, self.has_ids = file.labels, file._ids, file.has_ids
-
-    @property
-    def names(self) -> list[str]:
-        """Of the pictures kept: path relative to the folder, or as the list has it; '#row' in HDF5."""
-        if self._names is None:
-            self._names = [self._store.called(int(k)) for k in self._physical(np.arange(len(self)))]
-        return self._names
 
     def shaped(self, size: int, fit: str) -> None:
         """What read, take and blocks give from now on: `size` pixels a side, made by `fit`. Raises ConfigError."""
@@ -446,41 +132,28 @@ class ImageSource(Source):
             raise ConfigError(f"pictures of size={size}, needs 1 to {MAX_SIZE:,} pixels")
         if fit not in FITS:
             raise ConfigError(f"fit is '{shown(fit)}', needs one of {', '.join(FITS)}{suggestion(fit, FITS)}")
-        self.size, self.fit, self.d = size, fit, 3 * size * size
+        self.size, self.fit = size, fit
         self._useful.pop("decode", None)
 
-    def align(self, class_names: Sequence[str], other: str = "the other side") -> None:
-        """Number classes as `other` does, which calls them `class_names`. Raises as classes.numbered_as."""
-        if self.labels is not None:
-            self.labels = numbered_as(self.labels, class_names, self.name, other)
+    def adapt(self, encoder: Any) -> None:
+        self.shaped(encoder.size, encoder.fit)
 
     # ---- reading
-    def read(self, i: int, j: int) -> Pictures:  # type: ignore[override]  # what rows are of depends on the source
-        """Pictures i..j-1 (after dropping) as (j - i, 3, size, size) uint8. Raises DataError on one that cannot be used."""
-        if not 0 <= i <= j <= len(self):
-            raise IndexError(f"pictures {i} to {j} of {len(self)}")
-        return self.take(np.arange(i, j))
-
-    def take(self, rows: Ints) -> Pictures:
-        """Pictures `rows`, in any order, any of them more than once -> (b, 3, size, size) uint8. Raises as read()."""
-        rows = np.asarray(rows, np.int64)
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"pictures {rows.min()} to {rows.max()} of {len(self)}")
-        return self._decoded(self._physical(rows))
-
-    def blocks(self, rows: int | None = None) -> Iterator[tuple[int, Pictures]]:  # type: ignore[override]
-        """(first row, pictures (b, 3, size, size) uint8) from the first to the last, `rows` at a time."""
-        step = rows or self.block_rows
-        for i in range(0, len(self), step):
-            yield i, self.read(i, min(i + step, len(self)))
-
-    def fetch(self, i: int, j: int) -> NDArray[Any]:
-        return self._decoded(np.arange(i, j)).reshape(j - i, self.d)
+    @property
+    def item_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return 3, self.size, self.size
 
     @property
-    def block_rows(self) -> int:
-        """Pictures a block holds, so that it takes about BLOCK_BYTES."""
-        return max(BLOCK_PICTURES, BLOCK_BYTES // (3 * self.size * self.size))
+    def form(self) -> str:
+        return f"of {self.size} x {self.size} pixels"
+
+    def items(self, physical: Ints) -> Images:
+        """Each is decoded once, however often it stands there."""
+        return self._decoded(physical)
+
+    def item_name(self, physical: int) -> str:
+        """Path relative to the folder, or as the list has it; '#row' in HDF5."""
+        return self._store.called(physical)
 
     def digest(self, rows: Ints | None = None) -> str:
         """SHA-256 over the SHA-256 of each picture as it is stored, in order: `rows`, or all. Nothing is decoded."""
@@ -508,7 +181,7 @@ class ImageSource(Source):
         self._store.close()
 
     # ---- the work of the threads
-    def _decoded(self, kept: Ints) -> Pictures:
+    def _decoded(self, kept: Ints) -> Images:
         """Physical pictures `kept`; each is decoded once, however often it stands there."""
         which, back = np.unique(kept, return_inverse=True)
         out = np.empty((len(which), 3, self.size, self.size), np.uint8)
@@ -548,7 +221,7 @@ class ImageSource(Source):
 
     def _each(self, what: str, work: Callable[[int], T], numbers: Ints) -> list[T]:
         """[work(k) for k in numbers], by as many threads as are of use for `what`. What one of them raises is raised."""
-        with _quiet():  # here once, so that filters do not come and go with every picture
+        with quiet():  # here once, so that filters do not come and go with every picture
             done = self._try(what, work, numbers[:TRIED]) if what not in self._useful else []
             left = numbers[len(done) :]
             threads = min(self._useful[what], len(left)) if len(left) else 1
@@ -586,13 +259,6 @@ class ImageSource(Source):
         return done
 
     # ---- pictures that cannot be used
-    def _physical(self, rows: Ints) -> Ints:
-        return rows if self._kept is None else self._kept[rows]
-
-    def _keep(self, rows: Ints) -> None:
-        super()._keep(rows)
-        self._names = None
-
     def _bad(self) -> dict[int, Fault]:
         """Every physical picture that cannot be used, in order."""
         bad: dict[int, Fault] = {}

@@ -1,15 +1,45 @@
-"""Which kinds of files hold rows, told by name alone, so that nothing heavy is loaded for a request that cannot be met."""
+"""Which kinds of files hold rows and images, told by name alone: nothing heavy is loaded for what cannot be opened.
+
+ROW_READERS names those of rows: a new kind of file is one file, with a function that opens it, and one line there.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError, shown
-from .image_files import LIST_ENDINGS, PICTURE_ENDINGS
+from ..files import open_descriptor
+from ..modality import REGISTRY, Reader
 
 HDF5_ENDINGS = (".h5", ".hdf5", ".hdf")
 VECS_ENDINGS = (".npy", ".fvecs", ".bvecs")
+LIST_ENDINGS = (".csv", ".jsonl")
+IMAGE_ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo"),
+    *(".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
+)
+ROW_READERS = (
+    Reader(HDF5_ENDINGS, "scqfaiss.data.hdf5:open_hdf5", keys=("features_key", "labels_key", "ids_key")),
+    Reader(VECS_ENDINGS, "scqfaiss.data.vecs:VecsSource", no_keys="a {} file holds features alone"),
+)
+FOLDER = Reader(
+    (),
+    "scqfaiss.data.images:open_folder",
+    no_keys="a folder of pictures takes classes from its sub-folders and ids from file names",
+)
+IMAGE_READERS = (
+    FOLDER,
+    Reader(
+        LIST_ENDINGS,
+        "scqfaiss.data.images:open_list",
+        keys=("labels_key", "ids_key"),
+        no_keys="a list of pictures has columns of labels and ids alone",
+    ),
+    Reader(IMAGE_ENDINGS, "scqfaiss.data.images:open_one", no_keys="a picture has none"),
+)
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 # What to do with files of other programs.
@@ -37,6 +67,46 @@ class DefaultKey(str):
 LABELS, IDS = DefaultKey("labels"), DefaultKey("ids")
 
 
+@dataclass(frozen=True)
+class RowOptions:
+    """How a file is opened, whatever its kind: see data.open_rows, which makes one of these from its keyword arguments."""
+
+    features_key: str | None = None
+    labels_key: str | None = LABELS
+    ids_key: str = IDS
+    skip_bad_rows: bool = False
+    allow_duplicate_ids: bool = False
+    repeated_ids: bool = False
+    role: str | None = None
+    needed_by: str = ""
+    workers: int = 0
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ConfigError(f"workers={self.workers}, needs 0 (one for each core) or more")
+
+
+def readers() -> Iterator[Reader]:
+    """Every kind of file that can be read: ours, and those of other modalities."""
+    yield from ROW_READERS
+    yield from IMAGE_READERS
+    for modality in REGISTRY.values():
+        yield from modality.readers
+
+
+def reader_of(path: str | os.PathLike[str]) -> Reader:
+    """What opens `path`. Raises ConfigError unless it exists and is of a kind that is known; its bytes stay unread."""
+    check_kind(path)
+    reader = _by_ending(Path(path))
+    # A folder may be called cats.jpg.
+    return FOLDER if reader is None or (reader in IMAGE_READERS and os.path.isdir(path)) else reader
+
+
+def _by_ending(path: Path) -> Reader | None:
+    return next((reader for reader in readers() if path.suffix.lower() in reader.endings), None)
+
+
 def check_kind(path: str | os.PathLike[str]) -> None:
     """Raise ConfigError unless `path` exists and its ending is that of a kind of rows; nothing is read but its first bytes."""
     path = Path(path)
@@ -44,16 +114,16 @@ def check_kind(path: str | os.PathLike[str]) -> None:
     if path.is_dir():
         _check_folder(path)
         return
-    if ending in (*HDF5_ENDINGS, *VECS_ENDINGS, *LIST_ENDINGS, *PICTURE_ENDINGS):
+    if _by_ending(path) is not None:
         return
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as f:
-            start = f.read(len(_SIGNATURE)) or b""
+        with open(open_descriptor(path), "rb") as f:
+            start = f.read(len(_SIGNATURE))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise ConfigError(f"{name}: no such file{'' if ending else ' or folder'}") from None
     except OSError:  # a FIFO, a device, no right to read it
         start = b""
-    known = " ".join(HDF5_ENDINGS + VECS_ENDINGS)
+    known = " ".join(ending for reader in readers() if reader not in IMAGE_READERS for ending in reader.endings)
     how = f"; {_ONWARD[ending]}" if ending in _ONWARD else ""
     if start == _SIGNATURE:
         how = "; it is an HDF5 file: give it the ending .h5 (MATLAB stores matrices transposed: features are (n, d))"
@@ -73,22 +143,12 @@ def _check_folder(path: Path) -> None:
         )
 
 
-def check_keys(path: Path, **keys: str | None) -> None:
-    """Raise ConfigError where a key was given that this kind of file has no use for; keys by the name of their option."""
-    ending = path.suffix.lower()
-    useful: tuple[str, ...] = ()
-    if path.is_dir():
-        kind = "a folder of pictures takes classes from its sub-folders and ids from file names"
-    elif ending in VECS_ENDINGS:
-        kind = f"a {ending} file holds features alone"
-    elif ending in LIST_ENDINGS:
-        kind, useful = "a list of pictures has columns of labels and ids alone", ("labels_key", "ids_key")
-    elif ending in PICTURE_ENDINGS:
-        kind = "a picture has none"
-    else:
-        return
-    for option, key in keys.items():
-        if key is not None and not isinstance(key, DefaultKey) and option not in useful:
+def check_keys(path: str | os.PathLike[str], reader: Reader, options: RowOptions) -> None:
+    """Raise ConfigError where a key was given that this kind of file has no use for."""
+    for option in ("features_key", "labels_key", "ids_key"):
+        key = getattr(options, option)
+        if key is not None and not isinstance(key, DefaultKey) and option not in reader.keys:
+            kind = reader.no_keys.format(Path(path).suffix.lower())
             raise ConfigError(
                 f"{shown(path)}: --{option.replace('_', '-')} {shown(key)} names nothing: {kind}; "
                 "HDF5 files (.h5) have features, labels and ids under any name"

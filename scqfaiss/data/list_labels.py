@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..arrays import MAX_CLASSES
+from ..arrays import MAX_CLASSES, class_text
 from ..errors import DataError, ResourceError, shown, size, warn
 from .classes import class_key, in_order
 
@@ -164,4 +163,4 @@ def classes_of(items: Sequence[Item], name: str) -> tuple[Any, tuple[str, ...] |
 
 
 def _named(label: Any) -> str:
-    return unicodedata.normalize("NFC", shown(str(label)))
+    return class_text(shown(str(label)))

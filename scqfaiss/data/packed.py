@@ -1,35 +1,37 @@
-"""Pictures inside HDF5 files: a dataset whose rows are JPEG or PNG files, and so on, as they lay on disk."""
+"""Images inside HDF5 files: a dataset whose rows are JPEG or PNG files, and so on, as they lay on disk."""
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 from typing import Any
 
 import h5py  # type: ignore[import-untyped]
 import numpy as np
 
 from ..arrays import dims
-from ..errors import DataError, ResourceError, shown, size
-from .hdf5 import CHUNK_BYTES, Hdf5Source
+from ..errors import DataError, shown
+from .hdf5 import Hdf5Source
+from .hdf5_file import Hdf5File
+from .kinds import RowOptions
 
 
-class PackedPictures(Hdf5Source):
-    """Encoded pictures, labels and ids of an HDF5 file, under all checks that files of rows undergo.
+class PackedImages(Hdf5Source):
+    """Encoded images, labels and ids of an HDF5 file, under all checks that files of rows undergo.
 
-    `images` (n,) of uint8 in variable length, of opaque or of bytes, or (n, bytes) uint8: shorter pictures are padded with
+    `images` (n,) of uint8 in variable length, of opaque or of bytes, or (n, bytes) uint8: shorter images are padded with
     zeros, which no decoder reads. Raises as Hdf5Source.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, features_key: str | None = None, **options: Any) -> None:
-        super().__init__(path, features_key=features_key or "images", **options)
+    def __init__(self, file: Hdf5File, options: RowOptions) -> None:
+        super().__init__(file, replace(options, features_key=options.features_key or "images"))
 
     def encoded(self, k: int) -> bytes:
-        """Picture k as the file it was."""
-        row = self._rows(self._features, self.features_name, k, k + 1)
+        """Image k as the file it was."""
+        row = self._file.rows(self._features, self.features_name, k, k + 1)
         return bytes(row[0].tobytes()) if self._varying else row.tobytes()
 
     def _find_features(self, key: str, purpose: str) -> Any:
-        images = self._find(key, "--features-key", purpose=purpose)
+        images = self._file.find(key, "--features-key", purpose=purpose)
         self._varying = h5py.check_vlen_dtype(images.dtype) == np.uint8
         plain = images.dtype.kind in "SV" and images.dtype.fields is None and images.dtype.subdtype is None
         padded = images.ndim == 2 and images.dtype == np.uint8
@@ -39,14 +41,6 @@ class PackedPictures(Hdf5Source):
                 "opaque or bytes"
             )
         self.physical_rows, self.d = len(images), 1
-        row = images.dtype.itemsize * (images.shape[1] if padded else 1)
-        if row > CHUNK_BYTES:
-            raise ResourceError(
-                f"{self.name}: one row of {shown(key)} takes {size(row)}, at most {size(CHUNK_BYTES)} can be read"
-            )
-        self._check_stored(images, shown(key))
-        stripe = (images.chunks or (0,))[0] * row
-        if stripe > CHUNK_BYTES:
-            return images
-        where, images = h5py.h5i.get_name(images.id), None
-        return self._cached(where, stripe)
+        where, stripe = self._checked(images, key, images.dtype.itemsize * (images.shape[1] if padded else 1))
+        del images  # HDF5 sets up a cache only for what nobody holds open
+        return self._file.cached(where, stripe)

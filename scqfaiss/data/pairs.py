@@ -7,7 +7,6 @@ does so with pairs. Only keys stand in a gallery, and the id of a pair is its ke
 from __future__ import annotations
 
 import math
-import os
 from contextlib import suppress
 from typing import Any
 
@@ -16,8 +15,6 @@ from numpy.typing import NDArray
 
 from ..arrays import bad_rows
 from ..errors import ConfigError, DataError
-from .hdf5 import Hdf5Source
-from .kinds import IDS
 from .source import ArraySource, Source
 
 
@@ -59,30 +56,6 @@ class PairSource(Source):
         q.features_name, k.features_name = "queries", "keys"
         return PairSource(q, k, ids, skip_bad_rows=skip_bad_rows)
 
-    @staticmethod
-    def of_file(
-        path: str | os.PathLike[str],
-        *,
-        queries_key: str = "queries",
-        keys_key: str = "keys",
-        ids_key: str = IDS,
-        skip_bad_rows: bool = False,
-        verbose: bool = False,
-        purpose: str = "",
-    ) -> PairSource:
-        """Pairs in an HDF5 file: two datasets of features, and the keys' ids where there are any. Raises as Hdf5Source."""
-        how: dict[str, Any] = {"labels_key": None, "purpose": purpose}
-        keys = Hdf5Source(path, features_key=keys_key, ids_key=ids_key, repeated_ids=True, verbose=verbose, **how)
-        try:
-            # One warning is enough where neither has a checksum.
-            loud = verbose and keys.sealed
-            queries = Hdf5Source(path, features_key=queries_key, ids_key=None, verbose=loud, **how)
-        except BaseException:
-            with suppress(DataError):
-                keys.close()
-            raise
-        return PairSource(queries, keys, skip_bad_rows=skip_bad_rows)
-
     @property
     def sealed(self) -> bool:
         return all(part.sealed for part in self._parts)
@@ -103,5 +76,7 @@ class PairSource(Source):
 
     def _count_bad_rows(self) -> DataError:
         """The account of the half that holds the bad rows, in its own columns."""
-        half = next((s for s in self._parts if any(bad_rows(x).any() for _, x in s._physical_blocks())), self._parts[0])
-        return half._count_bad_rows()
+        holder = next(
+            (s for s in self._parts if any(bad_rows(x).any() for _, x in s._physical_blocks())), self._parts[0]
+        )
+        return holder._count_bad_rows()

@@ -5,11 +5,7 @@ A Source reads lazily, so a file larger than memory trains and exports; labels a
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import io
-import os
-import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -30,86 +26,11 @@ from ..arrays import (
     describe_bad_row,
     not_finite,
 )
-from ..errors import ConfigError, DataError, shown, warn
+from ..errors import DataError, warn
+from ..modality import ROWS, Modality
 
 ALLOW = " or pass --allow-duplicate-ids"
 BLOCK_BYTES = 16 << 20  # what one block of rows takes as float32: large enough to read fast, small beside any memory
-
-
-class OpenFile:
-    """A regular file open for reading, and the proof at its end that it stayed the same meanwhile.
-
-    `name` is how messages call it, `size` its length in bytes when it was opened.
-    Raises ConfigError where there is no such file; DataError where it is a folder, FIFO or device, or may not be read.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.name = shown(path)
-        try:
-            self._check_kind(os.stat(path))
-            # A FIFO put here since that look would block the open for ever without O_NONBLOCK.
-            self._file = io.FileIO(path, opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK))
-        except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL byte in the name
-            raise ConfigError(f"{self.name}: no such file") from error
-        except PermissionError as error:
-            raise DataError(f"{self.name}: no right to read it") from error
-        except OSError as error:
-            raise DataError(f"{self.name}: cannot be opened ({os.strerror(error.errno or 0)})") from error
-        self._path = os.path.abspath(path)
-        self._stat = os.fstat(self._file.fileno())
-        self.size = self._stat.st_size
-        try:
-            self._check_kind(self._stat)
-        except DataError:
-            self._file.close()
-            raise
-
-    def _check_kind(self, found: os.stat_result) -> None:
-        if not stat.S_ISREG(found.st_mode):
-            kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-            kind = kinds.get(stat.S_IFMT(found.st_mode), "a device")
-            raise DataError(f"{self.name} is {kind}, needs to be a regular file")
-
-    def pread(self, nbytes: int, offset: int) -> bytes:
-        """Up to `nbytes` bytes from `offset`, fewer at the end of the file."""
-        return os.pread(self._file.fileno(), nbytes, offset)
-
-    def read_into(self, out: NDArray[Any], offset: int) -> None:
-        """Fill `out` (C order) with the bytes from `offset`; DataError where the file ends before that."""
-        left = out.reshape(-1).view(np.uint8).data
-        while left:
-            got = os.preadv(self._file.fileno(), [left], offset)  # at most 2 GiB at a time on Linux
-            if got == 0:
-                now = os.fstat(self._file.fileno()).st_size
-                raise DataError(f"{self.name} changed from {self.size:,} to {now:,} bytes while it was read")
-            left, offset = left[got:], offset + got
-
-    def locked(self) -> bool:
-        """Whether another process holds a lock for writing, as HDF5 does while it writes."""
-        try:
-            fcntl.flock(self._file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-            fcntl.flock(self._file.fileno(), fcntl.LOCK_UN)
-        except OSError:  # held, or a file system without locks
-            return True
-        return False
-
-    def release(self) -> None:
-        """Close without a look at what happened to the file."""
-        self._file.close()
-
-    def close(self) -> None:
-        """Close; DataError where the name leads to another file now or the size changed. May be called twice."""
-        if self._file.closed:
-            return
-        self._file.close()
-        try:
-            now = os.stat(self._path)
-        except OSError as error:
-            raise DataError(f"{self.name} was removed while it was read") from error
-        if (now.st_dev, now.st_ino) != (self._stat.st_dev, self._stat.st_ino):
-            raise DataError(f"{self.name} was replaced by another file while it was read")
-        if now.st_size != self.size:
-            raise DataError(f"{self.name} changed from {self.size:,} to {now.st_size:,} bytes while it was read")
 
 
 class Source(ABC):
@@ -126,9 +47,9 @@ class Source(ABC):
     d: int
     labels: Labels | None = None
     pairs = False  # a row is a query and its key side by side
-    pictures = False  # a row is a picture, which only a model that has a network for pictures can take
-    half = False  # rows are the queries of a file of pairs, or its keys
-    copies = False  # rows of one id are copies of one row, for merge_copies() to prove
+    modality: Modality = ROWS
+    is_pair_half = False  # rows are the queries of a file of pairs, or its keys
+    duplicate_ids = False  # rows of one id are copies of one row, for merge_copies() to prove
     dropped = 0  # bad rows left out by skip_bad_rows
     has_ids = False
     named = False  # labels come as names, so that their numbers mean nothing outside this source
@@ -141,6 +62,14 @@ class Source(ABC):
 
     def close(self) -> None:  # noqa: B027  sources in memory have nothing to release
         """Release the file and raise DataError if it was changed while it was read. May be called twice."""
+
+    @property
+    def pictures(self) -> bool:
+        """Whether items are no rows of features, so that only a model that has an encoder for them can take them."""
+        return self.modality.needs_encoder
+
+    def adapt(self, encoder: Any) -> None:  # noqa: B027  rows of features come in one form
+        """Hand out items in the form that this encoder of their modality takes. Raises ConfigError where that cannot be."""
 
     def __enter__(self) -> Source:
         return self
@@ -166,7 +95,7 @@ class Source(ABC):
 
     def warn_if_wide(self) -> None:
         """Warn of a file with more dimensions than rows: MATLAB and others store a matrix transposed."""
-        if self.path is not None and not self.pairs and not self.pictures and self.d > len(self) > 1:
+        if self.path is not None and not self.pairs and self.modality == ROWS and self.d > len(self) > 1:
             warn(
                 f"{self.name}: {self.features_name} is (n, d) = ({len(self):,}, {self.d:,}), more dimensions than rows; if it "
                 "is stored as (d, n), write the transpose"
@@ -240,7 +169,7 @@ class Source(ABC):
         """
         ids = self.ids
         _, first, which, count = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
-        if not self.copies or len(first) == len(ids):
+        if not self.duplicate_ids or len(first) == len(ids):
             return
         shared = np.flatnonzero(count[which] > 1)
         digests = np.zeros((len(ids), 2), np.uint64)  # rows of one id may lie anywhere, and are too many to hold

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from ..arrays import check_feature_form
 from ..errors import DataError
-from .source import OpenFile, Source
+from .kinds import RowOptions
+from .open_file import OpenFile
+from .source import Source
 
 NPY_HEADER_BYTES = 16384  # read to find the header; NumPy itself refuses more than 10,000 as unsafe
 
@@ -31,7 +33,7 @@ class VecsSource(Source):
     Raises ConfigError where the file is missing, DataError where it is damaged, truncated or of another form.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, skip_bad_rows: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], options: RowOptions) -> None:
         self._file = OpenFile(path)
         self.path, self.name = os.fspath(path), self._file.name
         self._start = 0  # byte of the first row
@@ -42,7 +44,7 @@ class VecsSource(Source):
                 self._open_npy()
             else:
                 self._open_vecs(np.dtype("<f4" if self.path.lower().endswith(".fvecs") else "u1"))
-            self.settle(skip_bad_rows=skip_bad_rows)
+            self.settle(skip_bad_rows=options.skip_bad_rows)
         except BaseException:
             self._file.release()
             raise

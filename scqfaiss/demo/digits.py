@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..arrays import Floats, Labels
 from ..data import Source, open_rows
-from ..data.hdf5 import write_hits, write_rows
+from ..data.writing import write_hits, write_rows
 from ..errors import IndexFileError, ScqWarning, WriteError, shown
 from ..evaluation.galleries import evaluate
 from ..evaluation.ranking import Relevance, measure, measure_vectors

@@ -10,9 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, suggestion
+from ..modality import IMAGES
+from ..modality import REGISTRY as MODALITIES
 
 if TYPE_CHECKING:
-    from .base import Encoder
+    from ..modality import Modality
+    from .base import Encoder, FrontEncoder
 
 REGISTRY = {
     "identity": "identity:Identity",
@@ -27,16 +30,22 @@ BACKBONES = {
 
 def encoder_class(name: str) -> type[Encoder]:
     """The class that answers to `name`: one registered, or Backbone for a network. Raises ConfigError with the known names."""
-    if name in BACKBONES or ":" in name:
-        from .backbone import Backbone
-
-        return Backbone
+    own = {modality.encoder: modality for modality in MODALITIES.values() if modality.encoder}
+    if name in own or name in BACKBONES or ":" in name:  # any other factory is of images
+        return front_encoder_class(own.get(name, IMAGES))
     if name not in REGISTRY:
-        known = [*REGISTRY, *BACKBONES]
+        known = [*REGISTRY, *{**own, **BACKBONES}]
         raise ConfigError(
             f"unknown encoder '{name}'{suggestion(name, known)}; there are {', '.join(known)}, and any network for "
             "pictures as package.module:factory"
         )
     module, _, cls = REGISTRY[name].partition(":")
-    found: type[Encoder] = getattr(import_module(f".{module}", __name__), cls)
-    return found
+    encoder: type[Encoder] = getattr(import_module(f".{module}", __name__), cls)
+    return encoder
+
+
+def front_encoder_class(modality: Modality) -> type[FrontEncoder]:
+    """The class of the encoders that turn items of a modality into rows of features."""
+    module, _, cls = modality.encoder_class.partition(":")
+    encoder: type[FrontEncoder] = getattr(import_module(module), cls)
+    return encoder

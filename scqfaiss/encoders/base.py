@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,7 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import DataError
+from ..modality import ROWS, Modality
 from .chain import Arrays
+
+if TYPE_CHECKING:
+    from ..files import PathLike
 
 LEAST_SPREAD = 1e-27  # of the widest column
 
@@ -36,12 +41,12 @@ class Encoder(nn.Module):
     """
 
     Config: ClassVar[type[Any]]
-    takes_pictures: ClassVar[bool] = False  # rows are pictures, (b, 3, size, size) uint8
+    modality: ClassVar[Modality] = ROWS
+    takes_pictures: ClassVar[bool] = False  # modality.needs_encoder
     d_in: int
     width: int
-    precision: torch.dtype | None = (
-        None  # of the products in training steps, where not float32; what comes out is float32
-    )
+    # Of the products in training steps, where not float32; what comes out is float32.
+    precision: torch.dtype | None = None
 
     def __init__(self, config: Any, stats: Stats, members: int = 1) -> None:
         super().__init__()
@@ -61,8 +66,8 @@ class Encoder(nn.Module):
 
     def groups(self, lr: float, decay: float) -> list[dict[str, Any]]:
         """Its parameters as groups for an optimiser whose rate for what is new is `lr`."""
-        found = [p for p in self.parameters() if p.requires_grad]
-        return [{"params": found, "lr": lr, "weight_decay": decay}] if found else []
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return [{"params": trained, "lr": lr, "weight_decay": decay}] if trained else []
 
     def on_epoch(self, epoch: int) -> None:
         """Called before each epoch of a stage that trains it."""
@@ -70,6 +75,50 @@ class Encoder(nn.Module):
     def layers(self) -> list[tuple[str, Arrays]]:
         """The evaluation-mode forward pass as layers of a Chain, the same within float32 rounding."""
         raise NotImplementedError
+
+
+class FrontEncoder(Encoder):
+    """What turns items of another modality into rows of features g, in front of the chain of a model.
+
+    Its class is named by its modality (Modality.encoder_class). The source hands out items in the form that it takes, see
+    Source.adapt. It trains by the same calls as any encoder; afterwards a model keeps its record, and it gives features
+    outside a training.
+    """
+
+    factory: str  # what the user names it by, for a model file to be allowed to run it
+
+    @classmethod
+    def build(
+        cls, config: Any, name: str, arguments: Mapping[str, str], weights: PathLike | None = None, seed: int = 0
+    ) -> FrontEncoder:
+        """The encoder of that name, to be trained. Raises ConfigError where name, arguments or weights do not fit."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(
+        cls, tensors: Mapping[str, NDArray[Any]], record: Mapping[str, Any], trusted: str | None = None
+    ) -> FrontEncoder:
+        """The inverse of `record`, in evaluation mode on the CPU. trusted: the factory whose code the user allows to run.
+
+        Raises CheckpointError on what record() could not have written, ConfigError on a factory that is not trusted.
+        """
+        raise NotImplementedError
+
+    def record(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """(tensors by name, plain JSON values): all that `load` needs. Of modalities other than images 'modality' names it."""
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """What a file of its features says of it, as text and numbers."""
+        return {"encoder": self.factory}
+
+    def features(self, items: NDArray[Any]) -> NDArray[np.float32]:
+        """Items (b, ...) as their source gives them -> g (b, width) float32, as after the training."""
+        raise NotImplementedError
+
+    def layers(self) -> list[tuple[str, Arrays]]:
+        """None: the NumPy chain of a model starts behind this encoder, from rows of d = width."""
+        return []
 
 
 def standardising(

@@ -1,4 +1,4 @@
-"""A trained encoder as a chain of named layers, run in NumPy: encoding needs no torch.
+"""A trained encoder as a chain of named layers, run in NumPy: encoding needs no torch. torch_chain.py runs the same in torch.
 
 A chain of affine layers and L2 norms alone can also stand inside a FAISS file (`foldable`); every other chain runs
 before the search.
@@ -24,11 +24,35 @@ BLOCK_ELEMENTS = 1 << 21
 BLOCK_ROWS = (64, 4096)  # least and most rows of such a block
 
 
+@dataclass(frozen=True)
+class Operation:
+    """One kind of layer, in NumPy and in torch.
+
+    numpy: what it does to x (n, d) float32 with its arrays. torch: the same for tensors, differentiable wherever x is, with a
+    finite gradient at zero too; between `heads` and `average` x is (n, E, d) there and (E n, d) in NumPy. It uses the methods
+    of tensors alone, so that no torch is imported here.
+    arrays: what it holds. foldable: whether it may stand in a FAISS file. in_place: whether NumPy writes over x.
+    may_overflow: whether finite rows can leave float32 in it.
+    """
+
+    numpy: Callable[[Floats, Arrays], Floats]
+    torch: Callable[[Any, Mapping[str, Any]], Any]
+    arrays: tuple[str, ...] = ()
+    foldable: bool = False
+    in_place: bool = False
+    may_overflow: bool = False
+
+
 def _linear(x: Floats, a: Arrays) -> Floats:
     y = x @ a["A"].T
     if "b" in a:
         y += a["b"]
     return y
+
+
+def _torch_linear(x: Any, a: Mapping[str, Any]) -> Any:
+    y = x @ a["A"].mT
+    return y + a["b"] if "b" in a else y
 
 
 def _heads(x: Floats, a: Arrays) -> Floats:
@@ -38,13 +62,14 @@ def _heads(x: Floats, a: Arrays) -> Floats:
     return np.asarray(y.reshape(E * len(x), out))
 
 
+def _torch_heads(x: Any, a: Mapping[str, Any]) -> Any:
+    E, _, width = a["A"].shape
+    return (x.unflatten(1, (E, width)).unsqueeze(2) @ a["A"].mT).squeeze(2) + a["b"]  # n e 1 w, then n e out
+
+
 def _average(x: Floats, a: Arrays) -> Floats:
     E = len(a["weights"])
     return np.asarray(np.einsum("e,enc->nc", a["weights"], x.reshape(E, len(x) // E, x.shape[1])))
-
-
-def _relu(x: Floats, a: Arrays) -> Floats:
-    return np.maximum(x, 0, out=x)
 
 
 def _power(x: Floats, a: Arrays) -> Floats:
@@ -52,18 +77,17 @@ def _power(x: Floats, a: Arrays) -> Floats:
     return np.copysign(y, x, out=y)
 
 
-def _tanh(x: Floats, a: Arrays) -> Floats:
-    return np.tanh(x, out=x)
-
-
-def _center(x: Floats, a: Arrays) -> Floats:
-    return np.asarray(x - a["mean"])
-
-
 def _normalize(x: Floats, a: Arrays) -> Floats:
     x = balanced(x)
     norm = np.sqrt(np.einsum("nd,nd->n", x, x))[:, None]
     return np.asarray(x / np.where(norm > 0, norm, 1))  # a zero row stays zero, as in FAISS
+
+
+def _torch_normalize(x: Any, a: Mapping[str, Any]) -> Any:
+    largest = x.abs().amax(-1, keepdim=True)  # the squares of large and small numbers leave float32
+    x = x / largest.masked_fill(largest == 0, 1)
+    square = x.square().sum(-1, keepdim=True)
+    return x / square.masked_fill(square == 0, 1).sqrt()
 
 
 def _softmax(x: Floats, a: Arrays) -> Floats:
@@ -76,23 +100,33 @@ def _sigmoid(x: Floats, a: Arrays) -> Floats:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * x)), np.float32)  # no overflow at either end
 
 
-# name -> (what it does to (n, d) float32, arrays it holds, may it stand in a FAISS file)
-LAYERS: dict[str, tuple[Callable[[Floats, Arrays], Floats], tuple[str, ...], bool]] = {
-    "linear": (_linear, ("A", "b"), True),  # A (d_out, d_in), b (d_out,) optional
-    "center": (_center, ("mean",), True),  # mean (d,)
-    "normalize": (_normalize, (), True),  # to L2 norm 1
-    "power": (_power, (), False),  # sign(x) sqrt|x|
-    "relu": (_relu, (), False),
-    "tanh": (_tanh, (), False),
-    "softmax": (_softmax, (), False),
-    # E heads side by side: (n, E w) -> (E n, d_out), each head by its own A (E, d_out, w) and b (E, d_out) ...
-    "heads": (_heads, ("A", "b"), False),
-    # ... and their weighted mean, (E n, c) -> (n, c).
-    "average": (_average, ("weights",), False),
-    "sigmoid": (_sigmoid, (), False),
+# A root whose slope stays finite: below this, the smallest normal number of float32, its argument counts as this.
+_TINY = float(np.finfo(np.float32).tiny)
+
+OPERATIONS: dict[str, Operation] = {
+    # A (d_out, d_in), b (d_out,) optional
+    "linear": Operation(_linear, _torch_linear, ("A", "b"), foldable=True, may_overflow=True),
+    # mean (d,)
+    "center": Operation(
+        lambda x, a: np.asarray(x - a["mean"]),
+        lambda x, a: x - a["mean"],
+        ("mean",),
+        foldable=True,
+        may_overflow=True,
+    ),
+    # to L2 norm 1
+    "normalize": Operation(_normalize, _torch_normalize, foldable=True),
+    # sign(x) sqrt|x|
+    "power": Operation(_power, lambda x, a: x.sign() * x.abs().clamp_min(_TINY).sqrt()),
+    "relu": Operation(lambda x, a: np.maximum(x, 0, out=x), lambda x, a: x.relu(), in_place=True),
+    "tanh": Operation(lambda x, a: np.tanh(x, out=x), lambda x, a: x.tanh(), in_place=True),
+    "sigmoid": Operation(_sigmoid, lambda x, a: x.sigmoid()),
+    "softmax": Operation(_softmax, lambda x, a: x.softmax(-1)),
+    # E heads side by side: (n, E w) -> E times (n, d_out), each head by its own A (E, d_out, w) and b (E, d_out) ...
+    "heads": Operation(_heads, _torch_heads, ("A", "b"), may_overflow=True),
+    # ... and their mean by weights (E,): -> (n, d_out).
+    "average": Operation(_average, lambda x, a: (x * a["weights"][:, None]).sum(1), ("weights",)),
 }
-_IN_PLACE = {"relu", "tanh"}
-_MAY_OVERFLOW = {"linear", "heads", "center"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +140,10 @@ class Chain:
         d, E = self.d_in, 1
         for i, (op, arrays) in enumerate(self.layers):
             what = f"encoder layer {i} ({op})"
-            if op not in LAYERS:
-                raise CheckpointError(f"{what} is unknown, this version runs {', '.join(LAYERS)}")
-            needed = set(LAYERS[op][1]) - ({"b"} if op == "linear" else set())
-            if not needed <= set(arrays) <= set(LAYERS[op][1]):
+            if op not in OPERATIONS:
+                raise CheckpointError(f"{what} is unknown, this version runs {', '.join(OPERATIONS)}")
+            needed = set(OPERATIONS[op].arrays) - ({"b"} if op == "linear" else set())
+            if not needed <= set(arrays) <= set(OPERATIONS[op].arrays):
                 raise CheckpointError(f"{what} holds {', '.join(arrays) or 'no arrays'}")
             for name, a in arrays.items():
                 if a.dtype != np.float32 or not np.isfinite(a).all():
@@ -146,7 +180,7 @@ class Chain:
     @property
     def foldable(self) -> bool:
         """True where FAISS itself can run the chain inside an index file."""
-        return all(LAYERS[op][2] for op, _ in self.layers)
+        return all(OPERATIONS[op].foldable for op, _ in self.layers)
 
     def __call__(self, x: Floats, name: str = "rows", first: int = 0) -> Floats:
         """x (n, d_in) float32 -> z (n, d_out) float32. Other rows change a row's result by rounding at most.
@@ -160,11 +194,11 @@ class Chain:
         for i in range(0, len(x), step):
             y = x[i : i + step]
             for n, (op, arrays) in enumerate(self.layers):
-                if n == 0 and op in _IN_PLACE:
+                if n == 0 and OPERATIONS[op].in_place:
                     y = y.copy()  # the caller's rows stay as they are
                 with np.errstate(over="ignore", invalid="ignore"):  # looked for right after
-                    y = LAYERS[op][0](y, arrays)
-                    lost = op in _MAY_OVERFLOW and not np.isfinite(y.sum(dtype=np.float64))
+                    y = OPERATIONS[op].numpy(y, arrays)
+                    lost = OPERATIONS[op].may_overflow and not np.isfinite(y.sum(dtype=np.float64))
                 if lost:
                     row = int(np.argmax(~np.isfinite(y).all(1))) % len(x[i : i + step])  # heads: one row after another
                     raise DataError(f"{name}: row {first + i + row:,} is too large for the encoder (layer {n}, {op})")
@@ -186,15 +220,15 @@ def unpack(tensors: Mapping[str, NDArray[Any]], config: Mapping[str, Any]) -> Ch
     ops, d_in = config.get("layers"), config.get("d_in")
     if not isinstance(ops, list) or type(d_in) is not int or d_in < 1:
         raise CheckpointError("the encoder's config needs d_in and a list of layers")
-    found: list[dict[str, NDArray[Any]]] = [{} for _ in ops]
+    arrays_of: list[dict[str, NDArray[Any]]] = [{} for _ in ops]
     for name, a in tensors.items():
         part = name.split(".")
         if part[0] == "encoder":
             number = part[1] if len(part) == 3 and len(part[1]) < 6 else ""
             if not number.isdecimal() or int(number) >= len(ops):
                 raise CheckpointError(f"tensor {name} belongs to no encoder layer")
-            found[int(part[1])][part[2]] = a
-    return Chain(d_in, [(str(op), arrays) for op, arrays in zip(ops, found)])
+            arrays_of[int(part[1])][part[2]] = a
+    return Chain(d_in, [(str(op), arrays) for op, arrays in zip(ops, arrays_of)])
 
 
 def _merge(layers: Sequence[tuple[str, Arrays]]) -> list[tuple[str, Arrays]]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from .. import distributed
 from ..contract import configure
-from ..errors import ConfigError, suggestion, warn
-from . import backbone as backbones
-from .backbone import Backbone
+from ..devices import check_precision, torch_device, torch_dtype
+from ..errors import warn
+from .backbone import Backbone, Settings
+from .base import FrontEncoder
+from .factory import network
+from .weights import load_weights
 
 if TYPE_CHECKING:
     from ..files import PathLike
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+E = TypeVar("E", bound=FrontEncoder)
+PRECISIONS = ("float32", "bfloat16")
 
 
 def of_factory(
@@ -26,39 +30,24 @@ def of_factory(
 
     Raises ConfigError on unknown names and settings and on weights that do not fit, CheckpointError on unsound ones.
     """
-    config = configure(backbones.Settings, settings)
-    net = backbones.network(name, arguments)
+    config = configure(Settings, settings)
+    net = network(name, arguments)
     if weights is None:
         warn(f"{name} has random weights; --weights FILE gives it trained ones")
-    sha256 = "" if weights is None else backbones.load_weights(net, weights)
+    sha256 = "" if weights is None else load_weights(net, weights)
     return Backbone(config, net, name, arguments), sha256
 
 
-def ready(network: Backbone, device: str, precision: str) -> Backbone:
+def ready(encoder: E, device: str, precision: str) -> E:
     """The network on a device, in evaluation mode. Raises ConfigError where there is no such device or precision."""
-    if precision not in PRECISIONS:
-        near = suggestion(str(precision), PRECISIONS)
-        raise ConfigError(f"encoder precision is '{precision}', needs one of {', '.join(PRECISIONS)}{near}")
+    check_precision(precision, "encoder precision", PRECISIONS)
     distributed.one_thread_after_fork()
-    network = network.to(device_of(device)).eval()
-    network.precision = PRECISIONS[precision]
-    return network
+    encoder = encoder.to(torch_device(device, "encoder device")).eval()
+    encoder.precision = torch_dtype(precision)
+    return encoder
 
 
-def device_of(name: str) -> str:
-    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device torch has. Raises ConfigError."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, colon, number = str(name).partition(":")
-    if name != "cpu" and (kind != "cuda" or (colon and not number.isdigit())):
-        raise ConfigError(f"encoder device is '{name}', needs auto, cpu, cuda or cuda:N")
-    if name != "cpu" and not torch.cuda.is_available():
-        raise ConfigError(f"encoder device is '{name}', torch {torch.__version__} sees no GPU here; use cpu")
-    if number and int(number) >= torch.cuda.device_count():
-        raise ConfigError(f"encoder device is '{name}', torch sees {torch.cuda.device_count()} of them")
-    return name
-
-
-def versions(network: Backbone) -> dict[str, str]:
+def versions(encoder: FrontEncoder) -> dict[str, str]:
     """What else decides how features are rounded."""
-    return {"torch": torch.__version__, "device": network.mean.device.type}
+    device = next((t.device for t in (*encoder.buffers(), *encoder.parameters())), torch.device("cpu"))
+    return {"torch": torch.__version__, "device": device.type}

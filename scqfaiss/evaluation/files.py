@@ -14,7 +14,7 @@ from ..contract import Progress, silent
 from ..data import Source, open_rows
 from ..data.classes import align, check_classes
 from ..errors import ConfigError, DataError, warn
-from ..features.files import USUAL, FeatureSource, Seeing
+from ..features.source import USUAL, FeatureSource, Seeing
 from ..files import PathLike
 from ..galleries.gallery import Gallery, as_queries, open_gallery, require_model
 from .galleries import check_held, evaluate, evaluate_pairs
@@ -98,7 +98,7 @@ def _read(source: Source, progress: Progress) -> Floats:
 
 def _identified(source: Source) -> bool:
     """Whether ids say which row belongs to which: in a file of pairs row numbers do, where there are no others."""
-    return source.has_ids or source.half
+    return source.has_ids or source.is_pair_half
 
 
 def _evaluate_by_ids(

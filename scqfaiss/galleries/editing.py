@@ -20,7 +20,7 @@ from ..data import ArraySource, Source, open_rows
 from ..data.idlist import read_ids
 from ..encoders.chain import Chain
 from ..errors import ConfigError, DataError, IndexFileError, shown, size
-from ..features.files import USUAL, Seeing, as_rows
+from ..features.source import USUAL, Seeing, as_rows
 from ..files import PathLike, Slot, reserve
 from ..model import Model, encode_source
 from ..targets.head import chain, kind_of, layers, prepend
@@ -95,7 +95,7 @@ def _joined(
 ) -> tuple[_Content, Codebooks, Codes, Ints, Ints]:
     """What is held, codebooks, codes and ids of old rows and new, and the ids of the new ones."""
     held = _Content(path, as_stored=False)
-    if source.pictures and model is None:
+    if source.modality.needs_encoder and model is None:
         raise ConfigError(lacks_network(source, held.card, held.name, int(held.stored.index.d)))
     encoder = _encoder(held, model)
     source = as_rows(source, encoder, seeing)

@@ -15,7 +15,7 @@ from ..codebooks import Codes
 from ..contract import Progress, silent
 from ..data import ArraySource, Source, open_rows
 from ..errors import ConfigError, DataError, IndexFileError, shown, size
-from ..features.files import USUAL, Seeing, as_rows
+from ..features.source import USUAL, Seeing, as_rows
 from ..files import PathLike, Slot, reserve
 from ..model import Model, check_width, encode_source
 from ..targets import REGISTRY as TARGETS
@@ -38,7 +38,7 @@ def build(
     books = model.codebooks
     index = container.build(books, books.check_codes(codes), np.ascontiguousarray(ids, np.int64), options)
     # What comes out of a network's encoder is z: no gallery of it takes what lies between the two.
-    folds = model.chain.foldable and not model.takes_pictures
+    folds = model.chain.foldable and not model.modality.needs_encoder
     if folds:
         index = wrap(index, model.d_in, model.chain.layers)
     card = {
@@ -61,7 +61,7 @@ def build(
     }
     if "classes" in model.config:
         card["classes"] = model.config["classes"]
-    if model.takes_pictures:
+    if model.modality.needs_encoder:
         card["pictures"] = True  # they can be searched for, with the model
     if "prefix" in model.config:
         card["model_bits"] = model.config["prefix"]["bits"]  # of which the codes hold the first
@@ -219,8 +219,10 @@ def export_plan(
     with open_rows(rows_path, **{**keys, "labels_key": None}, role="keys") as source:
         if as_rows(source, model, seeing, shown(model_path)).d != model.d_in:
             raise ConfigError(f"{source.name}: rows have d={source.d}, {shown(model_path)} needs d={model.d_in}")
-        what = "pictures: {:,}, to features of d={}" if source.pictures else "rows: {:,} of d={}"
-        n = len(np.unique(source.ids)) if source.copies else len(source)
+        what = source.modality.items + (
+            ": {:,}, to features of d={}" if source.modality.needs_encoder else ": {:,} of d={}"
+        )
+        n = len(np.unique(source.ids)) if source.duplicate_ids else len(source)
     container = check_target(model, target, Options(nlist, nprobe, refine), n)
     on_gpu = gpu.reason(model.codebooks.shape)
     return "\n".join(

@@ -20,9 +20,10 @@ from ..contract import Progress, silent
 from ..data import Source, open_rows
 from ..data.idlist import read_ids
 from ..errors import ConfigError, DataError, IndexFileError, shown, warn
-from ..features.files import USUAL, FeatureSource, Seeing, as_rows
+from ..features.source import USUAL, FeatureSource, Seeing, as_rows
 from ..files import PathLike, Slot, reserve
 from ..forks import Lock
+from ..modality import ROWS
 from ..model import Model
 from ..targets import REGISTRY as TARGETS
 from ..targets import gpu
@@ -397,20 +398,22 @@ def as_queries(gallery: Gallery, queries: Source, seeing: Seeing = USUAL) -> Sou
 
     Raises ConfigError where the model is not there, even if the file holds its encoder for rows; and as features.as_rows.
     """
-    if queries.pictures and gallery.model is None:
+    if queries.modality == ROWS:
+        return queries
+    if gallery.model is None:
         raise ConfigError(lacks_network(queries, gallery.card or {}, gallery.name, gallery.d))
-    return as_rows(queries, gallery.model, seeing) if queries.pictures and gallery.model is not None else queries
+    return as_rows(queries, gallery.model, seeing)
 
 
 def lacks_network(source: Source, card: Mapping[str, Any], name: str, d: int) -> str:
     """Why a gallery by itself takes no pictures, and what to do."""
     if card.get("pictures"):
         made_by = str(card.get("model_sha256"))[:12]
-        return f"{source.name} holds pictures, which only the model of {name} can see ({made_by}); give --model"
+        return f"{source.name} holds {source.modality.noun}, which only the model of {name} can see ({made_by}); give --model"
     if card.get("encoder") == "model":
         made_by = str(card.get("model_sha256"))[:12]
         return f"{name}: queries need the model its codes came from ({made_by}); give --model"
-    return f"{source.name} holds pictures, {name} takes rows of d={d}: make rows with `scqfaiss features`"
+    return f"{source.name} holds {source.modality.noun}, {name} takes rows of d={d}: {source.modality.make_features}"
 
 
 def check_queries(gallery: Gallery, queries: Source) -> None:
@@ -471,7 +474,7 @@ def search_file(
     Queries may be pictures, a single one too; the text names them by their files. threshold: all hits beyond it, instead of
     k. filter_ids, deny_ids: "1,2,3" or a file of ids. seeing: how the model looks at pictures.
     """
-    from ..data.hdf5 import write_hits, write_ranges
+    from ..data.writing import write_hits, write_ranges
 
     if threshold is not None and nprobe is not None:
         raise ConfigError("a search by threshold looks into every list; leave --nprobe out")

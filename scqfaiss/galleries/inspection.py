@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..data import Source, open_rows
-from ..data.images import ImageSource
+from ..data.items import ItemSource
 from ..errors import shown, size
 from ..files import PathLike
 
@@ -34,9 +34,9 @@ def facts(path: PathLike, keys: Mapping[str, Any]) -> dict[str, Any]:
                 "checksums": _checksums(source),
             }
         what: dict[str, Any] = {"kind": "rows", "rows": len(source), "d": source.d}
-        if isinstance(source, ImageSource):
+        if isinstance(source, ItemSource):
             source.prove()  # a listing alone would not tell whether they can be used
-            what = {"kind": "pictures", "pictures": len(source)}
+            what = {"kind": source.modality.items, source.modality.items: len(source)}
         used = [] if source.labels is None else np.flatnonzero(source.labels.counts()).tolist()
         if source.labels is not None and len(used) < source.labels.C:
             what["class_numbers"] = used
@@ -45,7 +45,7 @@ def facts(path: PathLike, keys: Mapping[str, Any]) -> dict[str, Any]:
             "classes": len(used),
             "class_names": source.labels.class_names if source.labels else None,
             "ids": "given" if source.has_ids else "row numbers",
-            "checksums": None if source.pictures else _checksums(source),
+            "checksums": None if isinstance(source, ItemSource) else _checksums(source),
         }
 
 

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..arrays import Floats
-from ..encoders.chain import LAYERS, Arrays, Chain
+from ..encoders.chain import Chain
+from ..encoders.torch_chain import TorchChain
 from ..errors import ConfigError, ScqError, shown, size
-from ..features.files import Seeing, backbone_of
+from ..features.source import Seeing, front_encoder_of
 from ..files import PathLike, reserve
+from ..modality import IMAGES, ROWS
 from ..model import Model
 
 if TYPE_CHECKING:
@@ -38,76 +40,16 @@ CHECKED_ROWS = (1, 5)
 _CHATTY = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 
 
-class Layer(nn.Module):
-    """One layer of a chain on x (n, w), or on x (n, E, w) between `heads` and `average`; see encoders/chain.py."""
-
-    A: Tensor
-    mean: Tensor
-    weights: Tensor
-
-    def __init__(self, op: str, arrays: Arrays) -> None:
-        super().__init__()
-        if op not in LAYERS:
-            raise ConfigError(f"encoder layer '{op}' is unknown, this version exports {', '.join(LAYERS)}")
-        self.op = op
-        for name, a in arrays.items():
-            self.register_buffer(name, torch.from_numpy(np.array(a, np.float32)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(getattr(self, f"_{self.op}")(x))
-
-    def _linear(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.A, getattr(self, "b", None))
-
-    def _center(self, x: Tensor) -> Tensor:
-        return x - self.mean
-
-    def _normalize(self, x: Tensor) -> Tensor:
-        peak = x.abs().amax(-1, keepdim=True)  # the squares of large and small numbers leave float32
-        x = x / torch.where(peak > 0, peak, torch.ones_like(peak))
-        norm = x.square().sum(-1, keepdim=True).sqrt()
-        return x / torch.where(norm > 0, norm, torch.ones_like(norm))  # a zero row stays zero
-
-    def _power(self, x: Tensor) -> Tensor:
-        return x.sign() * x.abs().sqrt()
-
-    def _relu(self, x: Tensor) -> Tensor:
-        return x.relu()
-
-    def _tanh(self, x: Tensor) -> Tensor:
-        return x.tanh()
-
-    def _sigmoid(self, x: Tensor) -> Tensor:
-        return x.sigmoid()
-
-    def _softmax(self, x: Tensor) -> Tensor:
-        return x.softmax(-1)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        E, _, width = self.A.shape
-        parts = x.unflatten(1, (E, width)).unsqueeze(2)  # n e 1 w
-        return torch.matmul(parts, self.A.transpose(1, 2)).squeeze(2) + self.b  # type: ignore[operator]  # n e out
-
-    def _average(self, x: Tensor) -> Tensor:
-        return (x * self.weights[:, None]).sum(1)  # n e c -> n c
-
-
-class Portable(nn.Module):
+class Portable(TorchChain):
     """pictures (n, 3, size, size) uint8, or rows (n, d_in) float32 where there is no backbone -> z (n, d) float32."""
 
-    layers: nn.ModuleList
-
     def __init__(self, chain: Chain, backbone: Backbone | None = None) -> None:
-        super().__init__()
+        super().__init__(chain)
         self.backbone = backbone
-        self.layers = nn.ModuleList(Layer(op, arrays) for op, arrays in chain.layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.backbone is not None:
-            x = self.backbone(x)[0]  # 1 n w -> n w
-        for layer in self.layers:
-            x = layer(x)
-        return x if len(self.layers) or self.backbone is not None else x.clone()  # an output of its own, not the input
+        z = super().forward(x if self.backbone is None else self.backbone(x)[0])  # 1 n w -> n w
+        return z.clone() if z is x else z  # an output of its own, not the input
 
 
 def export_encoder(model_path: PathLike, out: PathLike, *, encoder: str | None = None) -> str:
@@ -120,14 +62,16 @@ def export_encoder(model_path: PathLike, out: PathLike, *, encoder: str | None =
     """
     with reserve(out, inputs=[model_path], suffix=SUFFIX, what="exported") as slot:
         model = Model.load(model_path)
-        if model.chain.foldable and not model.takes_pictures:
+        if model.chain.foldable and not model.modality.needs_encoder:
             raise ConfigError(
                 f"galleries of {shown(model_path)} hold their encoder: they are searched with rows as they are, and none is "
                 "needed before"
             )
-        backbone = None
-        if model.takes_pictures:
-            backbone = backbone_of(model, Seeing(encoder, device="cpu"), shown(model_path))
+        if model.modality not in (ROWS, IMAGES):
+            raise ConfigError(f"{shown(model_path)} takes {model.modality.noun}, ONNX is for rows and pictures")
+        backbone: Any = None
+        if model.modality == IMAGES:
+            backbone = front_encoder_of(model, Seeing(encoder, device="cpu"), shown(model_path))
         weights = [a for _, arrays in model.chain.layers for a in arrays.values()]
         slot.check_space(sum(a.nbytes for a in [*weights, *(model.backbone or {}).values()]))
         data = to_bytes(model, backbone, shown(model_path))
@@ -150,45 +94,45 @@ def to_bytes(model: Model, backbone: Backbone | None = None, name: str = "the mo
     import onnx
 
     if backbone is None:
-        what, example = "rows", torch.zeros(2, model.d_in)
+        input_name, example = "rows", torch.zeros(2, model.d_in)
     else:
-        what, example = "pictures", torch.zeros(2, 3, backbone.size, backbone.size, dtype=torch.uint8)
+        input_name, example = "pictures", torch.zeros(2, 3, backbone.size, backbone.size, dtype=torch.uint8)
     module = Portable(model.chain, backbone).eval()
     try:
         with _quiet(), _whole(backbone), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 (example,),
-                input_names=[what],
+                input_names=[input_name],
                 output_names=["z"],
                 dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
             )
-            made = program.model_proto  # type: ignore[union-attr]
+            proto = program.model_proto  # type: ignore[union-attr]
     except MemoryError:
         raise
     except Exception as error:  # the exporter raises whatever its many passes do
         why = " ".join(str(error).split())[:300]
         raise ConfigError(f"{name}: torch cannot write this encoder as ONNX ({type(error).__name__}: {why})") from error
-    _strip(made.graph)
-    for tensors in (made.graph.initializer, made.graph.value_info):
+    _strip(proto.graph)
+    for tensors in (proto.graph.initializer, proto.graph.value_info):
         tensors.sort(key=lambda t: t.name)  # the exporter's order is that of a set
-    for function in made.functions:
+    for function in proto.functions:
         _strip(function)
-    made.ir_version = min(made.ir_version, IR_VERSION)
-    made.doc_string = ""
-    del made.metadata_props[:]
+    proto.ir_version = min(proto.ir_version, IR_VERSION)
+    proto.doc_string = ""
+    del proto.metadata_props[:]
     facts = {"model_sha256": model.origin, "method": model.config["method"], "d": model.codebooks.d}
     if backbone is not None:
         facts |= {"size": backbone.size, "fit": backbone.fit}
-    onnx.helper.set_model_props(made, {f"scqfaiss.{key}": str(value) for key, value in facts.items()})
-    if made.ByteSize() > MAX_BYTES:
+    onnx.helper.set_model_props(proto, {f"scqfaiss.{key}": str(value) for key, value in facts.items()})
+    if proto.ByteSize() > MAX_BYTES:
         raise ConfigError(
-            f"{name}: its encoder takes {size(made.ByteSize())}, ONNX holds at most {size(MAX_BYTES)} in a file"
+            f"{name}: its encoder takes {size(proto.ByteSize())}, ONNX holds at most {size(MAX_BYTES)} in a file"
         )
-    return bytes(made.SerializeToString(deterministic=True))
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 @contextmanager

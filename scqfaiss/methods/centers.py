@@ -66,13 +66,13 @@ def aligned_simplex(C: int, d: int) -> Matrix:
     return out
 
 
-def turned_onto(found: Matrix, wanted: Matrix) -> Matrix:
+def turned_onto(vectors: Matrix, wanted: Matrix) -> Matrix:
     """found (C, d) turned as a whole to lie as near as possible to `wanted` (C, d): orthogonal Procrustes.
 
     All cosines stay. Schoenemann, "A generalized solution of the orthogonal Procrustes problem", Psychometrika 31, 1966.
     """
-    u, _, v = np.linalg.svd(found.T @ wanted)
-    return np.asarray(found @ (u @ v))
+    u, _, v = np.linalg.svd(vectors.T @ wanted)
+    return np.asarray(vectors @ (u @ v))
 
 
 def cooccurrence(labels: Labels) -> Matrix:
@@ -212,14 +212,14 @@ def class_centers(S: Matrix, source: str, target: str, d: int, M: int, seed: int
     align = align and d >= C >= M
     if plain and d >= C - 1:
         T = S - (1 - S) / (C - 1)  # what the closed form attains exactly
-        found = aligned_simplex(C, d) if align else simplex(C, d, seed)
+        centers = aligned_simplex(C, d) if align else simplex(C, d, seed)
     else:
         T = 2 * S - 1 if target == "plain" else S - (1 - S) / (C - 1)
-        found = optimise(T, d, seed)
+        centers = optimise(T, d, seed)
         if align:
-            found = turned_onto(found, aligned_simplex(C, d))
-    gap = (found @ found.T - T)[~np.eye(C, dtype=bool)]
-    return Centers(found.astype(np.float32), source, float(np.sqrt(np.mean(gap**2))), float(np.abs(gap).max()))
+            centers = turned_onto(centers, aligned_simplex(C, d))
+    gap = (centers @ centers.T - T)[~np.eye(C, dtype=bool)]
+    return Centers(centers.astype(np.float32), source, float(np.sqrt(np.mean(gap**2))), float(np.abs(gap).max()))
 
 
 def class_means(rows: Any, labels: Labels) -> Matrix:

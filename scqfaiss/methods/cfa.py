@@ -24,12 +24,26 @@ from ..arrays import Ints, Labels
 from ..contract import Layers, Rows, Stage, Task, Turn, batch_count, setting
 from ..errors import ConfigError, DataError, warn
 from . import centers as sca
-from . import pictures
+from . import items, reference_cfa
+from .calibration import default_kappa, fit_kappa, held_out
+from .schedules import warmup_cosine
+from .tensors import as_array
 
 MIN_HELD_OUT = 50  # rows; a temperature fitted on fewer follows chance
 DEFAULT_MEMBERS = 3  # on CIFAR-10 features 1, 2, 3, 4 members rank at 0.62, 0.63, 0.633, 0.634 mAP; each costs its time
 MIN_STEPS = 400  # of the feature stage: few rows make short epochs, and a head needs its steps
-EPSILON = 0.03  # what kappa leaves to the wrong classes at best
+
+
+@dataclass(frozen=True)
+class FeatureStage:
+    """How encoder and head are trained."""
+
+    epochs: int = setting(20, low=0)  # at least 400 steps, unless epochs are set
+    batch_size: int = setting(0, low=0)  # 0: an eighth of the rows, within 32 and 256
+    lr: float = setting(4e-3, low=0)
+    decay: float = setting(0.3, low=0)
+    warmup: float = setting(0.1, low=0.01, high=0.9)  # share of the steps in which the learning rate rises
+    fast_products: bool = True  # train with bfloat16 or TF32 products where the device has them
 
 
 @dataclass(frozen=True)
@@ -41,24 +55,14 @@ class Settings:
     class_vectors: str = ""  # a .npy file (C, e) of class embeddings, instead of a similarity
     target: str = setting("plain", choices=("plain", "simplex"))  # cosines asked of centers: 2S - 1, S - (1-S)/(C-1)
     d: int = setting(0, low=0, high=1 << 16)  # dimension of z; 0: the smallest that M divides and the classes fit into
-    cfa: str = setting("auto", choices=("auto", "calibrated", "cosine", "released", "none"))
+    cfa: str = setting("auto", choices=("auto", "calibrated", "cosine", "reference", "none"))
     members: int = setting(0, low=0, high=64)  # classifiers whose posteriors are averaged; 0: 3 where that can be done
     multi: str = setting("softmax", choices=("softmax", "sigmoid"))  # many labels a row: what the posterior models
     unlabeled: str = setting("error", choices=("error", "drop"))  # training rows without any label
     kappa: float = setting(0.0, low=0)  # inverse temperature of the classifier; 0: from the number of classes
     sharpen: float = setting(1.1, low=0.1, high=10)  # kappa after training, as a multiple; measured, see docs
     holdout: float = setting(0.0, low=0, high=0.5)  # share of rows to fit kappa on instead, which then do not train
-    cfa_epochs: int = setting(20, low=0)  # at least 400 steps, unless epochs are set
-    cfa_batch: int = setting(0, low=0)  # 0: an eighth of the rows, within 32 and 256
-    cfa_lr: float = setting(4e-3, low=0)
-    cfa_decay: float = setting(0.3, low=0)
-    fast_products: bool = True  # train with bfloat16 or TF32 products where the device has them
-    warmup: float = setting(0.1, low=0.01, high=0.9)  # share of the steps in which the learning rate rises
-
-
-def default_kappa(C: int, epsilon: float = EPSILON) -> float:
-    """Inverse temperature that lets p reach 1 - epsilon for the right class: ((C-1)/C) ln((C-1) (1-epsilon)/epsilon)."""
-    return (C - 1) / C * math.log((C - 1) * (1 - epsilon) / epsilon)
+    features: FeatureStage = FeatureStage()
 
 
 def kind_of_cfa(config: Settings, encoder: str) -> str:
@@ -81,106 +85,7 @@ def smallest_d(config: Settings, d_in: int, C: int, M: int, encoder: str) -> int
         return d_in
     if config.d:
         return config.d
-    return -(-(360 if kind == "released" else C) // M) * M
-
-
-def check(config: Settings, d_in: int, C: int, M: int, encoder: str) -> None:
-    """Raise ConfigError for a head that cannot be built; reads no rows."""
-    kind = kind_of_cfa(config, encoder)
-    check_pictures(config, encoder)
-    if encoder == "identity" and kind != "none":
-        raise ConfigError(f"cfa={kind} needs an encoder that trains; choose --encoder linear or mlp, or cfa=none")
-    if encoder != "identity" and kind == "none":
-        raise ConfigError(
-            f"cfa=none trains nothing, so the rows must be the embedding: --encoder identity, not {encoder}"
-        )
-    if config.members > 1 and members(config, encoder) == 1:
-        raise ConfigError(f"members={config.members} needs --encoder mlp and cfa=calibrated, got {encoder} and {kind}")
-    d = smallest_d(config, d_in, C, M, encoder)
-    if config.multi == "sigmoid" and kind == "calibrated" and d < C:
-        raise ConfigError(f"multi=sigmoid needs d of at least C={C}, got d={d}")
-
-
-def check_pictures(config: Settings, encoder: str) -> None:
-    """Raise ConfigError for what pictures, as the encoder of this name takes them, have not got."""
-    if not pictures.are_encoded_by(encoder):
-        return
-    if config.similarity == "means":
-        raise ConfigError(
-            "similarity=means takes the mean features of each class, and pictures have none before the training; use "
-            "class_vectors=FILE.npy, or similarity=identity"
-        )
-    if config.cfa == "none":
-        raise ConfigError(
-            "cfa=none takes rows that are the embedding already, which pictures are not; use cfa=calibrated"
-        )
-
-
-def labelled_rows(labels: Labels, method: str, unlabeled: str) -> Ints | None:
-    """Rows to train on (None: all), after the checks on labels that every supervised method shares.
-
-    Raises DataError for one class alone and for rows without any label unless unlabeled='drop'.
-    """
-    rows = None
-    if labels.many:
-        empty = np.flatnonzero(labels.y.sum(1) == 0)
-        if len(empty):
-            if unlabeled != "drop":
-                raise DataError(
-                    f"labels: row {empty[0]:,} has no label ({len(empty):,} of {len(labels):,} rows); "
-                    "--set unlabeled=drop trains without them"
-                )
-            warn(f"left out {len(empty):,} of {len(labels):,} rows that have no label")
-            rows = np.flatnonzero(labels.y.sum(1) > 0)
-    present = np.flatnonzero(labels.counts())
-    if len(present) < 2:
-        found = f" ('{labels.class_name(int(present[0]))}')" if len(present) else ""
-        raise DataError(f"{method} needs at least 2 classes, found {len(present)}{found}")
-    if len(present) < labels.C:
-        missing = [labels.class_name(int(c)) for c in np.flatnonzero(labels.counts() == 0)[:5]]
-        warn(f"{labels.C - len(present)} of {labels.C} classes have no rows ({', '.join(missing)})")
-    return rows
-
-
-def held_out(labels: Labels, share: float, seed: int) -> Ints:
-    """A stratified share of the rows; classes with one row stay in training. -> row numbers, sorted."""
-    rng = np.random.default_rng(seed)
-    one = labels.y if not labels.many else labels.y.argmax(1)  # stratified by a row's first label
-    order = rng.permutation(len(labels))
-    order = order[np.argsort(one[order], kind="stable")]
-    counts = np.bincount(one, minlength=labels.C)
-    place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    take = np.where(counts > 1, np.floor(counts * share + rng.random(labels.C)), 0)
-    take = np.minimum(take, counts - 1)
-    return np.sort(order[place < np.repeat(take, counts)])
-
-
-def fit_kappa(cosines: Tensor, targets: Tensor, kappa: float) -> tuple[float, float, float]:
-    """Inverse temperature that minimises the NLL of the mean over e of softmax(kappa cos), by golden section on log kappa.
-
-    cosines (E, h, C); targets (h, C), summing to 1. -> (kappa, NLL before, NLL after); never worse than it was.
-    Source: Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks", ICML 2017.
-    """
-
-    def nll(log_kappa: float) -> float:
-        log_p = (math.exp(log_kappa) * cosines).log_softmax(2).logsumexp(0) - math.log(len(cosines))
-        return float(-(targets * log_p).sum(1).mean())
-
-    low, high = math.log(kappa) - 3, math.log(kappa) + 3
-    golden = (math.sqrt(5) - 1) / 2
-    a, b = high - golden * (high - low), low + golden * (high - low)
-    fa, fb = nll(a), nll(b)
-    while high - low > 1e-4:  # for one member NLL is convex in kappa, hence has one minimum in log kappa
-        if fa < fb:
-            high, b, fb = b, a, fa
-            a = high - golden * (high - low)
-            fa = nll(a)
-        else:
-            low, a, fa = a, b, fb
-            b = low + golden * (high - low)
-            fb = nll(b)
-    before, best = nll(math.log(kappa)), (low + high) / 2
-    return (math.exp(best), before, nll(best)) if nll(best) < before else (kappa, before, before)
+    return -(-(360 if kind == "reference" else C) // M) * M
 
 
 class Features(nn.Module):
@@ -217,7 +122,7 @@ class Features(nn.Module):
             self.shift = nn.Parameter(torch.empty(self.members, 1, d).uniform_(-bound, bound))
         if self.sigmoid:
             self.bias = nn.Parameter(torch.zeros(C))
-        if self.kind == "released":
+        if self.kind == "reference":
             self.classify = nn.Linear(self.encoder.width, C)
         self.axes: Tensor | None = None  # directions of the logits, (C, d of f), where they are not the centers
         if task.head is not None:
@@ -225,7 +130,7 @@ class Features(nn.Module):
         # (n, C) targets would take gigabytes for many rows and classes: only the batch's rows are expanded.
         self.y = torch.from_numpy(labels.y).to(task.device)
         self.trained = torch.from_numpy(labels.counts() > 0).to(task.device)
-        self.held: Ints | None = None
+        self.held_out: Ints | None = None
         self.calibration: dict[str, float] = {}
 
     def adopt(self, head: Layers) -> None:
@@ -286,7 +191,7 @@ class Features(nn.Module):
         if self.kind == "calibrated":
             return self.posterior(x) @ self.centers
         f = torch.baddbmm(self.shift, self.encoder(x), self.project)[0]
-        return torch.tanh(f) if self.kind == "released" else F.normalize(f, dim=1)
+        return torch.tanh(f) if self.kind == "reference" else F.normalize(f, dim=1)
 
     def targets(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """t = sum of the row's centers, normalised (b, d), and which rows have one: a sum below 1e-6 has no direction."""
@@ -296,12 +201,12 @@ class Features(nn.Module):
 
     def loss(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
         """L_CFA of the rows `index` as named, weighted terms; members add up, as each trains alone."""
-        if self.kind == "released":
+        if self.kind == "reference":
             g = self.encoder(x)[0]
             z, logits = torch.tanh(g @ self.project[0] + self.shift[0]), self.classify(g)
             if self.labels.many:
-                return released_loss(z, logits, *self.targets(index), self.hot(index))
-            return released_loss_single(z, logits, self.centers, self.y[index])
+                return reference_cfa.loss(z, logits, *self.targets(index), self.hot(index))
+            return reference_cfa.loss_of_one_label(z, logits, self.centers, self.y[index])
         logits = self.logits(x)  # e b c
         if self.sigmoid:
             hot = self.hot(index).expand_as(logits)
@@ -320,14 +225,16 @@ class Features(nn.Module):
                     f"{len(held)} held-out rows are too few to fit a temperature on (need {MIN_HELD_OUT}): none held out"
                 )
             else:
-                rows, self.held = np.setdiff1d(rows, held, assume_unique=True), held
-        released = self.kind == "released"
-        small = released or self.encoder.takes_pictures  # a network wants its steps, and its memory
-        batch = task.batch_size or c.cfa_batch or (64 if small else min(256, max(32, len(rows) // 8)))
+                rows, self.held_out = np.setdiff1d(rows, held, assume_unique=True), held
+        reference = self.kind == "reference"
+        small = reference or self.encoder.modality.needs_encoder  # a network wants its steps, and its memory
+        batch = task.batch_size or c.features.batch_size or (64 if small else min(256, max(32, len(rows) // 8)))
         steps = batch_count(len(rows), batch)
         epochs = task.epochs
         if epochs is None:
-            epochs = c.cfa_epochs if released or c.cfa_epochs == 0 else max(c.cfa_epochs, -(-MIN_STEPS // steps))
+            epochs = c.features.epochs
+            if not reference and epochs:
+                epochs = max(epochs, -(-MIN_STEPS // steps))
         if self.kind == "none" or task.head is not None:
             epochs = 0
         validation = task.validation.labels if task.validation is not None and epochs else None
@@ -335,17 +242,10 @@ class Features(nn.Module):
             raise DataError(f"none of {len(validation):,} validation rows has a label, at least 1 must")
 
         def make_optimizer(total: int) -> tuple[Any, Any]:
-            if released:
-                return released_optimizer(self, steps)
-            optimizer = torch.optim.AdamW(self.groups(c.cfa_lr, c.cfa_decay), c.cfa_lr, fused=True)
-            warm = max(1, int(c.warmup * total))
-
-            def rate(step: int) -> float:
-                if step < warm:
-                    return (step + 1) / warm
-                return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
-
-            return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+            if reference:
+                return reference_cfa.optimizer(self, steps)
+            optimizer = torch.optim.AdamW(self.groups(c.features.lr, c.features.decay), c.features.lr, fused=True)
+            return optimizer, warmup_cosine(optimizer, c.features.warmup, total)
 
         return Stage(
             name="features",
@@ -356,12 +256,12 @@ class Features(nn.Module):
             on_epoch=self.encoder.on_epoch,
             validate=self.validate if validation is not None else None,
             end=self.calibrate,
-            fast_products=c.fast_products and not released,
+            fast_products=c.features.fast_products and not reference,
         )
 
     def groups(self, lr: float, decay: float) -> list[dict[str, Any]]:
         """All that trains, as groups for an optimiser; a network for pictures has rates of its own."""
-        if not self.encoder.takes_pictures:  # in one group, in the order of the model
+        if not self.encoder.modality.needs_encoder:  # in one group, in the order of the model
             return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr, "weight_decay": decay}]
         of_encoder = {id(p) for p in self.encoder.parameters()}
         own = [p for p in self.parameters() if p.requires_grad and id(p) not in of_encoder]
@@ -400,8 +300,8 @@ class Features(nn.Module):
                 x = torch.from_numpy(block[at - i : at - i + 4096]).to(self.y.device)
                 index = torch.arange(at, at + len(x), device=self.y.device)
                 if self.labels.many:
-                    some = self.y[index].bool().any(1)
-                    x, index = x[some], index[some]
+                    labelled = self.y[index].bool().any(1)
+                    x, index = x[labelled], index[labelled]
                 if len(x):
                     yield x, index
 
@@ -423,13 +323,13 @@ class Features(nn.Module):
         if self.kind != "calibrated" or self.sigmoid or self.task.head is not None:
             return
         trained = self.kappa
-        if self.held is None:
+        if self.held_out is None:
             self.kappa = trained * self.config.sharpen
             return
         self.eval()
         logits, targets = [], []
-        size = pictures.BATCH if self.encoder.takes_pictures else 4096
-        for batch in self.task.rows.batches(size, torch.Generator().manual_seed(0), self.held):
+        size = items.BATCH if self.encoder.modality.needs_encoder else 4096
+        for batch in self.task.rows.batches(size, torch.Generator().manual_seed(0), self.held_out):
             x, index = batch
             parts = self.logits(x).double() / trained, self.shares(index).double()
             if isinstance(batch, distributed.Own):  # every process has seen its share of the pictures
@@ -440,7 +340,7 @@ class Features(nn.Module):
             logits.append(parts[0])
             targets.append(parts[1])
         self.kappa, before, after = fit_kappa(torch.cat(logits, 1), torch.cat(targets), trained)
-        self.calibration = {"held_out": len(self.held), "nll_before": before, "nll_after": after}
+        self.calibration = {"held_out": len(self.held_out), "nll_before": before, "nll_after": after}
 
     @torch.no_grad()
     def embed(self, rows: Any, dropout: bool = False) -> Iterator[tuple[int, Tensor, Tensor | None]]:
@@ -459,7 +359,7 @@ class Features(nn.Module):
             return layers
         A, b = as_array(self.project.transpose(1, 2)), as_array(self.shift[:, 0])  # e d w, e d
         layers.append(("heads", {"A": A, "b": b}) if self.members > 1 else ("linear", {"A": A[0], "b": b[0]}))
-        if self.kind == "released":
+        if self.kind == "reference":
             return [*layers, ("tanh", {})]
         layers.append(("normalize", {}))
         if self.kind == "cosine":
@@ -482,74 +382,3 @@ class Features(nn.Module):
         if self.kind == "calibrated":
             out |= {"members": self.members, "kappa": self.kappa, **self.calibration}
         return out
-
-
-def as_array(t: Tensor) -> Any:
-    """A tensor as an array of its own, without gradient."""
-    return t.detach().cpu().contiguous().numpy().copy()
-
-
-def released_loss(z: Tensor, logits: Tensor, t: Tensor, has_target: Tensor, hot: Tensor) -> dict[str, Tensor]:
-    """The feature loss of the authors' code: -cos(z, t) + 0.01 ||z - 360 t|| + 0.1 CE, means over the batch.
-
-    z, t (b, d); logits, hot (b, C). The second term is a norm, not a square. Rows without a target direction leave the
-    alignment terms. CE with many labels: -log of the probability mass on the row's classes.
-    """
-    n = has_target.sum().clamp_min(1)
-    cos = (F.cosine_similarity(z, t) * has_target).sum() / n
-    pull = ((z - 360 * t).norm(dim=1) * has_target).sum() / n
-    ce = -logits.log_softmax(1).masked_fill(hot == 0, -torch.inf).logsumexp(1).mean()
-    return {"align": -cos, "pull": 0.01 * pull, "ce": 0.1 * ce}
-
-
-def released_loss_single(z: Tensor, logits: Tensor, centers: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """released_loss for one label a row: the target is a center itself, of norm 1."""
-    align_and_pull, ce = _ReleasedSingle.apply(z, centers.index_select(0, y), logits, y)  # type: ignore[no-untyped-call]
-    return {"align and pull": align_and_pull, "ce": ce}
-
-
-class _ReleasedSingle(torch.autograd.Function):
-    """Means over the batch of -cos(z, t) + 0.01 ||z - 360 t||, for z, t (b, d) with ||t|| = 1, and of 0.1 CE.
-
-    The first follows from <z, t> and ||z||^2, and so does its gradient, a z + b t: a third of the operations that autograd
-    would run, and at small batches a step costs what its number of operations costs.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, t: Tensor, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        dot, square = torch.linalg.vecdot(z, t), torch.linalg.vecdot(z, z)
-        shrink = square.clamp_min(1e-16).rsqrt_()  # 1 / ||z||
-        distance = square.add_(129600).sub_(dot, alpha=720).clamp_min_(1e-12).sqrt_()  # ||z - 360 t||
-        cos = dot.mul_(shrink)
-        log_p = logits.log_softmax(1)
-        ctx.save_for_backward(z, t, cos, shrink, distance, log_p, y)
-        return distance.mul(0.01).sub_(cos).mean(), F.nll_loss(log_p, y).mul_(0.1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, None]:
-        z, t, cos, shrink, distance, log_p, y = ctx.saved_tensors
-        share = grads[0] / len(z)
-        align, pull = shrink * share, share / distance * 0.01
-        of_z = (align * cos).mul_(shrink).add_(pull)  # d cos / dz = t / ||z|| - cos z / ||z||^2
-        of_t = align.add_(pull, alpha=360).neg_()
-        of_logits = log_p.exp().scatter_add_(1, y[:, None], log_p.new_full((len(z), 1), -1.0))
-        of_logits *= grads[1] * (0.1 / len(z))
-        return (z * of_z[:, None]).addcmul_(t, of_t[:, None]), None, of_logits, None
-
-
-def released_optimizer(features: Features, steps_per_epoch: int) -> tuple[Any, Any]:
-    """SGD of the authors' code: Nesterov 0.9, 2e-3, new layers x 40, biases x 2, decay 1e-5 on weights, x 0.9 per 10 epochs."""
-    trained = {id(p) for p in features.encoder.parameters()} if features.encoder.takes_pictures else set()
-
-    def rate(p: Tensor) -> float:
-        return 2e-3 * (1 if id(p) in trained else 40) * (2 if p.ndim == 1 else 1)
-
-    groups = [
-        {"params": [p], "lr": rate(p), "weight_decay": 0.0 if p.ndim == 1 else 1e-5}
-        for p in features.parameters()
-        if p.requires_grad
-    ]
-    optimizer = torch.optim.SGD(groups, lr=2e-3, momentum=0.9, nesterov=True)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.9 ** (step // max(1, 10 * steps_per_epoch))
-    )

@@ -18,24 +18,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import distributed
 from ..arrays import Labels
 from ..codebooks import Codebooks
 from ..contract import Layers, Stage, Task, Turn, Usual, batch_count, seed_of, setting
 from ..errors import ConfigError
+from ..modality import Modality
 from . import centers as sca
-from . import cfa, pictures, residual, revival
+from . import cfa, cfa_checks, dead_codewords, residual
+from .progressive import FLOOR, greedy, margin_loss, prefix_errors, quantization_loss
 from .rows import BookRows, warn_of_few
 
 USE_ROWS = 256  # rows per codeword on which the use of codewords is counted after an epoch
-CHUNK_ELEMENTS = 1 << 22  # distances to a book held at a time: 16 MB
 MULTIPLE = 4  # d, where it is free, is one of this: additive books need not divide it, vector units like it
-FLOOR = 1e-12  # of the mean squared residual that distances are divided by
+
+
+@dataclass(frozen=True)
+class CodebookStage:
+    """Which rows the books learn from, and how."""
+
+    rows: int = setting(1_000_000, low=1)  # at most so many rows teach the books
+    copies: int = setting(4, low=1, high=100)  # passes over the training rows, dropout on, for the books
+    epochs: int = setting(10, low=0)  # 0: residual k-means alone
+    batch_size: int = setting(256, low=1)
+    lr: float = setting(1e-3, low=0)
+    encoder_lr: float = setting(4e-4, low=0)  # of the encoder, where end_to_end trains it in this stage
 
 
 @dataclass(frozen=True)
 class Settings(cfa.Settings):
-    recipe: str = setting("calibrated", choices=("calibrated", "released"))  # released: the paper's own, as published
+    recipe: str = setting("calibrated", choices=("calibrated", "reference"))  # reference: the paper's own, as published
     guidance: str = setting("labels", choices=("labels", "none"))  # none: rows are z as they are, labels are not needed
     # Inverse temperature of the soft choice; without bound it is k-means. 20 blurs the books and costs 0.001 mAP, measured.
     gamma: float = setting(1000.0, low=0)
@@ -43,122 +54,37 @@ class Settings(cfa.Settings):
     tau: float = setting(1.0, low=0)  # weight of all three terms; matters where the encoder learns by them too
     mu: float = setting(1.0, low=0)  # weight of the hard rebuilds beside the soft ones
     nu: float = setting(0.1, low=0)  # weight of hard and soft rebuild being one
-    book_copies: int = setting(4, low=1, high=100)  # passes over the training rows, dropout on, for the books
-    book_rows: int = setting(1_000_000, low=1)  # at most so many rows teach the books
-    book_epochs: int = setting(10, low=0)  # 0: residual k-means alone
-    book_batch: int = setting(256, low=1)
-    book_lr: float = setting(1e-3, low=0)
-    start: str = setting("kmeans", choices=("kmeans", "normal"))  # normal: N(0, 0.01^2), as released
+    codebooks: CodebookStage = CodebookStage()
+    start: str = setting("kmeans", choices=("kmeans", "normal"))  # normal: N(0, 0.01^2), as published
     rescale: bool = True  # books learn on g z, g = sqrt(d / mean ||z||^2): rates and start are made for that scale
     end_to_end: bool = False  # the books' loss trains the encoder too, beside its own loss
-    joint_lr: float = setting(4e-4, low=0)  # of the encoder, there
+
+    @property
+    def what_moves(self) -> str:
+        """The setting by which the encoder goes on learning beside the books, or ''."""
+        return "end_to_end=true" if self.end_to_end else "recipe=reference" if self.recipe == "reference" else ""
 
 
-# What `recipe=released` puts in place of the defaults above: 64 epochs, half of them encoder alone.
-RELEASED: dict[str, Any] = {
-    "cfa": "released",
+# What `recipe=reference` puts in place of the defaults above: 64 epochs, half of them encoder alone.
+REFERENCE: dict[str, Any] = {
+    "cfa": "reference",
     "d": 300,
-    "cfa_epochs": 32,
-    "cfa_batch": 256,
-    "cfa_lr": 1e-3,
+    "features.epochs": 32,
+    "features.batch_size": 256,
+    "features.lr": 1e-3,
     "gamma": 1.0,
     "choice": "cosine",
-    "book_copies": 1,
-    "book_epochs": 32,
-    "book_lr": 1e-4,
+    "codebooks.copies": 1,
+    "codebooks.epochs": 32,
+    "codebooks.lr": 1e-4,
     "start": "normal",
     "rescale": False,
 }
 
 
-# -------------------------------------------------------------------------------------------------------------- formulas
-def levels(z: Tensor, w: Tensor, gamma: float, choice: str = "l2") -> tuple[Tensor, Tensor, Tensor]:
-    """Rebuilds of z (b, d) by the books w (M, K, d), level by level -> T, H (M, b, d), codes (M, b) int64.
-
-    T_l sums soft choices, H_l hard ones; what a level chooses for is what the hard choices before leave, r = z - H:
-
-        pi_lk = softmax_k( -gamma ||r_{l-1} - w_lk||^2 / v_l ),  v_l = mean ||r_{l-1}||^2 over the batch, no gradient
-        b_l = argmax_k pi_lk,  H_l = H_{l-1} + w_l[b_l],  T_l = T_{l-1} + sum_k pi_lk w_lk
-
-    choice 'cosine': softmax_k( gamma cos(r_{l-1}, w_lk) ); a residual of 0 has the cosine 0 with everything.
-    """
-    left, soft, hard, T, H, codes = z, torch.zeros_like(z), torch.zeros_like(z), [], [], []
-    for book in w:
-        if choice == "l2":
-            v = distributed.average(left.detach().square().sum(1).mean()).clamp_min(FLOOR)
-            logits = (2 * (left @ book.T) - book.square().sum(1)) * (gamma / v)  # ||r||^2 is the same for all k
-        else:
-            logits = gamma * (_unit(left) @ _unit(book).T)
-        code = logits.argmax(1)
-        chosen = F.embedding(code, book)  # not book[code], whose gradient threads sum up in an order of their own
-        soft, hard, left = soft + logits.softmax(1) @ book, hard + chosen, left - chosen
-        T.append(soft)
-        H.append(hard)
-        codes.append(code)
-    return torch.stack(T), torch.stack(H), torch.stack(codes)
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Rows at length 1; a row of zeros stays one and passes a finite gradient."""
-    square = x.square().sum(1, keepdim=True)
-    return x * torch.where(square > 0, square, 1).rsqrt()
-
-
-def quantization_loss(
-    z: Tensor, w: Tensor, gamma: float, mu: float, nu: float, choice: str = "l2", tau: float = 1.0
-) -> dict[str, Tensor]:
-    """L_q = tau (sum_l mse(z, T_l) + mu sum_l mse(z, H_l) + nu mse(T_M, H_M)), by terms; mse(a, b) = ||a - b||^2 / d, mean.
-
-    Summing over the prefixes is what makes each of them good.
-    """
-    T, H, _ = levels(z, w, gamma, choice)
-    return {
-        "soft": (z - T).square().mean(dim=(1, 2)).sum() * tau,
-        "hard": (z - H).square().mean(dim=(1, 2)).sum() * (tau * mu),
-        "agree": (T[-1] - H[-1]).square().mean() * (tau * nu),
-    }
-
-
-def margin_loss(z: Tensor, hot: Tensor, vectors: Tensor) -> Tensor:
-    """1/(C |pos|) sum over rows x, i in Y, j not in Y of [delta_ij - cos(z, v_i) + cos(z, v_j)]_+, delta = 1 - cos(v_i, v_j).
-
-    z (b, d), hot (b, C) 0/1 labels Y, vectors (C, d); |pos| counts the labels of the batch. The authors' code lets j run
-    over all classes, the row's own among them; the paper's formula, which we follow, does not. A row with all classes has
-    no negatives and adds 0.
-    """
-    rows, i = hot.nonzero(as_tuple=True)  # p
-    v = F.normalize(vectors, dim=1)
-    cos = F.normalize(z, dim=1) @ v.T  # b c
-    of_row = F.embedding(rows, cos)  # p c; not cos[rows], as above
-    hinge = (1 - v[i] @ v.T - of_row.gather(1, i[:, None]) + of_row).relu()
-    positives = distributed.average(torch.as_tensor(float(len(rows)), device=z.device)).clamp_min(1)
-    return hinge.masked_fill(hot[rows] > 0, 0).sum() / (positives * hot.shape[1])
-
-
-def greedy(z: Tensor, w: Tensor) -> Tensor:
-    """z (n, d), w (M, K, d) -> codes (n, M) int64 by the rule of encoding: the nearest codeword to what is left, in turn."""
-    codes = torch.empty(len(z), len(w), dtype=torch.int64, device=z.device)
-    step = max(1, CHUNK_ELEMENTS // w.shape[1])
-    for i in range(0, len(z), step):
-        left = z[i : i + step]
-        for m, book in enumerate(w):
-            code = (2 * (left @ book.T) - book.square().sum(1)).argmax(1)
-            codes[i : i + step, m], left = code, left - book[code]
-    return codes
-
-
-def prefix_errors(z: Tensor, w: Tensor) -> Tensor:
-    """Sum over the rows of ||z - H_l||^2 for every prefix l, encoded greedily: (M,) float64."""
-    codes, left, out = greedy(z, w), z, []
-    for m, book in enumerate(w):
-        left = left - book[codes[:, m]]
-        out.append(left.double().square().sum())
-    return torch.stack(out)
-
-
 # ----------------------------------------------------------------------------------------------------------------- guide
 class Guide(cfa.Features):
-    """Encoder and head of the features stage. cfa='released' is DPQ's own here: a tanh layer under a margin loss."""
+    """Encoder and head of the features stage. cfa='reference' is DPQ's own here: a tanh layer under a margin loss."""
 
     def __init__(self, config: Settings, task: Task, d: int, labels: Labels) -> None:
         given = self.class_vectors(config, task, d, labels)
@@ -170,7 +96,7 @@ class Guide(cfa.Features):
     @staticmethod
     def class_vectors(config: Settings, task: Task, d: int, labels: Labels) -> sca.Centers | None:
         """Class vectors that are as wide as z stand as they are; of others only their cosines can be kept."""
-        if not config.class_vectors or cfa.kind_of_cfa(config, task.encoder_name) != "released":
+        if not config.class_vectors or cfa.kind_of_cfa(config, task.encoder_name) != "reference":
             return None
         vectors, sha = sca.read_matrix(config.class_vectors, labels, square=False)
         if vectors.shape[1] != d:
@@ -183,7 +109,7 @@ class Guide(cfa.Features):
         """Released: L_enc, the margin loss with the centers as class vectors, and 0.1 times the loss of a linear
         classifier on the layer below z, cross-entropy or, with many labels a row, the mean binary one.
         """
-        if self.kind != "released":
+        if self.kind != "reference":
             return super().loss(x, index)
         g, hot = self.encoder(x)[0], self.hot(index)
         z, logits = torch.tanh(g @ self.project[0] + self.shift[0]), self.classify(g)
@@ -197,8 +123,8 @@ class Guide(cfa.Features):
         """SGD of the authors' code: momentum 0.9, new layers x 10, biases x 20, x 0.9 per 10,000 steps, of which `before` are
         done. A network for pictures takes its own multiple of what new layers have.
         """
-        lr = self.config.cfa_lr
-        network = {id(p) for p in self.encoder.parameters()} if self.encoder.takes_pictures else set()
+        lr = self.config.features.lr
+        network = {id(p) for p in self.encoder.parameters()} if self.encoder.modality.needs_encoder else set()
         groups = [
             {"params": [p], "lr": lr * (20 if p.shape[-2:-1] in ((), (1,)) else 10)}  # biases are (d,) or (1, 1, d)
             for p in self.parameters()
@@ -210,7 +136,7 @@ class Guide(cfa.Features):
 
     def stage(self) -> Stage:
         stage = super().stage()
-        if self.kind != "released":
+        if self.kind != "reference":
             return stage
         return replace(stage, turns=[Turn(self.loss, lambda steps: self.released_optimizer())])
 
@@ -220,7 +146,7 @@ class DPQ(Usual, nn.Module):
     """Additive codebooks whose prefixes are codebooks: one training serves every length."""
 
     Config = Settings
-    PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"released": RELEASED}}
+    PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"reference": REFERENCE}}
     long_name = "Deep Progressive Quantization"
     needs = frozenset({"labels"})
     starts = True
@@ -240,18 +166,17 @@ class DPQ(Usual, nn.Module):
         return cfa.members(config, encoder)
 
     @classmethod
-    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
-        cfa.check(config, d_in, C, MULTIPLE, encoder)
+    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
+        cfa_checks.check(config, d_in, C, MULTIPLE, encoder, modality)
         cfa.smallest_d(config, d_in, C, MULTIPLE, encoder)
         if config.guidance == "none" and encoder != "identity":
-            if pictures.are_encoded_by(encoder):
+            if modality.needs_encoder:
                 raise ConfigError("guidance=none codes rows as they are, and pictures need a network that trains")
             raise ConfigError(f"guidance=none trains no encoder; choose --encoder identity, not {encoder}")
         if config.guidance == "labels" and encoder == "identity":
             raise ConfigError("labels guide an encoder, and identity has nothing to train; add --set guidance=none")
-        if config.guidance == "none" and (config.recipe == "released" or config.end_to_end):
-            what = "end_to_end=true" if config.end_to_end else "recipe=released"
-            raise ConfigError(f"{what} trains an encoder, which guidance=none leaves out")
+        if config.guidance == "none" and config.what_moves:
+            raise ConfigError(f"{config.what_moves} trains an encoder, which guidance=none leaves out")
 
     def __init__(self, config: Settings, task: Task) -> None:
         super().__init__()
@@ -262,14 +187,16 @@ class DPQ(Usual, nn.Module):
             assert task.labels is not None
             d = cfa.smallest_d(config, d, task.labels.C, MULTIPLE, task.encoder_name)
             self.features = Guide(config, task, d, task.labels)
-        self.moving = config.end_to_end or config.recipe == "released"  # the encoder goes on learning beside the books
+        self.moving = bool(config.what_moves)  # the encoder goes on learning beside the books
         if self.moving and task.codebook_rows is not None:
-            what = "end_to_end=true" if config.end_to_end else "recipe=released"
-            raise ConfigError(f"{what} trains encoder and books on the same rows; leave --codebook-rows out")
+            raise ConfigError(
+                f"{config.what_moves} trains encoder and books on the same rows; leave --codebook-rows out"
+            )
         if self.moving and task.head is not None:
-            what = "end_to_end=true" if config.end_to_end else "recipe=released"
-            raise ConfigError(f"{what} trains the network on, and that of the model to start from stays as it is")
-        self.rows = BookRows(self.features, task, config.book_rows, config.book_copies)
+            raise ConfigError(
+                f"{config.what_moves} trains the network on, and that of the model to start from stays as it is"
+            )
+        self.rows = BookRows(self.features, task, config.codebooks.rows, config.codebooks.copies)
         self.codewords = nn.Parameter(torch.zeros(task.M, task.K, d))
         self.scale = 1.0  # the codewords rebuild scale * z
         self.z: Tensor  # (n, d) rows for the books, scaled, on the device
@@ -284,8 +211,8 @@ class DPQ(Usual, nn.Module):
     def book_stage(self, before: list[Stage]) -> Stage:
         """Books alone on encoded rows; or encoder and books, in turn (released) or by one loss (end_to_end)."""
         c, task = self.config, self.task
-        epochs = task.epochs if task.epochs is not None else c.book_epochs
-        batch = task.batch_size or (c.cfa_batch or c.book_batch if self.moving else c.book_batch)
+        epochs = task.epochs if task.epochs is not None else c.codebooks.epochs
+        batch = task.batch_size or ((self.moving and c.features.batch_size) or c.codebooks.batch_size)
         turns = [Turn(self.quantization, self.book_optimizer)]
 
         def on_epoch(epoch: int) -> None:
@@ -354,8 +281,8 @@ class DPQ(Usual, nn.Module):
 
     def book_optimizer(self, steps: int) -> tuple[Any, Any]:
         """Adam, the rate falling to 0 by a cosine; released: constant."""
-        self.optimizer = torch.optim.Adam([self.codewords], self.config.book_lr, fused=True)
-        if self.config.recipe == "released":
+        self.optimizer = torch.optim.Adam([self.codewords], self.config.codebooks.lr, fused=True)
+        if self.config.recipe == "reference":
             return self.optimizer, None
         return self.optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
 
@@ -364,8 +291,8 @@ class DPQ(Usual, nn.Module):
         c = self.config
         assert self.features is not None
         groups = [
-            *self.features.groups(c.joint_lr, c.cfa_decay),
-            {"params": [self.codewords], "lr": c.book_lr, "weight_decay": 0.0},
+            *self.features.groups(c.codebooks.encoder_lr, c.features.decay),
+            {"params": [self.codewords], "lr": c.codebooks.lr, "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         return self.optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
@@ -381,18 +308,18 @@ class DPQ(Usual, nn.Module):
         generator = torch.Generator().manual_seed(seed_of(task.seed, epoch))
         z = self.rows.encoded()[0].to(task.device) * self.scale if self.moving else self.z
         if len(z) > USE_ROWS * task.K:
-            few = torch.randperm(len(z), generator=generator)[: USE_ROWS * task.K]
-            z = z[few.to(z.device)]
+            sample = torch.randperm(len(z), generator=generator)[: USE_ROWS * task.K]
+            z = z[sample.to(z.device)]
         codes = greedy(z, w)
-        counts, moved, left = revival.use(codes, task.K), 0, z
-        found = w.detach().clone()
+        counts, moved, remaining = dead_codewords.use(codes, task.K), 0, z
+        moved_to = w.detach().clone()
         for m in range(task.M):
-            book, some = revival.revive(w[m : m + 1], codes[:, m : m + 1], left, generator)
-            found[m], moved = book[0], moved + some
-            left = left - w[m, codes[:, m]]
+            book, count = dead_codewords.revive(w[m : m + 1], codes[:, m : m + 1], remaining, generator)
+            moved_to[m], moved = book[0], moved + count
+            remaining = remaining - w[m, codes[:, m]]
         if moved and self.optimizer is not None:
-            revival.forget(self.optimizer, w, (found != w).any(2), counts > 0)
-        w.copy_(found)
+            dead_codewords.forget(self.optimizer, w, (moved_to != w).any(2), counts > 0)
+        w.copy_(moved_to)
         return {"codewords_used": (counts > 0).sum(1).tolist(), "revived": moved}
 
     @torch.no_grad()
@@ -413,8 +340,8 @@ class DPQ(Usual, nn.Module):
         if self.features is not None:
             return self.features.layers()
         assert self.task.encoder is not None
-        found: Layers = self.task.encoder.layers()
-        return found
+        layers: Layers = self.task.encoder.layers()
+        return layers
 
     def codebooks(self) -> Codebooks:
         return Codebooks("additive", (self.codewords.detach().double() / self.scale).float().cpu().numpy())

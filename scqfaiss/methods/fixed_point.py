@@ -160,11 +160,11 @@ def scalar_levels(
     middle = values.mean()  # sums of values around 0 round least
     values = np.repeat(distinct, counts) - middle
     g = by_density(distinct, counts, K) if start is None else _checked_start(start, K)
-    found = iterate(_Samples(values).step, g - middle, 0.0, memory, limit)
-    levels = found.levels
+    fixed = iterate(_Samples(values).step, g - middle, 0.0, memory, limit)
+    levels = fixed.levels
     # Once more without the sums, whose difference loses digits where clusters are small and far apart.
     error = values - levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, values)]
-    return Grid(levels + middle, found.iterations, float(np.square(error).mean()), found.converged)
+    return Grid(levels + middle, fixed.iterations, float(np.square(error).mean()), fixed.converged)
 
 
 def by_density(values: Array, counts: NDArray[np.int64], K: int) -> Array:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .arsq import blocks_of, table
+from .dead_codewords import draw_rows, gumbel_keys
 from .fixed_point import scalar_levels
-from .revival import draw_rows, gumbel_keys
 
 CHUNK_ELEMENTS = 1 << 19  # distances held at a time: 2 MB, which stays in the cache (4 times faster than 64 MB)
 
@@ -42,10 +42,7 @@ def lloyd(
         levels = np.stack([scalar_levels(x, K).levels for x in z[:, :, 0].numpy()])
         return torch.from_numpy(levels).to(z.dtype)[:, :, None]
     row, row_class = seeds
-    noise = torch.rand(M, len(row), generator=generator)
-    w = torch.stack([z[m, row[draw_rows(row_class, noise[m], owner)]] for m in range(M)])  # m k e
-    spread = z.var(dim=(1, 2), unbiased=False).sqrt()[:, None, None]
-    w = w + 1e-4 * spread * torch.randn(w.shape, generator=generator)
+    w = _start(z, owner, seeds, generator)
     own, valid = table(allowed)
     slot, codewords, counted, present = blocks_of(pattern, allowed, own, valid)
     (G, S), R = codewords.shape, len(slot) // len(codewords)
@@ -56,11 +53,11 @@ def lloyd(
     offset = (torch.arange(M) * K)[:, None, None]
     for iteration in range(iterations):
         sums, counts, far = torch.zeros(M * K, dsub), torch.zeros(M * K), torch.zeros(M, n)
-        mine = w[:, codewords]  # m g s e
-        norms = mine.square().sum(3)[:, :, None] + (barred if barred.shape[1] == 1 else 0)
+        block_codewords = w[:, codewords]  # m g s e
+        norms = block_codewords.square().sum(3)[:, :, None] + (barred if barred.shape[1] == 1 else 0)
         for i in range(0, R, chunk):
             part = x[:, :, i : i + chunk]  # m g r e
-            dist = norms - 2 * (part @ mine.transpose(2, 3))  # m g r s, less ||z||^2
+            dist = norms - 2 * (part @ block_codewords.transpose(2, 3))  # m g r s, less ||z||^2
             if barred.shape[1] > 1:
                 dist += barred[:, i : i + chunk]
             near, code = dist.min(3)
@@ -80,3 +77,20 @@ def lloyd(
                     key = gumbel_keys(far[m, row], generator)
                     w[m, dead] = z[m, row[draw_rows(row_class, key, owner[dead])]]
     return w
+
+
+def _start(z: Tensor, owner: Tensor, seeds: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
+    """Rows drawn for the codewords, each from the class that owns it, and jittered, (M, K, dsub)."""
+    row, row_class = seeds
+    noise = torch.rand(len(z), len(row), generator=generator)
+    w = torch.stack([part[row[draw_rows(row_class, keys, owner)]] for part, keys in zip(z, noise)])
+    spread = z.var(dim=(1, 2), unbiased=False).sqrt()[:, None, None]
+    return w + 1e-4 * spread * torch.randn(w.shape, generator=generator)
+
+
+def shared_lloyd(z: Tensor, K: int, generator: torch.Generator) -> Tensor:
+    """k-means of M books whose K codewords all rows share: z (M, n, dsub) float32 -> centroids (M, K, dsub)."""
+    n = z.shape[1]
+    one_pattern, one_class = torch.zeros(n, dtype=torch.int64), torch.zeros(K, dtype=torch.int64)
+    everything = torch.ones(1, K, dtype=torch.bool)
+    return lloyd(z, one_pattern, everything, one_class, (torch.arange(n), one_pattern), generator)

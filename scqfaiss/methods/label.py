@@ -5,7 +5,7 @@ Sablayrolles, Douze, Usunier, Jegou, "How should we evaluate supervised hashing?
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import nn
 from ..codebooks import Codebooks
 from ..contract import Layers, Stage, Task, Usual
 from ..errors import ConfigError
-from . import cfa
+from ..modality import Modality
+from . import cfa, cfa_checks
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class LabelCode(Usual, nn.Module):
         return cfa.members(config, encoder)
 
     @classmethod
-    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
-        cfa.check_pictures(config, encoder)
+    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
+        cfa_checks.check_items(config, modality)
         if encoder == "identity":
             raise ConfigError("the label code needs a classifier; choose --encoder mlp or linear")
         if config.cfa not in ("auto", "calibrated"):
@@ -66,7 +67,7 @@ class LabelCode(Usual, nn.Module):
         self.task = task
         self.many, C = task.labels.many, task.labels.C
         if self.many:
-            config = type(config)(**{**vars(config), "multi": "sigmoid", "d": max(config.d, C)})
+            config = replace(config, multi="sigmoid", d=max(config.d, C))
             self.rule = "l2"
         self.C = C
         d = cfa.smallest_d(config, task.rows.d, C, 1, task.encoder_name)

@@ -15,7 +15,6 @@ d dimension of f   w width of the encoder's output   i input   c column: whateve
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -41,17 +40,30 @@ from ..contract import (
     settings,
 )
 from ..errors import ConfigError, warn
-from . import pictures
-from .cfa import as_array
-from .kmeans import lloyd
-from .revival import renew, use
+from ..modality import Modality
+from . import items
+from .contrast import CodeMemory, contrast, decoded, entropy, negatives, omega, soft_codes
+from .dead_codewords import renew, use
+from .kmeans import shared_lloyd
+from .schedules import warmup_cosine
+from .tensors import EPSILON, as_array, rotated_principal, unit, unit_parts
+from .views import RowViews
 
 DSUB = 16  # dimensions of a book, unless d is set
-NEAR_D = 64  # principal components in which near rows are sought
-BLOCK_ELEMENTS = 1 << 22  # similarities held at a time while near rows are sought: 16 MB
 PICTURES = 64  # of a batch, unless its size is asked for
 COUNTED_PICTURES = 4096  # on which the use of codewords is counted after an epoch: each is encoded anew
-EPSILON = 1e-6  # below it a vector counts as zero: it has no direction
+
+
+@dataclass(frozen=True)
+class ContrastStage:
+    """How encoder, projection and codewords are trained."""
+
+    epochs: int = setting(30, low=0)
+    batch_size: int = setting(256, low=2)  # of pictures at most 64, each in two views; --batch-size takes more
+    lr: float = setting(3e-3, low=0)
+    decay: float = setting(1e-3, low=0)
+    codeword_lr: float = setting(1.0, low=0, high=100)  # learning rate of codewords, as a multiple
+    warmup: float = setting(0.1, low=0.01, high=0.9)  # share of the steps in which the learning rate rises
 
 
 @dataclass(frozen=True)
@@ -81,156 +93,11 @@ class Settings:
     # After an epoch that left less than this share of a book's codewords in use, the dead ones move to rows that are coded
     # badly. Rows of their own make codewords of outliers: always done (1), it costs mAP.
     revive_below: float = setting(0.25, low=0, high=1)
-    mecoq_epochs: int = setting(30, low=0)
-    mecoq_batch: int = setting(256, low=2)  # of pictures at most 64, each in two views; --batch-size takes more
-    mecoq_lr: float = setting(3e-3, low=0)
-    mecoq_decay: float = setting(1e-3, low=0)
-    codeword_lr: float = setting(1.0, low=0, high=100)  # learning rate of codewords, as a multiple
-    warmup: float = setting(0.1, low=0.01, high=0.9)  # share of the steps in which the learning rate rises
+    contrast: ContrastStage = ContrastStage()
 
 
 # Settings that views of pictures have no use for.
 OF_ROWS = ("neighbours", "near_mix", "mixup", "noise", "feature_dropout", "encoder_dropout")
-
-
-# ------------------------------------------------------------------------------------------------------------- formulas
-def unit(x: Tensor) -> Tensor:
-    """x / ||x|| along the last axis; shorter than EPSILON: x / EPSILON, so that zero stays zero."""
-    return F.normalize(x, dim=-1, eps=EPSILON)
-
-
-def soft_codes(x: Tensor, w: Tensor, alpha: float) -> Tensor:
-    """log p (b, M, K) of soft codes, p_mk = softmax_k(alpha <x_m, w_mk>) (AAAI 2022, eq. 3); x (b, M, dsub), w (M, K, dsub)."""
-    return (alpha * torch.einsum("bme,mke->bmk", x, w)).log_softmax(2)
-
-
-def decoded(p: Tensor, w: Tensor) -> Tensor:
-    """p (b, M, K), w (M, K, dsub) -> u (b, M dsub): the soft rebuild sum_k p_mk w_mk of all books, at unit length."""
-    return unit(torch.einsum("bmk,mke->bme", p, w).flatten(1))
-
-
-def contrast(cosines: Tensor, partner: Tensor, counted: Tensor, temperature: float, prior: float) -> Tensor:
-    """The debiased contrastive loss of every row, (b,): -log P / (P + G).
-
-    cosines (b, c) of rows and columns; partner (b,) int64 the column that shows the row's other view; counted (b, c) bool
-    the columns that are negatives, neither the row itself nor its partner. With e = exp(cosine / T), N negatives, S the sum
-    of their e and P that of the partner,
-        G = max((S - prior N P) / (1 - prior), N exp(-1/T)),
-    prior being the chance that a negative belongs with the row after all (arXiv 2007.00224, eq. 8). prior 0 is NT-Xent. A
-    row without negatives has loss 0.
-    """
-    t = cosines / temperature
-    own = t.gather(1, partner[:, None])[:, 0]
-    # In units of the row's largest term nothing overflows at small T, and what vanishes does not matter.
-    top = torch.maximum(t.detach().masked_fill(~counted, -torch.inf).amax(1), own.detach())
-    P = (own - top).exp()
-    S = ((t - top[:, None]).exp() * counted).sum(1)
-    N = counted.sum(1).to(t.dtype)
-    least = (N * (-1 / temperature - top).exp()).clamp_min(torch.finfo(t.dtype).tiny)
-    G = torch.maximum((S - prior * N * P) / (1 - prior), least)
-    ratio = G.log() - (own - top)
-    return torch.logaddexp(ratio, torch.zeros_like(ratio))
-
-
-def entropy(log_p: Tensor) -> Tensor:
-    """Mean entropy of soft codes log p (b, M, K), in nats: it falls as codes become hard."""
-    return -(log_p.exp() * log_p).sum(2).mean()
-
-
-def omega(w: Tensor) -> Tensor:
-    """Omega of w (M, K, dsub): mean over books and pairs of <w_mk, w_mk'>, which is mean_m ||mean_k w_mk||^2."""
-    return w.mean(1).square().sum(1).mean()
-
-
-# ------------------------------------------------------------------------------------------------------------ near rows
-def principal(x: Tensor, d: int) -> tuple[Tensor, Tensor]:
-    """x (n, i) -> its mean (i,), and the at most d directions of largest variance as rows (r, i); float32.
-
-    Each direction points to where its largest entry is positive: which way would otherwise be up to the machine.
-    """
-    double = x.double()
-    mean = double.mean(0)
-    double = double - mean
-    values, vectors = torch.linalg.eigh(double.T @ double)
-    r = min(d, int((values > 1e-9 * values[-1]).sum())) if values[-1] > 0 else 0
-    axes = vectors[:, len(values) - r :].flip(1).T
-    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
-    return mean.float(), axes.float().contiguous()
-
-
-class NearRows:
-    """Searches the nearest rows of a bank by cosine, in its first principal components.
-
-    Rows that are nowhere negative (pooled activations, histograms) are compared by their square roots: Perronnin, Sanchez,
-    Mensink, "Improving the Fisher kernel", ECCV 2010.
-    """
-
-    def __init__(self, bank: Tensor) -> None:
-        self.root = bool((bank >= 0).all())
-        self.mean, self.axes = principal(self.prepared(bank), NEAR_D)
-        self.bank = self.placed(bank)
-
-    def prepared(self, x: Tensor) -> Tensor:
-        return x.abs().sqrt().copysign(x) if self.root else x
-
-    def placed(self, x: Tensor) -> Tensor:
-        """x (n, i) -> (n, r) at unit length."""
-        return unit((self.prepared(x) - self.mean) @ self.axes.T)
-
-    def search(self, x: Tensor, k: int, own: Tensor | None = None) -> Tensor:
-        """x (n, i) -> the k most similar rows of the bank, (n, k) int32; own (n,) int64: a row left out for each, or -1."""
-        found, z = [], self.placed(x)
-        step = max(1, BLOCK_ELEMENTS // len(self.bank))
-        for i in range(0, len(z), step):
-            like = z[i : i + step] @ self.bank.T
-            if own is not None:
-                inside = (own[i : i + step] >= 0).nonzero()[:, 0]
-                like[inside, own[i : i + step][inside]] = -torch.inf
-            found.append(like.topk(k, dim=1).indices.int())
-        return torch.cat(found) if found else torch.zeros(0, k, dtype=torch.int32)
-
-
-def places_in(numbers: Tensor, among: Tensor) -> Tensor:
-    """Where each of `numbers` stands in `among`, which is sorted; -1 where it does not."""
-    place = torch.searchsorted(among, numbers).clamp_max(len(among) - 1)
-    return torch.where(among[place] == numbers, place, -1)
-
-
-# --------------------------------------------------------------------------------------------------------------- memory
-class CodeMemory(nn.Module):
-    """The soft codes of the last `size` views in a ring, and the row that each is a view of.
-
-    Codes, not features: decoded by the codewords of the moment, they stay fresh while the codewords move.
-    """
-
-    codes: Tensor
-    rows: Tensor
-    filled: Tensor
-    pointer: Tensor
-
-    def __init__(self, size: int, M: int, K: int) -> None:
-        super().__init__()
-        self.size = size
-        self.register_buffer("codes", torch.zeros(size, M, K))
-        self.register_buffer("rows", torch.full((size,), -1))
-        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))  # where the next code goes
-
-    @torch.no_grad()
-    def push(self, codes: Tensor, rows: Tensor) -> None:
-        """codes (b, M, K), rows (b,) take the places of the oldest; of more than `size` the last stay."""
-        if not self.size:
-            return
-        # Those that do not fit count as if they had been here and gone.
-        place = (self.pointer + torch.arange(len(codes), device=codes.device))[-self.size :] % self.size
-        self.codes[place], self.rows[place] = codes[-self.size :].to(self.codes.dtype), rows[-self.size :]
-        self.pointer.copy_((self.pointer + len(codes)) % self.size)
-        self.filled.copy_((self.filled + len(codes)).clamp_max(self.size))
-
-    def held(self) -> tuple[Tensor, Tensor]:
-        """(codes (q, M, K), rows (q,)) of what is filled, in no particular order."""
-        filled = int(self.filled)
-        return self.codes[:filled], self.rows[:filled]
 
 
 # --------------------------------------------------------------------------------------------------------------- method
@@ -247,7 +114,7 @@ class MeCoQ(Usual, nn.Module):
     separable = False
 
     @classmethod
-    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
         d = config.d or DSUB * M
         check_product_shape(d, M, nbits)
         if d == M:
@@ -255,7 +122,7 @@ class MeCoQ(Usual, nn.Module):
                 f"d={d} in M={M} books leaves 1 dimension a book, where the only unit codewords are +1 and -1; "
                 f"need d of {2 * M} or more"
             )
-        if pictures.are_encoded_by(encoder):
+        if modality.needs_encoder:
             of_rows = settings(Settings)
             idle = [name for name in OF_ROWS if getattr(config, name) != of_rows[name].default]
             if idle:
@@ -270,8 +137,9 @@ class MeCoQ(Usual, nn.Module):
         super().__init__()
         assert task.encoder is not None
         self.config, self.task = config, task
-        self.of_pictures = task.encoder.takes_pictures
-        self.batch = task.batch_size or min(config.mecoq_batch, PICTURES if self.of_pictures else config.mecoq_batch)
+        self.of_pictures = task.encoder.modality.needs_encoder
+        size = config.contrast.batch_size
+        self.batch = task.batch_size or (min(size, PICTURES) if self.of_pictures else size)
         if len(task.rows) < 2:
             raise ConfigError(f"{len(task.rows)} rows cannot train mecoq, which tells rows apart; need at least 2")
         if task.validation is not None and len(task.validation.rows) < 2:
@@ -292,35 +160,27 @@ class MeCoQ(Usual, nn.Module):
         self.remembers = False  # whether the loss uses the memory; follows from the epoch
         self.fresh: tuple[Tensor, Tensor] | None = None  # what the memory takes in after the step
         self.optimizer: Any = None
-        # Made by begin(), and not changed by the epochs. Rows of the bank (of pictures, only which), their mean and deviation:
+        # Made by begin(), and not changed by the epochs. Rows of the bank; of pictures, which rows:
         self.bank: Tensor
-        self.mean: Tensor
-        self.sd: Tensor
+        self.views: RowViews  # of stored features
         self.near: Tensor  # (rows, neighbours) int32, places in the bank
-        self.held: tuple[Tensor, Tensor] | None = None  # validation rows and theirs
+        self.validation_views: tuple[Tensor, Tensor] | None = None  # validation rows, and their near rows
 
     # ------------------------------------------------------------------------------------------------------------ start
     def stages(self) -> list[Stage]:
         c, task = self.config, self.task
-        epochs = c.mecoq_epochs if task.epochs is None else task.epochs
+        epochs = c.contrast.epochs if task.epochs is None else task.epochs
 
         def make_optimizer(total: int) -> tuple[Any, Any]:
             groups: list[dict[str, Any]] = [
                 {"params": [self.A, self.a]},
-                *self.encoder.groups(c.mecoq_lr, c.mecoq_decay),
+                *self.encoder.groups(c.contrast.lr, c.contrast.decay),
                 # Their length is fixed, so decay could only pull against that.
-                {"params": [self.codewords], "lr": c.mecoq_lr * c.codeword_lr, "weight_decay": 0.0},
+                {"params": [self.codewords], "lr": c.contrast.lr * c.contrast.codeword_lr, "weight_decay": 0.0},
             ]
             groups = groups if c.train_codewords else groups[:-1]
-            self.optimizer = torch.optim.AdamW(groups, c.mecoq_lr, weight_decay=c.mecoq_decay, fused=True)
-            warm = max(1, int(c.warmup * total))
-
-            def rate(step: int) -> float:
-                if step < warm:
-                    return (step + 1) / warm
-                return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
-
-            return self.optimizer, torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
+            self.optimizer = torch.optim.AdamW(groups, c.contrast.lr, weight_decay=c.contrast.decay, fused=True)
+            return self.optimizer, warmup_cosine(self.optimizer, c.contrast.warmup, total)
 
         return [
             Stage(
@@ -354,9 +214,12 @@ class MeCoQ(Usual, nn.Module):
         else:
             x, numbers = task.rows.sample(c.bank, task.seed)
             bank = torch.from_numpy(np.ascontiguousarray(x))
-            self.find_near(bank, torch.from_numpy(np.asarray(numbers)))
-            self.mean, self.sd = bank.mean(0).to(task.device), bank.std(0, unbiased=False).to(task.device)
-            self.bank = bank.to(task.device)
+            self.views = RowViews(c, bank, task.device)
+            self.near = self.views.near_rows(task.rows, torch.from_numpy(np.asarray(numbers)), task.progress)
+            self.bank = self.views.bank
+            if task.validation is not None:
+                held = torch.from_numpy(np.ascontiguousarray(task.validation.rows.sample(c.bank, task.seed)[0]))
+                self.validation_views = held, self.views.near(held)
             g = self.encoded(self.bank)
         A, a = self.start_projection(g, generator)
         self.A.copy_(A)
@@ -374,44 +237,16 @@ class MeCoQ(Usual, nn.Module):
     def encoded_pictures(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """g (n, w) of at most `bank` of the pictures, whole, and their numbers (n,); on the CPU."""
         numbers = drawn_rows(len(rows), self.config.bank, self.task.seed)
-        return pictures.made_of(rows, numbers, lambda x: self.encoder(x)[0])
-
-    def find_near(self, bank: Tensor, numbers: Tensor) -> None:
-        """The near rows of all rows and of those for validation; numbers (bank rows,): which rows the bank holds."""
-        c, task = self.config, self.task
-        self.held = None
-        k = min(c.neighbours, len(bank) - 1) if c.near_mix else 0
-        near = NearRows(bank) if k else None
-
-        def search(x: Any, own: Tensor | None = None) -> Tensor:
-            none = torch.zeros(len(x), 0, dtype=torch.int32)
-            return none if near is None else near.search(torch.from_numpy(np.ascontiguousarray(x)), k, own)
-
-        parts = []
-        for i, x in task.rows.blocks() if k else ():
-            parts.append(search(x, places_in(torch.arange(i, i + len(x)), numbers)))
-            task.progress("near rows", i + len(x), len(task.rows), "")
-        self.near = torch.cat(parts) if k else torch.zeros(len(task.rows), 0, dtype=torch.int32)
-        if task.validation is not None:
-            held, _ = task.validation.rows.sample(c.bank, task.seed)
-            self.held = torch.from_numpy(np.ascontiguousarray(held)), search(held)
+        return items.map_items(rows, numbers, lambda x: self.encoder(x)[0])
 
     def start_projection(self, g: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """g (n, w) -> A (d, w), a (d,): principal components under a random rotation, which gives every book its share.
-
-        Where the rows have fewer directions than d, the rotation's first columns spread these over all of f.
-        """
+        """g (n, w) -> A (d, w), a (d,)."""
         d, width = self.d, g.shape[1]
         if self.config.projection == "random":
             bound = width**-0.5
             A, a = (torch.empty(s).uniform_(-bound, bound, generator=generator) for s in ((d, width), (d,)))
             return A, a
-        mean, axes = principal(g, d)
-        rotation = torch.linalg.qr(torch.randn(d, len(axes), generator=generator, dtype=torch.float64))[0].float()
-        A = rotation @ axes
-        f = (g - mean) @ A.T
-        A = A / f.square().mean().sqrt().clamp_min(1e-12)  # f of mean square 1, on which a learning rate can rely
-        return A, -A @ mean
+        return rotated_principal(g, d, generator, 1e-12)
 
     def start_codewords(self, f: Tensor, generator: torch.Generator) -> Tensor:
         """f (n, d) -> (M, K, dsub) at unit length: k-means of the directions of the sub-vectors, or random directions."""
@@ -420,10 +255,7 @@ class MeCoQ(Usual, nn.Module):
             return unit(torch.randn(shape, generator=generator))
         self.task.progress("k-means", 0, 1, "")
         x = unit(f.unflatten(1, (self.M, -1))).transpose(0, 1).contiguous()  # m n e
-        none = torch.zeros(len(f), dtype=torch.int64)
-        everything = torch.ones(1, self.K, dtype=torch.bool)
-        owner = torch.zeros(self.K, dtype=torch.int64)
-        w = lloyd(x, none, everything, owner, (torch.arange(len(f)), none), generator)
+        w = shared_lloyd(x, self.K, generator)
         # A mean of directions that cancel out has none itself.
         return unit(torch.where(w.norm(dim=2, keepdim=True) > EPSILON, w, torch.randn(shape, generator=generator)))
 
@@ -442,30 +274,15 @@ class MeCoQ(Usual, nn.Module):
         Both views of a picture stand side by side on the way through: so several processes, which cut a batch, draw the views
         of one process.
         """
-        found: Tensor = self.parts(x.repeat_interleave(2, 0)).unflatten(0, (-1, 2))
-        return found
-
-    def view(self, x: Tensor, near: Tensor) -> Tensor:
-        """A noisy copy of x (b, i), drawn from the global random state; near (b, neighbours) places in the bank."""
-        c = self.config
-        if near.shape[1]:
-            place = near.gather(1, torch.randint(near.shape[1], (len(x), 1)))[:, 0].long().to(x.device)
-            x = torch.lerp(x, self.bank[place], c.near_mix * torch.rand(len(x), 1, device=x.device))
-        if c.mixup:
-            place = torch.randint(len(self.bank), (len(x),), device=x.device)
-            x = torch.lerp(x, self.bank[place], c.mixup * torch.rand(len(x), 1, device=x.device))
-        if c.noise:
-            x = torch.addcmul(x, torch.randn_like(x), self.sd, value=c.noise)
-        if c.feature_dropout:
-            x = torch.where(torch.rand_like(x) < c.feature_dropout, self.mean, x)
-        return x
+        parts: Tensor = self.parts(x.repeat_interleave(2, 0)).unflatten(0, (-1, 2))
+        return parts
 
     def loss(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
         """The terms for the rows x (b, i), or pictures, as numbered; see loss_of_parts."""
         if self.of_pictures:
             return self.loss_of_parts(self.drawn(x).transpose(0, 1).flatten(0, 1), index)
         near = self.near[index.cpu()]
-        return self.loss_of_views(self.view(x, near), self.view(x, near), index)
+        return self.loss_of_views(self.views.draw(x, near), self.views.draw(x, near), index)
 
     def loss_of_views(self, x1: Tensor, x2: Tensor, index: Tensor) -> dict[str, Tensor]:
         """The terms for two views (b, i) each of rows `index`; see loss_of_parts."""
@@ -490,23 +307,13 @@ class MeCoQ(Usual, nn.Module):
             rows = torch.cat(distributed.from_all(index))
             codes = [torch.cat(distributed.from_all(part.detach().contiguous())) for part in (p[:b], p[b:])]
             self.fresh = torch.cat(codes), rows.repeat(2)
-            remembered, items = self.memory.held() if self.remembers else (p[:0], rows[:0])
+            remembered, remembered_rows = self.memory.held() if self.remembers else (p[:0], rows[:0])
             columns.append(decoded(remembered.to(w.dtype), w))
-        negatives = self.negatives(first, b, n, torch.cat([index, index]), items)
+        counted = negatives(first, b, n, torch.cat([index, index]), remembered_rows)
         own = torch.arange(first, first + b, device=u.device)
         partner = torch.cat([own + n, own])
-        terms = contrast(u @ torch.cat(columns).T, partner, negatives, c.temperature, c.prior)
+        terms = contrast(u @ torch.cat(columns).T, partner, counted, c.temperature, c.prior)
         return {"contrast": terms.mean(), "entropy": c.entropy * entropy(log_p), "omega": c.gamma * omega(w)}
-
-    @staticmethod
-    def negatives(first: int, b: int, n: int, index: Tensor, items: Tensor) -> Tensor:
-        """(2b, 2n + q) bool: not the view itself, not its partner, and no memory of its own row."""
-        own = torch.arange(b, device=index.device)
-        counted = torch.ones(2 * b, 2 * n, dtype=torch.bool, device=index.device)
-        for row in (own, own + b):
-            for view in (0, n):
-                counted[row, view + first + own] = False
-        return torch.cat([counted, index[:, None] != items], 1)
 
     def on_epoch(self, epoch: int) -> None:
         self.encoder.on_epoch(epoch)
@@ -526,7 +333,7 @@ class MeCoQ(Usual, nn.Module):
         self.eval()
         if self.of_pictures:
             numbers = self.bank.numpy()[:: -(-len(self.bank) // COUNTED_PICTURES)]
-            parts = pictures.made_of(self.task.rows, numbers, self.parts)[0].to(self.codewords.device)
+            parts = items.map_items(self.task.rows, numbers, self.parts)[0].to(self.codewords.device)
         else:
             parts = torch.cat([self.parts(x) for x in self.bank.split(4096)])  # n m e
         codes = torch.cat([torch.einsum("bme,mke->bmk", x, self.codewords).argmax(2) for x in parts.split(1024)])
@@ -548,7 +355,7 @@ class MeCoQ(Usual, nn.Module):
                 terms = contrast(
                     u @ u.T,
                     torch.arange(2 * b, device=device).roll(b),
-                    self.negatives(0, b, b, torch.cat([index, index]), index[:0]),
+                    negatives(0, b, b, torch.cat([index, index]), index[:0]),
                     c.temperature,
                     c.prior,
                 )
@@ -558,13 +365,13 @@ class MeCoQ(Usual, nn.Module):
     def validation_parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Parts (2b, M, dsub) of two views of b validation rows, one behind the other, and the rows' numbers (b,)."""
         device = self.task.device
-        both = self.validation_pictures() if self.held is None else self.held[0]
+        both = self.validation_pictures() if self.validation_views is None else self.validation_views[0]
         for part in torch.arange(len(both)).tensor_split(batch_count(len(both), self.batch)):
-            if self.held is None:
+            if self.validation_views is None:
                 yield both[part].transpose(0, 1).flatten(0, 1).to(device), part.to(device)
             else:
-                x, near = both[part].to(device), self.held[1][part]
-                yield self.parts(torch.cat([self.view(x, near), self.view(x, near)])), part.to(device)
+                x, near = both[part].to(device), self.validation_views[1][part]
+                yield self.parts(torch.cat([self.views.draw(x, near), self.views.draw(x, near)])), part.to(device)
 
     def validation_pictures(self) -> Tensor:
         """Parts (n, 2, M, dsub) of two views each of at most `bank` validation pictures, on the CPU; the same views each time."""
@@ -573,7 +380,7 @@ class MeCoQ(Usual, nn.Module):
         self.encoder.train()  # in which it draws views, and without gradients learns nothing from them
         try:
             self.encoder.draws.zero_()
-            return pictures.made_of(rows, drawn_rows(len(rows), self.config.bank, self.task.seed), self.drawn)[0]
+            return items.map_items(rows, drawn_rows(len(rows), self.config.bank, self.task.seed), self.drawn)[0]
         finally:
             self.encoder.draws.fill_(draws)
             self.encoder.eval()
@@ -584,17 +391,7 @@ class MeCoQ(Usual, nn.Module):
         layers: list[Any] = [*self.encoder.layers(), ("linear", {"A": as_array(self.A), "b": as_array(self.a)})]
         if self.config.query_norm == "none":
             return layers
-        M, dsub = self.M, self.d // self.M
-        # A head for each book puts its sub-vector in its place among zeros; normalised, they add up.
-        heads = np.zeros((M, self.d, dsub), np.float32)
-        for m in range(M):
-            heads[m, m * dsub : (m + 1) * dsub] = np.eye(dsub)
-        return [
-            *layers,
-            ("heads", {"A": heads, "b": np.zeros((M, self.d), np.float32)}),
-            ("normalize", {}),
-            ("average", {"weights": np.ones(M, np.float32)}),
-        ]
+        return [*layers, *unit_parts(self.M, self.d)]
 
     def codebooks(self) -> Codebooks:
         return Codebooks("product", as_array(self.codewords))

@@ -24,9 +24,10 @@ from .. import distributed
 from ..codebooks import Codebooks
 from ..contract import Layers, Part, Stage, Task, Turn, Usual, batch_count, check_product_shape, setting
 from ..errors import ConfigError, DataError, warn
+from ..modality import Modality
 from .arsq import decode, nearest
-from .kmeans import lloyd
-from .revival import renew
+from .dead_codewords import renew
+from .kmeans import shared_lloyd
 
 DSUB = 16  # dimensions of z a book: of 7,500 pairs, 8 and 12 a book lose recall, 24 gain none
 START_ROWS = 256  # pairs per codeword that the start and the revival look at
@@ -35,8 +36,18 @@ VALIDATION_ROWS = 16_384  # pairs that are ranked against one another after an e
 
 
 @dataclass(frozen=True)
+class PairStage:
+    """How map and books are trained."""
+
+    epochs: int = setting(20, low=0)  # at least 600 steps, unless epochs are set
+    batch_size: int = setting(512, low=1)  # pairs that are one another's negatives, over all processes
+    lr: float = setting(1e-3, low=0)  # of the codewords
+    map_lr: float = setting(1e-3, low=0)  # of encoder and map
+
+
+@dataclass(frozen=True)
 class Settings:
-    recipe: str = setting("tuned", choices=("tuned", "released"))  # released: the authors' own, as published
+    recipe: str = setting("tuned", choices=("tuned", "reference"))  # reference: the authors' own, as published
     d: int = setting(0, low=0, high=1 << 16)  # dimension of z; 0: 16 a book, or that of the rows where it is less
     # How far the start evens out the variances of the axes it keeps: 0 principal components, 1 whitened ones.
     whitening: float = setting(0.5, low=0, high=1)
@@ -45,20 +56,17 @@ class Settings:
     sharpness: float = setting(3.0, low=0)
     dense: float = setting(1.0, low=0)  # weight of the loss of keys before they are quantized
     rebuild: float = setting(1e-8, low=0)  # weight of the squared error of the quantized keys
-    epochs: int = setting(20, low=0)  # at least 600 steps, unless epochs are set
-    batch: int = setting(512, low=1)  # pairs that are one another's negatives, over all processes
-    lr: float = setting(1e-3, low=0)  # of the codewords
-    map_lr: float = setting(1e-3, low=0)  # of encoder and map
-    start: str = setting("data", choices=("data", "uniform"))  # principal axes and k-means; or U(-1, 1), as released
+    pairs: PairStage = PairStage()
+    start: str = setting("data", choices=("data", "uniform"))  # principal axes and k-means; or U(-1, 1), as published
     revive: bool = True  # move codewords that no key uses onto keys that are coded worst
 
 
-# What `recipe=released` puts in place of the defaults above.
-RELEASED: dict[str, Any] = {
+# What `recipe=reference` puts in place of the defaults above.
+REFERENCE: dict[str, Any] = {
     "scale": 0.0,
     "sharpness": 0.0,
-    "epochs": 50,
-    "batch": 4000,  # 8 devices of 500
+    "pairs.epochs": 50,
+    "pairs.batch_size": 4000,  # 8 devices of 500
     "start": "uniform",
     "revive": False,
 }
@@ -115,7 +123,7 @@ class MoPQ(Usual, nn.Module):
     """A linear map of queries and keys alike (none with --encoder identity), and product books for the keys."""
 
     Config = Settings
-    PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"released": RELEASED}}
+    PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"reference": REFERENCE}}
     separable = False
     long_name = "Matching-oriented Product Quantization"
     needs = frozenset({"pairs"})
@@ -124,7 +132,7 @@ class MoPQ(Usual, nn.Module):
     error: Tensor
 
     @classmethod
-    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
+    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
         check_product_shape(z_dimension(config, d_in, M, encoder), M, nbits)
 
     def __init__(self, config: Settings, task: Task) -> None:
@@ -133,7 +141,7 @@ class MoPQ(Usual, nn.Module):
         self.config, self.task = config, task
         self.encoder: Any = task.encoder
         self.mapped = task.encoder_name != "identity"
-        self.batch = task.batch_size or config.batch
+        self.batch = task.batch_size or config.pairs.batch_size
         n = len(task.rows)
         if min(self.batch, n) < 2:
             what = f"{n:,} pair holds" if n < 2 else f"batches of {self.batch} pair hold"
@@ -146,12 +154,12 @@ class MoPQ(Usual, nn.Module):
                 f"all {n:,} pairs have the key id {int(self.ids[0])}: there is no other key to tell it from"
             )
         if task.validation is not None:
-            theirs = task.validation.ids
-            assert theirs is not None
-            if bool((theirs == theirs[0]).all()):
+            validation_ids = task.validation.ids
+            assert validation_ids is not None
+            if bool((validation_ids == validation_ids[0]).all()):
                 raise DataError(
-                    f"all {len(theirs):,} validation pairs have the key id {int(theirs[0])}: there is no other key to tell it "
-                    "from, and every epoch would do as well"
+                    f"all {len(validation_ids):,} validation pairs have the key id {int(validation_ids[0])}: there is no other "
+                    "key to tell it from, and every epoch would do as well"
                 )
         d = z_dimension(config, self.encoder.d_in, task.M, task.encoder_name)
         self.d = d
@@ -194,7 +202,7 @@ class MoPQ(Usual, nn.Module):
         c = self.config
         # One pass of the encoder over both, as mean and standard deviation are those of both.
         q, k = self(torch.cat(self.halves(x))).chunk(2)
-        found, _ = straight_through(k, self.centroids, self.sharpness)
+        quantized, _ = straight_through(k, self.centroids, self.sharpness)
         own = self.ids[index]
         everyone = torch.cat(distributed.from_all(own))
         target, masked = known_answers(own, everyone, distributed.rank() * len(own))
@@ -202,9 +210,9 @@ class MoPQ(Usual, nn.Module):
         terms = {}
         if c.dense:
             terms["dense"] = c.dense * matching_loss(q, distributed.gathered(k), target, masked, scale)
-        terms["quantized"] = matching_loss(q, distributed.gathered(found), target, masked, scale)
+        terms["quantized"] = matching_loss(q, distributed.gathered(quantized), target, masked, scale)
         if c.rebuild:
-            terms["rebuild"] = c.rebuild * (k - found).square().sum(1).mean()
+            terms["rebuild"] = c.rebuild * (k - quantized).square().sum(1).mean()
         return terms
 
     # ---------------------------------------------------------------------------------------------------------- stages
@@ -213,8 +221,9 @@ class MoPQ(Usual, nn.Module):
         steps = batch_count(len(task.rows), self.batch)
         epochs = task.epochs
         if epochs is None:
-            few = c.recipe == "released" or c.epochs == 0
-            epochs = c.epochs if few else max(c.epochs, -(-MIN_STEPS // steps))
+            epochs = c.pairs.epochs
+            if c.recipe != "reference" and epochs:
+                epochs = max(epochs, -(-MIN_STEPS // steps))
         return [
             Stage(
                 name="pairs",
@@ -230,11 +239,14 @@ class MoPQ(Usual, nn.Module):
 
     def make_optimizer(self, steps: int) -> tuple[Any, Any]:
         c = self.config
-        rest = [p for p in self.parameters() if p.requires_grad and p is not self.centroids]
-        groups = [{"params": [self.centroids], "lr": c.lr}, *([{"params": rest, "lr": c.map_lr}] if rest else [])]
-        self.optimizer = torch.optim.Adam(groups, c.lr, fused=True)
-        released = c.recipe == "released"
-        return self.optimizer, None if released else torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+        others = [p for p in self.parameters() if p.requires_grad and p is not self.centroids]
+        groups = [
+            {"params": [self.centroids], "lr": c.pairs.lr},
+            *([{"params": others, "lr": c.pairs.map_lr}] if others else []),
+        ]
+        self.optimizer = torch.optim.Adam(groups, c.pairs.lr, fused=True)
+        reference = c.recipe == "reference"
+        return self.optimizer, None if reference else torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -298,12 +310,10 @@ class MoPQ(Usual, nn.Module):
         """k-means of z (s, d), and what it leaves."""
         M, K, _ = self.centroids.shape
         parts = z.unflatten(1, (M, -1)).transpose(0, 1).contiguous()  # m s e
-        none = torch.zeros(len(z), dtype=torch.int64)
-        everyone = torch.ones(1, K, dtype=torch.bool)
-        w = lloyd(parts, none, everyone, torch.zeros(K, dtype=torch.int64), (torch.arange(len(z)), none), generator)
+        w = shared_lloyd(parts, K, generator)
         self.centroids.copy_(w)
-        found = decode(self.centroids, nearest(z.to(self.centroids.device), self.centroids))
-        error = float((found.cpu() - z).double().square().sum(1).mean()) / M
+        decoded = decode(self.centroids, nearest(z.to(self.centroids.device), self.centroids))
+        error = float((decoded.cpu() - z).double().square().sum(1).mean()) / M
         self.error.fill_(error if error > 0 else 1.0)
 
     # ------------------------------------------------------------------------------------------------------ evaluation
@@ -332,12 +342,12 @@ class MoPQ(Usual, nn.Module):
         queries, keys = self.halves(torch.from_numpy(pairs))
         ids = torch.from_numpy(part.ids[rows]).to(self.task.device)
         q, k = self.encoded(queries), self.encoded(keys)
-        found = decode(self.centroids, nearest(k, self.centroids))
+        quantized = decode(self.centroids, nearest(k, self.centroids))
         total, step = 0.0, 1024
         for i in range(0, len(q), step):
             target, masked = known_answers(ids[i : i + step], ids, i)
-            here = matching_loss(q[i : i + step], found, target, masked, self.config.scale or 1.0)
-            total += float(here) * len(target)
+            block_loss = matching_loss(q[i : i + step], quantized, target, masked, self.config.scale or 1.0)
+            total += float(block_loss) * len(target)
         return total / len(q)
 
     # ---------------------------------------------------------------------------------------------------------- result

@@ -39,21 +39,32 @@ from ..contract import (
     setting,
 )
 from ..errors import ConfigError, DataError, warn
+from ..modality import Modality
 from . import centers as sca
-from . import pictures
+from . import items
 from .arsq import nearest
-from .cfa import as_array
-from .kmeans import lloyd
-from .mecoq import principal
-from .revival import renew, use
+from .dead_codewords import renew, use
+from .kmeans import shared_lloyd
 from .rows import warn_of_few
+from .tensors import EPSILON, as_array, rotated_principal
 
 D = 128  # dimensions of z, unless d is set
 SCALE_ROWS = 512  # pictures from which the place and the scale of z are taken
 START_ROWS = 64  # pictures per codeword that k-means looks at
 RECENT_ROWS = 4096  # rows of z kept of an epoch, to which codewords that nothing attended to may move
-EPSILON = 1e-6  # below it a vector counts as zero: it has no direction
 FLOOR = 1e-12  # of the mean squared sub-vector that distances are divided by
+
+
+@dataclass(frozen=True)
+class PictureStage:
+    """How network, projection and books are trained."""
+
+    epochs: int = setting(30, low=0)
+    batch_size: int = setting(64, low=1)
+    lr: float = setting(4e-3, low=0)  # of all but the network, whose rate is backbone_lr times this
+    # Of codewords and class vectors, as a multiple: they have far to go.
+    free_lr: float = setting(2.5, low=0, high=1000)
+    decay: float = setting(1e-2, low=0)  # of A and a
 
 
 @dataclass(frozen=True)
@@ -66,12 +77,7 @@ class Settings:
     commit: float = setting(0.25, low=0)  # weight of drawing z to its codewords, beside codewords to z
     vectors: str = setting("centers", choices=("learned", "centers"))  # of the classes; centers: fixed, those of SCA
     unlabeled: str = setting("error", choices=("error", "drop"))  # training rows without any label
-    phpq_epochs: int = setting(30, low=0)
-    phpq_batch: int = setting(64, low=1)
-    phpq_lr: float = setting(4e-3, low=0)  # of all but the network, whose rate is backbone_lr times this
-    # Of codewords and class vectors, as a multiple: they have far to go.
-    free_lr: float = setting(2.5, low=0, high=1000)
-    phpq_decay: float = setting(1e-2, low=0)  # of A and a
+    pictures: PictureStage = PictureStage()
     revive: bool = True  # after each epoch, codewords that nothing attended to move to rows that are coded badly
 
 
@@ -158,8 +164,8 @@ class PHPQ(Usual, nn.Module):
     held: Tensor
 
     @classmethod
-    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
-        if not pictures.are_encoded_by(encoder):
+    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
+        if not modality.needs_encoder:
             raise ConfigError("phpq pools feature maps of pictures; for stored features use method scq")
         check_product_shape(z_dimension(config, M), M, nbits)
         K = 1 << nbits
@@ -171,12 +177,12 @@ class PHPQ(Usual, nn.Module):
         super().__init__()
         assert task.encoder is not None and task.labels is not None
         self.config, self.task, self.labels = config, task, task.labels
-        self.epochs = config.phpq_epochs if task.epochs is None else task.epochs
+        self.epochs = config.pictures.epochs if task.epochs is None else task.epochs
         self.encoder: Any = task.encoder
         self.maps = feature_maps(self.encoder)
-        held = None if task.validation is None else task.validation.labels
-        if held is not None and not held.counts().any():
-            raise DataError(f"none of {len(held):,} validation pictures has a label, at least 1 must")
+        validation_labels = None if task.validation is None else task.validation.labels
+        if validation_labels is not None and not validation_labels.counts().any():
+            raise DataError(f"none of {len(validation_labels):,} validation pictures has a label, at least 1 must")
         warn_of_few(len(task.rows), task.K)
         d, M, K, C, many = z_dimension(config, task.M), task.M, task.K, self.labels.C, self.labels.many
         self.A = nn.Parameter(torch.zeros(d, self.encoder.width))
@@ -188,8 +194,8 @@ class PHPQ(Usual, nn.Module):
             self.source = "learned"
         else:
             S, self.source = sca.similarity_matrix("auto", "", self.labels, None)
-            found = sca.class_centers(S, self.source, "plain", d, M, task.seed, align=False)
-            self.register_buffer("centers", torch.from_numpy(np.ascontiguousarray(found.centers)))
+            fixed = sca.class_centers(S, self.source, "plain", d, M, task.seed, align=False)
+            self.register_buffer("centers", torch.from_numpy(np.ascontiguousarray(fixed.centers)))
         self.y = torch.from_numpy(self.labels.y).to(task.device)
         # What the epochs change beside the parameters. Of the epoch: how often a codeword was among the nearest, and how
         # often the nearest; the last rows of z, and how many of them there are.
@@ -233,16 +239,16 @@ class PHPQ(Usual, nn.Module):
     # ----------------------------------------------------------------------------------------------------------- stages
     def stages(self) -> list[Stage]:
         c, task = self.config, self.task
-        batch = task.batch_size or c.phpq_batch
+        batch = task.batch_size or c.pictures.batch_size
 
         def make_optimizer(steps: int) -> tuple[Any, Any]:
-            lr = c.phpq_lr
+            lr = c.pictures.lr
             # Neither a codeword's place nor a class vector's length is for decay to change.
             free = [p for p in (self.codewords, self.centers, self.bias) if isinstance(p, nn.Parameter)]
             groups = [
-                {"params": [self.A, self.a], "lr": lr, "weight_decay": c.phpq_decay},
-                {"params": free, "lr": lr * c.free_lr, "weight_decay": 0.0},
-                *self.encoder.groups(lr, c.phpq_decay),
+                {"params": [self.A, self.a], "lr": lr, "weight_decay": c.pictures.decay},
+                {"params": free, "lr": lr * c.pictures.free_lr, "weight_decay": 0.0},
+                *self.encoder.groups(lr, c.pictures.decay),
             ]
             self.optimizer = torch.optim.AdamW(groups, lr, fused=True)
             return self.optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
@@ -269,13 +275,10 @@ class PHPQ(Usual, nn.Module):
         """
         rows, task = self.task.rows, self.task
         self.eval()
-        g, _ = pictures.made_of(rows, drawn_rows(len(rows), SCALE_ROWS, task.seed), lambda x: self.encoder(x)[0])
-        mean, axes = principal(g, len(self.A))
-        turn = torch.randn(len(self.A), len(axes), generator=Generator().manual_seed(task.seed), dtype=torch.float64)
-        A = torch.linalg.qr(turn)[0].float() @ axes
-        A = A / F.linear(g - mean, A).square().mean().sqrt().clamp_min(EPSILON)
+        g, _ = items.map_items(rows, drawn_rows(len(rows), SCALE_ROWS, task.seed), lambda x: self.encoder(x)[0])
+        A, a = rotated_principal(g, len(self.A), Generator().manual_seed(task.seed), EPSILON)
         self.A.copy_(A)
-        self.a.copy_(-A @ mean)
+        self.a.copy_(a)
         if not self.epochs:
             self.start_books()
 
@@ -324,12 +327,9 @@ class PHPQ(Usual, nn.Module):
         task.progress("k-means", 0, 1, "")
         self.eval()
         rows = task.codebook_rows or task.rows
-        z, _ = pictures.made_of(rows, drawn_rows(len(rows), START_ROWS * K, task.seed), self)
+        z, _ = items.map_items(rows, drawn_rows(len(rows), START_ROWS * K, task.seed), self)
         parts = z.unflatten(1, (M, -1)).transpose(0, 1).contiguous()  # m n e
-        none = torch.zeros(len(z), dtype=torch.int64)
-        everyone = torch.ones(1, K, dtype=torch.bool)
-        generator = Generator().manual_seed(task.seed)
-        w = lloyd(parts, none, everyone, torch.zeros(K, dtype=torch.int64), (torch.arange(len(z)), none), generator)
+        w = shared_lloyd(parts, K, Generator().manual_seed(task.seed))
         self.codewords.copy_(w)
         self.started.fill_(1)
         return (use(nearest(z, w), K) > 0).sum(1).tolist()
@@ -343,8 +343,8 @@ class PHPQ(Usual, nn.Module):
         labels: Labels = part.labels
         numbers = np.flatnonzero(labels.y.any(1)) if labels.many else np.arange(len(labels))
         rows: Rows = part.rows
-        z, found = pictures.made_of(rows, numbers, self)
-        z, y = z.to(w.device), torch.from_numpy(labels.y)[found].to(w.device)
+        z, index = items.map_items(rows, numbers, self)
+        z, y = z.to(w.device), torch.from_numpy(labels.y)[index].to(w.device)
         v, total = spread(z, len(w)), 0.0
         for some_z, some_y in zip(z.split(4096), y.split(4096)):
             soft = attention(some_z, w, v, c.top, c.beta)[0]

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..codebooks import Codebooks
 from ..contract import Progress, silent
-from .kmeans import lloyd
-from .revival import gumbel_keys
+from .dead_codewords import gumbel_keys
+from .kmeans import shared_lloyd
 
 SEED_ROWS = 256  # rows per codeword that k-means looks at; the rounds after it look at all
 ROUNDS = 10  # of encoding and least squares: 8 books of 4 bits lose a third of their error in them, half in 30
@@ -39,15 +39,11 @@ def remainder(z: Tensor, w: Tensor, codes: Tensor) -> Tensor:
 def start(z: Tensor, M: int, K: int, beam: int, generator: torch.Generator, progress: Progress = silent) -> Tensor:
     """Residual k-means: each book is k-means on what the books before leave of z (n, d), encoded by beam -> (M, K, d)."""
     w = z.new_zeros(0, K, z.shape[1])
-    everyone = torch.ones(1, K, dtype=torch.bool)
     for m in range(M):
         progress("k-means", m, M, "")
-        few = torch.randperm(len(z), generator=generator)[: SEED_ROWS * K].sort().values
-        none = torch.zeros(len(few), dtype=torch.int64)
+        sample = torch.randperm(len(z), generator=generator)[: SEED_ROWS * K].sort().values
         left = remainder(z, w, encode(z, w, beam)) if m else z
-        seeds = torch.arange(len(few)), none
-        book = lloyd(left[few][None], none, everyone, torch.zeros(K, dtype=torch.int64), seeds, generator)
-        w = torch.cat([w, book])
+        w = torch.cat([w, shared_lloyd(left[sample][None], K, generator)])
     return w
 
 
@@ -109,9 +105,9 @@ def train(
         progress("codebooks", done, rounds, "")
         better = least_squares(z, codes, w)
         better = revive(better, codes, remainder(z, better, codes), generator)
-        found = encode(z, better, beam)
-        after = float(remainder(z, better, found).double().square().sum())
-        if not after < error:
+        new_codes = encode(z, better, beam)
+        new_error = float(remainder(z, better, new_codes).double().square().sum())
+        if not new_error < error:
             break
-        w, codes, error = better, found, after
+        w, codes, error = better, new_codes, new_error
     return w

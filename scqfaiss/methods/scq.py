@@ -16,31 +16,38 @@ from torch import Tensor, nn
 from ..codebooks import MAX_BEAM, Codebooks
 from ..contract import Layers, Stage, Task, Turn, Usual, batch_count, check_product_shape, seed_of, setting
 from ..errors import ConfigError, warn
-from . import cfa, residual
+from ..modality import Modality
+from . import cfa, cfa_checks, residual
 from .arsq import ARSQ, deal, decode, nearest
+from .dead_codewords import Seeds, renew
 from .kmeans import lloyd
-from .revival import Seeds, renew
 from .rows import BookRows, warn_of_few
 
 SEED_ROWS = 256  # rows per codeword that k-means looks at; more do not change the start
 
 
 @dataclass(frozen=True)
+class CodebookStage:
+    """What the books are and which rows they learn from; how product books are trained."""
+
+    kind: str = setting("product", choices=("product", "additive"))
+    rows: int = setting(1_000_000, low=1)  # at most so many rows teach the books
+    # Passes over the training rows, each with dropout on, so that every pass gives other rows for the books to learn from.
+    copies: int = setting(4, low=1, high=100)
+    epochs: int = setting(5, low=0)
+    batch_size: int = setting(512, low=1)
+    lr: float = setting(1e-3, low=0)
+
+
+@dataclass(frozen=True)
 class Settings(cfa.Settings):
-    recipe: str = setting("calibrated", choices=("calibrated", "released"))  # released: the paper's own, as published
-    codebooks: str = setting("product", choices=("product", "additive"))
+    recipe: str = setting("calibrated", choices=("calibrated", "reference"))  # reference: the paper's own, as published
+    codebooks: CodebookStage = CodebookStage()
     beam: int = setting(8, low=1, high=MAX_BEAM)  # additive books: partial sums that encoding carries from book to book
-    # From here on: for product books alone, except book_copies and arsq_rows, the rows that books of either kind learn from.
+    # From here on: for product books alone.
     quantizer: str = setting("arsq", choices=("arsq", "kmeans"))
     private: str = setting("auto", choices=("auto", "class", "public"))  # codewords owned by classes, or by all
-    book_copies: int = setting(
-        4, low=1, high=100
-    )  # passes over the training rows, dropout on, that the books learn from
-    arsq_epochs: int = setting(5, low=0)
-    arsq_batch: int = setting(512, low=1)
-    arsq_lr: float = setting(1e-3, low=0)
-    arsq_rows: int = setting(1_000_000, low=1)  # at most so many rows teach the books
-    start: str = setting("kmeans", choices=("kmeans", "normal"))  # normal: N(0, 1e-4^2), as released
+    start: str = setting("kmeans", choices=("kmeans", "normal"))  # normal: N(0, 1e-4^2), as published
     soft: float = setting(1.0, low=0)  # inverse temperatures: larger is nearer to argmin
     hard: float = setting(1e5, low=0)
     hard_max: float = setting(1e7, low=0)
@@ -53,16 +60,16 @@ class Settings(cfa.Settings):
     detach_divisor: bool = False
 
 
-# What `recipe=released` puts in place of the defaults above.
-RELEASED: dict[str, Any] = {
-    "cfa": "released",
+# What `recipe=reference` puts in place of the defaults above.
+REFERENCE: dict[str, Any] = {
+    "cfa": "reference",
     "d": 360,
-    "cfa_epochs": 320,
-    "cfa_batch": 64,
-    "book_copies": 1,
-    "arsq_epochs": 200,
-    "arsq_batch": 64,
-    "arsq_lr": 0.02,
+    "features.epochs": 320,
+    "features.batch_size": 64,
+    "codebooks.copies": 1,
+    "codebooks.epochs": 200,
+    "codebooks.batch_size": 64,
+    "codebooks.lr": 0.02,
     "start": "normal",
     "hard": 1.0,
     "hard_max": 30.0,
@@ -76,7 +83,7 @@ RELEASED: dict[str, Any] = {
 
 def feature_books(config: Settings, M: int) -> int:
     """How many parts z is cut into: one for each product book, none for additive books, which span all of it."""
-    return 1 if config.codebooks == "additive" else M
+    return 1 if config.codebooks.kind == "additive" else M
 
 
 def classes_of(y: Tensor) -> Seeds:
@@ -93,14 +100,14 @@ class SCQ(Usual, nn.Module):
     """
 
     Config = Settings
-    PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"released": RELEASED}}
+    PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"reference": REFERENCE}}
     long_name = "Spherical Centralized Quantization"
     needs = frozenset({"labels"})
     starts = True
 
     @staticmethod
     def kind(config: Settings) -> str:
-        return config.codebooks
+        return config.codebooks.kind
 
     @staticmethod
     def default_encoder(config: Settings) -> str:
@@ -111,9 +118,9 @@ class SCQ(Usual, nn.Module):
         return cfa.members(config, encoder)
 
     @classmethod
-    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str) -> None:
-        cfa.check(config, d_in, C, feature_books(config, M), encoder)
-        if config.codebooks == "additive":
+    def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
+        cfa_checks.check(config, d_in, C, feature_books(config, M), encoder, modality)
+        if config.codebooks.kind == "additive":
             if config.private == "class":
                 warn("additive codebooks are shared by all classes: private=class is ignored")
             return
@@ -129,11 +136,11 @@ class SCQ(Usual, nn.Module):
         super().__init__()
         assert task.labels is not None
         self.config, self.task = config, task
-        self.additive = config.codebooks == "additive"
+        self.additive = config.codebooks.kind == "additive"
         self.beam = config.beam if self.additive else 1
         d = cfa.smallest_d(config, task.rows.d, task.labels.C, feature_books(config, task.M), task.encoder_name)
         self.features = cfa.Features(config, task, d, task.labels)
-        self.rows = BookRows(self.features, task, config.arsq_rows, config.book_copies)
+        self.rows = BookRows(self.features, task, config.codebooks.rows, config.codebooks.copies)
         self.z: Tensor
         self.y: Tensor
         self.pattern: Tensor
@@ -155,8 +162,8 @@ class SCQ(Usual, nn.Module):
 
     def arsq_stage(self) -> Stage:
         c, task = self.config, self.task
-        epochs = 0 if c.quantizer == "kmeans" else task.epochs if task.epochs is not None else c.arsq_epochs
-        batch = task.batch_size or c.arsq_batch
+        epochs = 0 if c.quantizer == "kmeans" else task.epochs if task.epochs is not None else c.codebooks.epochs
+        batch = task.batch_size or c.codebooks.batch_size
 
         def anneal(epoch: int) -> None:
             """The hard rebuild gets harder and the soft one softer."""
@@ -165,9 +172,9 @@ class SCQ(Usual, nn.Module):
 
         def make_optimizer(steps: int) -> tuple[Any, Any]:
             optimizer = torch.optim.Adam(
-                self.books.parameters(), c.arsq_lr, weight_decay=1e-5, amsgrad=True, fused=True
+                self.books.parameters(), c.codebooks.lr, weight_decay=1e-5, amsgrad=True, fused=True
             )
-            if c.recipe == "released":
+            if c.recipe == "reference":
                 per_epoch = max(1, steps // max(epochs, 1))
                 schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.99 ** (step // per_epoch))
             else:
@@ -223,21 +230,20 @@ class SCQ(Usual, nn.Module):
             start = 1e-4 * torch.randn(task.M, task.K, z.shape[1] // task.M, generator=generator)
         else:
             task.progress("k-means", 0, 1, "")
-            few = torch.randperm(n, generator=generator)[: SEED_ROWS * task.K].sort().values
-            seeds = torch.arange(len(few)), torch.zeros(len(few), dtype=torch.int64)
+            sample = torch.randperm(n, generator=generator)[: SEED_ROWS * task.K].sort().values
+            seeds = torch.arange(len(sample)), torch.zeros(len(sample), dtype=torch.int64)
             if not self.public:
-                carried = [(y == k if y.ndim == 1 else y[:, k]).nonzero()[:1, 0] for k in owner.unique()]
-                few = torch.cat(
-                    [few, *carried]
-                ).unique()  # a class that the sample left out must still seed its codewords
-                seeds = classes_of(y[few])
-            parts = z[few].unflatten(1, (task.M, -1)).transpose(0, 1).contiguous()  # m n e
-            start = lloyd(parts, pattern[few], owned, owner, seeds, generator)
+                first_of_class = [(y == k if y.ndim == 1 else y[:, k]).nonzero()[:1, 0] for k in owner.unique()]
+                # A class that the sample left out must still seed its codewords.
+                sample = torch.cat([sample, *first_of_class]).unique()
+                seeds = classes_of(y[sample])
+            parts = z[sample].unflatten(1, (task.M, -1)).transpose(0, 1).contiguous()  # m n e
+            start = lloyd(parts, pattern[sample], owned, owner, seeds, generator)
         self.books = ARSQ(start, owned, groups, c.omega, c.rho, c.detach_divisor).to(task.device)
         self.z, self.pattern = z.to(task.device), pattern.to(task.device)
         if not self.public:
-            row, carries = classes_of(y)
-            self.private_to = owner.to(task.device), (row.to(task.device), carries.to(task.device))
+            row, row_class = classes_of(y)
+            self.private_to = owner.to(task.device), (row.to(task.device), row_class.to(task.device))
         if task.validation is not None:
             parts = [part for _, part, _ in self.features.embed(task.validation.rows)]
             self.z_validation = torch.cat(parts) * self.scale

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .. import faiss_calls
 from ..codebooks import Codebooks, Codes, Shape
+from ..devices import parse_device
 from ..errors import ConfigError, DataError, ResourceError
 from ..faiss_calls import Hits
 from .base import Ids
@@ -66,15 +67,13 @@ def count() -> int:
 
 def number_of(device: str) -> int:
     """'cuda' -> 0, 'cuda:1' -> 1. Raises ConfigError for other names and where FAISS has no such GPU."""
-    kind, colon, number = device.partition(":")
-    if kind != "cuda" or (colon and not (number.isdecimal() and len(number) < 5)):
-        raise ConfigError(f"device is '{device}', needs cpu, cuda or cuda:N")
+    number = parse_device(device, auto=False).number or 0
     if "GPU" not in faiss.get_compile_options().split():
         raise ConfigError(f'device {device}: this FAISS is built for the CPU: pip install "scqfaiss[gpu]"')
     found = count()
-    if int(number or 0) >= found:
+    if number >= found:
         raise ConfigError(f"device {device}: FAISS sees {found} GPUs")
-    return int(number or 0)
+    return number
 
 
 def form(codebooks: Codebooks, codes: Codes, ids: Ids, nlist: int = ZERO_LISTS) -> Any:

@@ -24,8 +24,6 @@ from ..errors import CheckpointError, ConfigError, Stopped, WriteError, warn
 from .checkpoints import Checkpoints
 from .epoch_log import Log
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 @dataclass
 class Place:
@@ -52,7 +50,7 @@ class Place:
 class Engine:
     """Runs the stages of a method.
 
-    seed: of the order and the noise of every epoch. precision: a key of PRECISIONS; what runs in it is the encoder's own
+    seed: of the order and the noise of every epoch. precision: of devices.PRECISIONS; what runs in it is the encoder's own
     business, here it scales the gradients of float16. clip_norm: largest norm of the gradients of a turn, 0: any. patience:
     epochs without a better validation value after which a stage ends, 0: never. accumulate: parts in which a batch goes
     through the losses, whose gradients add up to those of the whole batch; less memory, the same step.

@@ -17,21 +17,23 @@ import torch
 from .. import __version__, distributed, signals
 from ..arrays import Floats, Ints, Labels
 from ..codebooks import Codebooks, Shape
-from ..contract import Method, Part, Progress, Task, configure, needs_of, settings, silent
+from ..contract import Method, Part, Progress, Task, configure, flat, near_settings, needs_of, settings, silent
 from ..data import ArraySource, Source, classes, open_rows
-from ..data.images import ImageSource
+from ..data.items import ItemSource
 from ..data.pairs import PairSource
 from ..dependencies import missing
+from ..devices import check_precision, torch_device, torch_dtype
 from ..encoders import BACKBONES, encoder_class
 from ..encoders.base import Stats
 from ..encoders.chain import Chain
 from ..errors import CheckpointError, ConfigError, DataError, ResourceError, WriteError, shown, size, suggestion, warn
 from ..files import PathLike, Slot, check_target, open_regular, reserve
 from ..methods import ALIASES, MISTAKEN, REGISTRY
+from ..modality import IMAGES, ROWS
 from ..model import SUFFIX, Model
 from . import class_numbers
 from .checkpoints import Checkpoints
-from .engine import PRECISIONS, Engine
+from .engine import Engine
 from .epoch_log import log_to
 from .rows import MEMORY_SHARE, PictureRows, SourceRows, free_memory, statistics
 from .threads import considerate
@@ -40,7 +42,6 @@ CHECK_ROWS = 100_000  # rows on which the use of codewords is counted after trai
 MAX_COUNT = 2**31 - 1  # of epochs, of rows in a batch, and the largest seed
 CHECK_PICTURES = 1_000  # and pictures, each of which costs a pass through the network
 HEADER = 1 << 16  # bytes of a model's file that hold no weights
-DEFAULT_BACKBONE = "squeezenet"
 MAX_BITS = 4096  # of a code: longer ones are no short codes, and a slip of the keyboard must not fill the memory
 
 
@@ -56,7 +57,7 @@ class Request:
     epochs: int | None = None
     batch_size: int | None = None
     device: str = "auto"
-    precision: str = "float32"  # of the encoder's products in training steps; a key of engine.PRECISIONS
+    precision: str = "float32"  # of the encoder's products in training steps; of devices.PRECISIONS
     clip_norm: float = 0.0  # largest norm of the gradients of a step; 0: any
     patience: int = 5  # epochs without a better validation value that end a stage; 0: none does
     accumulate: int = 1  # parts that a batch goes through the network in, one after the other, to save memory
@@ -108,11 +109,12 @@ class Plan:
     def shape(self, source: Source | None) -> None:
         """Have pictures come in the size that the network takes."""
         if source is not None and self.network is not None:
-            if not isinstance(source, ImageSource):
+            if source.modality != self.network.modality:
                 raise ConfigError(
-                    f"{source.name} holds rows of features, encoder {self.request.encoder} takes pictures"
+                    f"{source.name} holds {source.modality.noun}, encoder {self.request.encoder} takes "
+                    f"{self.network.modality.noun}"
                 )
-            source.shaped(self.network.size, self.network.fit)
+            source.adapt(self.network)
 
     def d_in(self, source: Source) -> int:
         """Dimension of what is encoded: of the rows, of either half of pairs, or of what the network makes of pictures."""
@@ -142,11 +144,11 @@ def method_class(name: str) -> type[Method]:
 
 def plan(request: Request, source: Source, validation: Source | None = None) -> Plan:
     """Check everything that can be known before the first row is read. Raises ConfigError or DataError."""
-    request = replace(request, method=ALIASES.get(request.method, request.method))
+    request = replace(request, method=ALIASES.get(request.method, request.method), settings=flat(request.settings))
     method = method_class(request.method)
     of_method = settings(method.Config)
-    if source.pictures:  # what a network for pictures calls by the same name is the network's
-        of_pictures = settings(encoder_class(DEFAULT_BACKBONE).Config)
+    if source.modality.needs_encoder:  # what such an encoder calls by the same name is the encoder's
+        of_pictures = settings(encoder_class(source.modality.encoder).Config)
         of_method = {key: f for key, f in of_method.items() if key not in of_pictures}
     values = {key: value for key, value in request.settings.items() if key in of_method}
     for key, choices in method.PRESETS.items():
@@ -157,16 +159,16 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
     if start is not None:
         chosen = start.config["backbone"]["factory"]
     elif chosen == Request.encoder:
-        chosen = DEFAULT_BACKBONE if source.pictures else method.default_encoder(config)
+        chosen = source.modality.encoder or method.default_encoder(config)
     encoder = encoder_class(chosen) if method.needs_encoder else None
     check_pictures(source, request, chosen, encoder)
     of_encoder = settings(encoder.Config) if encoder else {}
     encoder_values = {key: value for key, value in request.settings.items() if key not in of_method}
     for key in encoder_values:
         if key not in of_encoder:
-            near = suggestion(key, [*of_method, *of_encoder])
+            near = near_settings(key, [*of_method, *of_encoder])
             raise ConfigError(f"unknown key '{key}' for method {request.method}{near}")
-    if encoder is not None and encoder.takes_pictures:
+    if encoder is not None and encoder.modality.needs_encoder:
         of_start = of_network(start) if start is not None else {}
         for key in of_start.keys() & encoder_values.keys():
             raise ConfigError(f"{key} is that of the model to start from, {of_start[key]!r}; leave it out")
@@ -186,10 +188,9 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
         if rows is not None:
             check_pairs(rows, request.method, "pairs" in needs)
     if "labels" in needs and source.labels is None:
-        how = (
-            "sort them into a folder for each class, or list them" if source.pictures else "name them with --labels-key"
+        raise DataError(
+            f"{source.name} has no labels, which method {request.method} needs; {source.modality.give_labels}"
         )
-        raise DataError(f"{source.name} has no labels, which method {request.method} needs; {how}")
     if "labels" not in needs and source.labels is not None:
         warn(f"method {request.method} does not use labels: they are ignored")
     if start is not None:
@@ -224,33 +225,29 @@ def plan(request: Request, source: Source, validation: Source | None = None) -> 
         )
     M, nbits = method.shape(C, many, *split_bits(request.bits, request.nbits))
     device, network = pick_device(request.device), None
-    if encoder is not None and encoder.takes_pictures:
+    if encoder is not None and encoder.modality.needs_encoder:
         network = make_network(request, chosen, encoder, encoder_config, start)
         chosen = network.factory
     request = replace(request, encoder=chosen)
     found = Plan(request, method, config, encoder, encoder_config, device, M, nbits, network, start, labels)
     for rows in (source, validation):
         found.shape(rows)
-    method.check(config, found.d_in(source), C, M, nbits, chosen)
+    method.check(config, found.d_in(source), C, M, nbits, chosen, source.modality)
     return found
 
 
 def check_pictures(source: Source, request: Request, chosen: str, encoder: type[Any] | None) -> None:
     """Raise ConfigError unless pictures meet an encoder for pictures, and rows one for rows."""
-    if source.pictures and encoder is None:
+    if source.modality.needs_encoder and encoder is None:
         raise ConfigError(
-            f"{source.name} holds pictures, method {request.method} takes rows of features; "
-            "make them with `scqfaiss features`"
+            f"{source.name} holds {source.modality.noun}, method {request.method} takes rows of features; "
+            f"{source.modality.make_features}"
         )
-    for_pictures = encoder is not None and encoder.takes_pictures
-    if source.pictures and not for_pictures:
-        raise ConfigError(
-            f"{source.name} holds pictures, encoder {chosen} takes rows of features; "
-            f"choose --encoder {DEFAULT_BACKBONE} or package.module:factory"
-        )
-    if for_pictures and not source.pictures:
-        raise ConfigError(f"{source.name} holds rows of features, encoder {chosen} takes pictures")
-    if not for_pictures:
+    takes = encoder.modality if encoder is not None else ROWS
+    if source.modality != takes:
+        how = f"; {source.modality.choose_encoder}" if source.modality.choose_encoder else ""
+        raise ConfigError(f"{source.name} holds {source.modality.noun}, encoder {chosen} takes {takes.noun}{how}")
+    if not takes.needs_encoder:
         for option, given in (("--weights", request.weights), ("--encoder-arg", request.encoder_args)):
             if given:
                 raise ConfigError(f"{option} goes with a network for pictures, encoder {chosen} is none")
@@ -258,22 +255,17 @@ def check_pictures(source: Source, request: Request, chosen: str, encoder: type[
 
 def make_network(request: Request, name: str, encoder: type[Any], config: Any, start: Model | None) -> Any:
     """The network for pictures of that name, with its weights, or with those of a model; reads no rows."""
-    from ..encoders import backbone
-
     if start is not None:
+        from ..encoders.record import from_record
+
         assert start.backbone is not None
         trusted = None if request.encoder == Request.encoder else request.encoder
-        found = backbone.from_record(start.backbone, start.config["backbone"], trusted=trusted)
+        found = from_record(start.backbone, start.config["backbone"], trusted=trusted)
         made = encoder(config, found.net, found.factory, found.arguments, request.seed)
         made.load_state_dict(found.state_dict())
         made.standardise(found.channels, found.deviations)
         return made
-    net = backbone.network(name, request.encoder_args, request.seed)
-    if request.weights is not None:
-        backbone.load_weights(net, request.weights)
-    else:
-        warn(f"{name} starts from random weights; --weights FILE starts from trained ones")
-    return encoder(config, net, name, request.encoder_args, request.seed)
+    return encoder.build(config, name, request.encoder_args, request.weights, request.seed)
 
 
 def model_to_start_from(request: Request, method: type[Method], source: Source) -> Model | None:
@@ -291,14 +283,14 @@ def model_to_start_from(request: Request, method: type[Method], source: Source) 
     ):
         if given:
             raise ConfigError(f"{option} goes with a network that is trained, that of {name} stays as it is")
-    from ..encoders import backbone
+    from ..encoders.record import check_record
 
     model = Model.load(request.start)
-    if not model.takes_pictures or not source.pictures:
-        what = f"{name} has no network for pictures" if not model.takes_pictures else f"{source.name} holds no pictures"
+    if not model.modality == source.modality == IMAGES:
+        what = f"{name} has no network for pictures" if model.modality != IMAGES else f"{source.name} holds no pictures"
         raise ConfigError(f"{what}; only trainings on pictures, which take long, start from one another")
     try:
-        factory = backbone.check_record(model.config["backbone"])["factory"]
+        factory = check_record(model.config["backbone"])["factory"]
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
     if request.encoder != Request.encoder and BACKBONES.get(request.encoder, request.encoder) != factory:
@@ -308,7 +300,7 @@ def model_to_start_from(request: Request, method: type[Method], source: Source) 
 
 def align_with(start: Model, source: Source) -> None:
     """Number the classes of pictures as the classifier of a trained model does. Raises ConfigError where it knows others."""
-    assert isinstance(source, ImageSource) and source.labels is not None
+    assert isinstance(source, ItemSource) and source.labels is not None
     names, kind = start.config.get("class_names"), "many" if source.labels.many else "one"
     if start.config.get("labels") != kind:
         raise ConfigError(
@@ -355,9 +347,7 @@ def check_request(request: Request) -> None:
     ):
         if value is not None or what not in ("epochs", "batch size"):
             check_whole(what, value, low)
-    if request.precision not in PRECISIONS:
-        near = suggestion(str(request.precision), PRECISIONS)
-        raise ConfigError(f"precision is '{request.precision}', needs one of {', '.join(PRECISIONS)}{near}")
+    check_precision(request.precision)
     clip = request.clip_norm
     if isinstance(clip, bool) or not isinstance(clip, int | float | np.number) or not 0 <= clip < float("inf"):
         raise ConfigError(f"the largest norm of gradients is {clip!r}, needs a number from 0")
@@ -375,8 +365,8 @@ def check_whole(what: str, value: Any, low: int) -> None:
 
 def check_validation(validation: Source, source: Source, labels: Labels | None) -> None:
     """Raise ConfigError or DataError unless `validation` holds rows of the kind of `source`, whose labels are used."""
-    if validation.pictures != source.pictures:
-        kinds = ["pictures" if of.pictures else "rows of features" for of in (validation, source)]
+    if validation.modality != source.modality:
+        kinds = [of.modality.noun for of in (validation, source)]
         raise ConfigError(f"{validation.name} holds {kinds[0]}, {source.name} holds {kinds[1]}")
     if validation.d != source.d:
         raise ConfigError(f"{validation.name}: rows have d={validation.d}, {source.name} has d={source.d}")
@@ -406,21 +396,12 @@ def split_bits(bits: int, nbits: int) -> tuple[int, int]:
 
 
 def pick_device(name: str) -> str:
-    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device torch has. Raises ConfigError."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and distributed.launched() > 1:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # a GPU for every process
-    kind, _, number = name.partition(":")
-    if name != "cpu" and (kind != "cuda" or (number and not number.isdecimal()) or name.endswith(":")):
-        raise ConfigError(f"device is '{name}', needs auto, cpu, cuda or cuda:N")
-    if name != "cpu" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name} was asked for, but this torch sees no GPU; use --device cpu")
-    if number and int(number) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device {name} was asked for, but this torch sees {torch.cuda.device_count()} GPUs, from cuda:0 on"
-        )
-    return name
+    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device torch has. Raises ConfigError.
+
+    'cuda' is a GPU of its own for each of several processes.
+    """
+    number = int(os.environ.get("LOCAL_RANK", "0")) if distributed.launched() > 1 else None
+    return torch_device(name, number=number)
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -439,7 +420,7 @@ def build(
     if len(source) == 0:
         raise DataError(f"{source.name} holds 0 rows, training needs at least 1")
     if "labels" in what.needs:
-        from ..methods.cfa import labelled_rows
+        from ..methods.labelled_rows import labelled_rows
 
         assert what.labels is not None
         kept = labelled_rows(what.labels, request.method, getattr(what.config, "unlabeled", "error"))
@@ -451,7 +432,7 @@ def build(
 
     def rows_of(source: Source, kept: Ints | None = None) -> SourceRows | PictureRows:
         nonlocal share
-        if not isinstance(source, ImageSource):
+        if not isinstance(source, ItemSource):
             return SourceRows(source, what.device, share, kept)
         found = PictureRows(source, d, what.device, share, kept)
         if (
@@ -470,13 +451,13 @@ def build(
     encoder = None
     if what.network is not None:
         encoder = what.network.to(what.device)
-        encoder.precision = PRECISIONS[request.precision]
+        encoder.precision = torch_dtype(request.precision)
     elif what.encoder is not None:
         assert isinstance(rows, SourceRows)
         stats = Stats(1, np.zeros(d), np.ones(d), np.zeros(d), np.ones(d), 0.0) if dry else statistics(rows, d)
         members = what.method.members(what.config, request.encoder)
         encoder = what.encoder(what.encoder_config, stats, members).to(what.device)
-        encoder.precision = PRECISIONS[request.precision]
+        encoder.precision = torch_dtype(request.precision)
     held = None
     if validation is not None and what.method.needs_encoder:
         if labels is None or validation.labels is None:
@@ -592,7 +573,7 @@ def model_bytes(what: Plan, chain: Chain) -> int:
     of_books = shape.K * shape.d * (shape.M if shape.kind == "additive" else 1)
     weights = sum(a.size for _, arrays in chain.layers for a in arrays.values()) + of_books
     if what.network is not None:
-        weights += sum(t.numel() for t in what.network.net.state_dict().values())
+        weights += sum(t.numel() for t in what.network.state_dict().values())
     return 4 * weights
 
 
@@ -669,7 +650,7 @@ def identity(what: Plan, task: Task) -> dict[str, Any]:
         out["codebook rows"] = fingerprint(Part(task.codebook_rows))
     if task.validation is not None:
         out |= {"patience": request.patience, "validation rows": fingerprint(task.validation)}
-    values = vars(what.config) | (vars(what.encoder_config) if what.encoder else {})
+    values = flat(what.config) | (flat(what.encoder_config) if what.encoder else {})
     out |= {f"setting {name}": value for name, value in values.items()}
     out |= {f"argument {name}": value for name, value in request.encoder_args.items()}
     for name in [*_files(values), *(f for f in (request.weights, request.start) if f is not None)]:
@@ -695,7 +676,7 @@ def fingerprint(part: Part) -> str:
 
 def recorded(config: Any) -> dict[str, Any]:
     """Settings as a model keeps them: file names without their folders, so that no path enters the artefact."""
-    return {k: v.rpartition("/")[2] if isinstance(v, str) else v for k, v in vars(config).items()}
+    return {k: v.rpartition("/")[2] if isinstance(v, str) else v for k, v in flat(config).items()}
 
 
 def codeword_use(model: Model, source: Source, network: Any = None) -> tuple[list[int], int]:
@@ -703,7 +684,7 @@ def codeword_use(model: Model, source: Source, network: Any = None) -> tuple[lis
     seen = np.zeros((model.codebooks.M, model.codebooks.K), bool)
 
     def blocks() -> Iterator[Floats]:
-        if isinstance(source, ImageSource):
+        if isinstance(source, ItemSource):
             for rows in np.array_split(pictures, -(-n // source.block_rows)):
                 yield network.features(source.take(rows))
             return
@@ -711,7 +692,7 @@ def codeword_use(model: Model, source: Source, network: Any = None) -> tuple[lis
             x = source.read(i, min(i + source.block_rows, n))
             yield x[:, -model.d_in :]  # of pairs the keys, which stand behind their queries
 
-    n = min(len(source), CHECK_PICTURES if source.pictures else CHECK_ROWS)
+    n = min(len(source), CHECK_PICTURES if source.modality.needs_encoder else CHECK_ROWS)
     pictures = np.linspace(0, len(source) - 1, n).astype(np.int64)
     for x in blocks():
         codes = model.encode(x)
@@ -903,11 +884,10 @@ def dry_run(
         n, chain = len(source), Chain(what.d_in(source)).then(*method.layers())
     shape = Shape(what.method.kind(what.config), what.M, what.nbits, chain.d_out)
     form = f"of d={what.d_in(source)} ({size(4 * n * source.d)} as float32)"
-    if what.network is not None:
-        side = what.network.size
-        form = f"of {side} x {side} pixels ({size(n * source.d)}), to features of d={what.d_in(source)}"
+    if isinstance(source, ItemSource):
+        form = f"{source.form} ({size(n * source.d)}), to features of d={what.d_in(source)}"
     lines = [
-        f"{'pictures' if source.pictures else 'pairs' if source.pairs else 'rows'}: {n:,} {form}",
+        f"{'pairs' if source.pairs else source.modality.items}: {n:,} {form}",
         f"classes: {class_numbers.described(what.labels)}",
         f"codes: {shape.M} x {shape.nbits} bits, {shape.code_size} bytes a vector, z of d={shape.d}",
         f"model: about {size(model_bytes(what, chain))}",

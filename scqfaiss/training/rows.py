@@ -138,7 +138,7 @@ class PictureRows:
         self.memory = int(MEMORY_SHARE * free_memory()) if memory is None else memory
         self.x: Tensor | None = None
         if source.d * len(self) <= self.memory:  # a byte for each number
-            x = np.empty((len(self), 3, source.size, source.size), np.uint8)
+            x = np.empty((len(self), *source.item_shape), np.uint8)
             for i, block in self._read():
                 x[i : i + len(block)] = block
             self.x = torch.from_numpy(x)

@@ -19,7 +19,8 @@ import scqfaiss.targets
 from scqfaiss import Model
 from scqfaiss.codebooks import Codebooks, Shape
 from scqfaiss.contract import Stage
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.contract import settings as settings_of
+from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import ConfigError, DataError
 from scqfaiss.galleries.exporting import build as build_index
 from scqfaiss.galleries.exporting import export_file
@@ -37,12 +38,12 @@ OF_PICTURES = [m for m in METHODS if "feature maps" in method_class(m).needs]  #
 METHODS = [m for m in METHODS if m not in OF_PICTURES]
 # A method whose settings change what it hands over stands here once more.
 VARIANTS = {
-    "scq additive": ("scq", {"codebooks": "additive", "beam": 4}),
-    "dpq released": ("dpq", {"recipe": "released", "d": 8}),
+    "scq additive": ("scq", {"codebooks.kind": "additive", "beam": 4}),
+    "dpq released": ("dpq", {"recipe": "reference", "d": 8}),
 }
 N_BASE, K = 150, 12
 # Settings that keep a run short, given to the methods that know them.
-QUICK = {"cfa_epochs": 2, "hidden": 16, "arsq_epochs": 2, "book_epochs": 2, "similarity": "identity", "iterations": 5}
+QUICK = {"features.epochs": 2, "hidden": 16, "codebooks.epochs": 2, "similarity": "identity", "iterations": 5}
 
 
 def base(method):
@@ -65,7 +66,7 @@ CASES = list(cases())
 def train(method, x, y, nbits=8, encoder="mlp", bits=16, epochs=2, **more):
     method, variant = base(method)
     cls = method_class(method)
-    known = set(cls.Config.__dataclass_fields__) | ({"hidden"} if cls.needs_encoder and encoder == "mlp" else set())
+    known = set(settings_of(cls.Config)) | ({"hidden"} if cls.needs_encoder and encoder == "mlp" else set())
     settings = {k: v for k, v in QUICK.items() if k in known} | variant | more
     if "pairs" in cls.needs:
         settings["keys"] = x  # and the same rows ask, each with a little of the one before
@@ -532,7 +533,7 @@ class ToyMethod:
         return 1
 
     @classmethod
-    def check(cls, config, d_in, C, M, nbits, encoder):
+    def check(cls, config, d_in, C, M, nbits, encoder, modality):
         pass
 
     def stages(self):

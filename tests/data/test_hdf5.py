@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scqfaiss.data import open_rows
-from scqfaiss.data.hdf5 import write_hits, write_rows
+from scqfaiss.data.writing import write_hits, write_rows
 from scqfaiss.errors import DataError, ScqWarning
 
 X = np.random.default_rng(0).standard_normal((301, 12)).astype(np.float16)

@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from scqfaiss.data.hdf5 import write_rows
 from scqfaiss.data.idlist import read_ids
+from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import ConfigError, DataError
 
 MAX = 2**63 - 1

@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 
 from scqfaiss.data import images, open_rows
-from scqfaiss.data.images import FITS, ImageSource, decode
+from scqfaiss.data.decoding import FITS, decode
+from scqfaiss.data.images import ImageSource
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
+from scqfaiss.modality import IMAGES, ROWS
 
 RNG = np.random.default_rng(0)
 
@@ -63,7 +65,7 @@ CLASSES = ("cat", "deer", "dog")
 
 def opened(path="photos", side=8, fit="crop", **options):
     source = open_rows(path, **options)
-    assert isinstance(source, ImageSource) and source.pictures
+    assert isinstance(source, ImageSource) and source.modality == IMAGES
     source.shaped(side, fit)
     return source
 
@@ -358,7 +360,7 @@ def test_large_pictures_are_decoded_in_turns(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "LOCKED", 1e-9)
     with opened() as source:
         whole = source.read(0, 12)
-    monkeypatch.setattr(images, "LARGE_PIXELS", 10)
+    monkeypatch.setattr("scqfaiss.data.decoding.LARGE_PIXELS", 10)
     with opened(workers=4) as source:
         np.testing.assert_array_equal(source.read(0, 12), whole)
     path = tmp_path / "photos/cat/cat0.png"
@@ -564,13 +566,13 @@ def test_hdf5_rows_come_first_unless_asked_otherwise(photos):
         f["features"] = np.ones((12, 4), np.float32)
         f["images"] = data
     with open_rows("p.h5") as source:
-        assert (source.pictures, source.d) == (False, 4)
+        assert (source.modality, source.d) == (ROWS, 4)
     with open_rows("p.h5", features_key="/images") as source:
-        assert (source.pictures, len(source)) == (True, 12)
+        assert (source.modality, len(source)) == (IMAGES, 12)
     with h5py.File("p.h5", "w") as f:  # rows may be called images, too
         f["images"] = np.ones((12, 4), np.float32)
     with open_rows("p.h5", features_key="images") as source:
-        assert (source.pictures, source.d) == (False, 4)
+        assert (source.modality, source.d) == (ROWS, 4)
 
 
 def test_hdf5_left_out(photos):
@@ -598,7 +600,7 @@ import scqfaiss.data.images
 assert not {"PIL", "torch", "h5py"} & set(sys.modules)
 sys.modules["PIL"] = None
 try:
-    scqfaiss.data.images.ImageSource("photos")
+    scqfaiss.data.open_rows("photos")
 except ModuleNotFoundError as error:
     print(error.name)
 """

@@ -63,7 +63,7 @@ def test_a_role_takes_one_half_unless_a_dataset_is_named(tmp_path, role, rows):
 def test_in_either_half_ids_repeat(file, role, features_key):
     with open_rows(file, role=role, features_key=features_key) as source:
         np.testing.assert_array_equal(source.ids, IDS)
-        assert (source.half, source.copies) == (True, True)
+        assert (source.is_pair_half, source.duplicate_ids) == (True, True)
 
 
 def test_ids_of_rows_repeat_where_they_are_queries_or_play_no_part(tmp_path):
@@ -72,7 +72,7 @@ def test_ids_of_rows_repeat_where_they_are_queries_or_play_no_part(tmp_path):
         for allow in (False, True):  # and nobody is warned
             with open_rows(path, **how, allow_duplicate_ids=allow) as source:
                 np.testing.assert_array_equal(source.ids, IDS)
-                assert (source.half, source.copies) == (False, False)
+                assert (source.is_pair_half, source.duplicate_ids) == (False, False)
     with pytest.raises(
         DataError,
         match=r"x\.h5: ids: 0, 3, 6, 9, 12 stand more than once \(45 such ids\); give every row its own id or",

@@ -18,10 +18,15 @@ from scqfaiss import distributed
 from scqfaiss.bundle import Bundle, from_bytes
 from scqfaiss.contract import configure, seed_of
 from scqfaiss.encoders import BACKBONES, augment, backbone, encoder_class
-from scqfaiss.encoders.backbone import Backbone, Settings, from_record, load_weights, network
-from scqfaiss.encoders.norms import JointNorm
+from scqfaiss.encoders.backbone import Backbone, Settings
+from scqfaiss.encoders.factory import network
+from scqfaiss.encoders.network import IMAGENET
+from scqfaiss.encoders.norms import JointNorm, joined
+from scqfaiss.encoders.record import from_record
 from scqfaiss.encoders.squeezenet import SqueezeNet
+from scqfaiss.encoders.weights import load_weights, state_of
 from scqfaiss.errors import CheckpointError, ConfigError
+from scqfaiss.modality import IMAGES, ROWS
 
 SIZE = 16
 MAPS = (
@@ -124,7 +129,7 @@ def pictures(b=6, size=SIZE, seed=0):
 # ------------------------------------------------------------------------------------------------------------ factories
 def test_names_of_encoders():
     assert encoder_class("squeezenet") is Backbone and encoder_class("some.package:factory") is Backbone
-    assert Backbone.takes_pictures and not encoder_class("mlp").takes_pictures
+    assert (Backbone.modality, encoder_class("mlp").modality) == (IMAGES, ROWS)
     message = (
         r"^unknown encoder 'squeezenett'; did you mean 'squeezenet'\?; there are identity, linear, mlp, squeezenet, and any "
         r"network for pictures as package.module:factory$"
@@ -259,7 +264,7 @@ def test_features_equal_the_slow_twin(factory, layers, pool, width, stages, chan
         with torch.no_grad():
             b.t.copy_(torch.arange(len(b.t)) - 0.7)
         t = b.t.tolist()
-    mean, std = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)) if "Maps" in factory else backbone.IMAGENET
+    mean, std = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)) if "Maps" in factory else IMAGENET
     x = pictures(3, size)
     names = [n.strip() for n in layers.split(",")] if layers else list(b.names)
     want = slow_features(b.net, names, pool, x, mean, std, t)
@@ -609,7 +614,7 @@ def test_joint_norms_equal_one_norm_of_the_joint_batch(monkeypatch, shape):
     net[0].load_state_dict(one.state_dict())
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "gathered", lambda t: torch.cat([t, t]))
-    two = backbone.joined(net)[0]
+    two = joined(net)[0]
     assert isinstance(two, JointNorm) and list(net.state_dict()) == list(nn.Sequential(one).state_dict())
     for _ in range(2):
         want, got = one(torch.cat([x, x])), two(x)
@@ -763,7 +768,7 @@ def test_pickles_that_hold_no_state_dict(tmp_path, small, content):
 def test_a_network_that_keeps_more_than_tensors_is_refused():
     net = nn.Sequential(nn.Conv2d(3, 2, 3), network("nets_of_tests:Kept", {}))
     with pytest.raises(ConfigError, match=r"^the network's state holds 1\._extra_state, str; needs tensors alone$"):
-        backbone._state(net)
+        state_of(net)
 
 
 # --------------------------------------------------------------------------------------------------------------- record
@@ -808,7 +813,7 @@ EVIL = [
     "os:system",
     "scqfaiss.encoders_evil.x:f",
     "scqfaiss.encoders.evil:f",
-    "scqfaiss.encoders.backbone:import_module",
+    "scqfaiss.encoders.factory:import_module",
     "scqfaiss.encoders.squeezenet:SqueezeNet",
     "nets_that_must_not_load:f",
 ]

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scqfaiss.encoders import backbone
+from scqfaiss.encoders.factory import network
 from scqfaiss.encoders.squeezenet import Fire, SqueezeNet, squeezenet1_0
+from scqfaiss.encoders.weights import load_weights
 
 DATA = Path(os.environ.get("SCQFAISS_DATA", Path(__file__).parents[3] / "shared" / "data"))
 WEIGHTS = DATA.parent / "models" / "squeezenet1_0_imagenet.safetensors"
@@ -99,8 +100,8 @@ def test_a_chinese_temple_is_seen_as_one():
     PIL = pytest.importorskip("PIL.Image")
     path = Path(images.__file__).parent / "images" / "china.jpg"
     picture = PIL.open(path).convert("RGB").resize((227, 227), PIL.Resampling.BILINEAR)
-    net = backbone.network("squeezenet", {"classes": "1000"})
-    assert len(backbone.load_weights(net, WEIGHTS)) == 64
+    net = network("squeezenet", {"classes": "1000"})
+    assert len(load_weights(net, WEIGHTS)) == 64
     x = torch.tensor(np.asarray(picture)).permute(2, 0, 1)[None] / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in (net.mean, net.std))
     with torch.no_grad():
@@ -111,9 +112,9 @@ def test_a_chinese_temple_is_seen_as_one():
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="needs ImageNet's weights beside the folder that SCQFAISS_DATA names")
 def test_weights_of_a_classifier_may_be_left_out():
-    net = backbone.network("squeezenet", {})
+    net = network("squeezenet", {})
     with pytest.warns(
         UserWarning, match=r": 2 tensors have no place in the network and are left out: classifier.1.bias, "
     ):
-        backbone.load_weights(net, WEIGHTS)
+        load_weights(net, WEIGHTS)
     assert float(net.features[0].weight.detach().std()) > 0

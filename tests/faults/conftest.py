@@ -14,7 +14,7 @@ import pytest
 
 import scqfaiss
 from scqfaiss.cli import commands as cli
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import ScqWarning
 
 # Processes started in another folder must find the package too, however this one was told where it is.
@@ -22,7 +22,7 @@ os.environ["PYTHONPATH"] = str(Path(scqfaiss.__file__).parents[1])
 os.environ["OMP_NUM_THREADS"] = "1"  # for them: their work is tiny, threads would only wait for one another
 
 CODES = (0, 2, 3, 4, 5, 130)
-TINY = ("--bits", "8", "--nbits", "4", "--encoder", "linear", "--epochs", "1", "--set", "book_copies=1")
+TINY = ("--bits", "8", "--nbits", "4", "--encoder", "linear", "--epochs", "1", "--set", "codebooks.copies=1")
 
 
 def blobs(n, d=16, C=4, seed=0):

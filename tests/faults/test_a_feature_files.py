@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scqfaiss.data import open_rows
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import ConfigError, DataError, ResourceError, ScqWarning
 
 X = np.random.default_rng(0).standard_normal((1000, 32)).astype(np.float32)
@@ -426,7 +426,7 @@ def test_a11_no_right_to_read(train, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("scqfaiss.data.source.io.FileIO", denied)  # a test run by root may read everything
+    monkeypatch.setattr("scqfaiss.files.os.open", denied)  # a test run by root may read everything
     refuse(train, "train.h5: no right to read it")
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from scqfaiss.data import ArraySource, open_rows
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import DataError, ScqWarning
 
 X = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)

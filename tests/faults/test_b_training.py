@@ -131,7 +131,7 @@ def test_b9_pairs_the_gpu_cannot_run_are_named_before_training(run, here, untouc
         (["--set", "omega=-1"], "omega is -1.0, needs 0 to 2147483647"),
         (["--set", "omega=nan"], "omega is nan, needs 0 to 2147483647"),
         (["--set", "omega=inf"], "omega is inf, needs 0 to 2147483647"),
-        (["--set", "cfa_lr=1e300"], "cfa_lr is 1e+300, needs 0 to 2147483647"),
+        (["--set", "features.lr=1e300"], "features.lr is 1e+300, needs 0 to 2147483647"),
         (["--set", "private=clas"], "private is 'clas', needs one of auto, class, public; did you mean 'class'?"),
         (["--set", "novalue"], "--set is 'novalue', needs key=value"),
         (["--set", "=3"], "--set is '=3', needs key=value"),

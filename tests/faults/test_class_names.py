@@ -13,7 +13,7 @@ import pytest
 
 from scqfaiss.arrays import Labels
 from scqfaiss.data import classes, open_rows
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
 from scqfaiss.evaluation.galleries import evaluate
 from scqfaiss.evaluation.ranking import measure_vectors, same_classes

@@ -520,7 +520,7 @@ def test_target_keeps_its_mode(run, here):
 
 @pytest.mark.slow
 def test_d9_second_training_while_the_first_runs(run, here):
-    first = ("train", "train.h5", "-o", "x.safetensors", *TINY[:-4], "--epochs", "10", "--set", "book_copies=1")
+    first = ("train", "train.h5", "-o", "x.safetensors", *TINY[:-4], "--epochs", "10", "--set", "codebooks.copies=1")
     process = subprocess.Popen(command(*first), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     # The lock file exists before it holds the pid, hence the text is waited for.
     wait_for(lambda: locked("x.safetensors") and Path(".x.safetensors.lock").read_bytes())

@@ -150,7 +150,9 @@ def test_e6_order_of_rows_changes_nothing(run, here):
 
 # ------------------------------------------------------------------------------------------------------------ training
 def test_f5_divergence(run, here, untouched):
-    result = run("train", "train.h5", "-o", "x.safetensors", *TINY[:6], "--set", "cfa_lr=1e6", "--set", "book_copies=1")
+    result = run(
+        "train", "train.h5", "-o", "x.safetensors", *TINY[:6], "--set", "features.lr=1e6", "--set", "codebooks.copies=1"
+    )
     assert result.code == 2
     start, end = "Error: loss is NaN at step ", "); lower the rate"
     assert result.error.startswith(start) and result.error.endswith(end), result.error

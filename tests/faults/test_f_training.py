@@ -20,7 +20,7 @@ from .conftest import blobs, command, write_h5
 
 # Seven steps an epoch, sixty in all, over two stages with epochs.
 SMALL = ("train", "train.h5", "-o", "m.safetensors", "--bits", "8", "--nbits", "4", "--encoder", "linear")
-SMALL += ("--batch-size", "43", "--epochs", "8", "--set", "book_copies=1")
+SMALL += ("--batch-size", "43", "--epochs", "8", "--set", "codebooks.copies=1")
 KEPT = (*SMALL, "--checkpoint-every", "5")
 pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
 
@@ -68,7 +68,7 @@ def cut_off(folder, *cuts, **settings):
 
 @pytest.mark.slow
 # ------------------------------------------------------------------------------------------------------------------- F1
-@pytest.mark.parametrize("settings", [{}, {"recipe": "released", "clip_norm": 1.0, "precision": "bfloat16"}])
+@pytest.mark.parametrize("settings", [{}, {"recipe": "reference", "clip_norm": 1.0, "precision": "bfloat16"}])
 def test_f1_cut_off_anywhere_and_resumed(tmp_path, settings):
     whole = train(None, **settings).to_bytes()
     rng = np.random.default_rng(0)
@@ -172,7 +172,7 @@ def test_resume_without_a_checkpoint_starts_at_the_beginning(run, here):
 def test_f3_other_contents_of_a_file_that_a_setting_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
-    asked = {"cfa": "released", "d": 4, "class_vectors": "v.npy", "target": "plain"}
+    asked = {"cfa": "reference", "d": 4, "class_vectors": "v.npy", "target": "plain"}
     np.save("v.npy", rng.standard_normal((4, 5)))
     cut_off(tmp_path / "c", 9, **asked)
     np.save("v.npy", rng.standard_normal((4, 5)))
@@ -249,7 +249,7 @@ def interrupted(here):
         if what == "codebooks" and done == 5:
             raise Cut
 
-    settings = {"book_copies": "1"}
+    settings = {"codebooks.copies": "1"}
     request = training.Request(bits=8, nbits=4, encoder="linear", batch_size=43, epochs=8, settings=settings)
     with pytest.raises(Cut):
         traces = training.Traces(checkpoint_every=5)
@@ -268,7 +268,7 @@ def test_f5_divergence_names_the_last_step_kept(tmp_path):
     with pytest.raises(
         scqfaiss.ConfigError, match=r"^loss is NaN at step \d+ \(stage features.*; step \d+ is the last kept$"
     ):
-        train(tmp_path / "c", every=1, cfa_lr=2e9)
+        train(tmp_path / "c", every=1, **{"features.lr": 2e9})
 
 
 # -------------------------------------------------------------------------------------------------- what must not be lost
@@ -338,7 +338,7 @@ def losses(path):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(here, run):
-    whole = ("--batch-size", "300", "--epochs", "20", "--set", "input_dropout=0", "--set", "book_copies=1")
+    whole = ("--batch-size", "300", "--epochs", "20", "--set", "input_dropout=0", "--set", "codebooks.copies=1")
     asked = (*SMALL[:2], *SMALL[4:-6], *whole)
     assert run(*asked, "-o", "one.safetensors", "--metrics", "one.jsonl").code == 0
     both = processes(here, 2, *asked, "-o", "two.safetensors", "--metrics", "two.jsonl")

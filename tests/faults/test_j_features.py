@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from pictures import COLOURS, NETWORK, draw, photos
 
-from scqfaiss.data import hdf5
-from scqfaiss.features.files import Seeing, features_file
+from scqfaiss.data import writing
+from scqfaiss.features.files import features_file
+from scqfaiss.features.source import Seeing
 
 from .conftest import command
 
@@ -110,7 +111,7 @@ def test_j2_stopped_and_resumed(here, run, whole, sign):
 
 @pytest.mark.slow
 def test_j2_stopped_while_the_file_is_written(here, run, whole, monkeypatch):
-    real = hdf5.write_features
+    real = writing.write_features
 
     def interrupted(f, parts, *rest):
         def each():
@@ -121,7 +122,7 @@ def test_j2_stopped_while_the_file_is_written(here, run, whole, monkeypatch):
 
         real(f, each(), *rest)
 
-    monkeypatch.setattr(hdf5, "write_features", interrupted)
+    monkeypatch.setattr(writing, "write_features", interrupted)
     found = run(*MAKE)
     assert (found.code, found.error) == (130, "Error: stopped at 120 of 120 pictures; continue with --resume")
     monkeypatch.undo()
@@ -143,7 +144,7 @@ def test_j1_cut_off_anywhere(here, whole, cuts):
 
 @pytest.mark.slow
 def test_j1_killed_with_the_file_in_place_and_the_parts_still_there(here, run, whole, monkeypatch):
-    monkeypatch.setattr("scqfaiss.features.files._Parts.clear", lambda self: None)
+    monkeypatch.setattr("scqfaiss.features.parts.Parts.clear", lambda self: None)
     make(here)
     monkeypatch.undo()
     os.chdir(here)

@@ -155,7 +155,7 @@ def test_one_row_beyond_an_encoder_is_named():
 @pytest.mark.filterwarnings("ignore::scqfaiss.ScqWarning")
 def test_training_rows_of_every_size_through_an_encoder():
     x, y = blobs(200)
-    options = {"bits": 8, "nbits": 4, "encoder": "linear", "epochs": 1, "book_copies": 1}
+    options = {"bits": 8, "nbits": 4, "encoder": "linear", "epochs": 1, "codebooks.copies": 1}
     plain, large = (scqfaiss.train(a, y, **options) for a in (x, x * np.float32(2.0**100)))
     np.testing.assert_array_equal(plain.encode(x), large.encode(x * np.float32(2.0**100)))
     with pytest.raises(DataError, match=r"^the training rows vary by [\d.e-]+, too little for float32: multiply these"):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scqfaiss.data import open_rows, png_notes
+from scqfaiss.data import open_rows, png_text
 from scqfaiss.errors import DataError
 
 X = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
@@ -118,7 +118,7 @@ def test_an_orientation_in_a_large_text_still_counts(kind, keyword):
 
 
 def test_a_text_that_has_to_be_read_and_cannot_be(monkeypatch):
-    monkeypatch.setattr(png_notes, "NOTE_BYTES", 1 << 21)
+    monkeypatch.setattr(png_text, "TEXT_BYTES", 1 << 21)
     put("a.png", png(packed(b"iTXt", XMP * 2, b"XML:com.adobe.xmp")))
     assert refused("a.png") == "a.png cannot be used: too large, its texts unpack to more than 16.8 MB"
 

@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scqfaiss.arrays import Labels
-from scqfaiss.contract import Part, Task
+from scqfaiss.contract import Part, Task, configure
 from scqfaiss.data import ArraySource
 from scqfaiss.encoders.linear import Linear
 from scqfaiss.encoders.linear import Settings as LinearSettings
 from scqfaiss.encoders.mlp import MLP
 from scqfaiss.encoders.mlp import Settings as MLPSettings
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
-from scqfaiss.methods import cfa
+from scqfaiss.methods import calibration, cfa, cfa_checks, reference_cfa
 from scqfaiss.methods.centers import aligned_simplex, simplex
+from scqfaiss.methods.labelled_rows import labelled_rows
+from scqfaiss.modality import ROWS
 from scqfaiss.training.fitting import SourceRows, statistics
 
 DTYPES = [(torch.float64, 1e-10), (torch.float32, 2e-5)]
@@ -36,7 +38,7 @@ def features(labels=ONE, encoder="linear", d=8, dtype=torch.float64, **config):
     """A Features with random weights; dropout off."""
     torch.manual_seed(3)
     rows = SourceRows(ArraySource(X), "cpu")
-    settings = cfa.Settings(**{"similarity": "identity", **config})
+    settings = configure(cfa.Settings, {"similarity": "identity", **config})
     stats = statistics(rows)
     made = Linear(LinearSettings(), stats) if encoder == "linear" else None
     if made is None:
@@ -114,7 +116,7 @@ def test_released_loss_equals_slow_twin(dtype, rtol):
     t /= np.linalg.norm(t, axis=1)[:, None]
     has_target, hot = np.array([1, 1, 0, 1, 1, 1], bool), MANY.y[:6]
     args = [torch.tensor(a, dtype=dtype) for a in (z, logits, t)]
-    found = cfa.released_loss(*args, torch.from_numpy(has_target), torch.tensor(hot, dtype=dtype))
+    found = reference_cfa.loss(*args, torch.from_numpy(has_target), torch.tensor(hot, dtype=dtype))
     want = slow_released(z, logits, t, has_target, hot)
     assert list(found) == list(want)
     for name in want:
@@ -127,8 +129,8 @@ def test_released_loss_of_one_label_is_that_of_many_with_one(dtype, rtol):
     z = torch.tensor(np.tanh(rng.standard_normal((6, 8))), dtype=dtype, requires_grad=True)
     logits = torch.tensor(rng.standard_normal((6, 4)), dtype=dtype, requires_grad=True)
     centers, y = torch.tensor(simplex(4, 8), dtype=dtype), torch.arange(6) % 4
-    single = cfa.released_loss_single(z, logits, centers, y)
-    general = cfa.released_loss(z, logits, centers[y], torch.ones(6, dtype=torch.bool), torch.eye(4, dtype=dtype)[y])
+    single = reference_cfa.loss_of_one_label(z, logits, centers, y)
+    general = reference_cfa.loss(z, logits, centers[y], torch.ones(6, dtype=torch.bool), torch.eye(4, dtype=dtype)[y])
     joined = {"align and pull": general["align"] + general["pull"], "ce": general["ce"]}
     assert list(single) == list(joined)
     for name, term in joined.items():
@@ -150,7 +152,7 @@ def gradients(value, *leaves):
 
 def test_a_feature_of_zero_has_a_finite_released_loss():
     z, logits = torch.zeros(3, 8, requires_grad=True), torch.zeros(3, 4, requires_grad=True)
-    terms = cfa.released_loss_single(z, logits, torch.tensor(simplex(4, 8)).float(), torch.arange(3))
+    terms = reference_cfa.loss_of_one_label(z, logits, torch.tensor(simplex(4, 8)).float(), torch.arange(3))
     np.testing.assert_allclose(terms["align and pull"].item(), 3.6, rtol=1e-5)  # 0.01 times 360
     sum(terms.values()).backward()
     assert torch.isfinite(z.grad).all()
@@ -159,7 +161,7 @@ def test_a_feature_of_zero_has_a_finite_released_loss():
 
 @pytest.mark.parametrize("labels", [ONE, MANY], ids=["one", "many"])
 def test_the_released_head_computes_the_released_loss(labels):
-    f = features(labels, "mlp", d=8, cfa="released")
+    f = features(labels, "mlp", d=8, cfa="reference")
     x = torch.from_numpy(X).double()
     g = f.encoder(x)[0].detach().numpy()
     z = np.tanh(g @ f.project[0].detach().numpy() + f.shift[0].detach().numpy())
@@ -222,16 +224,16 @@ def test_kappa_lets_the_posterior_reach_what_it_is_made_for(C):
     for epsilon in (0.03, 0.01):
         best = np.full(C, -1 / (C - 1))
         best[0] = 1  # a row exactly at its center
-        o = cfa.default_kappa(C, epsilon) * best
+        o = calibration.default_kappa(C, epsilon) * best
         p = np.exp(o) / np.exp(o).sum()
         np.testing.assert_allclose(p[0], 1 - epsilon, rtol=1e-9)
-    np.testing.assert_allclose(features().kappa, cfa.default_kappa(4, 0.03))
+    np.testing.assert_allclose(features().kappa, calibration.default_kappa(4, 0.03))
 
 
 def test_kappa_is_sharpened_after_training_unless_rows_are_held_out():
     f = features()
     f.calibrate()
-    np.testing.assert_allclose(f.kappa, 1.1 * cfa.default_kappa(4))
+    np.testing.assert_allclose(f.kappa, 1.1 * calibration.default_kappa(4))
     assert f.summary()["kappa"] == f.kappa
     kept = features(kappa=7.0, sharpen=2.0)
     kept.calibrate()
@@ -250,7 +252,7 @@ def test_fitting_kappa_never_raises_the_nll(E, C, kappa, seed):
         p = (k * cosines).softmax(2).mean(0)
         return -float((targets * p.log()).sum(1).mean())
 
-    best, before, after = cfa.fit_kappa(cosines, targets, kappa)
+    best, before, after = calibration.fit_kappa(cosines, targets, kappa)
     assert after <= before
     np.testing.assert_allclose([before, after], [nll(kappa), nll(best)], rtol=1e-9)
     if E == 1:  # convex: the grid cannot find better, but for the width at which the search stops
@@ -260,13 +262,13 @@ def test_fitting_kappa_never_raises_the_nll(E, C, kappa, seed):
 
 def test_rows_are_held_out_by_class_and_single_ones_stay():
     y = np.r_[np.zeros(40, int), np.ones(20, int), 2, np.full(4, 3)]
-    held = cfa.held_out(Labels(y, 5), 0.25, seed=0)
+    held = calibration.held_out(Labels(y, 5), 0.25, seed=0)
     assert (np.diff(held) > 0).all()
     assert np.bincount(y[held], minlength=5).tolist()[:3] == [10, 5, 0]
-    assert np.array_equal(held, cfa.held_out(Labels(y, 5), 0.25, seed=0))
-    assert not np.array_equal(held, cfa.held_out(Labels(y, 5), 0.25, seed=1))
+    assert np.array_equal(held, calibration.held_out(Labels(y, 5), 0.25, seed=0))
+    assert not np.array_equal(held, calibration.held_out(Labels(y, 5), 0.25, seed=1))
     for seed in range(5):  # a class keeps at least one row, whatever the share
-        left = np.setdiff1d(np.arange(65), cfa.held_out(Labels(y, 5), 0.5, seed))
+        left = np.setdiff1d(np.arange(65), calibration.held_out(Labels(y, 5), 0.5, seed))
         assert set(y[left]) == {0, 1, 2, 3}
 
 
@@ -291,12 +293,12 @@ def test_few_held_out_rows_are_refused_with_a_notice():
 )
 def test_labels_that_cannot_train_are_refused(y, words):
     with pytest.raises(DataError, match=words):
-        cfa.labelled_rows(y, "scq", "error")
+        labelled_rows(y, "scq", "error")
 
 
 def test_a_class_without_rows_is_a_notice():
     with pytest.warns(ScqWarning, match=r"^1 of 3 classes have no rows \(owl\)$"):
-        assert cfa.labelled_rows(Labels(np.array([0, 1]), 3, ("cat", "dog", "owl")), "scq", "error") is None
+        assert labelled_rows(Labels(np.array([0, 1]), 3, ("cat", "dog", "owl")), "scq", "error") is None
 
 
 @pytest.mark.parametrize(
@@ -312,7 +314,7 @@ def test_a_class_without_rows_is_a_notice():
 )
 def test_heads_that_cannot_be_built_are_refused(config, encoder, words):
     with pytest.raises(ConfigError, match=words):
-        cfa.check(cfa.Settings(**config), 6, 4, 2, encoder)
+        cfa_checks.check(cfa.Settings(**config), 6, 4, 2, encoder, ROWS)
 
 
 def test_z_is_as_small_as_the_classes_and_books_let_it():
@@ -320,7 +322,7 @@ def test_z_is_as_small_as_the_classes_and_books_let_it():
         return cfa.smallest_d(cfa.Settings(**config), 99, C, M, encoder)
 
     assert [d(10, M) for M in (1, 2, 3, 4, 8, 16)] == [10, 10, 12, 12, 16, 16]
-    assert (d(10, 7, cfa="released"), d(10, 4, d=20), d(10, 3, "identity")) == (364, 20, 99)
+    assert (d(10, 7, cfa="reference"), d(10, 4, d=20), d(10, 3, "identity")) == (364, 20, 99)
 
 
 def test_members_train_side_by_side_where_they_can():
@@ -378,7 +380,7 @@ def test_validation_of_sigmoids_is_the_cross_entropy_of_every_class(encoder, con
 
 
 @pytest.mark.parametrize("labels", [ONE_V, MANY_V], ids=["one", "many"])
-@pytest.mark.parametrize("kind", ["released", "cosine"])
+@pytest.mark.parametrize("kind", ["reference", "cosine"])
 def test_validation_of_other_heads_is_their_own_loss(kind, labels):
     """Of all rows at once, however they are cut into blocks: rows without a direction weigh nothing in its terms."""
     f = validated(labels, "mlp", cfa=kind)
@@ -412,7 +414,7 @@ def test_nothing_validates_without_rows_labels_or_epochs():
     f = validated(ONE_V)
     f.task = replace(f.task, validation=Part(f.task.validation.rows))
     assert f.stage().validate is None
-    f = validated(ONE_V, cfa_epochs=0)
+    f = validated(ONE_V, **{"features.epochs": 0})
     assert f.stage().validate is None
 
 

@@ -1,6 +1,5 @@
 """Deep Progressive Quantization: each formula against loops in float64, gradients, nested codes, and the training as a whole."""
 
-import dataclasses
 import math
 
 import faiss
@@ -12,9 +11,10 @@ from close import assert_as_good, assert_close
 import scqfaiss
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.contract import needs_of
+from scqfaiss.contract import settings as settings_of
 from scqfaiss.data import ArraySource
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
-from scqfaiss.methods import dpq, residual
+from scqfaiss.methods import dpq, progressive, residual
 from scqfaiss.methods.rows import BookRows
 from scqfaiss.targets import target as find_target
 from scqfaiss.training.fitting import Request, build, fit, method_class, plan
@@ -93,11 +93,11 @@ def slow_margin(z, hot, vectors):
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_the_loss_equals_its_slow_twin(gamma, choice, dtype, rtol):
     z, w = case(dtype)
-    terms = dpq.quantization_loss(z, w, gamma, 0.7, 0.3, choice, 2.0)
+    terms = progressive.quantization_loss(z, w, gamma, 0.7, 0.3, choice, 2.0)
     assert list(terms) == ["soft", "hard", "agree"]
     want = slow_loss(z.double().numpy(), w.double().numpy(), gamma, 0.7, 0.3, choice, 2.0)
     np.testing.assert_allclose(sum(terms.values()).item(), want, rtol=rtol)
-    T, H, codes = dpq.levels(z, w, gamma, choice)
+    T, H, codes = progressive.levels(z, w, gamma, choice)
     slow = slow_levels(z.double().numpy(), w.double().numpy(), gamma, choice)
     for ours, wanted in ((T, slow[0]), (H, slow[1])):
         np.testing.assert_allclose(ours.transpose(0, 1), wanted, atol=100 * rtol * float(w.abs().max()))
@@ -110,7 +110,7 @@ def test_gradients_equal_finite_differences(gamma, choice):
     """Of codewords and of rows; the divisors v are constants of the loss, so the twin holds them too."""
     z, w = case(n=4, M=2, K=4)
     z.requires_grad_(), w.requires_grad_()
-    sum(dpq.quantization_loss(z, w, gamma, 1.0, 0.1, choice).values()).backward()
+    sum(progressive.quantization_loss(z, w, gamma, 1.0, 0.1, choice).values()).backward()
     z0, w0, h = z.detach().numpy(), w.detach().numpy(), 1e-6
     v = slow_divisors(z0, w0, gamma, choice)
     for found, which in ((z.grad, 0), (w.grad, 1)):
@@ -126,19 +126,19 @@ def test_gradients_equal_finite_differences(gamma, choice):
 
 def test_hard_rebuild_and_residual_make_the_row():
     z, w = case(torch.float32, n=50)
-    _, H, codes = dpq.levels(z, w, 20.0)
+    _, H, codes = progressive.levels(z, w, 20.0)
     # Sums and differences of M codewords and a row.
     assert_close(H[-1] + residual.remainder(z, w, codes.T), z, 2 * len(w), z.abs().max() + len(w) * w.abs().max())
 
 
 def test_soft_and_hard_rebuilds_meet_as_gamma_grows():
     z, w = case(n=40)
-    T, H, _ = dpq.levels(z, w, 1e6)
-    ties = dpq.levels(z, w, 1e9)[0]
+    T, H, _ = progressive.levels(z, w, 1e6)
+    ties = progressive.levels(z, w, 1e9)[0]
     assert (T - ties).abs().max() < 1e-6  # no row lies between two codewords
     gaps = []
     for gamma in (1, 10, 100, 1e4, 1e6):
-        T, H, _ = dpq.levels(z, w, gamma)
+        T, H, _ = progressive.levels(z, w, gamma)
         gaps.append(float((T - H).abs().mean()))
     assert gaps == sorted(gaps, reverse=True)
     assert gaps[-1] < 1e-9
@@ -154,12 +154,12 @@ def test_residuals_of_exactly_zero_give_finite_losses_and_gradients(choice, dtyp
     for z in (w[0].clone(), torch.zeros(5, 2, dtype=dtype)):
         z.requires_grad_()
         books = w.clone().requires_grad_()
-        loss = sum(dpq.quantization_loss(z, books, 20.0, 1.0, 0.1, choice).values())
+        loss = sum(progressive.quantization_loss(z, books, 20.0, 1.0, 0.1, choice).values())
         loss.backward()
         assert torch.isfinite(loss) and torch.isfinite(z.grad).all() and torch.isfinite(books.grad).all()
         if choice == "cosine":  # by l2, four codewords that tie at a divisor of 1e-12 are as steep as that
             assert max(books.grad.abs().max(), z.grad.abs().max()) < 1e3
-    _, H, codes = dpq.levels(w[0], w, 20.0)  # the divisor is at its floor
+    _, H, codes = progressive.levels(w[0], w, 20.0)  # the divisor is at its floor
     assert torch.equal(H[-1], w[0]) and codes[1:].eq(0).all()
 
 
@@ -173,14 +173,14 @@ def test_the_margin_loss_equals_its_slow_twin(many, dtype, rtol):
     if many:
         hot = np.maximum(hot, rng.random((9, 5)) < 0.3)
         hot[0], hot[1] = 0, 1  # no label; all labels
-    found = dpq.margin_loss(*(torch.from_numpy(a).to(dtype) for a in (z, hot, vectors)))
+    found = progressive.margin_loss(*(torch.from_numpy(a).to(dtype) for a in (z, hot, vectors)))
     np.testing.assert_allclose(found.item(), slow_margin(z, hot, vectors), rtol=rtol)
 
 
 def test_rows_with_all_classes_or_with_none_add_nothing_to_the_margin_loss():
     z = torch.randn(3, 4, requires_grad=True)
     for hot in (torch.ones(3, 5), torch.zeros(3, 5)):
-        loss = dpq.margin_loss(z, hot, torch.randn(5, 4))
+        loss = progressive.margin_loss(z, hot, torch.randn(5, 4))
         loss.backward()
         assert loss == 0 and z.grad.eq(0).all()
 
@@ -189,7 +189,7 @@ def test_gradient_of_the_margin_loss_equals_finite_differences():
     rng = np.random.default_rng(1)
     z, hot, vectors = rng.standard_normal((4, 3)), np.eye(4)[[0, 1, 2, 3]], rng.standard_normal((4, 3))
     t = torch.from_numpy(z).requires_grad_()
-    dpq.margin_loss(t, torch.from_numpy(hot), torch.from_numpy(vectors)).backward()
+    progressive.margin_loss(t, torch.from_numpy(hot), torch.from_numpy(vectors)).backward()
     for place in np.ndindex(z.shape):
         step = np.zeros_like(z)
         step[place] = 1e-6
@@ -207,7 +207,7 @@ def test_codes_are_greedy_and_those_of_the_residual_quantizer_of_faiss(model, on
     z, books = model.embed(one[0]), model.codebooks
     codes = model.encode(one[0])
     w = torch.from_numpy(books.centroids)
-    assert_as_good(dpq.greedy(torch.from_numpy(z), w).numpy(), codes, books, z)
+    assert_as_good(progressive.greedy(torch.from_numpy(z), w).numpy(), codes, books, z)
     left = z.astype(np.float64)
     for m, book in enumerate(books.centroids.astype(np.float64)):
         distance = np.square(left[:, None] - book).sum(2)
@@ -217,7 +217,7 @@ def test_codes_are_greedy_and_those_of_the_residual_quantizer_of_faiss(model, on
         )
         left = left - book[codes[:, m]]
     np.testing.assert_allclose(
-        dpq.prefix_errors(torch.from_numpy(z), w)[-1], np.square(left).sum(), rtol=1e-4, atol=1e-8
+        progressive.prefix_errors(torch.from_numpy(z), w)[-1], np.square(left).sum(), rtol=1e-4, atol=1e-8
     )
     index = find_target("residual").build(books, codes, np.arange(len(z)))
     inner = faiss.downcast_index(index.index) if hasattr(index, "index") else index
@@ -253,7 +253,7 @@ def begun(method):
 
 
 def test_without_epochs_the_books_are_residual_k_means(one):
-    method = begun(built(one, book_epochs=0))
+    method = begun(built(one, **{"codebooks.epochs": 0}))
     z, _ = BookRows(method.features, method.task, 10**6, 4).encoded()
     scale = math.sqrt(z.shape[1] / float(z.double().square().sum(1).mean()))
     start = residual.start(z * scale, 3, 16, 1, torch.Generator().manual_seed(0))
@@ -280,7 +280,7 @@ def test_dead_codewords_move_to_residuals_of_rows_and_are_counted(one):
     before = method.codewords.detach().clone()
     method.book_optimizer(3)
     facts = method.renew(0)
-    codes = dpq.greedy(method.z, before)
+    codes = progressive.greedy(method.z, before)
     used = [len(codes[:, m].unique()) for m in range(3)]
     assert facts == {"codewords_used": used, "revived": 48 - sum(used)} and used[1] <= 15 and used[2] <= 14
     moved = (method.codewords != before).any(2)
@@ -320,7 +320,7 @@ def test_only_end_to_end_lets_the_books_reach_the_encoder(one):
     x = torch.from_numpy(one[0][:32])
     index = torch.arange(32)
     for end_to_end in (True, False):
-        method = begun(built(one, recipe="released", d=8, end_to_end=end_to_end))
+        method = begun(built(one, recipe="reference", d=8, end_to_end=end_to_end))
         turns = method.stages()[-1].turns
         assert len(turns) == (1 if end_to_end else 2)
         terms = turns[-1].loss(x, index)
@@ -330,7 +330,7 @@ def test_only_end_to_end_lets_the_books_reach_the_encoder(one):
         assert method.codewords.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("settings", [{"end_to_end": True}, {"recipe": "released", "d": 8}])
+@pytest.mark.parametrize("settings", [{"end_to_end": True}, {"recipe": "reference", "d": 8}])
 def test_encoders_that_go_on_learning_train_twice_to_the_same_bytes(settings, one):
     twice = [scqfaiss.train(*one, method="dpq", bits=8, nbits=4, epochs=2, **QUICK, **settings) for _ in range(2)]
     assert twice[0].to_bytes() == twice[1].to_bytes()
@@ -341,10 +341,10 @@ def test_encoders_that_go_on_learning_train_twice_to_the_same_bytes(settings, on
 
 def test_released_is_the_margin_loss_on_a_tanh_layer(one, many, tmp_path):
     for data in (one, many):
-        method = built(data, recipe="released")
+        method = built(data, recipe="reference")
         features, x, index = method.features, torch.from_numpy(data[0][:40]), torch.arange(40)
         features.eval()
-        assert (features.d, features.kind, method.config.gamma, method.scale) == (300, "released", 1.0, 1.0)
+        assert (features.d, features.kind, method.config.gamma, method.scale) == (300, "reference", 1.0, 1.0)
         terms = features.loss(x, index)
         z = features(x).detach().double().numpy()
         assert np.abs(z).max() < 1
@@ -367,7 +367,7 @@ def test_released_is_the_margin_loss_on_a_tanh_layer(one, many, tmp_path):
     vectors = np.random.default_rng(0).standard_normal((4, 300))
     np.save(tmp_path / "words.npy", vectors)
     settings = {"similarity": "auto", "class_vectors": str(tmp_path / "words.npy")}
-    method = built(one, recipe="released", **settings)  # as wide as z: they stand for the classes themselves
+    method = built(one, recipe="reference", **settings)  # as wide as z: they stand for the classes themselves
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     np.testing.assert_allclose(method.features.centers, unit, atol=1e-6)
 
@@ -403,7 +403,7 @@ def test_scores_do_not_depend_on_the_scale_of_the_rows(one):
         ("mlp", {"guidance": "none"}, r"^guidance=none trains no encoder; choose --encoder identity, not mlp$"),
         ("identity", {}, r"^labels guide an encoder, and identity has nothing to train; add --set guidance=none$"),
         ("identity", {"guidance": "none", "end_to_end": True}, r"^end_to_end=true trains an encoder, which guidance"),
-        ("identity", {"guidance": "none", "recipe": "released"}, r"cfa=released needs an encoder that trains"),
+        ("identity", {"guidance": "none", "recipe": "reference"}, r"cfa=reference needs an encoder that trains"),
         ("mlp", {"gamma": -1}, r"^gamma is -1.0, needs 0 to "),
         ("mlp", {"choice": "dot"}, r"^choice is 'dot', needs one of l2, cosine$"),
         ("identity", {"guidance": "none", "d": 5}, r"^d is 5, but without a head \(cfa=none\) z are the rows"),
@@ -441,7 +441,7 @@ def test_few_rows_train(one):
 
 
 def test_presets_name_settings_that_exist():
-    assert set(dpq.RELEASED) <= {f.name for f in dataclasses.fields(dpq.Settings)}
+    assert set(dpq.REFERENCE) <= set(settings_of(dpq.Settings))
 
 
 def test_a_prefix_of_the_books_is_a_model_of_its_own(one, model):
@@ -468,7 +468,7 @@ class Cut(Exception):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
-@pytest.mark.parametrize("settings", [{}, {"end_to_end": True}, {"recipe": "released", "d": 8}])
+@pytest.mark.parametrize("settings", [{}, {"end_to_end": True}, {"recipe": "reference", "d": 8}])
 def test_a_training_that_was_cut_off_goes_on_to_the_same_bytes(settings, one, tmp_path):
     """Two steps an epoch, 8 of the encoder and 8 of the books."""
 
@@ -480,7 +480,7 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_bytes(settings, one, tm
             if cut and steps[0] == cut:
                 raise Cut
 
-        asked = {"method": "dpq", "bits": 8, "nbits": 4, "epochs": 4, "batch_size": 200, "book_copies": 1, **QUICK}
+        asked = {"method": "dpq", "bits": 8, "nbits": 4, "epochs": 4, "batch_size": 200, "codebooks.copies": 1, **QUICK}
         kept = {"checkpoints": folder, "checkpoint_every": 1, "resume": folder is not None}
         return scqfaiss.train(*one, progress=progress, **asked | settings, **kept).to_bytes()
 

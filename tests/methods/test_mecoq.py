@@ -15,6 +15,7 @@ from pictures import Drawn
 import scqfaiss
 from scqfaiss import distributed
 from scqfaiss.contract import Part, Task, configure
+from scqfaiss.contract import settings as settings_of
 from scqfaiss.data import ArraySource
 from scqfaiss.encoders.backbone import Backbone
 from scqfaiss.encoders.backbone import Settings as BackboneSettings
@@ -24,8 +25,11 @@ from scqfaiss.encoders.identity import Settings as IdentitySettings
 from scqfaiss.encoders.linear import Linear
 from scqfaiss.encoders.linear import Settings as LinearSettings
 from scqfaiss.errors import ConfigError
-from scqfaiss.methods import mecoq
-from scqfaiss.methods.mecoq import CodeMemory, MeCoQ, NearRows, Settings
+from scqfaiss.methods import contrast, mecoq, neighbours, tensors
+from scqfaiss.methods.contrast import CodeMemory
+from scqfaiss.methods.mecoq import MeCoQ, Settings
+from scqfaiss.methods.neighbours import NearestNeighbours
+from scqfaiss.modality import IMAGES
 from scqfaiss.training.checkpoints import Checkpoints
 from scqfaiss.training.engine import Engine
 from scqfaiss.training.rows import PictureRows, SourceRows, statistics
@@ -69,7 +73,7 @@ def assert_length_1(w):
 
 # ---------------------------------------------------------------------------------------------------------- slow twins
 def unit(v):
-    return v / max(np.sqrt((v * v).sum()), mecoq.EPSILON)
+    return v / max(np.sqrt((v * v).sum()), tensors.EPSILON)
 
 
 def slow_codes(f, w, alpha):
@@ -161,11 +165,11 @@ def test_before_its_epoch_the_memory_fills_and_the_loss_does_without_it():
 @pytest.mark.parametrize("T", [0.02, 0.5])
 def test_prior_0_without_memory_is_nt_xent(T):
     """Chen, Kornblith, Norouzi, Hinton, ICML 2020, eq. 1, as cross entropy over all other views."""
-    u = mecoq.unit(torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    u = tensors.unit(torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
     partner = torch.arange(8).roll(4)
     counted = ~torch.eye(8, dtype=torch.bool)
     counted[torch.arange(8), partner] = False
-    got = mecoq.contrast(u @ u.T, partner, counted, T, 0.0)
+    got = contrast.contrast(u @ u.T, partner, counted, T, 0.0)
     logits = (u @ u.T / T).masked_fill(torch.eye(8, dtype=torch.bool), -torch.inf)
     # Debiasing without a prior leaves a floor, which lies at the smallest sum that there can be.
     np.testing.assert_allclose(got, torch.nn.functional.cross_entropy(logits, partner, reduction="none"), rtol=1e-10)
@@ -178,7 +182,7 @@ def test_where_all_views_are_alike_the_loss_is_log_1_plus_N(T, prior, N):
     cosines = torch.ones(3, N + 2)
     counted = torch.ones(3, N + 2, dtype=torch.bool)
     counted[:, :2] = False
-    got = mecoq.contrast(cosines, torch.ones(3, dtype=torch.int64), counted, T, prior)
+    got = contrast.contrast(cosines, torch.ones(3, dtype=torch.int64), counted, T, prior)
     np.testing.assert_allclose(got, math.log(1 + N), rtol=1e-5)
 
 
@@ -187,7 +191,7 @@ def test_where_all_views_are_alike_the_loss_is_log_1_plus_N(T, prior, N):
 def test_the_smallest_temperature_overflows_nowhere(dtype, own, other):
     cosines = torch.tensor([[own, other, other]], dtype=dtype, requires_grad=True)
     counted = torch.tensor([[False, True, True]])
-    loss = mecoq.contrast(cosines, torch.tensor([0]), counted, 0.02, 0.1)
+    loss = contrast.contrast(cosines, torch.tensor([0]), counted, 0.02, 0.1)
     loss.sum().backward()
     assert torch.isfinite(loss).all() and torch.isfinite(cosines.grad).all()
     if own < other:
@@ -197,7 +201,7 @@ def test_the_smallest_temperature_overflows_nowhere(dtype, own, other):
 
 def test_a_row_without_negatives_costs_nothing_and_pulls_nowhere():
     cosines = torch.tensor([[1.0, 0.3]], requires_grad=True)
-    loss = mecoq.contrast(cosines, torch.tensor([1]), torch.zeros(1, 2, dtype=torch.bool), 0.5, 0.1)
+    loss = contrast.contrast(cosines, torch.tensor([1]), torch.zeros(1, 2, dtype=torch.bool), 0.5, 0.1)
     loss.sum().backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert cosines.grad.abs().max() < 1e-6
@@ -207,7 +211,7 @@ def test_the_floor_holds_where_debiasing_would_take_more_than_there_is():
     cosines = torch.tensor([[0.9, -0.5, -0.6]], dtype=torch.float64)
     counted = torch.tensor([[False, True, True]])
     T, prior = 0.3, 0.5
-    got = mecoq.contrast(cosines, torch.tensor([0]), counted, T, prior).item()
+    got = contrast.contrast(cosines, torch.tensor([0]), counted, T, prior).item()
     P, floor = math.exp(0.9 / T), 2 * math.exp(-1 / T)
     assert (math.exp(-0.5 / T) + math.exp(-0.6 / T) - prior * 2 * P) / (1 - prior) < floor
     assert got == pytest.approx(-math.log(P / (P + floor)), rel=1e-12)
@@ -216,17 +220,17 @@ def test_the_floor_holds_where_debiasing_would_take_more_than_there_is():
 def test_hard_soft_codes_decode_to_the_codeword_itself():
     method = build(alpha=1e5)
     x = method.parts(torch.tensor(rows(9)))
-    p = mecoq.soft_codes(x, method.codewords, method.config.alpha).exp()
+    p = contrast.soft_codes(x, method.codewords, method.config.alpha).exp()
     codes = method.codebooks().assign(x.flatten(1).detach().numpy(), "ip")
     decoded = method.codebooks().decode(codes)
-    got = mecoq.decoded(p, method.codewords).detach().numpy()
+    got = contrast.decoded(p, method.codewords).detach().numpy()
     np.testing.assert_allclose(got, decoded / np.linalg.norm(decoded, axis=1, keepdims=True), atol=1e-5)
 
 
 def test_both_forms_of_omega_agree_and_it_is_0_for_centered_books():
     w = torch.randn(3, 8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert mecoq.omega(w).item() == pytest.approx(slow_omega(w.numpy()), rel=1e-12)
-    assert mecoq.omega(w - w.mean(1, keepdim=True)).item() == pytest.approx(0, abs=1e-15)
+    assert contrast.omega(w).item() == pytest.approx(slow_omega(w.numpy()), rel=1e-12)
+    assert contrast.omega(w - w.mean(1, keepdim=True)).item() == pytest.approx(0, abs=1e-15)
 
 
 @pytest.mark.parametrize("filled", [0, 7])
@@ -300,7 +304,7 @@ def test_all_that_training_changes_is_saved():
 # -------------------------------------------------------------------------------------------------------------- steps
 @pytest.mark.parametrize("train_codewords", [True, False])
 def test_codewords_have_length_1_after_a_step_that_moved_them(train_codewords):
-    method = build(train_codewords=train_codewords, mecoq_lr=0.1)
+    method = build(train_codewords=train_codewords, **{"contrast.lr": 0.1})
     assert_length_1(method.codewords.detach())
     before = method.codewords.detach().clone()
     (turn,) = method.stages()[0].turns
@@ -337,12 +341,12 @@ def test_dead_codewords_move_onto_rows_and_are_counted():
 # -------------------------------------------------------------------------------------------------------------- start
 def test_principal_directions_are_those_of_the_covariance():
     x = torch.tensor(rows(50, 6)) * torch.tensor([3.0, 1, 5, 2, 0, 0.5])
-    mean, axes = mecoq.principal(x, 3)
+    mean, axes = tensors.principal(x, 3)
     np.testing.assert_allclose(mean, x.numpy().mean(0), atol=1e-5)
     wanted = np.linalg.svd(x.numpy() - x.numpy().mean(0))[2][:3]
     np.testing.assert_allclose(np.abs((axes.numpy() * wanted).sum(1)), 1, atol=1e-5)
-    assert mecoq.principal(x, 10)[1].shape == (5, 6)  # one column is constant
-    assert mecoq.principal(torch.ones(4, 3), 2)[1].shape == (0, 3)
+    assert tensors.principal(x, 10)[1].shape == (5, 6)  # one column is constant
+    assert tensors.principal(torch.ones(4, 3), 2)[1].shape == (0, 3)
 
 
 @pytest.mark.parametrize("sign", [1, 0])
@@ -352,7 +356,7 @@ def test_near_rows_are_the_most_similar_ones_without_the_row_itself(sign):
     centered = (root - root.mean(0)) / np.linalg.norm(root - root.mean(0), axis=1, keepdims=True)
     like = centered @ centered.T
     np.fill_diagonal(like, -9)
-    got = NearRows(torch.tensor(x)).search(torch.tensor(x), 4, torch.arange(40))
+    got = NearestNeighbours(torch.tensor(x)).search(torch.tensor(x), 4, torch.arange(40))
     assert_close(np.take_along_axis(like, got.numpy(), 1), -np.sort(-like, 1)[:, :4], terms=40 + 3 * 5)  # up to ties
 
 
@@ -363,7 +367,7 @@ def test_near_rows_of_a_bank_that_is_a_part_of_the_rows():
     assert int(method.near.max()) < 20
     own = {int(r): i for i, r in enumerate(numbers)}
     assert all(own[r] not in method.near[r].tolist() for r in own)
-    np.testing.assert_array_equal(mecoq.places_in(torch.tensor([0, 5, 9]), torch.tensor([0, 3, 9])), [0, -1, 2])
+    np.testing.assert_array_equal(neighbours.places_in(torch.tensor([0, 5, 9]), torch.tensor([0, 3, 9])), [0, -1, 2])
 
 
 def test_the_projection_keeps_inner_products_of_the_principal_directions():
@@ -371,7 +375,7 @@ def test_the_projection_keeps_inner_products_of_the_principal_directions():
     for d in (4, 8):  # fewer and more than the rows have directions
         method = build(x.numpy(), encoder="identity", d=d)
         f = method(x).detach().numpy()
-        mean, axes = mecoq.principal(x, d)
+        mean, axes = tensors.principal(x, d)
         part = ((x - mean) @ axes.T).numpy()
         gram, wanted = f @ f.T, part @ part.T
         # Products over 7 and over d, and the turn that follows the principal directions.
@@ -403,7 +407,7 @@ def test_begin_does_the_same_again():
 def test_views_lie_between_a_row_and_its_neighbours():
     method = build(**STILL | {"neighbours": 2, "near_mix": 0.5})
     x, index = torch.tensor(rows(60)), torch.arange(60)
-    view = method.view(x, method.near[index])
+    view = method.views.draw(x, method.near[index])
     shares = []
     for i in range(60):
         steps = method.bank[method.near[i].long()] - x[i]
@@ -418,16 +422,16 @@ def test_noise_dropout_and_mixup_do_what_they_say():
     x = rows(2000, 3) * np.array([1, 10, 0], np.float32) + np.array([0, 5, 2], np.float32)
     xt, none = torch.tensor(x), torch.zeros(2000, 0, dtype=torch.int32)
     torch.manual_seed(0)
-    noise = (build(x, **STILL | {"noise": 0.2}).view(xt, none) - xt).std(0)
+    noise = (build(x, **STILL | {"noise": 0.2}).views.draw(xt, none) - xt).std(0)
     np.testing.assert_allclose(noise, [0.2, 2, 0], rtol=0.05)
-    dropped = build(x, **STILL | {"feature_dropout": 0.25, "bank": 2000}).view(xt, none)
+    dropped = build(x, **STILL | {"feature_dropout": 0.25, "bank": 2000}).views.draw(xt, none)
     gone = dropped[:, :2] != xt[:, :2]
     assert gone.float().mean().item() == pytest.approx(0.25, abs=0.03)
     np.testing.assert_allclose(dropped[:, 1][gone[:, 1]], x[:, 1].mean(), rtol=1e-4)
-    mixed = build(x, **STILL | {"mixup": 0.4}).view(xt, none)
+    mixed = build(x, **STILL | {"mixup": 0.4}).views.draw(xt, none)
     ratio = mixed[:, 1].var() / xt[:, 1].var()  # E (1 - l)^2 + l^2, l uniform up to 0.4
     assert ratio.item() == pytest.approx(1 - 0.4 + 2 * 0.4**2 / 3, abs=0.05)
-    assert torch.equal(build(x, **STILL).view(xt, none), xt)
+    assert torch.equal(build(x, **STILL).views.draw(xt, none), xt)
 
 
 @pytest.mark.parametrize("on", [False, True])
@@ -782,7 +786,7 @@ def test_training_on_pictures_resumes_to_the_same_bits(tmp_path):
 
 
 def test_what_learns_of_a_picture_method_has_its_rates():
-    method = build_on_pictures(mecoq_lr=0.01, mecoq_decay=0.2, codeword_lr=0.5)
+    method = build_on_pictures(**{"contrast.lr": 0.01, "contrast.decay": 0.2, "contrast.codeword_lr": 0.5})
     optimizer, _ = method.stages()[0].turns[0].make_optimizer(10)
     rates = {id(p): (g["initial_lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert rates.keys() == {id(p) for p in method.parameters()}
@@ -794,7 +798,7 @@ def test_what_learns_of_a_picture_method_has_its_rates():
 def test_what_makes_views_of_rows_is_ignored_for_pictures_and_equal_views_are_warned_of():
     config = configure(Settings, {"noise": 0.3, "neighbours": 2})
     with pytest.warns(match=r"^views of pictures are drawn by the network \(augment=...\): neighbours, noise ignored$"):
-        MeCoQ.check(config, 7, 0, 2, 4, "pkg:net")
+        MeCoQ.check(config, 7, 0, 2, 4, "pkg:net", IMAGES)
     with pytest.warns(match=r"^no augmentation and no dropout: both views of a picture are the picture itself$"):
         build_on_pictures(network={"augment": "none"})
     with pytest.raises(ConfigError, match=r"^1 rows cannot train mecoq, which tells rows apart; need at least 2$"):
@@ -839,4 +843,4 @@ def test_two_processes_see_the_views_of_one_and_do_what_it_does(tmp_path):
 
 
 def test_settings_are_plain_values():
-    assert all(type(f.default) in (int, float, bool, str) for f in dataclasses.fields(Settings))
+    assert all(type(f.default) in (int, float, bool, str) for f in settings_of(Settings).values())

@@ -227,7 +227,7 @@ def test_beginning_twice_is_the_same_and_the_released_start_is_uniform():
     method.begin()
     for name, t in method.state_dict().items():
         assert torch.equal(t, before[name]), name
-    released = build(nbits=8, recipe="released", **{k: v for k, v in mopq.RELEASED.items() if k != "epochs"})
+    released = build(nbits=8, recipe="reference", **{k: v for k, v in mopq.REFERENCE.items() if k != "pairs.epochs"})
     w = released.centroids.detach().numpy()
     assert -1 <= w.min() < -0.98 < 0.98 < w.max() <= 1
     assert (float(released.gain), float(released.error), released.sharpness) == (1, 1, 1.0)
@@ -341,11 +341,11 @@ def test_resumed_training_comes_to_the_same_bytes(tmp_path):
         (ConfigError, r"^d=5 is not divisible by M=2 books; need M of 1 or 5$", 9, None, {"d": 5}),
         (ConfigError, r"^d is 4, but without a map \(--encoder identity\) z are the rows, d=8$", 9, None, {"d": 4}),
         (ConfigError, r"^scale is -1.0, needs 0 to", 9, None, {"scale": -1}),
-        (ConfigError, r"^recipe is 'relased', needs one of tuned, released; did you mean 'released'", 9, None, 0),
+        (ConfigError, r"^recipe is 'referense', needs one of tuned, reference; did you mean 'reference'", 9, None, 0),
     ],
 )
 def test_what_cannot_be_trained_is_refused(error, words, n, ids, settings):
-    settings = {"recipe": "relased"} if settings == 0 else settings
+    settings = {"recipe": "referense"} if settings == 0 else settings
     encoder = "identity" if settings.get("d") == 4 else "linear"
     with pytest.raises(error, match=words):
         scqfaiss.train(

@@ -14,12 +14,14 @@ import scqfaiss
 from scqfaiss import distributed
 from scqfaiss.arrays import as_labels
 from scqfaiss.contract import Part, Task, configure
+from scqfaiss.contract import settings as settings_of
 from scqfaiss.encoders import backbone
 from scqfaiss.encoders.backbone import Backbone
 from scqfaiss.encoders.chain import Chain
 from scqfaiss.errors import ConfigError, DataError
 from scqfaiss.methods import phpq
 from scqfaiss.methods.phpq import PHPQ, Settings
+from scqfaiss.modality import IMAGES
 from scqfaiss.training.checkpoints import Checkpoints
 from scqfaiss.training.engine import Engine
 from scqfaiss.training.rows import PictureRows
@@ -266,7 +268,7 @@ def test_training_lowers_the_loss_and_the_codes_tell_the_classes_apart(many):
     x, y = drawn(120)
     held, of_held = drawn(40, 1)
     labels, of_held_labels = (many_labels(y), many_labels(of_held, 2)) if many else (y, of_held)
-    method = build(x, labels, epochs=12, phpq_lr=5e-3, nbits=2, top=2, validation=(held, of_held_labels))
+    method = build(x, labels, epochs=12, **{"pictures.lr": 5e-3}, nbits=2, top=2, validation=(held, of_held_labels))
     lines = run(method)
     assert lines[-1]["loss"]["classes"] < 0.5 * lines[0]["loss"]["classes"] or many
     assert lines[-1]["loss"]["soft classes"] < lines[1]["loss"]["soft classes"]
@@ -393,7 +395,10 @@ def test_layers_map_pooled_features_to_z():
 
 def test_what_learns_has_its_rates():
     method = build(
-        y=many_labels(drawn()[1]), x=drawn()[0], phpq_lr=0.01, free_lr=3.0, network=backbone_of(backbone_lr=0.1)
+        y=many_labels(drawn()[1]),
+        x=drawn()[0],
+        **{"pictures.lr": 0.01, "pictures.free_lr": 3.0},
+        network=backbone_of(backbone_lr=0.1),
     )
     optimizer, _ = method.stages()[0].turns[0].make_optimizer(10)
     rates = {id(p): (g["initial_lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
@@ -445,7 +450,7 @@ def test_stored_features_are_refused(settings, words, one):
 def test_what_cannot_work_is_refused(settings, words):
     nbits = 2 if settings.get("d") == 8 else 4
     with pytest.raises(ConfigError, match=words):
-        PHPQ.check(configure(Settings, settings), 14, 4, 4, nbits, "pkg:net")
+        PHPQ.check(configure(Settings, settings), 14, 4, 4, nbits, "pkg:net", IMAGES)
 
 
 def test_the_dimension_of_z_is_128_or_the_next_that_the_books_divide():
@@ -511,4 +516,4 @@ def test_two_processes_do_what_one_does_with_all_rows(tmp_path):
 
 
 def test_settings_are_plain_values():
-    assert all(type(f.default) in (int, float, bool, str) for f in dataclasses.fields(Settings))
+    assert all(type(f.default) in (int, float, bool, str) for f in settings_of(Settings).values())

@@ -11,10 +11,11 @@ from torch import nn
 
 from scqfaiss.arrays import as_labels
 from scqfaiss.contract import Part, Task, configure, drawn_rows
-from scqfaiss.encoders import backbone
+from scqfaiss.encoders import backbone, encoder_class
 from scqfaiss.encoders.backbone import Backbone
 from scqfaiss.errors import ConfigError
-from scqfaiss.methods import cfa, dpq, label, pictures, scq
+from scqfaiss.methods import cfa, dpq, items, label, scq
+from scqfaiss.modality import IMAGES, ROWS
 from scqfaiss.training.engine import Engine
 from scqfaiss.training.rows import PictureRows
 
@@ -43,10 +44,10 @@ def network(**settings):
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- made_of
+# ------------------------------------------------------------------------------------------------------------- items
 def test_an_encoder_of_pictures_is_known_by_its_name():
-    assert pictures.are_encoded_by("pkg.nets:small")
-    assert not any(map(pictures.are_encoded_by, ("identity", "linear", "mlp")))
+    assert encoder_class("pkg.nets:small").modality is IMAGES
+    assert all(encoder_class(name).modality is ROWS for name in ("identity", "linear", "mlp"))
 
 
 def test_some_rows_are_drawn_alike_each_time():
@@ -60,7 +61,7 @@ def test_some_rows_are_drawn_alike_each_time():
 
 @pytest.mark.parametrize("held", [True, False])
 def test_what_is_made_of_pictures_comes_in_their_order(held, monkeypatch):
-    monkeypatch.setattr(pictures, "BATCH", 7)
+    monkeypatch.setattr(items, "BATCH", 7)
     x, seen = drawn()[0], []
 
     def make(batch):
@@ -68,7 +69,7 @@ def test_what_is_made_of_pictures_comes_in_their_order(held, monkeypatch):
         return batch.float().mean((2, 3))
 
     for numbers in (np.arange(60), np.array([3, 4, 9, 20, 59]), np.array([8])):
-        out, found = pictures.made_of(rows_of(x, held), numbers, make)
+        out, found = items.map_items(rows_of(x, held), numbers, make)
         np.testing.assert_array_equal(found, numbers)
         np.testing.assert_allclose(out, x[numbers].mean((2, 3)), rtol=1e-5)
     assert max(seen) <= 8
@@ -77,7 +78,7 @@ def test_what_is_made_of_pictures_comes_in_their_order(held, monkeypatch):
 def made_by_two(rank, file):
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     torch.save(
-        pictures.made_of(rows_of(drawn()[0]), np.arange(60), lambda x: x.float().mean((2, 3))), f"{file}.{rank}.pt"
+        items.map_items(rows_of(drawn()[0]), np.arange(60), lambda x: x.float().mean((2, 3))), f"{file}.{rank}.pt"
     )
     torch.distributed.destroy_process_group()
 
@@ -107,18 +108,18 @@ def test_two_processes_make_half_each_and_have_all(tmp_path):
 def test_what_needs_features_is_refused(check, Settings, settings, words):
     config = configure(Settings, settings)
     with pytest.raises(ConfigError, match=words):
-        check(config, 6, C, 2, 8, "pkg:net")
-    check(configure(Settings, {}), 6, C, 1, 8, "pkg:net")
+        check(config, 6, C, 2, 8, "pkg:net", IMAGES)
+    check(configure(Settings, {}), 6, C, 1, 8, "pkg:net", IMAGES)
 
 
 def test_dpq_of_pictures_needs_a_network_that_trains():
     with pytest.raises(
         ConfigError, match=r"^guidance=none codes rows as they are, and pictures need a network that trai"
     ):
-        dpq.DPQ.check(configure(dpq.Settings, {"guidance": "none"}), 6, 0, 2, 4, "pkg:net")
+        dpq.DPQ.check(configure(dpq.Settings, {"guidance": "none"}), 6, 0, 2, 4, "pkg:net", IMAGES)
     with pytest.raises(ConfigError, match=r"^similarity=means takes"):
-        dpq.DPQ.check(configure(dpq.Settings, {"similarity": "means"}), 6, C, 2, 4, "pkg:net")
-    dpq.DPQ.check(configure(dpq.Settings, {}), 6, C, 2, 4, "pkg:net")
+        dpq.DPQ.check(configure(dpq.Settings, {"similarity": "means"}), 6, C, 2, 4, "pkg:net", IMAGES)
+    dpq.DPQ.check(configure(dpq.Settings, {}), 6, C, 2, 4, "pkg:net", IMAGES)
 
 
 # ----------------------------------------------------------------------------------------------------------------- dpq
@@ -136,10 +137,10 @@ def dpq_of_pictures(settings, **of_network):
         epochs=2,
         batch_size=20,
     )
-    return dpq.DPQ(configure(dpq.Settings, {"book_copies": 2, **settings}), task)
+    return dpq.DPQ(configure(dpq.Settings, {"codebooks.copies": 2, **settings}), task)
 
 
-@pytest.mark.parametrize("settings", [{}, {"end_to_end": True}, {**dpq.RELEASED, "recipe": "released", "d": 8}])
+@pytest.mark.parametrize("settings", [{}, {"end_to_end": True}, {**dpq.REFERENCE, "recipe": "reference", "d": 8}])
 def test_dpq_trains_on_pictures(settings):
     method = dpq_of_pictures(settings)
     before = method.features.encoder.net[0].weight.detach().clone()
@@ -154,14 +155,14 @@ def test_dpq_trains_on_pictures(settings):
 
 
 def test_the_network_has_its_own_rate_and_decay_beside_the_books():
-    method = dpq_of_pictures({"end_to_end": True, "joint_lr": 0.01, "cfa_decay": 0.2})
+    method = dpq_of_pictures({"end_to_end": True, "codebooks.encoder_lr": 0.01, "features.decay": 0.2})
     optimizer = method.joint_optimizer(10)[0]
     rates = {id(p): (g["initial_lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert rates[id(method.features.encoder.net[0].weight)] == (0.005, 0.05)
     assert rates[id(method.features.encoder.net[0].bias)] == (0.005, 0.0)
     assert rates[id(method.features.project)] == (0.01, 0.2)
     assert rates[id(method.codewords)] == (1e-3, 0.0)
-    method = dpq_of_pictures({**dpq.RELEASED, "recipe": "released", "d": 8})
+    method = dpq_of_pictures({**dpq.REFERENCE, "recipe": "reference", "d": 8})
     optimizer = method.features.released_optimizer()[0]
     rates = {id(p): g["initial_lr"] for g in optimizer.param_groups for p in g["params"]}
     trained = {id(p) for p in method.features.parameters() if p.requires_grad}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import scqfaiss
-from scqfaiss.data.hdf5 import write_rows
+from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import ConfigError, ScqWarning
 from scqfaiss.methods import residual
 from scqfaiss.methods.kmeans import lloyd
@@ -15,7 +15,7 @@ from scqfaiss.model import Model
 from scqfaiss.training import fitting as training
 from scqfaiss.training.fitting import Request, dry_run
 
-FAST = {"codebooks": "additive", "bits": 12, "nbits": 4, "epochs": 1, "hidden": 8, "similarity": "identity"}
+FAST = {"codebooks.kind": "additive", "bits": 12, "nbits": 4, "epochs": 1, "hidden": 8, "similarity": "identity"}
 
 
 def seeded(seed=0):
@@ -186,7 +186,7 @@ def test_a_beam_of_one_is_greedy_and_leaves_no_trace_in_the_facts(one):
 
 
 def test_product_books_know_no_beam(one):
-    model = scqfaiss.train(*one, **FAST | {"codebooks": "product"}, beam=16)
+    model = scqfaiss.train(*one, **FAST | {"codebooks.kind": "product"}, beam=16)
     assert ("beam" in model.config, model.codebooks.kind) == (False, "product")
 
 
@@ -198,7 +198,9 @@ def test_additive_books_learn_from_other_rows_too(one):
     with pytest.warns(ScqWarning, match=r"^7 rows can use at most 7 of 16 codewords$"):
         few = scqfaiss.train(x, y, codebook_rows=x[:7], **FAST)
     assert few.encode(x).shape == (400, 3)
-    plain = scqfaiss.train(x, y, codebooks="additive", codebook_rows=x[:200], encoder="identity", bits=12, nbits=4)
+    plain = scqfaiss.train(
+        x, y, **{"codebooks.kind": "additive"}, codebook_rows=x[:200], encoder="identity", bits=12, nbits=4
+    )
     assert plain.codebooks.d == 16
 
 
@@ -215,7 +217,10 @@ def test_private_codewords_are_asked_for_in_vain(one):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"codebooks": "additve"}, "^codebooks is 'additve', needs one of product, additive; did you mean 'additive'"),
+        (
+            {"codebooks.kind": "additve"},
+            "^codebooks.kind is 'additve', needs one of product, additive; did you mean 'additive'",
+        ),
         ({"beam": 0}, "^beam is 0, needs 1 to 64$"),
         ({"beam": 65}, "^beam is 65, needs 1 to 64$"),
         ({"beam": "wide"}, "^beam is 'wide', needs a whole number$"),
@@ -232,7 +237,7 @@ def test_a_dry_run_announces_the_kind(kind, d, one, tmp_path, monkeypatch):
         write_rows(f, one[0], labels=one[1])
     shapes = []
     monkeypatch.setattr(training, "verdict", lambda name, shape: shapes.append(shape) or name)
-    request = Request(bits=12, nbits=4, encoder="linear", settings={"codebooks": kind})
+    request = Request(bits=12, nbits=4, encoder="linear", settings={"codebooks.kind": kind})
     said = dry_run(tmp_path / "rows.h5", tmp_path / "m.safetensors", request, keys={})
     assert {(s.kind, s.M, s.nbits, s.d) for s in shapes} == {(kind, 3, 4, d)}
     assert f"z of d={d}" in said

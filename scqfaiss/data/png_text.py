@@ -12,8 +12,8 @@ import zlib
 from typing import BinaryIO
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-NOTE_BYTES = 16 << 20  # most that the notes which are kept may take, unpacked
-TURNING = (
+TEXT_BYTES = 16 << 20  # most that the notes which are kept may take, unpacked
+ORIENTATION_KEYS = (
     b"XML:com.adobe.xmp",
     b"Raw profile type exif",
     b"Raw profile type APP1",
@@ -21,11 +21,11 @@ TURNING = (
 
 
 class TooLong(Exception):
-    """A note that has to be read unpacks to more than NOTE_BYTES."""
+    """A note that has to be read unpacks to more than TEXT_BYTES."""
 
 
-def without_large_notes(f: BinaryIO, each: int, together: int) -> BinaryIO | None:
-    """The PNG file `f` without its notes, but for those of TURNING, which come unpacked; takes memory as large as the file.
+def without_large_texts(f: BinaryIO, each: int, together: int) -> BinaryIO | None:
+    """The PNG file `f` without its texts, but for those of ORIENTATION_KEYS, which come unpacked; as large in memory as the file.
 
     each, together: bytes that Pillow takes of one packed note, and of all. None where these are not exceeded, where it is no
     PNG file, and where it is damaged: then its notes are not what is wrong. Raises TooLong.
@@ -51,10 +51,10 @@ def without_large_notes(f: BinaryIO, each: int, together: int) -> BinaryIO | Non
         found += unpacked
         large |= before is not None and unpacked > each
         large |= found > together
-        if kind != b"iCCP" and keyword in TURNING:
+        if kind != b"iCCP" and keyword in ORIENTATION_KEYS:
             plain = _chunk(kind, data, before, packed)
             turning += len(plain)
-            if turning > NOTE_BYTES:
+            if turning > TEXT_BYTES:
                 raise TooLong
             kept.append(plain)
     return io.BytesIO(b"".join(kept)) if large else None
@@ -86,10 +86,10 @@ def _chunk(kind: bytes, data: bytes, before: bytes | None, packed: bytes) -> byt
     if before is not None:
         keyword = data.partition(b"\0")[0]
         try:
-            text = zlib.decompressobj().decompress(packed, NOTE_BYTES + 1)
+            text = zlib.decompressobj().decompress(packed, TEXT_BYTES + 1)
         except zlib.error:
             return b""
-        if len(text) > NOTE_BYTES:
+        if len(text) > TEXT_BYTES:
             raise TooLong
         kind, start = (b"tEXt", b"\0") if kind == b"zTXt" else (b"iTXt", b"\0\0\0" + before)
         data = keyword + start + text

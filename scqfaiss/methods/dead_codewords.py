@@ -82,11 +82,11 @@ def revive(
         off = error > 0
         left = torch.bincount(row_class[off], minlength=int(owner.max()) + 1)
         wanted = owner[candidates]
-        some = rank_within(wanted) < left[wanted]
-        if some.any():
-            place = row[off][draw_rows(row_class[off], gumbel_keys(error[off], generator), wanted[some])]
+        has_row = rank_within(wanted) < left[wanted]
+        if has_row.any():
+            place = row[off][draw_rows(row_class[off], gumbel_keys(error[off], generator), wanted[has_row])]
             once = _first_of_each(place)  # a row of several classes may have been drawn for each of them
-            w[m, candidates[some][once]] = x[place[once]]
+            w[m, candidates[has_row][once]] = x[place[once]]
             moved += len(once)
     return w, moved
 

@@ -12,7 +12,7 @@ from scqfaiss.data import ArraySource
 from scqfaiss.encoders import encoder_class
 from scqfaiss.methods import arsq
 from scqfaiss.methods.arsq import nearest
-from scqfaiss.methods.revival import draw_rows, forget, gumbel_keys, renew, revive, use
+from scqfaiss.methods.dead_codewords import draw_rows, forget, gumbel_keys, renew, revive, use
 from scqfaiss.methods.scq import SCQ, Settings, classes_of
 from scqfaiss.training.fitting import SourceRows, statistics
 
@@ -265,7 +265,7 @@ def test_revival_can_be_left_out_and_is_in_the_released_recipe(one):
     before = scq.books.centroids.detach().clone()
     assert stage.after_epoch(0)["revived"] == 0
     assert torch.equal(scq.books.centroids, before)
-    assert SCQ.PRESETS["recipe"]["released"]["revive"] is False
+    assert SCQ.PRESETS["recipe"]["reference"]["revive"] is False
 
 
 def test_moved_codewords_start_without_momentum(one):
