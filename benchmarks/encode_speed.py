@@ -29,7 +29,7 @@ BLOCKS = (1024, 8192)
 # `scqfaiss export` that tells its own peak memory at the end: the figure kept for child processes counts this one's too.
 EXPORT = """
 import sys
-from scqfaiss.cli.commands import run
+from scqfaiss.cli.program import run
 code = run(sys.argv[1:])
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 sys.exit(code)

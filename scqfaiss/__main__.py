@@ -8,9 +8,9 @@ from . import signals
 def main() -> NoReturn:
     """Run the command line."""
     signals.take()
-    from .cli import commands as cli
+    from .cli import program
 
-    cli.main()
+    program.main()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def smooth():
 
 
 if __name__ == "__main__":
-    from scqfaiss.cli.commands import run
+    from scqfaiss.cli.program import run
 
     torch.optim.AdamW = PlainSteps
     path, *command = sys.argv[1:]

@@ -8,7 +8,7 @@ from faults.conftest import blobs
 
 import scqfaiss
 from scqfaiss.arrays import Labels
-from scqfaiss.cli import commands as cli
+from scqfaiss.cli import program as cli
 from scqfaiss.contract import configure
 from scqfaiss.data import ArraySource
 from scqfaiss.data.writing import write_rows

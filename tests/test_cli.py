@@ -10,7 +10,7 @@ import pytest
 from faults.conftest import TINY, blobs, here, made, run, start, untouched, write_h5  # noqa: F401
 
 import scqfaiss
-from scqfaiss.cli import commands as cli
+from scqfaiss.cli import program as cli
 
 # ruff: noqa: F811  (fixtures are imported by name)
 COMMANDS = sorted(cli.cli.commands)

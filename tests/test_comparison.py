@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from scqfaiss.arrays import Labels
 from scqfaiss.cli.commands import cli
-from scqfaiss.cli.commands import run as run_command
+from scqfaiss.cli.program import run as run_command
 from scqfaiss.comparison import compare, rows
 from scqfaiss.comparison.faiss_codes import build, lists_for, read_codes
 from scqfaiss.comparison.measuring import footprint, latency

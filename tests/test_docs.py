@@ -13,7 +13,7 @@ import pytest
 from faults.conftest import TINY, blobs, run, write_h5  # noqa: F401
 
 import scqfaiss
-from scqfaiss.cli import commands as cli
+from scqfaiss.cli import program as cli
 from scqfaiss.errors import ScqWarning
 
 # ruff: noqa: F811  (fixtures are imported by name)

@@ -12,7 +12,7 @@ from conftest import blobs
 
 import scqfaiss
 from scqfaiss.cli.commands import cli
-from scqfaiss.cli.commands import run as run_command
+from scqfaiss.cli.program import run as run_command
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.comparison import growth, growth_codes, growth_fits, measuring, options
 from scqfaiss.comparison.results import read_results

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import scqfaiss
-from scqfaiss.cli.commands import run
+from scqfaiss.cli.program import run
 from scqfaiss.data import ArraySource
 from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import ConfigError, DataError, ScqWarning

@@ -19,7 +19,7 @@ from plain_steps import PlainSteps
 
 from scqfaiss import distributed
 from scqfaiss.arrays import Labels
-from scqfaiss.cli.commands import run as cli
+from scqfaiss.cli.program import run as cli
 from scqfaiss.data import open_rows
 from scqfaiss.encoders.chain import Chain
 from scqfaiss.errors import CheckpointError, ConfigError

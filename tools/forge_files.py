@@ -35,7 +35,7 @@ import numpy as np
 
 import scqfaiss
 from scqfaiss import Model, bundle, files
-from scqfaiss.cli import commands as cli
+from scqfaiss.cli import program as cli
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.encoders.chain import Chain
 from scqfaiss.errors import ScqError

@@ -12,7 +12,7 @@ import click
 
 from ..comparison.options import CompareOptions, Files, GrowthOptions
 from ..errors import ConfigError, shown
-from .commands import FILE, ROWS, cli, say
+from .arguments import FILE, ROWS, say
 
 INPUTS = ("train", "query", "database")
 
@@ -59,7 +59,7 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
     return convert
 
 
-@cli.command()
+@click.command()
 @options_of(CompareOptions)
 def compare(**values: Any) -> None:
     """Hold label-aware codes against FAISS's own, at equal bits a vector, on labelled rows.
@@ -73,7 +73,7 @@ def compare(**values: Any) -> None:
     say(measured(options, say))
 
 
-@cli.command("compare-growth")
+@click.command("compare-growth")
 @options_of(GrowthOptions)
 def compare_growth(**values: Any) -> None:
     """Measure how time and memory of searches grow with the rows, in every container and in FAISS's own IVFPQ.

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import scqfaiss
-from scqfaiss.cli import commands as cli
+from scqfaiss.cli import program as cli
 from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import ScqWarning
 

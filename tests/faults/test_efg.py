@@ -319,7 +319,7 @@ class Blocker:
         if name.partition(".")[0] == sys.argv[1]:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocker())
-from scqfaiss.cli.commands import run
+from scqfaiss.cli.program import run
 sys.exit(run(sys.argv[2:]))
 """
 
@@ -413,7 +413,7 @@ class Breaker(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 sys.meta_path.insert(0, Breaker())
-from scqfaiss.cli.commands import run
+from scqfaiss.cli.program import run
 sys.exit(run(sys.argv[3:]))
 """
 

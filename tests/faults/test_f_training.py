@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import scqfaiss
-from scqfaiss.cli import commands as cli
+from scqfaiss.cli import program as cli
 from scqfaiss.errors import CheckpointError, ScqWarning
 from scqfaiss.training import checkpoints
 from scqfaiss.training.checkpoints import Checkpoints

@@ -176,7 +176,7 @@ def test_a_picture_of_too_many_pixels_takes_no_memory(folder):
     refuse("photos/big.png", f"photos/big.png cannot be used: {why}")
     code = """
 import sys
-from scqfaiss.cli.commands import run
+from scqfaiss.cli.program import run
 before = int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 code = run(["info", "photos"])
 print(int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) - before)

@@ -215,7 +215,7 @@ COMMANDS = [
 def test_a_refusal_by_name_loads_nothing_heavy(tmp_path):
     code = f"""
 import sys
-from scqfaiss.cli.commands import run
+from scqfaiss.cli.program import run
 for words in {COMMANDS!r}:
     assert run(list(words)) == 2, words
 print(sorted({{"torch", "faiss", "h5py", "PIL", "sklearn"}} & set(sys.modules)))"""

@@ -314,5 +314,5 @@ def test_what_was_ignored_stays_ignored(program, monkeypatch):
 
 def test_both_ways_to_start_it_take_signals_first():
     text = Path(scqfaiss.__file__).with_name("__main__.py").read_text()
-    assert text.index("signals.take()") < text.index("import commands")
+    assert text.index("signals.take()") < text.index("import program")
     assert "scqfaiss = scqfaiss.__main__:main" in (Path(scqfaiss.__file__).parents[1] / "setup.cfg").read_text()

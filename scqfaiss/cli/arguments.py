@@ -1,0 +1,148 @@
+"""Types of arguments, options that several commands share, and configuration files."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import ConfigError, shown
+from ..files import open_regular
+from ..progress import Meter
+
+
+class FileName(click.Path):
+    """A file name; a configuration file may put anything else in its place."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, (str, os.PathLike)) or "\0" in os.fsdecode(value):
+            self.fail(f"{value!r} is no file name", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class RowsName(FileName):
+    """The name of a file of rows or of pictures: whether it can be one is told before anything heavy is loaded."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from ..data.kinds import check_kind
+
+        path = super().convert(value, param, ctx)
+        check_kind(path)
+        return path
+
+
+FILE, ROWS = FileName(path_type=Path), RowsName(path_type=Path)
+meter = Meter()
+
+
+def gathering(
+    command: Callable[..., Any], options: list[Any], name: str, parts: tuple[str, ...], make: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A command with more options, which arrive as one argument `name`, make(**parts)."""
+
+    @click.pass_context
+    def gathered(context: click.Context, /, **values: Any) -> Any:
+        given = make(**{part: values.pop(part) for part in parts})
+        return context.invoke(command, **{name: given}, **values)
+
+    gathered.__name__, gathered.__doc__ = command.__name__, command.__doc__
+    gathered.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]
+    for option in reversed(options):
+        gathered = option(gathered)
+    return gathered
+
+
+def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every command that reads rows; they arrive as one dictionary, `keys`."""
+    options = [
+        click.option(
+            "--features-key",
+            show_default="features; in a file of pairs queries or keys",
+            help="Dataset of the features in HDF5; of pairs to train on, two: queries,keys.",
+        ),
+        click.option("--labels-key", show_default="labels", help="Dataset of the labels in HDF5."),
+        click.option("--ids-key", show_default="ids", help="Dataset of the ids in HDF5."),
+        click.option(
+            "--skip-bad-rows", is_flag=True, help="Leave out rows that hold NaN or infinity, and bad pictures."
+        ),
+        click.option("--allow-duplicate-ids", is_flag=True, help="Take ids that stand more than once."),
+        click.option("-v", "--verbose", is_flag=True, help="Tell of HDF5 datasets without checksums too."),
+        click.option("--workers", default=0, help="Threads that decode pictures; default: one for each core."),
+    ]
+
+    def given(**values: Any) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if value is not None}
+
+    names = ("features_key", "labels_key", "ids_key", "skip_bad_rows", "allow_duplicate_ids", "verbose", "workers")
+    return gathering(command, options, "keys", names, given)
+
+
+def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of commands that show pictures to a model's network; they arrive as one features.Seeing, `seeing`."""
+    options = [
+        click.option(
+            "--encoder",
+            metavar="MODULE:FACTORY",
+            help="Network that the model may have built; needed for foreign ones.",
+        ),
+        click.option("--encoder-device", default="auto", show_default=True, help="Where it runs: auto, cpu or cuda."),
+        click.option("--encoder-precision", default="float32", show_default=True, help="float32 or bfloat16."),
+    ]
+
+    def seeing(**given: Any) -> Any:
+        from ..features.source import Seeing
+
+        return Seeing(*given.values())
+
+    return gathering(command, options, "seeing", ("encoder", "encoder_device", "encoder_precision"), seeing)
+
+
+def read_config(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+    """Defaults from a TOML file: option names as keys, and a table [set] for the method's settings."""
+    if path is None:
+        return None
+    try:
+        with open_regular(path, ConfigError) as f:
+            values = tomllib.loads(f.read().decode("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{shown(path)}: not a readable TOML file ({' '.join(str(error).split())})") from error
+    table = values.pop("set", {})
+    known = {str(p.name): p for p in context.command.params if isinstance(p, click.Option)}
+    for key, value in values.items():
+        option = known.get(key.replace("-", "_"))
+        if option is None or option.name in ("config", "settings"):
+            raise ConfigError(f"{shown(path)}: unknown key '{key}'; method settings go into a table [set]")
+        if isinstance(option.type, click.types.IntParamType) and type(value) not in (int, str):
+            raise ConfigError(f"{shown(path)}: {key} is {value!r}, needs a whole number")  # click would round it
+        if isinstance(option.type, click.types.FloatParamType) and type(value) not in (int, float, str):
+            raise ConfigError(f"{shown(path)}: {key} is {value!r}, needs a number")
+    if not isinstance(table, dict):
+        raise ConfigError(f"{shown(path)}: set is {table!r}, needs a table [set]")
+    context.default_map = {key.replace("-", "_"): value for key, value in values.items()}
+    context.meta["scqfaiss.set"] = table
+    return path
+
+
+def parse_pairs(context: click.Context, option: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
+    out = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{option.opts[0]} is '{shown(pair)}', needs key=value")
+        out[key.strip()] = value.strip()
+    return out
+
+
+def parse_settings(context: click.Context, _: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:
+    table: dict[str, Any] = context.meta.get("scqfaiss.set", {})
+    return table | parse_pairs(context, _, pairs)
+
+
+def say(text: str) -> None:
+    """What a command found; of several processes the first one speaks. What stands in files reaches no terminal raw."""
+    if text:
+        click.echo("\n".join(shown(line) for line in text.split("\n")))

@@ -1,0 +1,29 @@
+"""scqfaiss evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .arguments import FILE, ROWS, meter, picture_options, row_options, say
+
+
+@click.command()
+@click.argument("gallery", type=FILE)
+@click.argument("queries", type=ROWS)
+@click.argument("database", type=ROWS, required=False)
+@click.option("--model", type=FILE, help="Model of the gallery, where its encoder is not inside the file.")
+@click.option("--at", type=int, help="Count ranks 1 to R only; default: the whole gallery.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@picture_options
+@row_options
+def evaluate(gallery: Path, queries: Path, database: Path | None, as_json: bool, **options: Any) -> None:
+    """Hold the ranking of GALLERY against the labels of QUERIES and DATABASE: tie-aware mAP, precision, recall.
+
+    Without DATABASE, or without labels, a query belongs to the vector of its own id: recall and mean reciprocal rank.
+    """
+    from ..evaluation.files import evaluate_file, report_text
+
+    say(report_text(evaluate_file(gallery, queries, database, progress=meter, **options), as_json))

@@ -1,0 +1,65 @@
+"""Commands that write galleries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .arguments import FILE, ROWS, meter, picture_options, row_options, say
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@click.argument("rows", type=ROWS)
+@click.option("-o", "--out", type=FILE, required=True, help="Gallery to write (.faissindex).")
+@click.option("--target", help="FAISS container: ivfpq, pq, fastscan, buckets, lift, residual; default: ivfpq or lift.")
+@click.option("--bits", type=int, help="Only so many bits of every code; for methods with nested codes (dpq).")
+@click.option("--nlist", default=0, help="Inverted lists of ivfpq (default 1: exact) or buckets.")
+@click.option("--nprobe", default=0, help="Lists that a search visits unless it says otherwise.")
+@click.option("--refine", default=0, help="Candidates per hit that fastscan scores again exactly; -1: none.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
+@picture_options
+@row_options
+def export(model: Path, rows: Path, out: Path, dry_run: bool, **options: Any) -> None:
+    """Encode ROWS, or pictures, with MODEL into one plain FAISS file."""
+    from ..galleries import exporting
+
+    if dry_run:
+        say(exporting.export_plan(model, rows, out, **options))
+    else:
+        say(exporting.export_file(model, rows, out, progress=meter, **options))
+
+
+@click.command()
+@click.argument("gallery", type=FILE)
+@click.argument("rows", type=ROWS)
+@click.option("--model", type=FILE, help="Model of the gallery, where its encoder is not inside the file.")
+@picture_options
+@row_options
+def append(gallery: Path, rows: Path, **options: Any) -> None:
+    """Encode ROWS, or pictures, and add them to GALLERY. Rows without ids are numbered on from the largest id there is."""
+    from ..galleries.editing import append_file
+
+    say(append_file(gallery, rows, progress=meter, **options))
+
+
+@click.command()
+@click.argument("gallery", type=FILE)
+@click.option("--ids", required=True, help="Ids to remove: 1,2,3 or a file (text, .npy, or rows with ids).")
+def remove(gallery: Path, ids: str) -> None:
+    """Take vectors out of GALLERY by their ids."""
+    from ..galleries.editing import remove_file
+
+    say(remove_file(gallery, ids))
+
+
+@click.command()
+@click.argument("galleries", type=FILE, nargs=-1, required=True)
+@click.option("-o", "--out", type=FILE, required=True, help="Gallery to write (.faissindex).")
+def merge(galleries: tuple[Path, ...], out: Path) -> None:
+    """Join GALLERIES of one model and one target into one."""
+    from ..galleries.editing import merge_files
+
+    say(merge_files(galleries, out))

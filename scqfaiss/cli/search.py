@@ -1,0 +1,31 @@
+"""scqfaiss search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .arguments import FILE, ROWS, meter, picture_options, row_options, say
+
+
+@click.command()
+@click.argument("gallery", type=FILE)
+@click.argument("queries", type=ROWS)
+@click.option("-k", default=10, show_default=True, help="Hits per query.")
+@click.option("--threshold", type=float, help="All hits with a better score than this, instead of -k.")
+@click.option("-o", "--out", type=FILE, help="Write scores and ids to this HDF5 file.")
+@click.option("--model", type=FILE, help="Model of the gallery, where its encoder is not inside the file.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--filter-ids", help="Find only these ids: 1,2,3 or a file (text, .npy, or rows with ids).")
+@click.option("--deny-ids", help="Never find these ids; given as for --filter-ids.")
+@click.option("--nprobe", type=int, help="Lists to visit, where the gallery has lists.")
+@click.option("--mmap", is_flag=True, help="Leave codes in the file: for galleries larger than memory.")
+@picture_options
+@row_options
+def search(gallery: Path, queries: Path, **options: Any) -> None:
+    """Search GALLERY with the rows of QUERIES, or with pictures: a file or a folder of them."""
+    from ..galleries.gallery import search_file
+
+    say(search_file(gallery, queries, progress=meter, **options))
