@@ -104,13 +104,13 @@ ASSUMPTIONS = [
 def table(rows: list[dict[str, Any]], fits: dict[str, Any]) -> Iterator[str]:
     """Lines for the reader: every row, then every fit."""
     yield (
-        f"{'target':<12} {'rows':>12} {'ms':>9} {'one query':>9} {'build s':>8} {'memory MB':>10} {'disk MB':>8} "
+        f"{'target':<24} {'rows':>12} {'ms':>9} {'one query':>9} {'build s':>8} {'memory MB':>10} {'disk MB':>8} "
         f"{'recall':>7} {'distinct':>11} {'nlist':>7} {'nprobe':>6}"
     )
     for r in rows:
         distinct = f"{r['distinct']:,}" if "distinct" in r else ""
         yield (
-            f"{r['target']:<12} {r['rows']:>12,} {r['ms']:>9.4g} {r['single_ms']:>9.4g} {r['build_seconds']:>8.3g} "
+            f"{r['target']:<24} {r['rows']:>12,} {r['ms']:>9.4g} {r['single_ms']:>9.4g} {r['build_seconds']:>8.3g} "
             f"{r['memory'] / 1e6:>10.1f} {r['disk'] / 1e6:>8.1f} {r['recall']:>7.4f} {distinct:>11} "
             f"{r.get('nlist', ''):>7} {r.get('nprobe', ''):>6}"
         )
@@ -121,7 +121,7 @@ def table(rows: list[dict[str, Any]], fits: dict[str, Any]) -> Iterator[str]:
             f"{what} {f['exponent']:.2f}" + (f" ({f['error']:.2f})" if "error" in f else "")
             for what, f in found.items()
         ]
-        yield f"{name:<12} " + "   ".join(parts)
+        yield f"{name:<24} " + "   ".join(parts)
 
 
 def figures(rows: list[dict[str, Any]], fits: dict[str, Any]) -> dict[str, Any]:
