@@ -27,9 +27,10 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measuring import run_facts, typed
 from torch import Tensor
 
+from scqfaiss.comparison.measuring import run_facts, typed
+from scqfaiss.comparison.options import whole_numbers
 from scqfaiss.comparison.results import FILE, Results
 from scqfaiss.files import make_folder, reserve
 from scqfaiss.methods.arsq import ARSQ, deal
@@ -183,10 +184,10 @@ def figures(what: str, batch: int, seconds: dict[str, list[float]]) -> tuple[dic
 
 def sizes(context: Any, parameter: Any, text: str) -> tuple[int, ...]:
     """'64,512' -> (64, 512). Raises click.BadParameter."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f"'{text}' is no list of whole numbers above 0, such as 64,512")
-    return tuple(dict.fromkeys(map(int, parts)))
+    try:
+        return whole_numbers(text)
+    except ValueError as error:
+        raise click.BadParameter(f"'{text}' {error}") from None
 
 
 @click.command()
@@ -210,7 +211,7 @@ def main(rounds: int, batches: tuple[int, ...], seed: int, out: Path | None) -> 
     finally:
         torch.set_num_threads(threads)
     if out is not None:
-        command = typed("upstream.py")
+        command = typed("python benchmarks/upstream.py")
         make_folder(out)
         with reserve(out / FILE) as slot:
             results = Results(slot, "training", "training", command, {"seed": seed, "shape": [D, M, K, C]})

@@ -19,6 +19,7 @@ PIP = {
     "onnxruntime": 'pip install "scqfaiss[onnx]"',
     "onnxscript": 'pip install "scqfaiss[onnx]"',
     "matplotlib": 'pip install "scqfaiss[report]"',
+    "sklearn": 'pip install "scqfaiss[report]"',
     "jinja2": 'pip install "scqfaiss[report]"',
 }
 

@@ -43,13 +43,13 @@ ALLOWED = {
     "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training\.(?!__init__)|distributed$|devices$|"
     r"galleries\.onnx_export$)",
     "faiss": r"scqfaiss\.(faiss_calls$|targets\.(?!__init__)|baselines$|galleries\.(?!__init__|onnx_export)|"
-    r"evaluation\.(?!__init__)|demo\.)",
+    r"comparison\.(faiss_codes|growth|measuring|points|ranking|rows)$|demo\.)",
     "h5py": r"scqfaiss\.data\.",
-    "PIL": r"scqfaiss\.(data\.(images|decoding)|report\.page)$",
+    "PIL": r"scqfaiss\.(data\.(images|decoding)|comparison\.examples|report\.page)$",
     "matplotlib": r"scqfaiss\.report\.(charts|\w+_charts)$",
     "jinja2": r"scqfaiss\.report\.page$",
     "selenium": r"$^",
-    "sklearn": r"$^",
+    "sklearn": r"scqfaiss\.comparison\.examples$",
     "onnx": r"scqfaiss\.galleries\.onnx_export$",
     "onnxruntime": r"scqfaiss\.galleries\.onnx_export$",
     "click": r"scqfaiss\.(cli\.|progress$)",
@@ -292,6 +292,9 @@ HEAVY = ("torch", "faiss", "numpy", "h5py", "safetensors", "matplotlib", "jinja2
         ("import scqfaiss; scqfaiss.Model", ["numpy", "safetensors"]),
         ("import scqfaiss.targets", []),
         ("from scqfaiss.methods import REGISTRY", []),
+        ("import scqfaiss.comparison.options", []),
+        ("import scqfaiss.evaluation.ties", ["numpy"]),
+        ("import scqfaiss.evaluation.measures", ["numpy"]),
         ("import scqfaiss; scqfaiss.open", ["faiss", "numpy", "safetensors"]),
     ],
 )

@@ -21,6 +21,8 @@ COMMANDS = {
     "export-encoder": ("images", "export_encoder"),
     "info": ("inspect", "info"),
     "verify": ("inspect", "verify"),
+    "compare": ("compare", "compare"),
+    "compare-growth": ("compare", "compare_growth"),
     "report": ("report", "report"),
     "demo": ("demo", "demo"),
 }

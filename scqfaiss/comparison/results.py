@@ -156,13 +156,16 @@ class Results:
     """A results file under work: what it holds already is kept, every row that is added is on disk before the next.
 
     slot: of `files.reserve`. kind, name, facts: what makes two runs one, for `kind` and facts such as data hashes, seed and
-    settings. Raises ConfigError where the file holds results of another kind or with other facts.
+    settings. fresh: what the file holds is not kept. Raises ConfigError where the file holds results of another kind or with
+    other facts.
     """
 
-    def __init__(self, slot: Slot, kind: str, name: str, command: str, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, slot: Slot, kind: str, name: str, command: str, facts: Mapping[str, Any], fresh: bool = False
+    ) -> None:
         self.slot = slot
         self.document: Document = {"format": FORMAT, "kind": kind, "name": name, **facts, "rows": []}
-        if slot.path.exists():
+        if slot.path.exists() and not fresh:
             held = read_results(slot.path)
             for key in ("kind", *facts):
                 if held.get(key) != json.loads(json.dumps(self.document[key])):

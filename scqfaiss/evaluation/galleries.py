@@ -42,7 +42,8 @@ def evaluate(
     """Rank the whole gallery for each query by its codes, and hold the ranking against the labels.
 
     xq (nq, d) query rows; queries: their labels, (nq,) class numbers or (nq, C) of 0 and 1; ids (n,) and database: ids and
-    labels of the gallery's rows, in any order (in the gallery's own where ids repeat).
+    labels of the gallery's rows, in any order (in the gallery's own where ids repeat). check_finite: as for
+    Gallery.search.
     Returns {"map", "at", "precision_at_k", "recall_at_k", "bits", "distinct_codes", ...}.
     Raises ConfigError where ids or classes do not fit the gallery, DataError on arrays that are bad by themselves,
     IndexFileError where FAISS's own scores are not those of the codes.

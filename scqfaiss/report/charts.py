@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..comparison.selection import Document
 from .codebook_charts import centers, codewords, plane
 from .drawing_charts import Chart, Missing, Plan, rendered
 from .growth_charts import scale_memory, scale_time, training
 from .ranking_charts import map_bits, map_ms, precision_recall
-from .selection import Document
 
 __all__ = ["Chart", "Missing", "charts"]
 

@@ -19,7 +19,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from . import selection
+from ..comparison import selection
 from .drawing_charts import (
     MANY_CLASSES,
     NORMAL,

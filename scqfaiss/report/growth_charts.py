@@ -8,8 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..comparison import selection
 from ..errors import size
-from . import selection
 from .drawing_charts import (
     LINE,
     MOST,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .selection import Document, Row, coding, embedded, get, number
+from ..comparison.selection import Document, Row, coding, embedded, get, number
 
 _DEPTH = 8  # results nest 5 deep; what lies deeper than this is none of ours
 _NAMES = ("role", "method", "space", "container", "factory", "reason", "target", "what")

@@ -21,12 +21,12 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..comparison.results import FILE, read_results
+from ..comparison.selection import Document, Row, embedded, get, name_of
 from ..data.decoding import Refused, decode, prove
 from ..errors import shown, size
 from ..files import PathLike, make_folder, reserve
 from .charts import Chart, Missing, charts
 from .intake import Gap, clean, gaps, sound
-from .selection import Document, Row, embedded, get, name_of
 from .tables import Table, tables
 from .words import Point, class_name, count, embedding_of, summary
 

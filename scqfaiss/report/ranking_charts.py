@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from . import selection
+from ..comparison import selection
 from .drawing_charts import (
     LIGHT,
     LINE,

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import size
-from .intake import encoding, shared
-from .selection import (
+from ..comparison.selection import (
     SPACES,
     Document,
     Row,
@@ -25,6 +23,8 @@ from .selection import (
     number,
     shown_bits,
 )
+from ..errors import size
+from .intake import encoding, shared
 
 AHEAD, EVEN, BEHIND, MIXED, OPEN = "ahead", "even", "behind", "mixed", ""
 RECALL = 0.95  # of the operating points that times are taken from

@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("matplotlib")
 from matplotlib.text import Text
 
-from scqfaiss.report import codebook_charts, growth_charts, ranking_charts, selection
+from scqfaiss.comparison import selection
+from scqfaiss.report import codebook_charts, growth_charts, ranking_charts
 from scqfaiss.report.charts import Chart, Missing, charts, plans
 from scqfaiss.report.drawing_charts import (
     DARK,

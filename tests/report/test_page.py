@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from scqfaiss.comparison.selection import get
 from scqfaiss.report import intake, page
-from scqfaiss.report.selection import get
 from scqfaiss.report.tables import tables
 
 from .conftest import CLASSES, KINDS, comparison, jpeg, row, scale, times, training

@@ -1,12 +1,13 @@
 """Qualities of one coding of a database: every measure of a comparison's rows that follows from vectors, codes and labels.
 
 A coding is floats, the words that their codes stand for, and which word each row has. Whatever container holds the codes, they
-rank alike, so this is computed once for all containers; ties are averaged over every order (scqfaiss.evaluation.files).
+rank alike, so this is computed once for all containers; ties are averaged over every order (scqfaiss.evaluation.ties).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,20 +15,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from scqfaiss.arrays import Floats, Ints, Labels
-from scqfaiss.evaluation.files import (
-    Relevance,
-    Words,
-    average_precision,
-    first_hit,
-    precision_at,
-    recall_at,
-    scores_in_blocks,
-    tie_blocks,
-)
+from ..arrays import Floats, Ints, Labels
+from ..evaluation.measures import BY_LABELS, load, precision_at_levels
+from ..evaluation.ranking import Relevance, Words, measure, scores_in_blocks
+from ..evaluation.ties import AT_K, LEVELS, kth_score
 
-AT_K = (1, 10, 100)
-LEVELS = np.linspace(0, 1, 51)  # of recall, in precision-recall curves
 SLACK = 1e-5  # of the largest score: what rounding may take from a hit that is as good as the k-th
 BLOCK = 1 << 14  # rows held as floats at a time
 
@@ -142,84 +134,36 @@ class Coding:
 
 
 def ranking(task: Task, coding: Coding, k: int = 10) -> tuple[dict[str, Any], NDArray[np.float32]]:
-    """Ranking of the whole database by its codes -> (measures of a row, (nq,) k-th best score of each query)."""
-    n, words = len(task.xb), len(coding.decoded)
-    relevance = Relevance(task.database, coding.words.inverse, words)
-    strict = Relevance(task.only_unseen(task.database), coding.words.inverse, words) if task.unseen else None
-    y, unseen_y = task.queries.y, task.only_unseen(task.queries).y
-    at_k = [k for k in AT_K if k <= n] or [n]
-    sums, curve = np.zeros(1 + 2 * len(at_k)), np.zeros(len(LEVELS))
-    unseen: list[float] = []
-    kth = np.empty(len(y), np.float32)
-    for q, scores in enumerate(coding.scores()):
-        rows, relevant = tie_blocks(scores, relevance.rows, relevance.per_word(y[q]))
-        sums += [
-            average_precision(rows, relevant, task.at),
-            *(precision_at(rows, relevant, k) for k in at_k),
-            *(recall_at(rows, relevant, k) for k in at_k),
-        ]
-        curve += precision_at_levels(rows, relevant)
-        kth[q] = kth_score(scores, relevance.rows, k)
-        if strict is not None and task.unseen_queries[q]:
-            rows, relevant = tie_blocks(scores, strict.rows, strict.per_word(unseen_y[q]))
-            unseen.append(average_precision(rows, relevant, task.at))
-    means = (sums / len(y)).tolist()
-    found = {
-        "map": means[0],
-        "precision_at_k": dict(zip(map(str, at_k), means[1 : 1 + len(at_k)])),
-        "label_recall_at_k": dict(zip(map(str, at_k), means[1 + len(at_k) :])),
-        "pr": {"recall": LEVELS.round(4).tolist(), "precision": (curve / len(y)).round(5).tolist()},
-        "distinct_codes": words,
-        "mse": coding.error(),
-    }
-    if unseen:
-        found["unseen_map"] = float(np.mean(unseen))
-    return found, kth
+    """Ranking of the whole database by its codes -> (measures of a row, (nq,) k-th best score of each query).
+
+    Measures: all of evaluation.measures.BY_LABELS, the curve `pr`, and `unseen_map` where classes were left out.
+    """
+    relevance = Relevance(task.database, coding.words.inverse, len(coding.decoded))
+    kth = np.empty(len(task.xq), np.float32)
+
+    def scores() -> Iterator[NDArray[np.float32]]:
+        for q, s in enumerate(coding.scores()):
+            kth[q] = kth_score(s, relevance.rows, k)
+            yield s
+
+    measures = load(BY_LABELS) | {"pr": precision_at_levels}
+    row = measure(scores(), task.queries, relevance, task.at, measures=measures)
+    del row["queries_without_relevant"]
+    row["label_recall_at_k"] = row.pop("recall_at_k")  # recall of a comparison's operating points is another
+    row["pr"] = {"recall": LEVELS.round(4).tolist(), "precision": row["pr"].round(5).tolist()}
+    row |= {"distinct_codes": len(coding.decoded), "mse": coding.error()}
+    if task.unseen_queries.any():
+        row["unseen_map"] = unseen_map(task, coding)
+    return row, kth
 
 
 def unseen_map(task: Task, coding: Coding) -> float:
-    """mAP of the queries whose classes were left out, over the whole database: for codes of a training of its own."""
+    """mAP of the queries whose classes were left out, over the whole database."""
     relevance = Relevance(task.only_unseen(task.database), coding.words.inverse, len(coding.decoded))
-    y = task.only_unseen(task.queries).y
-    found = [
-        average_precision(*tie_blocks(scores, relevance.rows, relevance.per_word(y[q])), task.at)
-        for q, scores in enumerate(coding.scores())
-        if task.unseen_queries[q]
-    ]
-    return float(np.mean(found))
-
-
-def kth_score(scores: NDArray[np.float32], rows: Ints, k: int) -> float:
-    """The k-th best score of the rows, or the last where there are fewer; scores (u,) of words that `rows` (u,) rows have."""
-    best = np.argpartition(-scores, min(k, len(scores)) - 1)[:k]  # every word has a row: k words hold the first k rows
-    best = best[np.argsort(-scores[best])]
-    place = int(np.searchsorted(np.cumsum(rows[best]), k))
-    return float(scores[best[min(place, len(best) - 1)]])
-
-
-def precision_at_levels(rows: Ints, relevant: Ints) -> NDArray[np.float64]:
-    """Precision where the recall reaches each of LEVELS, the first relevant row at the least; zeros where nothing is relevant.
-
-    rows, relevant: (u,) per distinct score, best first. The first level is the expectation over every order within ties; from
-    there on relevant rows are taken to stand evenly within their tie.
-    """
-    N, R = np.concatenate([[0.0], np.cumsum(rows)]), np.concatenate([[0.0], np.cumsum(relevant)])
-    if not R[-1]:
-        return np.zeros(len(LEVELS))
-    # One relevant row at the least: recall 0 has no precision of its own. Rounding must not ask for the row behind a whole one.
-    wanted = np.maximum(1.0, (LEVELS * R[-1]).round(6))
-    keep = np.concatenate(
-        [[True], relevant > 0]
-    )  # a block without relevant rows ends where the next begins to give any
-    starts = np.concatenate([[0.0], N[:-1][keep[1:]]])
-    ends, found = N[keep], R[keep]
-    block = np.searchsorted(found, wanted, side="left")
-    before, inside = found[block - 1], (wanted - found[block - 1]) / (found[block] - found[block - 1])
-    places = starts[block] + inside * (ends[block] - starts[block])
-    precision = np.asarray((before + inside * (found[block] - before)) / places)
-    first = int(np.argmax(relevant > 0))
-    precision[wanted == 1] = first_hit(int(N[first]), int(rows[first]), int(relevant[first]), int(N[-1]))[0]
-    return precision
+    queries = task.only_unseen(task.queries).take(np.flatnonzero(task.unseen_queries))
+    unseen = replace(coding, zq=coding.zq[task.unseen_queries])
+    measures = load({"map": BY_LABELS["map"]})
+    return float(measure(unseen.scores(), queries, relevance, task.at, measures=measures)["map"])
 
 
 def hits_map(task: Task, I: Ints) -> float:

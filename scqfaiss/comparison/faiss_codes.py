@@ -19,14 +19,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from scqfaiss import faiss_calls
-from scqfaiss.arrays import Floats
-from scqfaiss.evaluation.files import Words
-from scqfaiss.targets.base import unpack_codes
-from scqfaiss.targets.fastscan import unblocked
-
-BASELINES = ("pq", "opq", "ivfpq", "rq", "lsq", "fastscan")
-TRAINING_ROWS = 64  # for each codeword of 8 bits; FAISS asks for 39 and uses 256 at most
+from .. import faiss_calls
+from ..arrays import Floats
+from ..evaluation.ranking import Words
+from ..targets.base import unpack_codes
+from ..targets.fastscan import unblocked
 
 
 def books_of(method: str, bits: int) -> int:

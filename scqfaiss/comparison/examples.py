@@ -1,4 +1,4 @@
-"""What the pictures of a report are drawn from: class means, a map of two dimensions, queries and their hits."""
+"""What charts of single codes are drawn from: class means, a map of two dimensions, queries and their hits."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import threads
-from ranking import Coding, Task
+from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 
-from scqfaiss.arrays import Floats, Ints, Labels
-from scqfaiss.report.selection import pair
+from ..arrays import Floats, Ints, Labels
+from .measuring import threads
+from .ranking import Coding, Task
+from .selection import pair
 
 SHOWN_QUERIES, SHOWN_HITS = 10, 10
 THUMBNAIL = 96  # pixels a side, at most
 PIXELATED = 24  # below this JPEG would blur what little there is
 
 
-def pictures_of(task: Task, coding: Coding, seed: int, rows: int) -> dict[str, Any]:
+def examples_of(task: Task, coding: Coding, seed: int, rows: int) -> dict[str, Any]:
     """`centers`, `plane` (of so many rows) and `hits` of a row: what is shown of one length only."""
     return {
         "centers": class_cosines(coding.zb, task.database),
@@ -33,14 +34,13 @@ def class_cosines(z: Floats, labels: Labels) -> list[list[float]]:
     hot = labels.hot().astype(np.float64)
     means = hot.T @ z
     means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-30)
-    return np.asarray((means @ means.T).round(4)).tolist()
+    cosines: list[list[float]] = (means @ means.T).round(4).tolist()
+    return cosines
 
 
 def plane(coding: Coding, labels: Labels, seed: int, count: int) -> dict[str, Any]:
     """A map in two dimensions (t-SNE by cosine; van der Maaten and Hinton, JMLR 9, 2008) of `count` rows and
     up to a quarter as many of their words."""
-    from sklearn.manifold import TSNE
-
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(coding.zb))[:count])
     words = np.unique(coding.words.inverse[rows])

@@ -1,4 +1,4 @@
-"""benchmarks/ivfpq.py: measures against slow twins, FAISS's own codes against FAISS's own scores, and the command itself."""
+"""scqfaiss compare: measures against slow twins, FAISS's own codes against FAISS's own scores, and the command itself."""
 
 import json
 import subprocess
@@ -11,25 +11,22 @@ import pytest
 from click.testing import CliRunner
 
 from scqfaiss.arrays import Labels
+from scqfaiss.cli.commands import cli
+from scqfaiss.cli.program import run as run_command
+from scqfaiss.comparison import compare, rows
+from scqfaiss.comparison.faiss_codes import build, lists_for, read_codes
+from scqfaiss.comparison.measuring import footprint, latency
+from scqfaiss.comparison.ranking import Coding, Task, hits_map, hits_precision, hits_recall, ranking, shared, unseen_map
+from scqfaiss.comparison.selection import best_baseline, best_ours, fastest, pair
 from scqfaiss.data.writing import write_rows
 from scqfaiss.demo.digits import write_parts
-from scqfaiss.evaluation.files import Words
+from scqfaiss.evaluation import measures
+from scqfaiss.evaluation.ranking import Relevance, Words, measure
+from scqfaiss.evaluation.ties import LEVELS, precision_at_levels
 from scqfaiss.files import reserve
-from scqfaiss.report.selection import best_baseline, best_ours, fastest, pair
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scripts():
-    sys.path.insert(0, str(BENCHMARKS))
-    yield
-    sys.path.remove(str(BENCHMARKS))
 
 
 def made(n=400, nq=12, d=8, C=4, many=False, seed=0):
-    from ranking import Task
-
     rng = np.random.default_rng(seed)
     xb, xq = (rng.normal(size=(k, d)).astype(np.float32) for k in (n, nq))
     if many:
@@ -41,8 +38,6 @@ def made(n=400, nq=12, d=8, C=4, many=False, seed=0):
 
 def coded(task, K=16, seed=1):
     """One book of K words, so that codes tie."""
-    from ranking import Coding
-
     rng = np.random.default_rng(seed)
     books = rng.normal(size=(K, task.xb.shape[1])).astype(np.float32)
     codes = rng.integers(0, K, (len(task.xb), 1)).astype(np.uint8)
@@ -52,8 +47,6 @@ def coded(task, K=16, seed=1):
 
 @pytest.mark.parametrize("many", [False, True])
 def test_ranking_is_that_of_rows_in_random_order(many):
-    from ranking import ranking
-
     task = made(many=many)
     coding = coded(task)
     found, kth = ranking(task, coding)
@@ -80,14 +73,10 @@ def test_ranking_is_that_of_rows_in_random_order(many):
     assert found["mse"] == pytest.approx(((x - task.xb) ** 2).sum(1).mean(), rel=1e-5)
     assert coding.usage() == [np.bincount(coding.codes[:, 0], minlength=16).tolist()]
     with_all = {"unseen_map": found["unseen_map"]}
-    from ranking import unseen_map
-
     assert unseen_map(task, coding) == pytest.approx(with_all["unseen_map"])
 
 
 def test_precision_where_recall_reaches_a_level():
-    from ranking import LEVELS, precision_at_levels
-
     rng = np.random.default_rng(3)
     hits = (rng.random(300) < 0.3).astype(np.int64)
     hits = np.concatenate([hits, np.ones(100 - hits.sum() % 50, np.int64)])
@@ -109,8 +98,6 @@ def test_precision_where_recall_reaches_a_level():
 
 
 def test_lists_of_hits_against_plain_loops():
-    from ranking import hits_map, hits_precision, hits_recall, ranking, shared
-
     task = made()
     coding = coded(task)
     _, kth = ranking(task, coding)
@@ -143,9 +130,6 @@ def test_lists_of_hits_against_plain_loops():
 @pytest.mark.parametrize("method", ["pq", "opq", "ivfpq", "rq", "lsq", "fastscan"])
 @pytest.mark.parametrize(("d", "unit"), [(16, False), (30, True)])
 def test_codes_read_back_from_faiss_rank_as_faiss_does(method, d, unit):
-    from own_faiss import build, read_codes
-    from ranking import Coding, hits_recall, ranking
-
     task = made(n=600, d=d)
     if unit:
         faiss.normalize_L2(task.xb)
@@ -168,7 +152,6 @@ def test_codes_read_back_from_faiss_rank_as_faiss_does(method, d, unit):
 
 
 def test_a_baseline_that_cannot_be_says_why():
-    from own_faiss import build, lists_for
 
     x = np.zeros((200, 8), np.float32)
     with pytest.raises(ValueError, match="200 rows cannot train 256 codewords"):
@@ -181,8 +164,6 @@ def test_a_baseline_that_cannot_be_says_why():
 
 
 def test_percentiles_and_footprint(tmp_path):
-    from measuring import footprint, latency
-
     calls = []
     found = latency(lambda x: calls.append(x.shape), np.zeros((5, 3), np.float32), 4, 1, 0.0)
     assert set(calls) == {(4, 3)} and len(calls) >= 7 and 0 < found["p50"] <= found["p95"] <= found["p99"]
@@ -199,9 +180,7 @@ def words(folder, out, *more):
 
 
 def run(*asked):
-    import ivfpq
-
-    return CliRunner().invoke(ivfpq.main, words(*asked))
+    return CliRunner().invoke(cli, ["compare", *words(*asked)])
 
 
 QUICK = ("--map-rows=60", "--budget=0.01", "--picture-shape=8x8")
@@ -312,6 +291,74 @@ def test_queries_without_the_classes_left_out(tmp_path):
     assert done.exit_code == 0, (done.output, done.exception)
     document = read(tmp_path / "out")
     assert document["left_out"] == [] and not any("unseen_map" in row for row in document["rows"])
-    shell = [sys.executable, str(BENCHMARKS / "ivfpq.py"), *words(tmp_path, tmp_path / "out", *asked, "--seed=1")]
+    shell = [sys.executable, "-m", "scqfaiss", "compare", *words(tmp_path, tmp_path / "out", *asked, "--seed=1")]
     other = subprocess.run(shell, capture_output=True, text=True, timeout=50, check=False)
     assert other.returncode == 2 and "another seed" in other.stderr
+
+
+@pytest.mark.slow
+def test_an_interrupted_comparison_goes_on_and_a_fresh_one_begins_anew(tmp_path, monkeypatch):
+    write_parts(tmp_path)
+    asked = (*QUICK, "--bits=8", "--methods=label", "--baselines=pq,opq", "--spaces=raw", "--containers=pq")
+    measured, really = [], rows.baseline
+
+    def breaks(c, method, *rest):
+        if method == "opq" and len(measured) == 1:
+            raise KeyboardInterrupt
+        measured.append(method)
+        return really(c, method, *rest)
+
+    monkeypatch.setattr(compare, "baseline", breaks)
+    assert run(tmp_path, tmp_path / "out", *asked).exit_code == 1  # pq is measured by then
+    assert measured == ["pq"]
+    before = read(tmp_path / "out")["rows"]
+    assert [row["key"] for row in before] == ["label/trained/pq", "flat/raw/faiss", "pq/raw/8/faiss"]
+    measured.clear()
+    monkeypatch.setattr(compare, "baseline", really)
+    assert run(tmp_path, tmp_path / "out", *asked).exit_code == 0
+    after = read(tmp_path / "out")["rows"]
+    assert after[:3] == before and [row["key"] for row in after[3:]] == ["opq/raw/8/faiss"]
+
+    fresh = run(
+        tmp_path, tmp_path / "out", *QUICK, "--methods=,", "--baselines=,", "--spaces=raw", "--seed=1", "--fresh"
+    )
+    assert fresh.exit_code == 0, (fresh.output, fresh.exception)
+    assert [row["key"] for row in read(tmp_path / "out")["rows"]] == ["flat/raw/faiss"]
+
+
+def test_a_measure_is_one_file_and_one_line(tmp_path, monkeypatch):
+    """In evaluations by labels and in rows of comparisons alike."""
+    (tmp_path / "toy_measure.py").write_text("def best_tie(ranking):\n    return float(ranking.rows[0])\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(measures.BY_LABELS, "best_tie", "toy_measure:best_tie")
+    task = made()
+    coding = coded(task)
+    row, _ = ranking(task, coding)
+    sizes = np.bincount(coding.words.inverse)
+    assert row["best_tie"] == np.mean([sizes[scores.argmax()] for scores in coding.scores()])
+    relevance = Relevance(task.database, coding.words.inverse, len(sizes))
+    assert measure(coding.scores(), task.queries, relevance)["best_tie"] == row["best_tie"]
+
+
+def test_methods_of_other_rows_are_refused_before_anything_is_read(tmp_path, capsys):
+    asked = ["compare", *words(tmp_path, tmp_path / "out", "--methods=label,mopq")]
+    assert run_command(asked) == 2
+    said = "Error: --methods names 'mopq', which learns from pairs; a comparison has labelled rows"
+    assert capsys.readouterr().err.strip() == said
+
+
+def test_the_script_and_the_command_take_the_same_options(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "ivfpq.py"
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=50, check=True)
+    own = CliRunner().invoke(cli, ["compare", "--help"], prog_name="scqfaiss").stdout
+    assert done.stdout.split() == own.split()  # the width of lines is the terminal's
+    growth = subprocess.run(
+        [sys.executable, script.with_name("scale.py"), tmp_path, "--out", tmp_path / "out", "--rows", "9"],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (
+        growth.returncode == 2 and growth.stderr == "Error: --rows: 9 rows are fewer than the 10 that are looked for\n"
+    )

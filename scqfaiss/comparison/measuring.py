@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -11,22 +12,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import faiss
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from scqfaiss.comparison.results import machine
-
-try:
-    from threadpoolctl import threadpool_limits
-except ImportError:
-    sys.exit('this needs threadpoolctl: pip install "scqfaiss[report]"')
+from ..arrays import Floats
+from .options import SMALL_BATCH
+from .results import machine
 
 PERCENTILES = (50, 95, 99)
 REPEATS = 7  # calls at least, of a batch of many queries
 SINGLES = 300  # calls at least, of one query
 OPENS = 5
+LEAST = 5  # calls of a timing within a budget
+BUDGET_SINGLES = 100  # searches with one query in it, at most
+QUIET = 0.9  # of the time of a timing on the core
+TRIES = 3
 
 # What a process holds after it has read an index. glibc counts the bytes handed out and not given back, so that neither what
 # importing took nor what the kernel has cached is in the figure.
@@ -76,7 +80,7 @@ def threads(n: int) -> Iterator[None]:
 
 
 def latency(
-    call: Callable[[np.ndarray], Any], xq: np.ndarray, batch: int, threads_used: int = 1, seconds: float = 0.5
+    call: Callable[[Floats], Any], xq: Floats, batch: int, threads_used: int = 1, seconds: float = 0.5
 ) -> dict[str, float]:
     """Milliseconds a query of call(queries), `batch` queries at a time -> {"p50", "p95", "p99"} over the calls.
 
@@ -97,12 +101,65 @@ def latency(
     return {f"p{p}": float(f"{value:.4g}") for p, value in zip(PERCENTILES, found)}
 
 
-def latencies(call: Callable[[np.ndarray], Any], xq: np.ndarray, seconds: float = 0.5) -> dict[str, Any]:
+def latencies(call: Callable[[Floats], Any], xq: Floats, seconds: float = 0.5) -> dict[str, Any]:
     """The table `ms` of a row: batches of 1 and 1,000, on one thread and on all."""
     return {
         str(batch): {name: latency(call, xq, batch, n, seconds) for name, n in (("one", 1), ("all", 0))}
         for batch in (1, 1000)
     }
+
+
+def timed_within(search: Callable[[Floats], Any], z: Floats, budget: float) -> dict[str, Any]:
+    """Milliseconds a query of search(z) on one thread: in batches, and one query at a time; medians.
+
+    "core": the share of the measured time that this process had the core for itself. Where other work took more than a tenth of
+    it, both are measured again, and the least disturbed of TRIES stands.
+    """
+    tries: list[dict[str, Any]] = []
+    with threads(1):
+        search(z[:1])
+        while not tries or (tries[-1]["core"] < QUIET and len(tries) < TRIES):
+            singles, core = _calls(search, z, 1, budget, BUDGET_SINGLES)
+            one = median(singles)
+            fits = int(budget / (LEAST * one))  # were a batch no faster than its queries one by one
+            batch = min(len(z), max(SMALL_BATCH, fits))
+            search(z[:batch])
+            batches, also = _calls(search, z, batch, budget, math.inf)
+            tries.append(
+                {
+                    "ms": short(1e3 * median(batches) / batch),
+                    "single_ms": short(1e3 * one),
+                    "batch": batch,
+                    "repeats": len(batches),
+                    "single_repeats": len(singles),
+                    "core": round(min(core, also), 3),
+                }
+            )
+    return max(tries, key=lambda one: one["core"])
+
+
+def _calls(
+    search: Callable[[Floats], Any], z: Floats, batch: int, budget: float, most: float
+) -> tuple[list[float], float]:
+    """Seconds of each call: `most` or a second of them, LEAST at least, but none begins when the budget is spent; and what
+    share of that time the thread was running.
+    """
+    seconds: list[float] = []
+    begun, begun_running = time.perf_counter(), time.thread_time()
+    while True:
+        first = len(seconds) * batch % max(1, len(z) - batch + 1)
+        part = z[first : first + batch]
+        start = time.perf_counter()
+        search(part)
+        end = time.perf_counter()
+        seconds.append(end - start)
+        enough = len(seconds) >= most or (len(seconds) >= LEAST and end - begun >= min(1.0, budget))
+        if enough or end - begun >= budget:
+            return seconds, min(1.0, (time.thread_time() - begun_running) / max(end - begun, 1e-9))
+
+
+def short(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def footprint(path: Path, reader: str = "faiss", model: Path | None = None) -> dict[str, Any]:
@@ -131,7 +188,18 @@ def run_facts(command: str, seed: int, hashes: Mapping[str, str]) -> dict[str, A
     }
 
 
-def typed(script: str) -> str:
-    """The command as it was typed, folders by their own names: where they lie on this machine is nobody's business."""
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    return shlex.join(["python", f"benchmarks/{script}", *words])
+def typed(command: str) -> str:
+    """The command as it was typed, folders by their own names: where they lie on this machine is nobody's business.
+
+    command: how it begins where no script of benchmarks/ was started, such as 'scqfaiss compare'.
+    """
+    words, program, asked = sys.argv[1:], Path(sys.argv[0]), command.split()
+    words = words[1:] if words[:1] == asked[-1:] else words
+    if program.parent.name == "benchmarks":  # a script that takes the same options
+        asked = ["python", f"benchmarks/{program.name}"]
+    return shlex.join([*asked, *map(_without_folders, words)])
+
+
+def _without_folders(word: str) -> str:
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + (Path(value).name if Path(value).is_absolute() else value)

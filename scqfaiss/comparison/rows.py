@@ -1,0 +1,285 @@
+"""Rows of a comparison: one coding measured once for its ranking, and once for each container that holds it.
+
+A coding is a method's codes at one length, one of FAISS's quantizers at one length, or floats.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arrays import Floats, Ints
+from ..errors import ScqError
+from ..evaluation.ranking import Words
+from ..files import reserve
+from ..galleries import exporting
+from ..galleries.gallery import Gallery, open_gallery
+from ..model import Model
+from ..targets import REGISTRY as TARGETS
+from ..targets import target
+from ..targets.ids import behind_ids
+from ..targets.pretransform import encoded, unwrap_index
+from .examples import examples_of
+from .faiss_codes import build, read_codes
+from .measuring import footprint, latencies
+from .models import Models
+from .options import CompareOptions
+from .points import Sweep, lists_of, measure_points
+from .ranking import METRICS, Coding, Task, ranking, unseen_map
+from .results import Results
+
+SEARCHES = ("buckets", "fastscan")  # containers that scqfaiss searches in its own way; FAISS alone searches the others
+REFINES = (1, 4, 16, 64, 256)  # candidates per hit that fast scan scores again
+
+
+@dataclass
+class Comparison:
+    """What all rows share."""
+
+    options: CompareOptions
+    task: Task
+    ids: dict[str, Ints]  # of queries, and of database rows in their own order
+    results: Results
+    run: dict[str, Any]
+    nlist: int
+    folder: Path  # for indexes while they are measured
+    say: Callable[[str], Any]
+
+    def done(self, coding: str) -> bool:
+        """Whether results hold the rows of a coding."""
+        return coding in self.results.document.get("done", [])
+
+    def finish(self, coding: str, rows: list[dict[str, Any]]) -> None:
+        """Rows of a coding on disk, all of them or none."""
+        document = self.results.document
+        kept = [row for row in document["rows"] if not row["key"].startswith(coding + "/")]
+        self.results.save(rows=kept + rows, done=[*(d for d in document.get("done", []) if d != coding), coding])
+        what = rows[0].get("reason", "")
+        if "map" in rows[0]:
+            what = f"mAP {rows[0]['map']:.4f}  {len(rows)} container{'s'[: len(rows) > 1]}"
+        self.say(f"{time.strftime('%H:%M:%S')}  {coding:24} {what}")
+
+
+def coding_key(method: str, space: str, bits: int | None) -> str:
+    """'scq/trained/32'; bits None: of floats, and of codes that have one length only."""
+    return "/".join(str(part) for part in (method, space, bits) if part)
+
+
+def write_index(index: Any, path: Path) -> None:
+    """A FAISS file without metadata."""
+    with reserve(path) as slot:
+        slot.write(lambda f: faiss.write_index(index, faiss.PyCallbackIOWriter(f.write)))
+
+
+# -------------------------------------------------------------------------------------------------------------------- ours
+def ours(c: Comparison, models: Models, unseen: Models | None, method: str, bits: int | None) -> None:
+    """All rows of one method at one length (None: the method's own)."""
+    key = coding_key(method, "trained", bits)
+    if c.done(key):
+        return
+    model, train_seconds = models.get(method, bits or 8)
+    codebooks = model.codebooks
+    start = time.perf_counter()
+    zb = model.embed(c.task.xb)
+    codes = model.assign(zb)
+    encode_seconds = time.perf_counter() - start
+    head = {
+        "role": "label" if method == "label" else "ours",
+        "method": method,
+        "space": "trained",
+        "factory": None,
+        "bits": codebooks.bits,
+        "trained_bits": model.config.get("prefix", {}).get("bits", codebooks.bits),
+    }
+    rows: list[dict[str, Any]] = []
+    coded: _Coded | None = None
+    for container, options in containers(c, codebooks.shape):
+        name = container.partition(" ")[0]
+        gallery, add_seconds = _export(c, model, codes, name, options)
+        if coded is None:
+            coded = _Coded.of(c, model, gallery, zb, codes, drawn=bits == c.options.charted_bits)
+            coded.measures["unseen_map"] = unseen_of(c, unseen, method, bits)
+        size = footprint(c.folder / "ours.faissindex", "scqfaiss" if name in SEARCHES else "faiss", None)
+        row = {
+            **head,
+            "container": container,
+            **coded.measures,
+            "seconds": {"train": train_seconds, "encode": encode_seconds, "add": add_seconds},
+            "bytes": {"memory": size["memory"], "disk": size["disk"]},
+            "open_ms": size["open_ms"],
+        }
+        search = (lambda z, k, g=gallery: g.search(z, k, encoded=True)) if name in SEARCHES else gallery.index.search
+        measure_points(
+            c.task,
+            c.options.budget,
+            row,
+            coded.coding,
+            coded.kth,
+            search,
+            gallery.embed(c.task.xq),
+            _sweep(name, gallery),
+        )
+        rows.append(row | {"key": f"{key}/{container}", "run": c.run})
+    if not rows:
+        shape = f"{codebooks.M} books of {codebooks.nbits} bits ({codebooks.kind})"
+        reason = f"none of {', '.join(c.options.containers)} takes {shape}"
+        few = {name: head[name] for name in ("role", "method", "space", "bits")}
+        rows.append(few | {"run": c.run, "key": key + "/none", "reason": reason})
+    c.finish(key, rows)
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """What the containers of a method's codes share: the coding, its measures, and the k-th best score of each query."""
+
+    coding: Coding
+    measures: dict[str, Any]
+    kth: NDArray[np.float32]
+
+    @staticmethod
+    def of(c: Comparison, model: Model, gallery: Gallery, zb: Floats, codes: NDArray[Any], drawn: bool) -> _Coded:
+        """gallery: any that holds the codes (n, M) of zb (n, d). drawn: with what charts of single codes need."""
+        codebooks, words = model.codebooks, Words.of(codes)
+        zs = encoded(gallery.index, gallery.embed(c.task.xq))
+        coding = Coding(zs, zb, words, codebooks.decode(words.codes), codes, codebooks.K, codebooks.metric)
+        measures, kth = ranking(c.task, coding)
+        measures |= {"neighbours": {}, "encode_ms": latencies(gallery.embed, c.task.xq, c.options.budget)}
+        measures["usage"] = coding.usage()
+        if drawn:
+            measures |= examples_of(c.task, coding, c.options.seed, c.options.map_rows)
+        return _Coded(coding, measures, kth)
+
+
+def _export(
+    c: Comparison, model: Model, codes: NDArray[Any], name: str, options: dict[str, int]
+) -> tuple[Gallery, float]:
+    """A gallery in the comparison's folder, opened, and the seconds of filling its container."""
+    path = c.folder / "ours.faissindex"
+    start = time.perf_counter()
+    with warnings.catch_warnings():  # few rows for k-means: true, and no news here
+        warnings.simplefilter("ignore")
+        index, card = exporting.build(model, codes, np.arange(len(codes)), name, options)
+    seconds = time.perf_counter() - start
+    with reserve(path) as slot:
+        exporting.write(slot, index, card)
+    return open_gallery(path, model=model), seconds
+
+
+def _sweep(name: str, gallery: Gallery) -> Sweep:
+    """What the operating points of a target differ in."""
+    if name == "ivfpq":
+        return lists_of(unwrap_index(gallery.index))
+    if name == "fastscan":
+        refine = behind_ids(gallery.index)
+        return Sweep("refine", REFINES, lambda value: setattr(refine, "k_factor", value))
+    return Sweep()
+
+
+def containers(c: Comparison, shape: Any) -> Iterator[tuple[str, dict[str, int]]]:
+    """(name, options of the export) of every target that takes such codes; `ivfpq` alone, and with lists."""
+    for name in TARGETS:
+        if target(name).supports(shape) is not None or name not in c.options.containers:
+            continue
+        if shape.nbits == 4 and shape.M > 1 and name != "fastscan":
+            continue  # pairs of them stand as books of 8 bits there, which are measured as such
+        yield name, {}
+        if name == "ivfpq" and c.nlist > 1:
+            yield f"ivfpq {c.nlist} lists", {"nlist": c.nlist}
+
+
+def unseen_of(c: Comparison, unseen: Models | None, method: str, bits: int | None) -> float | None:
+    """mAP for queries of classes that a training of its own has not seen; None where it cannot be had."""
+    if unseen is None:
+        return None
+    try:
+        model, _ = unseen.get(method, bits or 8)
+    except ScqError as error:
+        c.say(f"{method}: no training without the classes left out ({error})")
+        return None
+    zb = model.embed(c.task.xb)
+    codes = model.assign(zb)
+    words = Words.of(codes)
+    codebooks = model.codebooks
+    zq = model.embed(c.task.xq)
+    return unseen_map(
+        c.task, Coding(zq, zb, words, codebooks.decode(words.codes), codes, codebooks.K, codebooks.metric)
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------- FAISS's
+def baseline(c: Comparison, method: str, space: str, bits: int, zq: Floats, zb: Floats) -> None:
+    """The row of one of FAISS's own quantizers over queries zq (nq, d) and database zb (n, d)."""
+    key = coding_key(method, space, bits)
+    if c.done(key):
+        return
+    head = {"key": key + "/faiss", "role": "baseline", "method": method, "space": space, "bits": bits, "run": c.run}
+    try:
+        built = build(method, zb, bits, c.nlist, c.options.seed, c.options.training_rows)
+    except (ValueError, RuntimeError) as error:  # FAISS's own errors are RuntimeErrors
+        c.finish(key, [head | {"reason": " ".join(str(error).split())[:200]}])
+        return
+    codes, words, decoded, K = read_codes(built.index, bits)
+    coding = Coding(zq, zb, words, decoded, codes, K)
+    measures, kth = _measures_of(c, coding, space)
+    measures["usage"] = coding.usage()
+    if (method, space, bits) == ("ivfpq", "raw", c.options.charted_bits):
+        measures |= examples_of(c.task, coding, c.options.seed, c.options.map_rows)
+    deep = unwrap_index(built.index)
+    container = type(faiss.downcast_index(deep)).__name__
+    row = head | {"container": container, "factory": built.factory, **measures, "seconds": built.seconds}
+    row |= _size_of(c, built.index)
+    sweep = lists_of(deep) if method == "ivfpq" else Sweep()
+    measure_points(c.task, c.options.budget, row, coding, kth, built.index.search, zq, sweep)
+    c.finish(key, [row])
+
+
+def ceiling(c: Comparison, space: str, zq: Floats, zb: Floats, metric: str = "ip") -> None:
+    """The row of floats: what codes of them can reach, all of them looked at."""
+    key = coding_key("flat", space, None)
+    if c.done(key):
+        return
+    words = Words(np.zeros((len(zb), 1), np.uint8), np.arange(len(zb)))
+    coding = Coding(zq, zb, words, zb, words.codes, 1, metric)
+    measures, kth = _measures_of(c, coding, space)
+    index = faiss.IndexFlat(zb.shape[1], METRICS[metric])
+    start = time.perf_counter()
+    index.add(zb)
+    seconds = time.perf_counter() - start
+    row = {
+        "key": key + "/faiss",
+        "role": "ceiling",
+        "method": "flat",
+        "space": space,
+        "container": "IndexFlat",
+        "factory": "Flat",
+        "bits": None,
+        "run": c.run,
+        **{name: value for name, value in measures.items() if name not in ("distinct_codes", "mse")},
+        "seconds": {"train": 0.0, "encode": 0.0, "add": seconds},
+        **_size_of(c, index),
+    }
+    measure_points(c.task, c.options.budget, row, coding, kth, index.search, zq, Sweep())
+    c.finish(key, [row])
+
+
+def _measures_of(c: Comparison, coding: Coding, space: str) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    measures, kth = ranking(c.task, coding)
+    if space == "trained":
+        measures.pop("unseen_map", None)  # that embedding has seen all classes
+    return measures | {"neighbours": {}}, kth
+
+
+def _size_of(c: Comparison, index: Any) -> dict[str, Any]:
+    """`bytes` and `open_ms` of an index as FAISS writes and reads it."""
+    path = c.folder / "faiss.index"
+    write_index(index, path)
+    size = footprint(path)
+    return {"bytes": {"memory": size["memory"], "disk": size["disk"]}, "open_ms": size["open_ms"]}
