@@ -45,8 +45,9 @@ ALLOWED = {
     "faiss": r"scqfaiss\.(faiss_calls$|targets\.(?!__init__)|baselines$|galleries\.(?!__init__|onnx_export)|"
     r"evaluation\.(?!__init__)|demo\.)",
     "h5py": r"scqfaiss\.data\.",
-    "PIL": r"scqfaiss\.(data\.images|report\.page)$",
-    "matplotlib": r"scqfaiss\.report\.(charts|\w+_charts)$",
+    "PIL": r"scqfaiss\.(data\.images|report\.page|report\.charts\.drawing)$",
+    "matplotlib": r"scqfaiss\.report\.charts\.",
+    "pydantic": r"scqfaiss\.comparison\.schema$",
     "jinja2": r"scqfaiss\.report\.page$",
     "selenium": r"$^",
     "sklearn": r"$^",
@@ -281,7 +282,7 @@ def loaded_by(code, *names):
     return ast.literal_eval(done.stdout.splitlines()[-1])
 
 
-HEAVY = ("torch", "faiss", "numpy", "h5py", "safetensors", "matplotlib", "jinja2")
+HEAVY = ("torch", "faiss", "numpy", "h5py", "safetensors", "matplotlib", "jinja2", "pydantic")
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,12 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..comparison.results import FILE, read_results
+from ..comparison.schema import clean, cleaned
 from ..data.images import Refused, decode, prove
 from ..errors import shown, size
 from ..files import PathLike, make_folder, reserve
 from .charts import Chart, Missing, charts
-from .intake import Gap, clean, gaps, sound
+from .gaps import Gap, gaps
 from .selection import Document, Row, embedded, get, name_of
 from .tables import Table, tables
 from .words import Point, class_name, count, embedding_of, summary
@@ -177,7 +178,7 @@ def results(documents: Sequence[Document]) -> list[Result]:
     """Documents of `results.read_results` as the page shows them, in their order."""
     names: set[str] = set()
     slugs: set[str] = set()
-    return [_result(sound(document), names, slugs) for document in documents]
+    return [_result(cleaned(document), names, slugs) for document in documents]
 
 
 def _result(document: dict[str, Any], names: set[str], slugs: set[str]) -> Result:

@@ -6,8 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .intake import encoding, shared
-from .selection import Document, Row, by_coding, coding, codings, embedded, fastest, get, name_of, number
+from .selection import (
+    Document,
+    Row,
+    by_coding,
+    coding,
+    codings,
+    embedded,
+    encoding,
+    fastest,
+    get,
+    name_of,
+    number,
+    shared,
+)
 from .words import RECALL, amount, count, nbytes, score, target_of
 
 LOW, HIGH = -1, 1  # which end of a column is the best one; 0: neither

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import size
-from .intake import encoding, shared
 from .selection import (
     SPACES,
     Document,
@@ -18,11 +17,13 @@ from .selection import (
     best_ours,
     codings,
     embedded,
+    encoding,
     fastest,
     get,
     lengths,
     name_of,
     number,
+    shared,
     shown_bits,
 )
 
