@@ -88,16 +88,23 @@ class Part(BaseModel):
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
-class Run(Part):
-    """What rows of results were measured with."""
+class Machine(Part):
+    """What was measured with, as `results.machine` makes it."""
+
+    cpu: Scalar = None
+    cores: Scalar = None
+    memory: Maybe[Bytes] = None
+    gpu: Scalar = None
+    system: Scalar = None
+    versions: Named = None
+
+
+class Run(Machine):
+    """What a row was measured with."""
 
     command: Scalar = None
     seed: Scalar = None
-    cpu: Scalar = None
-    cores: Scalar = None
-    gpu: Scalar = None
-    versions: Named = None
-    data: Named = None
+    data: Named = part("", "SHA-256 by name")
 
 
 class Row(Part):
@@ -117,26 +124,10 @@ class Point(Part):
     pareto: Maybe[bool] = None
 
 
-class Curve(Part):
-    recall: Maybe[list[Maybe[Share]]] = None
-    precision: Maybe[list[Maybe[Share]]] = None
-
-
 class Plane(Part):
     features: Maybe[list[list[Place]]] = part("", "(n, 2)")
     labels: Maybe[list[Annotated[int, Field(ge=-1, le=10**6)]]] = part("", "(n,), -1 where unknown")
     codewords: Maybe[list[list[Place]]] = part("", "(u, 2)")
-
-
-class Building(Part):
-    train: Maybe[Seconds] = None
-    encode: Maybe[Seconds] = None
-    add: Maybe[Seconds] = None
-
-
-class Sizes(Part):
-    memory: Maybe[Bytes] = None
-    disk: Maybe[Bytes] = None
 
 
 class ComparisonRow(Row):
@@ -165,11 +156,13 @@ class ComparisonRow(Row):
         "{batch '1' | '1000': {threads 'one' | 'all': {'p50', 'p95', 'p99'}}} a query, search alone",
     )
     encode_ms: ByRun = part("encoding times", "the same of the encoder")
-    seconds: Maybe[Building] = part("building times")
-    bytes: Maybe[Sizes] = part("bytes")
+    seconds: Maybe[dict[str, Maybe[Seconds]]] = part("building times", "{'train', 'encode', 'add'}")
+    bytes: Maybe[dict[str, Maybe[Bytes]]] = part("bytes", "{'memory', 'disk'}")
     open_ms: Maybe[Ms] = part("opening time")
     points: Annotated[Maybe[list[Point]], BeforeValidator(_objects)] = part("operating points")
-    pr: Maybe[Curve] = part("precision-recall curves", some=True)
+    pr: Maybe[dict[str, Maybe[list[Maybe[Share]]]]] = part(
+        "precision-recall curves", "{'recall', 'precision'}", some=True
+    )
     usage: Maybe[list[list[Rate]]] = part("use of codewords", "(M, K) rows that use each codeword", some=True)
     distinct_codes: Maybe[Count] = part("distinct codes", some=True)
     mse: Maybe[Figure] = part("error of coding", "mean squared", some=True)
@@ -208,27 +201,11 @@ class TrainingRow(Row):
 
 
 # ----------------------------------------------------------------------------------------------------------- documents
-class Machine(Part):
-    """As `results.machine` makes it."""
-
-    cpu: Scalar = None
-    cores: Scalar = None
-    memory: Maybe[Bytes] = None
-    gpu: Scalar = None
-    system: Scalar = None
-    versions: Named = None
-
-
 class DataFile(Part):
     file: Scalar = None
     sha256: Scalar = None
     rows: Maybe[Rows] = None
     d: Maybe[Rows] = None
-
-
-class Embedding(Part):
-    method: Maybe[Text] = None
-    bits: Maybe[Bits] = None
 
 
 class Shown(Part):
@@ -257,16 +234,11 @@ class Growth(Part):
     factor: Maybe[Figure] = None
 
 
-class Carried(Part):
-    ms: Maybe[Ms] = None
-    single_ms: Maybe[Ms] = None
-    build_seconds: Maybe[Seconds] = None
-    memory: Maybe[Bytes] = None
-
-
 class Extrapolation(Part):
     rows: Maybe[Rows] = None
-    targets: Maybe[dict[Text, Maybe[Carried]]] = None
+    targets: Maybe[dict[Text, Maybe[dict[str, Maybe[Bytes]]]]] = part(
+        "", "{target: {'ms', 'single_ms', 'build_seconds', 'memory'}}"
+    )
 
 
 class Results(Part):
@@ -293,8 +265,8 @@ class Comparison(Results):
     )
     many_labels: Maybe[bool] = part("whether rows have several labels")
     left_out: Maybe[list[Scalar]] = part("the classes left out of training", "those behind `unseen_map`")
-    embedding: Maybe[Embedding] = part(
-        "whose embedding FAISS codes", "in the baselines and the ceiling of space 'trained'"
+    embedding: Named = part(
+        "whose embedding FAISS codes", "{'method', 'bits'}; in baselines and the ceiling of 'trained'"
     )
     at: Maybe[Rows] = part("the ranks that count in mAP", "divided by the relevant rows within them")
     sweep_at: Maybe[Rows] = part(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypedDict
+from typing import Any
 
 import matplotlib.style
 import numpy as np
@@ -70,18 +70,6 @@ class Plan:
     draw: Callable[[Theme], Figure]
 
 
-class Theme(TypedDict):
-    ground: str  # of the page; charts are transparent
-    ink: str
-    muted: str
-    grid: str
-    empty: str  # codewords that no row uses
-    series: dict[str, str]
-    classes: tuple[str, ...]  # up to 8 classes
-    cosines: tuple[str, str, str]  # -1, 0, 1
-    use: tuple[str, ...]  # from few to many
-
-
 # Light and dark. Lines and text reach 4.5:1 against the ground. Markers and dashes tell lines apart where colours do not.
 # 'other': methods that this version does not know.
 _SERIES = {
@@ -92,29 +80,25 @@ _SERIES = {
     "fastscan": ("#4d7c0f", "#b4d455"), "flat": ("#57606a", "#9aa4b2"), "other 0": ("#8b4513", "#dba37a"),
     "other 1": ("#3f51b5", "#a5b4fc"), "other 2": ("#00695c", "#5eead4"), "other 3": ("#b0003a", "#fda4af"),
 }  # fmt: skip
-LIGHT: Theme = {
-    "ground": "#ffffff",
-    "ink": "#1f2328",
-    "muted": "#57606a",
-    "grid": "#d8dee4",
-    "empty": "#e4e7eb",
-    "series": {name: light for name, (light, _) in _SERIES.items()},
-    # Okabe and Ito's colours; yellow darkened for a white ground, grey for their black, which codewords have.
-    "classes": ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#bfa900", "#8a8f98"),
-    "cosines": ("#c2410c", "#f4f5f7", "#0b5fd0"),
-    "use": ("#dbe9fb", "#7fb0ee", "#0b5fd0", "#06265a"),
+_COLOURS = {
+    "ground": ("#ffffff", "#14171c"),  # of the page; charts are transparent
+    "ink": ("#1f2328", "#e6e9ee"),
+    "muted": ("#57606a", "#9aa4b2"),
+    "grid": ("#d8dee4", "#2b313a"),
+    "empty": ("#e4e7eb", "#2b313a"),  # codewords that no row uses
+    # Up to 8 classes, in Okabe and Ito's colours; yellow darkened for a white ground, grey for their black, which codewords have.
+    "classes": (
+        ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#bfa900", "#8a8f98"),
+        ("#3d9be0", "#e69f00", "#00b886", "#e08fbd", "#7cc8f5", "#f0763b", "#f0e442", "#9aa0aa"),
+    ),
+    "cosines": (("#c2410c", "#f4f5f7", "#0b5fd0"), ("#ff9a62", "#1e232a", "#6cb0ff")),  # -1, 0, 1
+    "use": (("#dbe9fb", "#7fb0ee", "#0b5fd0", "#06265a"), ("#173052", "#2f6fc0", "#8cc0ff", "#f2f7ff")),  # few to many
 }
-DARK: Theme = {
-    "ground": "#14171c",
-    "ink": "#e6e9ee",
-    "muted": "#9aa4b2",
-    "grid": "#2b313a",
-    "empty": "#2b313a",
-    "series": {name: dark for name, (_, dark) in _SERIES.items()},
-    "classes": ("#3d9be0", "#e69f00", "#00b886", "#e08fbd", "#7cc8f5", "#f0763b", "#f0e442", "#9aa0aa"),
-    "cosines": ("#ff9a62", "#1e232a", "#6cb0ff"),
-    "use": ("#173052", "#2f6fc0", "#8cc0ff", "#f2f7ff"),
-}
+Theme = dict[str, Any]  # the names above and 'series', {method: colour}
+LIGHT, DARK = (
+    {name: pair[i] for name, pair in _COLOURS.items()} | {"series": {name: pair[i] for name, pair in _SERIES.items()}}
+    for i in (0, 1)
+)
 
 WIDTH = 440  # CSS pixels, of every chart
 PX = 72 / 96  # points a CSS pixel

@@ -11,22 +11,8 @@ from ...errors import size
 from .. import selection
 from ..selection import Document
 from ..words import amount
-from .drawing import (
-    GAP,
-    MOST,
-    TALLEST,
-    End,
-    Look,
-    Missing,
-    Plan,
-    Theme,
-    leading,
-    legend,
-    line_labels,
-    log_axis,
-    subplots,
-    tick_text,
-)
+from . import drawing
+from .drawing import End, Look, Missing, Plan, Theme
 
 # A container looks as what it holds or stands for among the methods; more of them take the next look.
 TARGETS = {
@@ -51,7 +37,7 @@ def scale_time(document: Document) -> Plan | Missing:
     fits = document.get("fits") or {}
     powers = {t: e for t in fits if (e := selection.get(fits, t, "ms", "exponent")) is not None}
     said = "milliseconds a query"
-    return _growth(document, "ms", missing, "ms a query", said, tick_text, lambda v: f"{amount(v)} ms", powers)
+    return _growth(document, "ms", missing, "ms a query", said, drawing.tick_text, lambda v: f"{amount(v)} ms", powers)
 
 
 def scale_memory(document: Document) -> Plan | Missing:
@@ -78,7 +64,7 @@ def _growth(
     far = selection.get(document, "extrapolation", "rows") or 0.0
     targets = lines if far > counts[-1] else {}
     carried = {t: v for t in targets if (v := selection.get(document, "extrapolation", "targets", t, field))}
-    drawn = dict(list(lines.items())[:MOST])
+    drawn = dict(list(lines.items())[: drawing.MOST])
 
     def draw(theme: Theme) -> Figure:
         return _drawn(theme, drawn, powers, far, carried, axis, tick)
@@ -95,20 +81,20 @@ def _growth(
         cells += [shown(carried[target]) if target in carried else "–"] if carried else []
         table.append((target, *cells))
     at_most = [(target, points[-1][1]) for target, points in lines.items() if points[-1][0] == counts[-1]]
-    least, smallest = leading(at_most, shown, min)
+    least, smallest = drawing.leading(at_most, shown, min)
     alt = (
         f"Lines of {said} against rows, both on log scales, measured {_span(counts)}. "
         f"The least with the most rows is {least}, {smallest}."
     )
     caption = "Both axes on log scales."
     if powers:
-        slowest, slow = leading(list(powers.items()), lambda power: f"{power:.2f}", min)
+        slowest, slow = drawing.leading(list(powers.items()), lambda power: f"{power:.2f}", min)
         alt += f" The slowest growth is that of {slow}, as the rows to the power of {slowest}."
         caption += " n^1.00 beside a name: its time grows as fast as the rows n; n^0.50 as their root."
     if carried:
         caption += f" Dashed: carried on to {far:,.0f} rows, which nobody measured."
     if len(drawn) < len(lines):
-        caption += f" The picture holds {MOST} of {len(lines):,} lines, the table all of them."
+        caption += f" The picture holds {drawing.MOST} of {len(lines):,} lines, the table all of them."
     return Plan(missing.name, missing.title, alt, caption, header, tuple(table), draw)
 
 
@@ -126,12 +112,12 @@ def _drawn(
         )
         for t, points in lines.items()
     ]
-    beside = len(ends) * GAP <= TALLEST
-    high = max(210.0, len(ends) * GAP) if beside else 240.0
-    figure, (ax,) = subplots(high + 70)
+    beside = len(ends) * drawing.GAP <= drawing.TALLEST
+    high = max(210.0, len(ends) * drawing.GAP) if beside else 240.0
+    figure, (ax,) = drawing.subplots(high + 70)
     every = [point for points in lines.values() for point in points] + [(end.x, end.y) for end in ends]
-    log_axis(ax.xaxis, [x for x, _ in every], 0.04, tick_text, least=10)
-    log_axis(ax.yaxis, [y for _, y in every], 0.06, tick)
+    drawing.log_axis(ax.xaxis, [x for x, _ in every], 0.04, drawing.tick_text, least=10)
+    drawing.log_axis(ax.yaxis, [y for _, y in every], 0.06, tick)
     ax.set_title(axis)
     ax.set_xlabel("rows")
     ax.grid(axis="y")
@@ -144,9 +130,9 @@ def _drawn(
     if carried:
         _part(ax, max(rows for points in lines.values() for rows, _ in points), theme)
     if beside:
-        line_labels(ax, theme, ends, high, 130)
+        drawing.line_labels(ax, theme, ends, high, 130)
     else:
-        legend(figure, theme, [(end.text, end.look) for end in ends])
+        drawing.legend(figure, theme, [(end.text, end.look) for end in ends])
     return figure
 
 

@@ -11,23 +11,8 @@ from matplotlib.figure import Figure
 from .. import selection
 from ..selection import Document, Row
 from ..words import embedding_of, listed, score
-from .drawing import (
-    GAP,
-    MOST,
-    TALLEST,
-    End,
-    Look,
-    Missing,
-    Plan,
-    Theme,
-    fitted,
-    fraction_limits,
-    leading,
-    legend,
-    line_labels,
-    log_axis,
-    subplots,
-)
+from . import drawing
+from .drawing import End, Look, Missing, Plan, Theme
 from .looks import EMBEDDED, ceilings, depth, is_embedded, looks
 
 # Dashes tell codes of the embedding apart, so that their labels can be as short as the method's name.
@@ -59,8 +44,8 @@ def map_bits(document: Document) -> Plan | Missing:
     style = looks(document)
     bits = sorted({row["bits"] for rows in series.values() for row in rows})
     shown = series
-    if len(series) > MOST:
-        kept = sorted(series, key=lambda n: (not style[n].bold, -max(row["map"] for row in series[n])))[:MOST]
+    if len(series) > drawing.MOST:
+        kept = sorted(series, key=lambda n: (not style[n].bold, -max(row["map"] for row in series[n])))[: drawing.MOST]
         shown = {label: series[label] for label in kept}
     header = ("codes", *(f"{b} bits" for b in bits), *(("floats",) if floats else ()))
 
@@ -75,11 +60,13 @@ def _drawn(
     theme: Theme, series: dict[str, list[Row]], floats: list[Row], bits: list[int], style: dict[str, Look]
 ) -> Figure:
     lines = {n: rows for n, rows in series.items() if rows[0].get("role") != "label"}
-    beside = (len(lines) + len(floats)) * GAP <= TALLEST
-    high = max(190.0, (len(lines) + len(floats)) * GAP) if beside else 230.0
-    figure, (ax,) = subplots(high + 70)
-    log_axis(ax.xaxis, bits, 0.05, str, least=2)
-    ax.set_ylim(*fraction_limits([row["map"] for row in [*floats, *(r for rows in series.values() for r in rows)]]))
+    beside = (len(lines) + len(floats)) * drawing.GAP <= drawing.TALLEST
+    high = max(190.0, (len(lines) + len(floats)) * drawing.GAP) if beside else 230.0
+    figure, (ax,) = drawing.subplots(high + 70)
+    drawing.log_axis(ax.xaxis, bits, 0.05, str, least=2)
+    ax.set_ylim(
+        *drawing.fraction_limits([row["map"] for row in [*floats, *(r for rows in series.values() for r in rows)]])
+    )
     _lengths(ax, bits)
     ax.set_title("mAP")
     ax.set_xlabel("bits a vector")
@@ -94,12 +81,12 @@ def _drawn(
         best = max(rows, key=lambda row: row["map"])
         left = best["bits"] ** 2 > bits[0] * bits[-1]  # in the right half
         ax.annotate(
-            fitted(selection.name_of(best), 90), (best["bits"], best["map"]), (-6 if left else 6, 0),
+            drawing.fitted(selection.name_of(best), 90), (best["bits"], best["map"]), (-6 if left else 6, 0),
             textcoords="offset points", ha="right" if left else "left", va="center_baseline", zorder=5,
             bbox={"facecolor": theme["ground"], "edgecolor": "none", "pad": 0.5},
         )  # fmt: skip
     if not beside:
-        legend(figure, theme, [(n, style[n]) for n in [*lines, *map(selection.name_of, floats)]])
+        drawing.legend(figure, theme, [(n, style[n]) for n in [*lines, *map(selection.name_of, floats)]])
         return figure
     ends = [
         End(n.removesuffix(EMBEDDED), float(rows[-1]["bits"]), rows[-1]["map"], style[n]) for n, rows in lines.items()
@@ -108,9 +95,9 @@ def _drawn(
         n = selection.name_of(row)
         text = n.removesuffix(EMBEDDED) + (", embedded" if is_embedded(row) else "")
         ends.append(End(text, ax.get_xlim()[1], row["map"], style[n]))
-    line_labels(ax, theme, ends, high, 112)
+    drawing.line_labels(ax, theme, ends, high, 112)
     if {rows[0].get("space") for rows in lines.values() if rows[0].get("role") == "baseline"} >= {"raw", "trained"}:
-        legend(figure, theme, BY_SPACE)
+        drawing.legend(figure, theme, BY_SPACE)
     return figure
 
 
@@ -134,7 +121,7 @@ def _table(series: dict[str, list[Row]], floats: list[Row], bits: list[int]) -> 
 
 def _words(document: Document, series: dict[str, list[Row]], floats: list[Row], bits: list[int]) -> tuple[str, str]:
     """(alt, caption)"""
-    top, leaders = leading(
+    top, leaders = drawing.leading(
         [(f"{label} at {row['bits']} bits", row["map"]) for label, rows in series.items() for row in rows], score
     )
     alt = f"Lines of mAP against bits a vector, {listed([str(b) for b in bits])}. The highest is {top}, {leaders}. "
@@ -148,6 +135,6 @@ def _words(document: Document, series: dict[str, list[Row]], floats: list[Row], 
     if floats:
         caption += " Dotted: floats, nothing coded"
         caption += "; dots and dashes: those of the embedding." if any(map(is_embedded, floats)) else "."
-    if len(series) > MOST:
-        caption += f" The picture holds {MOST} of {len(series):,} lines, the table all of them."
+    if len(series) > drawing.MOST:
+        caption += f" The picture holds {drawing.MOST} of {len(series):,} lines, the table all of them."
     return alt, caption

@@ -10,20 +10,8 @@ from matplotlib.figure import Figure
 from .. import selection
 from ..selection import Document, Row
 from ..words import amount, embedding_of, score
-from .drawing import (
-    MOST,
-    Look,
-    Missing,
-    Plan,
-    Theme,
-    fraction_limits,
-    leading,
-    legend,
-    log_axis,
-    some,
-    subplots,
-    tick_text,
-)
+from . import drawing
+from .drawing import Look, Missing, Plan, Theme
 from .looks import dash_if_none, depth, is_embedded, looks
 
 MANY_SERIES = 9  # beyond that, codes that others of FAISS's beat are left out
@@ -49,10 +37,10 @@ def map_ms(document: Document) -> Plan | Missing:
     fronts = {label: front([p for _, p in points if p.get("pareto")]) for label, points in series.items()}
 
     def draw(theme: Theme) -> Figure:
-        figure, (ax,) = subplots(294)
+        figure, (ax,) = drawing.subplots(294)
         every = [p for points in shown.values() for _, p in points]
-        log_axis(ax.xaxis, [p["ms"] for p in every], 0.06, tick_text)
-        ax.set_ylim(*fraction_limits([p["map"] for p in every]))
+        drawing.log_axis(ax.xaxis, [p["ms"] for p in every], 0.06, drawing.tick_text)
+        ax.set_ylim(*drawing.fraction_limits([p["map"] for p in every]))
         ax.set_title("mAP")
         ax.set_title("↖ better: up and left", loc="right", color=theme["ink"], weight="bold")
         ax.set_xlabel(f"ms a query, {'with its encoder, ' if any(encoders.values()) else ''}log scale")
@@ -62,7 +50,9 @@ def map_ms(document: Document) -> Plan | Missing:
             faint = replace(look, size=look.size - 1.5).line(theme) | {"linestyle": "none", "zorder": 2}
             ax.plot([p["ms"] for _, p in points], [p["map"] for _, p in points], **faint, alpha=0.4)
             ax.plot([p["ms"] for p in fronts[label]], [p["map"] for p in fronts[label]], **look.line(theme))
-        legend(figure, theme, [(label, style[label]) for label in sorted(shown, key=lambda n: not style[n].bold)])
+        drawing.legend(
+            figure, theme, [(label, style[label]) for label in sorted(shown, key=lambda n: not style[n].bold)]
+        )
         return figure
 
     table = tuple(
@@ -109,7 +99,7 @@ def _unbeaten(series: Points, style: Mapping[str, Look]) -> Points:
         ]  # fmt: skip
         best = front([p for _, p in rivals])
         kept |= {n for n, p in rivals if any(p is q for q in best)}
-    first = sorted((n for n in series if n in kept), key=lambda n: not style[n].bold)[:MOST]
+    first = sorted((n for n in series if n in kept), key=lambda n: not style[n].bold)[: drawing.MOST]
     return {n: points for n, points in series.items() if n in first}
 
 
@@ -128,8 +118,10 @@ def _alt(series: Points, bits: int) -> str:
         n: min((p for _, p in points), key=lambda p: (-round(p["map"], 3), p["ms"])) for n, points in series.items()
     }
     quick = {n: min((p for _, p in points), key=lambda p: (p["ms"], -p["map"])) for n, points in series.items()}
-    top, highest = leading([(f"{n} at {amount(p['ms'])} ms", p["map"]) for n, p in tops.items()], score)
-    least, fastest = leading([(f"{n} with a mAP of {p['map']:.3f}", p["ms"]) for n, p in quick.items()], amount, min)
+    top, highest = drawing.leading([(f"{n} at {amount(p['ms'])} ms", p["map"]) for n, p in tops.items()], score)
+    least, fastest = drawing.leading(
+        [(f"{n} with a mAP of {p['map']:.3f}", p["ms"]) for n, p in quick.items()], amount, min
+    )
     return (
         f"Operating points at {bits} bits a vector, mAP against milliseconds a query on a log scale. The highest mAP is "
         f"{top}, {highest}; the least time {least} ms, {fastest}."
@@ -149,12 +141,12 @@ def _caption(document: Document, bits: int, series: Points, shown: Points, encod
         caption += ", and its encoder's time." if any(encoders[n] for n in embedded) else "."
     unknown = [n for n, ms in encoders.items() if ms is None]
     if unknown:
-        caption += f" Search alone, as its encoder was not measured: {some(unknown)}."
-    if len(shown) == MOST < len(series):
-        caption += f" The picture holds {MOST} of {len(series):,} codes, the table all of them."
+        caption += f" Search alone, as its encoder was not measured: {drawing.some(unknown)}."
+    if len(shown) == drawing.MOST < len(series):
+        caption += f" The picture holds {drawing.MOST} of {len(series):,} codes, the table all of them."
     elif len(shown) < len(series):
         caption += (
             " Left out of the picture, as others of FAISS's codes of the same rows or embedding are as good and as fast: "
-            f"{some([n for n in series if n not in shown])}. The table holds them."
+            f"{drawing.some([n for n in series if n not in shown])}. The table holds them."
         )
     return caption

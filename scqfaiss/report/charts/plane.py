@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from .. import selection
 from ..selection import Document
 from ..words import class_name
-from .drawing import LINE, PX, WIDTH, Floats, Missing, Plan, Theme, array, fitted, spread, subplots, text_width
+from .drawing import LINE, WIDTH, Floats, Missing, Plan, Theme, array, fitted, spread, subplots, text_width
 
 NAMED = 12  # classes with a name of their own
 NEIGHBOURS = 2000  # points that are asked for their neighbour
@@ -106,7 +106,7 @@ def _drawn(theme: Theme, sides: list[tuple[str, Map]], names: Mapping[int, str])
         ax.spines[:].set(visible=True, color=theme["grid"])
         _limits(ax, np.concatenate([m.features, m.codewords]))
         # Rasterized: as shapes, thousands of points would make the SVG large.
-        shown = [colours.get(int(c), theme["muted"]) for c in m.labels]
+        shown = [str(colours.get(int(c), theme["muted"])) for c in m.labels]
         ax.scatter(
             m.features[:, 0],
             m.features[:, 1],
