@@ -150,7 +150,9 @@ def rendered(plan: Plan) -> Chart:
     """The chart of a plan, in both themes: same plan, same bytes."""
     with drawn(plan, LIGHT) as figure:
         light, png = _svg(figure), io.BytesIO()
-        figure.savefig(png, format="png", dpi=192, facecolor="#ffffff", metadata={"Software": None})
+        figure.savefig(
+            png, format="png", dpi=192, facecolor="#ffffff", metadata={"Software": None}, pil_kwargs={"optimize": True}
+        )
     with drawn(plan, DARK) as figure:
         dark = _svg(figure)
     return Chart(plan.name, plan.title, plan.alt, plan.caption, light, dark, png.getvalue(), plan.header, plan.table)
