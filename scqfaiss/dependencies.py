@@ -20,6 +20,7 @@ PIP = {
     "onnxscript": 'pip install "scqfaiss[onnx]"',
     "matplotlib": 'pip install "scqfaiss[report]"',
     "jinja2": 'pip install "scqfaiss[report]"',
+    "pydantic": 'pip install "scqfaiss[report]"',
 }
 
 

@@ -330,8 +330,19 @@ GAP = 14.5  # CSS pixels from one label of a line to the next
 TALLEST = 330  # CSS pixels that labels of lines may take; a legend holds more of them
 
 
-def line_labels(ax: Axes, theme: Theme, ends: Sequence[End], high: float, most: float) -> None:
-    """Labels to the right of axes `high` CSS pixels high, at most `most` wide, joined by thin lines to where the lines end."""
+def lines_height(count: int) -> float:
+    """CSS pixels that axes with so many lines need for the labels beside them."""
+    return max(210.0, count * GAP) if count * GAP <= TALLEST else 240.0
+
+
+def line_labels(ax: Axes, theme: Theme, ends: Sequence[End], most: float) -> bool:
+    """Labels to the right of axes of `lines_height`, at most `most` CSS pixels wide, joined by thin lines to where the lines end.
+
+    False where there are so many that a legend has to name them.
+    """
+    if len(ends) * GAP > TALLEST:
+        return False
+    high = lines_height(len(ends))
     to_axes = ax.transData + ax.transAxes.inverted()
     wanted = [float(to_axes.transform((end.x, end.y))[1]) for end in ends]
     for end, place in zip(ends, spread(wanted, GAP / high, 0, 1), strict=True):
@@ -343,3 +354,4 @@ def line_labels(ax: Axes, theme: Theme, ends: Sequence[End], high: float, most: 
                 "arrowstyle": "-", "color": colour, "alpha": 0.55, "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 1,
             },
         )  # fmt: skip
+    return True

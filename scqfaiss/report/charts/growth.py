@@ -112,9 +112,7 @@ def _drawn(
         )
         for t, points in lines.items()
     ]
-    beside = len(ends) * drawing.GAP <= drawing.TALLEST
-    high = max(210.0, len(ends) * drawing.GAP) if beside else 240.0
-    figure, (ax,) = drawing.subplots(high + 70)
+    figure, (ax,) = drawing.subplots(drawing.lines_height(len(ends)) + 70)
     every = [point for points in lines.values() for point in points] + [(end.x, end.y) for end in ends]
     drawing.log_axis(ax.xaxis, [x for x, _ in every], 0.04, drawing.tick_text, least=10)
     drawing.log_axis(ax.yaxis, [y for _, y in every], 0.06, tick)
@@ -129,9 +127,7 @@ def _drawn(
             ax.plot([points[-1][0], far], [points[-1][1], carried[target]], **dashes, alpha=0.8)
     if carried:
         _part(ax, max(rows for points in lines.values() for rows, _ in points), theme)
-    if beside:
-        drawing.line_labels(ax, theme, ends, high, 130)
-    else:
+    if not drawing.line_labels(ax, theme, ends, 130):
         drawing.legend(figure, theme, [(end.text, end.look) for end in ends])
     return figure
 

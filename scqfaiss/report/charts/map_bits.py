@@ -60,9 +60,7 @@ def _drawn(
     theme: Theme, series: dict[str, list[Row]], floats: list[Row], bits: list[int], style: dict[str, Look]
 ) -> Figure:
     lines = {n: rows for n, rows in series.items() if rows[0].get("role") != "label"}
-    beside = (len(lines) + len(floats)) * drawing.GAP <= drawing.TALLEST
-    high = max(190.0, (len(lines) + len(floats)) * drawing.GAP) if beside else 230.0
-    figure, (ax,) = drawing.subplots(high + 70)
+    figure, (ax,) = drawing.subplots(drawing.lines_height(len(lines) + len(floats)) + 70)
     drawing.log_axis(ax.xaxis, bits, 0.05, str, least=2)
     ax.set_ylim(
         *drawing.fraction_limits([row["map"] for row in [*floats, *(r for rows in series.values() for r in rows)]])
@@ -85,9 +83,6 @@ def _drawn(
             textcoords="offset points", ha="right" if left else "left", va="center_baseline", zorder=5,
             bbox={"facecolor": theme["ground"], "edgecolor": "none", "pad": 0.5},
         )  # fmt: skip
-    if not beside:
-        drawing.legend(figure, theme, [(n, style[n]) for n in [*lines, *map(selection.name_of, floats)]])
-        return figure
     ends = [
         End(n.removesuffix(EMBEDDED), float(rows[-1]["bits"]), rows[-1]["map"], style[n]) for n, rows in lines.items()
     ]
@@ -95,8 +90,10 @@ def _drawn(
         n = selection.name_of(row)
         text = n.removesuffix(EMBEDDED) + (", embedded" if is_embedded(row) else "")
         ends.append(End(text, ax.get_xlim()[1], row["map"], style[n]))
-    drawing.line_labels(ax, theme, ends, high, 112)
-    if {rows[0].get("space") for rows in lines.values() if rows[0].get("role") == "baseline"} >= {"raw", "trained"}:
+    spaces = {rows[0].get("space") for rows in lines.values() if rows[0].get("role") == "baseline"}
+    if not drawing.line_labels(ax, theme, ends, 112):
+        drawing.legend(figure, theme, [(n, style[n]) for n in [*lines, *map(selection.name_of, floats)]])
+    elif spaces >= {"raw", "trained"}:
         drawing.legend(figure, theme, BY_SPACE)
     return figure
 
