@@ -767,7 +767,7 @@ def test_axes_of_any_span_have_some_ticks_and_no_crowd(low, high):
     first, last = ax.get_xlim()
     assert first < low <= high < last and last / first >= 5
     ticks = [tick for tick in ax.get_xticks() if first <= tick <= last]
-    assert 1 <= len(ticks) <= 6 and len({tick_text(tick) for tick in ticks}) == len(ticks)
+    assert 1 <= len(ticks) <= 7 and len({tick_text(tick) for tick in ticks}) == len(ticks)
 
 
 def test_a_chart_is_a_function_and_a_line_of_the_registry(monkeypatch):

@@ -284,7 +284,7 @@ def log_axis(axis: Axis, values: Sequence[float], room: float, shown: Callable[[
     across = axis is axis.axes.xaxis
     (axis.axes.set_xscale if across else axis.axes.set_yscale)("log")
     (axis.axes.set_xlim if across else axis.axes.set_ylim)(first, last)
-    locator = LogLocator(subs=(1, 2, 5) if high - low + 2 * grow < 1.7 else (1,), numticks=6)
+    locator = LogLocator(subs=(1, 2, 5) if high - low + 2 * grow < 2 else (1,), numticks=6)
     ticks = [tick for tick in locator.tick_values(first, last) if first <= tick <= last]
     axis.set_ticks(ticks, labels=[shown(tick) for tick in ticks])
     axis.set_minor_locator(NullLocator())

@@ -103,7 +103,7 @@ def _lengths(ax: Axes, bits: Sequence[int]) -> None:
     low, high = map(math.log, ax.get_xlim())
     named: list[int] = []
     for b in sorted(bits, key=lambda b: (not math.log2(b).is_integer(), b)):
-        if all(abs(math.log(b / other)) > 0.12 * (high - low) for other in named):
+        if all(abs(math.log(b / other)) > 0.1 * (high - low) for other in named):
             named.append(b)
     ax.set_xticks(bits, [f"{b}" if b in named else "" for b in bits])
 
