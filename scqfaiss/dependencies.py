@@ -21,6 +21,7 @@ PIP = {
     "matplotlib": 'pip install "scqfaiss[report]"',
     "sklearn": 'pip install "scqfaiss[report]"',
     "jinja2": 'pip install "scqfaiss[report]"',
+    "pydantic": 'pip install "scqfaiss[report]"',
 }
 
 

@@ -45,8 +45,9 @@ ALLOWED = {
     "faiss": r"scqfaiss\.(faiss_calls$|targets\.(?!__init__)|baselines$|galleries\.(?!__init__|onnx_export)|"
     r"comparison\.(faiss_codes|growth|measuring|points|ranking|rows)$|demo\.)",
     "h5py": r"scqfaiss\.data\.",
-    "PIL": r"scqfaiss\.(data\.(images|decoding)|comparison\.examples|report\.page)$",
-    "matplotlib": r"scqfaiss\.report\.(charts|\w+_charts)$",
+    "PIL": r"scqfaiss\.(data\.(images|decoding)|comparison\.examples|report\.page|report\.charts\.drawing)$",
+    "matplotlib": r"scqfaiss\.report\.charts\.",
+    "pydantic": r"scqfaiss\.comparison\.schema$",
     "jinja2": r"scqfaiss\.report\.page$",
     "selenium": r"$^",
     "sklearn": r"scqfaiss\.comparison\.examples$",
@@ -281,7 +282,7 @@ def loaded_by(code, *names):
     return ast.literal_eval(done.stdout.splitlines()[-1])
 
 
-HEAVY = ("torch", "faiss", "numpy", "h5py", "safetensors", "matplotlib", "jinja2")
+HEAVY = ("torch", "faiss", "numpy", "h5py", "safetensors", "matplotlib", "jinja2", "pydantic")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from ..data import open_rows
 from ..errors import DataError
 from ..files import make_folder, reserve
 from ..model import Model
-from ..training.fitting import train
+from ..training.interface import train
 from .measuring import threads
 from .options import GrowthOptions
 

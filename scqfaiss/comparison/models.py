@@ -7,17 +7,17 @@ import warnings
 from typing import Any
 
 from ..arrays import Floats
-from ..contract import needs_of
 from ..errors import ConfigError
+from ..methods import method_class
 from ..model import Model
-from ..training.fitting import method_class, train
+from ..training.interface import train
 
 
 def check_methods(asked: tuple[str, ...]) -> None:
     """Raise ConfigError where a method learns from anything but rows with labels."""
     for name in asked:
         method = method_class(name.partition(":")[0])
-        more = sorted(needs_of(method, method.Config()) - {"labels"})
+        more = sorted(method.needs_of(method.Config()) - {"labels"})
         if more:
             raise ConfigError(
                 f"--methods names '{name}', which learns from {' and '.join(more)}; a comparison has labelled rows"
@@ -38,7 +38,7 @@ class Models:
         """(model of that length, seconds of the training behind it); asked: a method, with ':4' for codebooks of 4 bits."""
         name, _, nbits = asked.partition(":")
         method = method_class(name)
-        labelled = "labels" in needs_of(method, method.Config())
+        labelled = "labels" in method.needs_of(method.Config())
         longest = self.longest if method.nested else bits
         if (asked, longest) not in self.trained:
             start = time.perf_counter()

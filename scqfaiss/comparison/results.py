@@ -3,48 +3,8 @@
     {"format": 1, "kind": "comparison" | "scale" | "training", "name", "seed", "written", "command", "machine", "rows"}
 
 `machine` is `machine()` below. Every row has a `key` of its own and `run`: the command, seed, versions, processors and data
-hashes it was measured with. Whatever else a row lacks was not measured; `reason` says why a row could not be. Scores of
-quality are fractions, times what their names say, sizes bytes. Arrays stand as nested lists.
-
-comparison (label-aware codes beside FAISS's own at equal bits a vector)
-    data            {"train" | "query" | "database": {"file", "sha256", "rows", "d"}}
-    classes         names or None; many_labels: whether rows have several; left_out: classes behind `unseen_map`
-    embedding       {"method", "bits"}: whose embedding the baselines and the ceiling of space 'trained' code
-    at, sweep_at    ranks that count in `map` (divided by the relevant rows within them), and in the `map` of operating points
-                    (divided by what could have been found: min(ranks, all relevant rows)); bits: the lengths asked for
-    rows            role        'ours', 'label' (honesty: the predicted class as code), 'baseline' or 'ceiling' (floats)
-                    method      scq, dpq, label, pq, opq, ivfpq, rq, lsq, fastscan, flat
-                    space       'raw' (rows, cosine) or 'trained' (what a method's encoder makes of them): what is coded
-                    container   target, or FAISS class; factory: FAISS's factory string, of baselines
-                    bits        of a code, None of floats; trained_bits: of the training that the code is a part of
-                    nlist, nprobe, refine: of the row's own operating point
-                    map, unseen_map, precision_at_k {"10"}, label_recall_at_k {"1", "10", "100"}
-                    neighbours  {"coded" | "raw": {"1", "10", "100"}}: share of the exact neighbours, by the floats that were
-                                coded and by the cosine of the rows, that stand among as many hits
-                    ms          {batch "1" | "1000": {threads "one" | "all": {"p50", "p95", "p99"}}} a query, search alone;
-                                encode_ms: the same of the encoder
-                    seconds     {"train", "encode", "add"}; bytes {"memory", "disk"}; open_ms
-                    points      [{"nprobe", "refine", "ms", "map", "precision_at_10", "recall", "pareto"}], one thread,
-                                batches of 1,000; recall: of the first 10 of the same codes, all of them looked at
-                    pr          {"recall", "precision"}: lists
-                    usage       (M, K) rows that use each codeword; distinct_codes; mse: mean squared error of coding
-                    centers     (C, C) cosines of the mean embeddings of the classes
-                    plane       {"features": (n, 2), "labels": (n,), "codewords": (u, 2)}: t-SNE of embeddings and codewords
-    gallery         {"queries": [SHOWN], "sides": [{"key": of a row, "hits": [[SHOWN]]}]}, SHOWN = {"id", "labels": [int],
-                    "picture": key of `pictures` or None}, hits have "right" too
-    pictures        {key: {"type": "image/png", "data": base64}}
-
-scale (time and memory against rows)
-    how, assumptions    how the codes came about; what stands behind the extrapolation, sentences
-    rows                target, rows, ms (a query in batches, one thread), single_ms, build_seconds, memory, disk (bytes),
-                        recall (of the exact first 10), distinct (distinct codes), nlist, nprobe
-    fits                {target: {"ms" | "single_ms" | "build_seconds" | "memory": {"exponent", "factor"}}}:
-                        factor * rows ** exponent
-    extrapolation       {"rows": 10**9, "targets": {target: {"ms", "single_ms", "build_seconds", "memory"}}}
-
-training (a step beside the released recipe's arithmetic)
-    rows                what ('codebook', 'feature'), batch, pairs (rounds), ratio, ratio_low, ratio_high (median and
-                        quartiles over pairs), ours_rows_per_s, plain_rows_per_s
+hashes it was measured with. Whatever else a row lacks was not measured; `reason` says why a row could not be. `schema.py` names
+and describes the fields of each kind. Neither reading nor writing looks at them, so that benchmarks need no library for it.
 """
 
 from __future__ import annotations

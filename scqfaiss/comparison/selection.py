@@ -7,29 +7,20 @@ bytes. Anything may be missing from a results file, so every choice can come out
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 Row = Mapping[str, Any]
 Document = Mapping[str, Any]
+Part = TypeVar("Part")
 
 NAMES = {
-    "scq": "SCQ",
-    "scq:4": "SCQ, 4-bit books",
-    "dpq": "DPQ",
-    "phpq": "PHPQ",
-    "mecoq": "MeCoQ",
-    "mopq": "MoPQ",
-    "label": "label code",
-    "pq": "PQ",
-    "opq": "OPQ",
-    "ivfpq": "IVFPQ",
-    "rq": "RQ",
-    "lsq": "LSQ",
-    "fastscan": "PQ fast scan",
-    "flat": "floats",
-}
+    "scq": "SCQ", "scq:4": "SCQ, 4-bit books", "dpq": "DPQ", "phpq": "PHPQ", "mecoq": "MeCoQ", "mopq": "MoPQ",
+    "label": "label code", "pq": "PQ", "opq": "OPQ", "ivfpq": "IVFPQ", "rq": "RQ", "lsq": "LSQ",
+    "fastscan": "PQ fast scan", "flat": "floats",
+}  # fmt: skip
 SPACES = {"raw": "rows", "trained": "embedding"}
+NO_LENGTH = "no length was measured both for ours and for a baseline of the rows"
 USUAL_BITS = 32  # the length that single pictures are drawn for, where it was measured
 
 
@@ -53,11 +44,12 @@ def get(row: Row | None, *path: str) -> float | None:
 def name_of(row: Row) -> str:
     """'SCQ', 'IVFPQ', 'OPQ of the embedding': a method as people call it, with what it codes where that is a choice."""
     name = NAMES.get(str(row.get("method")), str(row.get("method", row["key"])))
-    return (
-        f"{name} of the embedding"
-        if row.get("role") in ("baseline", "ceiling") and row.get("space") == "trained"
-        else name
-    )
+    return f"{name} of the embedding" if borrows(row) else name
+
+
+def borrows(row: Row) -> bool:
+    """Whether a row codes, or ranks by, the embedding that a method of ours learned."""
+    return row.get("space") == "trained" and row.get("role") in ("baseline", "ceiling")
 
 
 def coding(row: Row) -> tuple[Any, ...]:
@@ -119,11 +111,8 @@ def best_ours(document: Document, bits: int) -> Row | None:
 
 def best_baseline(document: Document, bits: int) -> Row | None:
     """The baseline without labels, on the rows as they are, with the highest mAP at a length."""
-    return best_of(
-        r
-        for r in codings(document)
-        if r.get("role") == "baseline" and r.get("space") == "raw" and r.get("bits") == bits
-    )
+    rows = (r for r in codings(document) if r.get("role") == "baseline" and r.get("space") == "raw")
+    return best_of(r for r in rows if r.get("bits") == bits)
 
 
 def shown_bits(document: Document) -> int | None:
@@ -140,15 +129,56 @@ def pair(document: Document) -> tuple[Row | None, Row | None]:
     ours = best_ours(document, bits)
     if ours is not None:  # of its containers the one that carries the pictures' data
         ours = next((r for r in document["rows"] if coding(r) == coding(ours) and r.get("plane")), ours)
-    base = [
-        r
-        for r in document["rows"]
-        if r.get("method") == "ivfpq"
-        and r.get("space") == "raw"
-        and r.get("bits") == bits
-        and get(r, "map") is not None
-    ]
-    return ours, base[0] if base else best_baseline(document, bits)
+    ivfpq = (r for r in document["rows"] if coding(r) == ("ivfpq", "raw", bits) and get(r, "map") is not None)
+    return ours, next(ivfpq, None) or best_baseline(document, bits)
+
+
+def carried(document: Document, row: Row | None, field: str) -> list[Any]:
+    """What the containers of a row's coding hold in `field`, the row's own first; they share all that is not speed."""
+    if row is None:
+        return []
+    rows = [row, *(r for r in document["rows"] if coding(r) == coding(row))]
+    return [r[field] for r in rows if r.get(field) is not None]
+
+
+def sides(document: Document, field: str, read: Callable[[Any], Part | None]) -> list[tuple[str, Part]]:
+    """(name, what `read` makes of `field`) of ours and of the baseline, as far as they have it: for charts side by side."""
+    ours, base = pair(document)
+    # The inside may have been looked at of one of ours only, which need not be the best by a hair.
+    level = [r for r in codings(document) if ours is not None and r.get("bits") == ours.get("bits")]
+    others = sorted((r for r in level if r.get("role") == "ours"), key=lambda r: -r["map"])
+    both = []
+    for candidates in ([ours, *others], [base]):
+        rows = [(row, value) for row in candidates if row for value in carried(document, row, field)]
+        parts = ((name_of(row), part) for row, value in rows if (part := read(value)) is not None)
+        both += [first for first in [next(parts, None)] if first is not None]
+    return both
+
+
+def lacking(document: Document, what: str) -> str:
+    """Why there is no chart of what neither side has."""
+    bits = shown_bits(document)
+    return NO_LENGTH if bits is None else f"no row of {bits} bits has {what}"
+
+
+def shared(document: Document, row: Row | None, *path: str) -> float | None:
+    """The number at `path` of a coding: of the row, or else of another container of the same codes, which ranks alike."""
+    if row is None:
+        return None
+    same = (r for r in document["rows"] if coding(r) == coding(row))
+    return next((value for r in (row, *same) if (value := get(r, *path)) is not None), None)
+
+
+def encoding(document: Document, row: Row) -> float | None:
+    """ms a query, one thread and 1,000 at a time, of the encoder before a search: 0 for rows as they are, and for floats and
+    FAISS's codes of an embedding what the method took that learned it; None where it was not measured.
+    """
+    if row.get("space") == "raw":
+        return 0.0
+    path = ("encode_ms", "1000", "one", "p50")
+    if borrows(row) and (learned := shared(document, embedded(document), *path)) is not None:
+        return learned
+    return shared(document, row, *path)
 
 
 def fastest(

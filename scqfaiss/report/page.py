@@ -21,12 +21,13 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..comparison.results import FILE, read_results
+from ..comparison.schema import clean, cleaned
 from ..comparison.selection import Document, Row, embedded, get, name_of
-from ..data.decoding import Refused, decode, prove
+from ..data.images import Refused, decode, prove
 from ..errors import shown, size
 from ..files import PathLike, make_folder, reserve
 from .charts import Chart, Missing, charts
-from .intake import Gap, clean, gaps, sound
+from .gaps import Gap, gaps
 from .tables import Table, tables
 from .words import Point, class_name, count, embedding_of, summary
 
@@ -177,7 +178,7 @@ def results(documents: Sequence[Document]) -> list[Result]:
     """Documents of `results.read_results` as the page shows them, in their order."""
     names: set[str] = set()
     slugs: set[str] = set()
-    return [_result(sound(document), names, slugs) for document in documents]
+    return [_result(cleaned(document), names, slugs) for document in documents]
 
 
 def _result(document: dict[str, Any], names: set[str], slugs: set[str]) -> Result:
@@ -222,48 +223,39 @@ def gallery(document: Document) -> list[Card]:
     """The first queries of the results, each with the hits of every side. What is no object keeps its place, and is not shown."""
     queries, sides = _asked(document)
     rows = {row["key"]: row for row in document["rows"]}
-    seen: dict[str, Picture | None] = {}
+    pictures: dict[str, Picture | None] = {}
     cards = []
     for place, query in queries[:QUERIES]:
         shown_sides = []
         for side in sides[:SIDES]:
-            hits = _list(side.get("hits"))
-            mine = _list(hits[place]) if place < len(hits) else []
+            hits = (side.get("hits") or [])[place : place + 1]
             name = _side_name(rows.get(str(side.get("key"))), side)
             tiles = [
-                _tile(document, hit, seen, f"hit {rank} of {name}", query)
-                for rank, hit in enumerate(mine[:HITS], 1)
-                if isinstance(hit, dict)
+                _tile(document, hit, pictures, f"hit {rank} of {name}", query)
+                for rank, hit in enumerate(((hits and hits[0]) or [])[:HITS], 1)
+                if hit is not None
             ]
             judged = [tile.right for tile in tiles if tile.right is not None]
             right = f"{sum(judged)} of {len(judged)} right" if judged else "not judged" if tiles else "nothing found"
             shown_sides.append(Side(name, tiles, right))
-        cards.append(Card(_tile(document, query, seen, "query"), shown_sides))
+        cards.append(Card(_tile(document, query, pictures, "query"), shown_sides))
     return cards
 
 
 def asked(document: Document) -> str:
     """What `gallery` shows of what the results hold."""
-    queries, sides = _asked(document)
     text = f"The first {HITS} hits of each query. ✓ shares a class with the query, ✗ does not."
-    if len(queries) > QUERIES:
-        text += f" {QUERIES} of {count(len(queries))} queries are shown."
-    if len(sides) > SIDES:
-        text += f" {SIDES} of {count(len(sides))} codes are shown."
+    queries, sides = _asked(document)
+    for present, most, what in ((len(queries), QUERIES, "queries"), (len(sides), SIDES, "codes")):
+        text += f" {most} of {count(present)} {what} are shown." if present > most else ""
     return text
 
 
 def _asked(document: Document) -> tuple[list[tuple[int, Row]], list[Row]]:
     """((place, query), ...), and sides, whose hits stand in the places of the queries."""
     held = document.get("gallery") or {}
-    queries: list[tuple[int, Row]] = [
-        (place, query) for place, query in enumerate(_list(held.get("queries"))) if isinstance(query, dict)
-    ]
-    return queries, [side for side in _list(held.get("sides")) if isinstance(side, dict)]
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+    queries = [(place, query) for place, query in enumerate(held.get("queries") or ()) if query is not None]
+    return queries, [side for side in held.get("sides") or () if side is not None]
 
 
 def _side_name(row: Row | None, side: Row) -> str:
@@ -272,20 +264,18 @@ def _side_name(row: Row | None, side: Row) -> str:
     return name_of(row) + (f", {row['bits']} bits" if row.get("bits") else "")
 
 
-def _tile(document: Document, row: Row, seen: dict[str, Picture | None], what: str, query: Row | None = None) -> Tile:
-    labels = _list(row.get("labels"))
+def _tile(
+    document: Document, row: Row, pictures: dict[str, Picture | None], what: str, query: Row | None = None
+) -> Tile:
+    labels, key = row.get("labels") or [], row.get("picture") or ""
     name = ", ".join(class_name(document, label) for label in labels) or "no label"
-    right = None
-    if query is not None:
-        right = row.get("right")
-        if not isinstance(right, bool):
-            both = labels and _list(query.get("labels"))
-            right = any(label in query["labels"] for label in labels) if both else None
-    key = row.get("picture")
-    if isinstance(key, str) and key not in seen:
-        seen[key] = picture((document.get("pictures") or {}).get(key))
+    right = row.get("right") if query else None
+    if query and right is None and labels and query.get("labels"):
+        right = any(label in query["labels"] for label in labels)
+    if key not in pictures:
+        pictures[key] = picture((document.get("pictures") or {}).get(key))
     alt = f"{what}: {name}" + ("" if right is None else ", right" if right else ", wrong")
-    return Tile(name, str(row.get("id", "")), seen[key] if isinstance(key, str) else None, right, alt)
+    return Tile(name, str(row.get("id", "")), pictures.get(key), right, alt)
 
 
 def picture(held: Any) -> Picture | None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..comparison.selection import Document, Row, by_coding, coding, codings, embedded, fastest, get, name_of, number
-from .intake import encoding, shared
+from ..comparison import selection
+from ..comparison.selection import Document, Row, codings, fastest, get, name_of, number
 from .words import RECALL, amount, count, nbytes, score, target_of
 
 LOW, HIGH = -1, 1  # which end of a column is the best one; 0: neither
+Value = Callable[[Row], float | None]
 
 
 @dataclass
@@ -63,10 +64,18 @@ class Table:
 class _Column:
     label: str
     unit: str
-    value: Callable[[Row], float | None]
+    value: Value
     text: Callable[[float | None], str]
     best: int = 0
     prefix: Callable[[Row], str] = lambda row: ""
+
+
+def _header(columns: Iterable[_Column]) -> list[tuple[str, str]]:
+    return [(column.label, column.unit) for column in columns]
+
+
+def _at(*path: str) -> Value:
+    return lambda row: get(row, *path)
 
 
 def _line(columns: Sequence[_Column], row: Row, name: str, note: str = "", mark: str = "") -> Line:
@@ -79,98 +88,107 @@ def _line(columns: Sequence[_Column], row: Row, name: str, note: str = "", mark:
     return Line(name, cells, note, mark, str(row.get("reason") or ""))
 
 
-def _mark_best(columns: Sequence[_Column], lines: Sequence[Line]) -> None:
-    """Mark the best of each column, with all that show the same figure; nothing where there is nothing to choose."""
+def _with_best(columns: Sequence[_Column], lines: list[Line]) -> list[Line]:
+    """The lines with the best of each column marked, and all that show the same figure; none where there is nothing to choose."""
     for place, column in enumerate(columns):
-        held = [(column.best * cell.value, cell) for line in lines if (cell := line.cells[place]).value is not None]
-        if not column.best or len({cell.text for _, cell in held}) < 2:
+        rivals = [(column.best * cell.value, cell) for line in lines if (cell := line.cells[place]).value is not None]
+        if not column.best or len({cell.text for _, cell in rivals}) < 2:
             continue
-        top = max(held, key=lambda pair: pair[0])[1].text
-        for _, cell in held:
+        top = max(rivals, key=lambda pair: pair[0])[1].text
+        for _, cell in rivals:
             cell.best = cell.text == top
+    return lines
 
 
-def _seconds(row: Row) -> float | None:
-    parts = [get(row, "seconds", part) for part in ("train", "encode", "add")]
-    return None if all(p is None for p in parts) else sum(p for p in parts if p is not None)
-
-
-def _at_least(row: Row) -> str:
-    """'≥ ' before a sum of which a part was not measured: rows as they are need no encoder."""
-    needed = ("train", "add") if row.get("space") == "raw" else ("train", "encode", "add")
-    return "≥ " if any(get(row, "seconds", part) is None for part in needed) else ""
+# ---------------------------------------------------------------------------------------------------------- comparison
+HONESTY = (
+    "Honesty row: the predicted class alone as the code. A code that knows labels is worth something where it ranks better than "
+    "this."
+)
 
 
 def comparison(document: Document) -> Table:
     """Codes beside one another at each length: quality of the codes, costs of the container that is fastest."""
-    vectors = get(document, "data", "database", "rows")
-    together = by_coding(document)
-    learned = embedded(document)
-    teachers = together[coding(learned)]["rows"] if learned else []  # whose encoder stands before FAISS's codes
-    spoken: dict[str, tuple[Row, float | None]] = {}  # key of a coding -> the container that its costs are told of
+    failed = [row for row in document["rows"] if row.get("reason") is not None and get(row, "map") is None]
+    together = selection.by_coding(document)
+    costs = {str(row["key"]): _costs(together, row) for row in codings(document)}
+    costs |= {str(row["key"]): (row, None) for row in failed}
+    columns = _columns(document, together, costs)
+    grouped: dict[int | None, list[Row]] = {}
+    for row in [*codings(document), *failed]:
+        grouped.setdefault(row["bits"] if number(row.get("bits")) else None, []).append(row)
+    order = {"ours": 0, "label": 1, "baseline": 2, "ceiling": 3}
+    groups = []
+    for bits in sorted(grouped, key=lambda b: (b is None, b or 0)):
+        rows = sorted(grouped[bits], key=lambda r: (order.get(str(r.get("role")), 4), r.get("space") == "trained"))
+        lines = [
+            _line(columns, r, *_named(r, costs[str(r["key"])][0].get("container")), "*" * (r.get("role") == "label"))
+            for r in rows
+        ]
+        groups.append(Group(_length(bits), _with_best(columns, lines)))
+    lead = (
+        "The best of each column at each length stands in bold. Times and bytes are those of the container that is named, the "
+        "fastest that finds at least 95 of 100 of the first 10; one thread, 1,000 queries at a time."
+    )
+    notes = {"*": HONESTY} if any(row.get("role") == "label" for row in codings(document)) else {}
+    return Table("Codes by length", "code", _header(columns), groups, lead, notes)
 
-    def cost(row: Row) -> Row:
-        return spoken[str(row["key"])][0]
 
-    def quality(*path: str) -> Callable[[Row], float | None]:
-        return lambda row: shared(together[coding(row)], row, *path)
+def _costs(together: dict[tuple[Any, ...], Document], row: Row) -> tuple[Row, float | None]:
+    """(the container that the costs of a coding are told of, ms of its search)"""
+    point = None
+    if row.get("role") != "ceiling":
+        rows = together[selection.coding(row)]
+        point = fastest(rows, str(row.get("method")), str(row.get("space")), row.get("bits") or 0, RECALL)
+    if point:
+        return point[0], get(point[1], "ms")
+    # Floats are searched whole, and have no length to look their settings up by.
+    return row, None if row.get("bits") else get(row, "ms", "1000", "one", "p50")
+
+
+def _columns(
+    document: Document, together: dict[tuple[Any, ...], Document], costs: dict[str, tuple[Row, float | None]]
+) -> list[_Column]:
+    vectors, learned = get(document, "data", "database", "rows"), selection.embedded(document)
+    teachers = (
+        together[selection.coding(learned)]["rows"] if learned else []
+    )  # whose encoder stands before FAISS's codes
+
+    def cost(*path: str) -> Value:
+        return lambda row: get(costs[str(row["key"])][0], *path)
+
+    def quality(*path: str) -> Value:
+        return lambda row: selection.shared(together[selection.coding(row)], row, *path)
 
     def encoder(row: Row) -> float | None:
-        return encoding({**document, "rows": [*teachers, *together[coding(row)]["rows"]]}, row)
+        return selection.encoding({**document, "rows": [*teachers, *together[selection.coding(row)]["rows"]]}, row)
 
     def memory(row: Row) -> float | None:
-        held = get(cost(row), "bytes", "memory")
+        held = cost("bytes", "memory")(row)
         return held / vectors if held is not None and vectors else None
 
-    columns = [
+    def building(row: Row) -> float | None:
+        parts = [part for name in ("train", "encode", "add") if (part := cost("seconds", name)(row)) is not None]
+        return sum(parts) if parts else None
+
+    def at_least(row: Row) -> str:
+        # Before a sum of which a part was not measured; rows as they are need no encoder.
+        needed = ("train", "add") if row.get("space") == "raw" else ("train", "encode", "add")
+        return "≥ " if any(cost("seconds", part)(row) is None for part in needed) else ""
+
+    return [
         _Column("mAP", "", quality("map"), score, HIGH),
         _Column("precision@10", "", quality("precision_at_k", "10"), score, HIGH),
         _Column("mAP, unseen classes", "", quality("unseen_map"), score, HIGH),
         _Column("recall@10, floats coded", "", quality("neighbours", "coded", "10"), score, HIGH),
         _Column("recall@10, rows", "", quality("neighbours", "raw", "10"), score, HIGH),
-        _Column("search", "ms a query", lambda r: spoken[str(r["key"])][1], amount, LOW),
-        _Column("encoding", "ms a query", encoder, _encoding, LOW),
+        _Column("search", "ms a query", lambda row: costs[str(row["key"])][1], amount, LOW),
+        _Column("encoding", "ms a query", encoder, lambda ms: "none" if ms == 0 else amount(ms), LOW),
         _Column("memory", "bytes a vector", memory, _few, LOW),
-        _Column("on disk", "", lambda r: get(cost(r), "bytes", "disk"), nbytes, LOW),
-        _Column("building", "s", lambda r: _seconds(cost(r)), amount, LOW, lambda r: _at_least(cost(r))),
-        _Column("opening", "ms", lambda r: get(cost(r), "open_ms"), amount, LOW),
+        _Column("on disk", "", cost("bytes", "disk"), nbytes, LOW),
+        _Column("building", "s", building, amount, LOW, at_least),
+        _Column("opening", "ms", cost("open_ms"), amount, LOW),
     ]
-    grouped: dict[int | None, list[Row]] = {}
-    for row in codings(document):
-        point = None
-        if row.get("role") != "ceiling":
-            held = together[coding(row)]
-            point = fastest(held, str(row.get("method")), str(row.get("space")), row.get("bits") or 0, RECALL)
-        # Floats are searched whole, and have no length to look their settings up by.
-        took = get(point[1], "ms") if point else get(row, "ms", "1000", "one", "p50") if not row.get("bits") else None
-        spoken[str(row["key"])] = (point[0] if point else row, took)
-        bits = row.get("bits")
-        grouped.setdefault(bits if number(bits) else None, []).append(row)
-    failed = [row for row in document["rows"] if row.get("reason") is not None and get(row, "map") is None]
-    for row in failed:
-        spoken[str(row["key"])] = (row, None)
-        grouped.setdefault(row.get("bits") if number(row.get("bits")) else None, []).append(row)
-    groups = []
-    order = {"ours": 0, "label": 1, "baseline": 2, "ceiling": 3}
-    for bits in sorted(grouped, key=lambda b: (b is None, b or 0)):
-        rows = sorted(grouped[bits], key=lambda r: (order.get(str(r.get("role")), 4), r.get("space") == "trained"))
-        lines = [
-            _line(columns, r, *_named(r, cost(r).get("container")), "*" if r.get("role") == "label" else "")
-            for r in rows
-        ]
-        _mark_best(columns, lines)
-        groups.append(Group(_length(bits), lines))
-    notes = {}
-    if any(row.get("role") == "label" for row in codings(document)):
-        notes["*"] = (
-            "Honesty row: the predicted class alone as the code. A code that knows labels is worth something where it "
-            "ranks better than this."
-        )
-    lead = (
-        "The best of each column at each length stands in bold. Times and bytes are those of the container that is named, the "
-        "fastest that finds at least 95 of 100 of the first 10; one thread, 1,000 queries at a time."
-    )
-    return Table("Codes by length", "code", [(c.label, c.unit) for c in columns], groups, lead, notes)
 
 
 def _named(row: Row, held: Any) -> tuple[str, str]:
@@ -187,43 +205,36 @@ def _length(bits: int | None) -> str:
 
 def everything(document: Document) -> Table:
     """Every row of a comparison with every figure that is one number."""
-
-    def at(*path: str) -> Callable[[Row], float | None]:
-        return lambda row: get(row, *path)
-
     columns = [
-        _Column("bits", "", at("bits"), count),
-        _Column("nlist", "", at("nlist"), count),
-        _Column("nprobe", "", at("nprobe"), count),
-        _Column("refine", "", at("refine"), count),
-        _Column("mAP", "", at("map"), score),
-        _Column("mAP, unseen", "", at("unseen_map"), score),
-        _Column("precision@10", "", at("precision_at_k", "10"), score),
-        *(_Column(f"label recall@{k}", "", at("label_recall_at_k", k), _fine) for k in ("1", "10", "100")),
+        _Column("bits", "", _at("bits"), count),
+        _Column("nlist", "", _at("nlist"), count),
+        _Column("nprobe", "", _at("nprobe"), count),
+        _Column("refine", "", _at("refine"), count),
+        _Column("mAP", "", _at("map"), score),
+        _Column("mAP, unseen", "", _at("unseen_map"), score),
+        _Column("precision@10", "", _at("precision_at_k", "10"), score),
+        *(_Column(f"label recall@{k}", "", _at("label_recall_at_k", k), _fine) for k in ("1", "10", "100")),
         *(
-            _Column(f"recall@{k}, {'coded' if of == 'coded' else 'rows'}", "", at("neighbours", of, k), score)
-            for of in ("coded", "raw")
+            _Column(f"recall@{k}, {label}", "", _at("neighbours", of, k), score)
+            for of, label in (("coded", "coded"), ("raw", "rows"))
             for k in ("1", "10", "100")
         ),
         *(
             _Column(
-                f"{what}{batch} at a time, {threads} thread{'s' if threads == 'all' else ''}, {p}",
-                "ms",
-                at(*path),
-                amount,
+                f"{what} {batch} at a time, {threads} thread{'s' * (threads == 'all')}, {p}", "ms", _at(*path), amount
             )
-            for what, key in (("search ", "ms"), ("encoding ", "encode_ms"))
+            for what, key in (("search", "ms"), ("encoding", "encode_ms"))
             for batch in ("1", "1000")
             for threads in ("one", "all")
             for p in ("p50", "p95", "p99")
             for path in [(key, batch, threads, p)]
         ),
-        *(_Column(part, "s", at("seconds", part), amount) for part in ("train", "encode", "add")),
-        _Column("memory", "", at("bytes", "memory"), nbytes),
-        _Column("on disk", "", at("bytes", "disk"), nbytes),
-        _Column("opening", "ms", at("open_ms"), amount),
-        _Column("distinct codes", "", at("distinct_codes"), count),
-        _Column("coding error", "mean square", at("mse"), _fine),
+        *(_Column(part, "s", _at("seconds", part), amount) for part in ("train", "encode", "add")),
+        _Column("memory", "", _at("bytes", "memory"), nbytes),
+        _Column("on disk", "", _at("bytes", "disk"), nbytes),
+        _Column("opening", "ms", _at("open_ms"), amount),
+        _Column("distinct codes", "", _at("distinct_codes"), count),
+        _Column("coding error", "mean square", _at("mse"), _fine),
     ]
     rows = document["rows"]
     # A column that nobody measured says so once, under "What is missing", not in every row.
@@ -235,11 +246,7 @@ def everything(document: Document) -> Table:
             "Search times here were measured anew, at the nlist, nprobe and refine of the row. Those of the table above and of "
             "the chart are of the operating points, so that the two differ somewhat."
         )
-    return Table("All rows", "row", [(c.label, c.unit) for c in columns], [Group("", lines)], lead)
-
-
-def _encoding(value: float | None) -> str:
-    return "none" if value == 0 else amount(value)
+    return Table("All rows", "row", _header(columns), [Group("", lines)], lead)
 
 
 def _few(value: float | None) -> str:
@@ -254,42 +261,41 @@ def _fine(value: float | None) -> str:
 def scale(document: Document) -> Table:
     """Each target at each number of rows."""
     columns = [
-        _Column("search, 1,000 at a time", "ms a query", lambda r: get(r, "ms"), amount, LOW),
-        _Column("search, one by one", "ms a query", lambda r: get(r, "single_ms"), amount, LOW),
-        _Column("recall@10", "", lambda r: get(r, "recall"), score, HIGH),
-        _Column("building", "s", lambda r: get(r, "build_seconds"), amount, LOW),
-        _Column("memory", "", lambda r: get(r, "memory"), nbytes, LOW),
-        _Column("on disk", "", lambda r: get(r, "disk"), nbytes, LOW),
-        _Column("distinct codes", "", lambda r: get(r, "distinct"), count),
-        _Column("nlist", "", lambda r: get(r, "nlist"), count),
-        _Column("nprobe", "", lambda r: get(r, "nprobe"), count),
+        _Column("search, 1,000 at a time", "ms a query", _at("ms"), amount, LOW),
+        _Column("search, one by one", "ms a query", _at("single_ms"), amount, LOW),
+        _Column("recall@10", "", _at("recall"), score, HIGH),
+        _Column("building", "s", _at("build_seconds"), amount, LOW),
+        _Column("memory", "", _at("memory"), nbytes, LOW),
+        _Column("on disk", "", _at("disk"), nbytes, LOW),
+        _Column("distinct codes", "", _at("distinct"), count),
+        _Column("nlist", "", _at("nlist"), count),
+        _Column("nprobe", "", _at("nprobe"), count),
     ]
     grouped: dict[float, list[Row]] = {}
     for row in document["rows"]:
         grouped.setdefault(get(row, "rows") or 0.0, []).append(row)
     groups = []
     for n in sorted(grouped):
-        lines = [_line(columns, row, target_of(row)) for row in grouped[n]]
-        _mark_best(columns, lines)
+        lines = _with_best(columns, [_line(columns, row, target_of(row)) for row in grouped[n]])
         groups.append(Group(f"{count(n)} rows" if n else "number of rows not in the results", lines))
     lead = "The best of each column at each number of rows stands in bold."
-    return Table("Targets by size", "target", [(c.label, c.unit) for c in columns], groups, lead)
+    return Table("Targets by size", "target", _header(columns), groups, lead)
 
 
 def training(document: Document) -> Table:
     """Each stage and batch."""
     columns = [
-        _Column("batch", "", lambda r: get(r, "batch"), count),
-        _Column("ratio", "median", lambda r: get(r, "ratio"), amount),
-        _Column("ratio", "lower quartile", lambda r: get(r, "ratio_low"), amount),
-        _Column("ratio", "upper quartile", lambda r: get(r, "ratio_high"), amount),
-        _Column("rounds", "", lambda r: get(r, "pairs"), count),
-        _Column("ours", "rows a second", lambda r: get(r, "ours_rows_per_s"), count),
-        _Column("released recipe", "rows a second", lambda r: get(r, "plain_rows_per_s"), count),
+        _Column("batch", "", _at("batch"), count),
+        _Column("ratio", "median", _at("ratio"), amount),
+        _Column("ratio", "lower quartile", _at("ratio_low"), amount),
+        _Column("ratio", "upper quartile", _at("ratio_high"), amount),
+        _Column("rounds", "", _at("pairs"), count),
+        _Column("ours", "rows a second", _at("ours_rows_per_s"), count),
+        _Column("released recipe", "rows a second", _at("plain_rows_per_s"), count),
     ]
     lines = [_line(columns, row, str(row.get("what") or row["key"])) for row in document["rows"]]
     lead = "A step of ours beside a step of the released recipe's arithmetic, in pairs, one after the other."
-    return Table("Training steps", "stage", [(c.label, c.unit) for c in columns], [Group("", lines)], lead)
+    return Table("Training steps", "stage", _header(columns), [Group("", lines)], lead)
 
 
 def tables(document: Document) -> tuple[Table, Table | None]:

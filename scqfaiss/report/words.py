@@ -7,24 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..comparison.selection import (
-    SPACES,
-    Document,
-    Row,
-    best_baseline,
-    best_of,
-    best_ours,
-    codings,
-    embedded,
-    fastest,
-    get,
-    lengths,
-    name_of,
-    number,
-    shown_bits,
-)
+from ..comparison import selection
+from ..comparison.selection import SPACES, Document, Row, best_of, codings, embedded, get, name_of, shared
 from ..errors import size
-from .intake import encoding, shared
 
 AHEAD, EVEN, BEHIND, MIXED, OPEN = "ahead", "even", "behind", "mixed", ""
 RECALL = 0.95  # of the operating points that times are taken from
@@ -34,15 +19,15 @@ RECALL = 0.95  # of the operating points that times are taken from
 class Point:
     """One thing the results say.
 
-    topic: its heading; verdict: AHEAD, EVEN, BEHIND, MIXED (ahead here, behind there), or OPEN where nothing is held against
-    anything; figure, against: ours and theirs in short, '' where there is none; text: whole sentences.
+    topic: its heading; text: whole sentences; figure, against: ours and theirs in short, '' where there is none; verdict: AHEAD,
+    EVEN, BEHIND, MIXED (ahead here, behind there), or OPEN where nothing is held against anything.
     """
 
     topic: str
-    verdict: str
-    figure: str
-    against: str
     text: str
+    figure: str = ""
+    against: str = ""
+    verdict: str = OPEN
 
 
 # ------------------------------------------------------------------------------------------------------------- figures
@@ -83,100 +68,99 @@ def length(bits: float) -> str:
     return f"{bits / 8:.0f} byte{'s' if bits > 8 else ''}" if bits % 8 == 0 else f"{bits:.0f} bits"
 
 
-def _held(ours: float, theirs: float, words: tuple[str, str, str] = ("more", "the same", "less")) -> tuple[str, str]:
+def _held(ours: float, theirs: float) -> tuple[str, str]:
     """(verdict, '0.395 more') of two scores as they are shown: what rounds to the same figure is the same."""
     a, b = round(ours, 3), round(theirs, 3)
     if a == b:
-        return EVEN, words[1]
-    return (AHEAD, f"{a - b:.3f} {words[0]}") if a > b else (BEHIND, f"{b - a:.3f} {words[2]}")
+        return EVEN, "the same"
+    return (AHEAD, f"{a - b:.3f} more") if a > b else (BEHIND, f"{b - a:.3f} less")
+
+
+def _by_name(row: Row, value: float | None) -> str:
+    """'RQ 0.238'."""
+    return f"{name_of(row)} {score(value)}"
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison
 def summary(document: Document) -> list[Point]:
-    """What a sound document says, the most important first."""
+    """What a document of `schema.cleaned` says, the most important first."""
     if not document["rows"]:
-        return [Point("Nothing measured", OPEN, "", "", "These results hold no rows: there is nothing to say yet.")]
+        return [Point("Nothing measured", "These results hold no rows: there is nothing to say yet.")]
     kinds = {"comparison": comparison, "scale": scale, "training": training}
     return kinds[str(document["kind"])](document)
 
 
 def comparison(document: Document) -> list[Point]:
     """Quality at one length and at all, speed, unseen classes, and what holds the codes to honesty."""
-    bits, ours, theirs = subject(document)
-    found = [quality(document, bits, ours, theirs)]
-    if ours is None or bits is None:
-        return found
-    return [
-        *found,
-        speed(document, bits, ours, theirs),
-        unseen(document, ours, theirs),
-        *(p for p in (lengths_won(document), label_code(document, ours)) if p),
-        *(p for p in (same_embedding(document), coding_loss(document)) if p),
-    ]
-
-
-def subject(document: Document) -> tuple[int | None, Row | None, Row | None]:
-    """(bits, ours, the best code without labels) that the summary speaks of; each may be None."""
-    bits = shown_bits(document)
+    bits = selection.shown_bits(document)
     if bits is None:  # nothing at one length: what there is
-        some = lengths(document)
-        bits = max((b for b in some if best_ours(document, b)), default=max(some, default=None))
-    if bits is None:
-        return None, None, None
-    return bits, best_ours(document, bits), best_baseline(document, bits)
-
-
-def quality(document: Document, bits: int | None, ours: Row | None, theirs: Row | None) -> Point:
-    """mAP at the length that stands for the others."""
-    topic = "Ranking quality"
-    base = get(theirs, "map")
+        some = selection.lengths(document)
+        bits = max((b for b in some if selection.best_ours(document, b)), default=max(some, default=None))
+    ours = None if bits is None else selection.best_ours(document, bits)
+    theirs = None if bits is None else selection.best_baseline(document, bits)
     if ours is None or bits is None:
         text = "No code of ours has a mAP here, so nothing can be said about it."
-        if theirs is not None:
-            text += f" The best code without labels ({name_of(theirs)}) reaches {score(base)} at {bits} bits a vector."
-        return Point(topic, OPEN, "", f"{name_of(theirs)} {score(base)}" if theirs else "", text)
-    own = get(ours, "map")
-    assert own is not None  # selection takes rows with a mAP alone
+        if theirs is None:
+            return [Point("Ranking quality", text)]
+        text += (
+            f" The best code without labels ({name_of(theirs)}) reaches {score(theirs['map'])} at {bits} bits a vector."
+        )
+        return [Point("Ranking quality", text, "", _by_name(theirs, theirs["map"]))]
+    points = (
+        quality(document, bits, ours, theirs),
+        speed(document, bits, ours, theirs),
+        unseen(document, ours, theirs),
+        lengths_won(document),
+        label_code(document, ours),
+        same_embedding(document),
+        coding_loss(document),
+    )
+    return [point for point in points if point]
+
+
+def quality(document: Document, bits: int, ours: Row, theirs: Row | None) -> Point:
+    """mAP at the length that stands for the others."""
+    topic, own = "Ranking quality", ours["map"]
     on = f" on {document['name']}" if document.get("name") else ""
     text = f"At {bits} bits a vector {name_of(ours)} ranks with a mAP of {score(own)}{on}"
-    if theirs is None or base is None:
+    if theirs is None:
         text += "; no code without labels was measured at this length, so there is nothing to hold it against."
-        return Point(topic, OPEN, score(own), "", text)
-    verdict, by = _held(own, base)
-    text += f"; the best code without labels ({name_of(theirs)}) reaches {score(base)}: "
+        return Point(topic, text, score(own))
+    verdict, by = _held(own, theirs["map"])
+    text += f"; the best code without labels ({name_of(theirs)}) reaches {score(theirs['map'])}: "
     text += f"{by} at the same {length(bits)}." if verdict != BEHIND else f"ours has {by} at the same {length(bits)}."
-    return Point(topic, verdict, score(own), f"{name_of(theirs)} {score(base)}", text)
+    return Point(topic, text, score(own), _by_name(theirs, theirs["map"]), verdict)
 
 
 def lengths_won(document: Document) -> Point | None:
     """At how many lengths ours is ahead; None where there is but one."""
-    both = []
-    for bits in lengths(document):
-        ours, theirs = get(best_ours(document, bits), "map"), get(best_baseline(document, bits), "map")
-        if ours is not None and theirs is not None:
-            both.append((bits, ours, theirs, _held(ours, theirs)[0]))
+    both = [
+        (bits, ours["map"], theirs["map"])
+        for bits in selection.lengths(document)
+        if (ours := selection.best_ours(document, bits)) and (theirs := selection.best_baseline(document, bits))
+    ]
     if len(both) < 2:
         return None
-    won = [str(bits) for bits, _, _, verdict in both if verdict == AHEAD]
-    lost = [str(bits) for bits, _, _, verdict in both if verdict == BEHIND]
-    even = [str(bits) for bits, _, _, verdict in both if verdict == EVEN]
-    (first, a, x, _), (last, b, y, _) = both[0], both[-1]
+    verdicts = [_held(ours, theirs)[0] for _, ours, theirs in both]
+    said = {AHEAD: "more", EVEN: "the same", BEHIND: "less"}
+    at = {verdict: [str(b[0]) for b, v in zip(both, verdicts, strict=True) if v == verdict] for verdict in said}
+    (first, a, x), (last, b, y) = both[0], both[-1]
     text = f"From {first} to {last} bits our best mAP goes from {score(a)} to {score(b)}, that of codes without labels"
     text += f" from {score(x)} to {score(y)}. "
-    parts = [f"{what} at {listed(some)}" for what, some in (("more", won), ("the same", even), ("less", lost)) if some]
-    text += f"Ours has {'; '.join(parts)} bits."
+    text += f"Ours has {'; '.join(f'{said[v]} at {listed(bits)}' for v, bits in at.items() if bits)} bits."
     # Behind anywhere is not ahead: the reader may need that very length.
+    won, lost = at[AHEAD], at[BEHIND]
     verdict = MIXED if won and lost else AHEAD if won else BEHIND if lost else EVEN
-    return Point("Every length", verdict, f"{len(won)} of {len(both)}", "lengths where ours has more mAP", text)
+    return Point("Every length", text, f"{len(won)} of {len(both)}", "lengths where ours has more mAP", verdict)
 
 
 def speed(document: Document, bits: int, ours: Row, theirs: Row | None) -> Point:
     """ms a query, with and without the encoder, of settings that miss little; against IVFPQ, and whatever is faster still."""
     topic = "Search time"
     setting = "One thread, 1,000 queries at a time, settings that find at least 95 of 100 of the first 10."
-    own = fastest(document, str(ours.get("method")), str(ours.get("space")), bits, RECALL)
+    own = selection.fastest(document, str(ours.get("method")), str(ours.get("space")), bits, RECALL)
     rows = {str(r.get("method")): r for r in document["rows"] if _codes_rows(r) and r.get("bits") == bits}
-    timed = {m: float(at[1]["ms"]) for m in rows if (at := fastest(document, m, "raw", bits, RECALL))}
+    timed = {m: float(at[1]["ms"]) for m in rows if (at := selection.fastest(document, m, "raw", bits, RECALL))}
     first = min(timed, key=lambda method: timed[method], default="")
     usual = next((m for m in ("ivfpq", str((theirs or {}).get("method"))) if m in timed), first)
     # Where the usual one is the fastest, or shows the same figure, one is enough.
@@ -187,24 +171,15 @@ def speed(document: Document, bits: int, ours: Row, theirs: Row | None) -> Point
         said[1] = said[1].replace(" takes", ", the fastest of FAISS's own codes of the rows, takes")
     if own is None:
         text = f"No time of {name_of(ours)} was measured at a setting that finds at least 95 of 100 of the first 10."
-        if said:
-            text += f" There {listed(said)} a query."
-        return Point(topic, OPEN, "", "", text)
-    took = float(own[1]["ms"])
-    name = name_of(ours)
-    container = f", in {own[0]['container']}" if own[0].get("container") else ""
-    text = f"A search takes {amount(took)} ms a query ({name}{container})"
-    encode = encoding(document, own[0])
+        return Point(topic, text + (f" There {listed(said)} a query." if said else ""))
+    took, encode = float(own[1]["ms"]), selection.encoding(document, own[0])
     whole = took + (encode or 0.0)
-    figure = f"{amount(whole)} ms"
-    if encode is None:
-        more = "The time to encode a query was not measured"
-    elif encode:
-        more = f"Encoding the query takes {amount(encode)} ms more"
-    else:
-        more = "Nothing has to be encoded"
+    container = f", in {own[0]['container']}" if own[0].get("container") else ""
+    text = f"A search takes {amount(took)} ms a query ({name_of(ours)}{container})"
+    more = f"Encoding the query takes {amount(encode)} ms more" if encode else "Nothing has to be encoded"
+    more = "The time to encode a query was not measured" if encode is None else more
     if not said:
-        return Point(topic, OPEN, figure, "", f"{text}. {more}. Nothing else was timed. {setting}")
+        return Point(topic, f"{text}. {more}. Nothing else was timed. {setting}", f"{amount(whole)} ms")
     verdict, held = _slower(took, timed[first])
     text += f"; {listed(said)}: {held}. {more}"
     if encode is None:
@@ -213,7 +188,8 @@ def speed(document: Document, bits: int, ours: Row, theirs: Row | None) -> Point
     elif encode:
         verdict, held = _slower(whole, timed[first])
         text += f": {amount(whole)} ms with the search, and {held}"
-    return Point(topic, verdict, figure, f"{name_of(rows[first])} {amount(timed[first])} ms", f"{text}. {setting}")
+    against = f"{name_of(rows[first])} {amount(timed[first])} ms"
+    return Point(topic, f"{text}. {setting}", f"{amount(whole)} ms", against, verdict)
 
 
 def _codes_rows(row: Row) -> bool:
@@ -231,35 +207,33 @@ def unseen(document: Document, ours: Row, theirs: Row | None) -> Point:
     topic = "Unseen classes"
     own, base = shared(document, ours, "unseen_map"), shared(document, theirs, "unseen_map")
     if own is None:
-        return Point(topic, OPEN, "", "", "Queries of classes that the training never saw were not measured.")
+        return Point(topic, "Queries of classes that the training never saw were not measured.")
     names = [class_name(document, label) for label in document.get("left_out") or []]
     which = f" ({', '.join(names)})" if 0 < len(names) <= 5 else f" ({len(names)} of them)" if names else ""
     text = f"For classes that the training never saw{which} {name_of(ours)} has a mAP of {score(own)}"
     if base is None or theirs is None:
-        return Point(topic, OPEN, score(own), "", f"{text}; no code without labels was measured there.")
+        return Point(topic, f"{text}; no code without labels was measured there.", score(own))
     verdict, by = _held(own, base)
     text += f" against {score(base)} of {name_of(theirs)}: {by}."
     if verdict == BEHIND:
         text += " Ours is worse there: codes that know labels know the classes they were trained on."
-    return Point(topic, verdict, score(own), f"{name_of(theirs)} {score(base)}", text)
+    return Point(topic, text, score(own), _by_name(theirs, base), verdict)
 
 
 def label_code(document: Document, ours: Row) -> Point | None:
     """The predicted class as the whole code: what a code that knows labels must beat."""
     row = best_of(r for r in codings(document) if r.get("role") == "label")
-    own, base = get(ours, "map"), get(row, "map")
-    if row is None or own is None or base is None:
+    if row is None:
         return None
-    bits = number(row.get("bits"))
-    stored = f" in {bits:.0f} bits" if bits else ""
-    verdict, by = _held(own, base)
-    text = f"The predicted class alone, stored{stored}, reaches a mAP of {score(base)}. "
+    verdict, by = _held(ours["map"], row["map"])
+    stored = f" in {row['bits']} bits" if row.get("bits") else ""
+    text = f"The predicted class alone, stored{stored}, reaches a mAP of {score(row['map'])}. {name_of(ours)} has "
     text += {
-        AHEAD: f"{name_of(ours)} has {by}: its codes hold more than a class.",
-        EVEN: f"{name_of(ours)} has the same: its codes rank no better than the class alone.",
-        BEHIND: f"{name_of(ours)} has {by}: here the class alone ranks better than our codes.",
+        AHEAD: f"{by}: its codes hold more than a class.",
+        EVEN: "the same: its codes rank no better than the class alone.",
+        BEHIND: f"{by}: here the class alone ranks better than our codes.",
     }[verdict]
-    return Point("Against the label code", verdict, score(own), f"label code {score(base)}", text)
+    return Point("Against the label code", text, score(ours["map"]), _by_name(row, row["map"]), verdict)
 
 
 def embedding_of(document: Document) -> str:
@@ -276,42 +250,40 @@ def same_embedding(document: Document) -> Point | None:
     ours = embedded(document)
     if ours is None:
         return None
-    bits = ours["bits"]
-    row = best_of(
-        r
-        for r in codings(document)
-        if r.get("role") == "baseline" and r.get("space") == "trained" and r.get("bits") == bits
-    )
-    own, base = get(ours, "map"), get(row, "map")
-    if row is None or own is None or base is None:
+    trained = [r for r in codings(document) if r.get("role") == "baseline" and r.get("space") == "trained"]
+    row = best_of(r for r in trained if r.get("bits") == ours["bits"])
+    if row is None:
         return None
-    verdict, by = _held(own, base)
-    text = f"FAISS's own codes of {embedding_of(document)} reach {score(base)} at the same length ({name_of(row)}); "
+    verdict, by = _held(ours["map"], row["map"])
+    text = (
+        f"FAISS's own codes of {embedding_of(document)} reach {score(row['map'])} at the same length ({name_of(row)}); "
+    )
+    text += f"{name_of(ours)} has {by}"
     text += {
-        AHEAD: f"{name_of(ours)} has {by}.",
-        EVEN: f"{name_of(ours)} has the same: the gain lies in the embedding, not in the codes.",
-        BEHIND: f"{name_of(ours)} has {by}: the gain lies in the embedding, and FAISS codes it better.",
+        AHEAD: ".",
+        EVEN: ": the gain lies in the embedding, not in the codes.",
+        BEHIND: ": the gain lies in the embedding, and FAISS codes it better.",
     }[verdict]
-    return Point("On the same embedding", verdict, score(own), f"{name_of(row)} {score(base)}", text)
+    return Point("On the same embedding", text, score(ours["map"]), _by_name(row, row["map"]), verdict)
 
 
 def coding_loss(document: Document) -> Point | None:
     """What floats reach, before any coding; and what coding costs the method whose floats they are."""
     floats = {r.get("space"): get(r, "map") for r in codings(document) if r.get("role") == "ceiling"}
     ours, trained, raw = embedded(document), floats.get("trained"), floats.get("raw")
-    if trained is None and raw is None:
+    parts = [
+        f"{score(v)} as {what}" for v, what in ((trained, embedding_of(document)), (raw, "the rows")) if v is not None
+    ]
+    if not parts:
         return None
-    parts = [(trained, embedding_of(document)), (raw, "the rows")]
-    text = "Floats that are not coded at all rank with a mAP of "
-    text += listed([f"{score(value)} as {what}" for value, what in parts if value is not None]) + "."
+    text = f"Floats that are not coded at all rank with a mAP of {listed(parts)}."
     if trained is None:
-        return Point("Without coding", OPEN, score(raw), f"{SPACES['raw']}, as floats", text)
-    own = get(ours, "map")
-    if ours is not None and own is not None:
-        lost = round(trained, 3) - round(own, 3)
-        text += f" {name_of(ours)}'s codes of {ours['bits']} bits have {score(own)}: coding "
+        return Point("Without coding", text, score(raw), f"{SPACES['raw']}, as floats")
+    if ours is not None:
+        lost = round(trained, 3) - round(ours["map"], 3)
+        text += f" {name_of(ours)}'s codes of {ours['bits']} bits have {score(ours['map'])}: coding "
         text += f"{'costs' if lost > 0 else 'adds'} {abs(lost):.3f}." if round(lost, 3) else "costs nothing."
-    return Point("Without coding", OPEN, score(trained), f"{SPACES['trained']}, as floats", text)
+    return Point("Without coding", text, score(trained), f"{SPACES['trained']}, as floats")
 
 
 def class_name(document: Document, label: Any) -> str:
@@ -333,80 +305,73 @@ def largest(document: Document) -> Point:
     topic = "The largest gallery measured"
     timed = [r for r in document["rows"] if get(r, "ms") is not None and get(r, "rows") is not None]
     if not timed:
-        return Point(topic, OPEN, "", "", "No search was timed.")
+        return Point(topic, "No search was timed.")
     n = max(r["rows"] for r in timed)
-    there = sorted((r for r in timed if r["rows"] == n), key=lambda r: float(r["ms"]))
-    text = f"Of {count(n)} rows, the most that were measured, {target_of(there[0])} needs {amount(get(there[0], 'ms'))} ms a "
-    text += f"query{_finds(there[0])}"
-    if len(there) > 1:
-        text += f"; {target_of(there[-1])}, the slowest of {len(there)} targets, {amount(get(there[-1], 'ms'))} ms"
-    return Point(
-        topic, OPEN, f"{amount(get(there[0], 'ms'))} ms", f"{target_of(there[0])}, {count(n)} rows", f"{text}."
-    )
+    first, *others = sorted((r for r in timed if r["rows"] == n), key=lambda r: float(r["ms"]))
+    recall = get(first, "recall")
+    text = f"Of {count(n)} rows, the most that were measured, {target_of(first)} needs {amount(first['ms'])} ms a query"
+    text += "" if recall is None else f" and finds {100 * recall:.0f} of 100 of the first 10"
+    if others:
+        text += f"; {target_of(others[-1])}, the slowest of {len(others) + 1} targets, {amount(others[-1]['ms'])} ms"
+    return Point(topic, f"{text}.", f"{amount(first['ms'])} ms", f"{target_of(first)}, {count(n)} rows")
 
 
 def target_of(row: Row) -> str:
     return str(row.get("target") or row["key"])
 
 
-def _finds(row: Row) -> str:
-    recall = get(row, "recall")
-    return "" if recall is None else f" and finds {100 * recall:.0f} of 100 of the first 10"
-
-
-def growth(document: Document) -> Point | None:
+def growth(document: Document) -> Point:
     """The target whose time grows slowest."""
     fits = {str(name): get(fit, "ms", "exponent") for name, fit in (document.get("fits") or {}).items()}
     known = {name: value for name, value in fits.items() if value is not None}
     if not known:
-        return Point("Growth", OPEN, "", "", "No growth was fitted to these times.")
+        return Point("Growth", "No growth was fitted to these times.")
     name, power = min(known.items(), key=lambda item: item[1])
     text = f"Of {len(known)} targets {name} grows slowest: its time rises with the power {power:.2f} of the rows,"
     text += f" so that ten times the rows take {amount(10**power)} times as long."
     if len(known) > 1:
         last, worst = max(known.items(), key=lambda item: item[1])
         text += f" The fastest growth is that of {last}, with the power {worst:.2f}."
-    return Point("Growth", OPEN, f"power {power:.2f}", name, text)
+    return Point("Growth", text, f"power {power:.2f}", name)
 
 
 def extrapolated(document: Document) -> Point | None:
     """What the fitted growth comes to at the size it was carried on to."""
-    out: Mapping[str, Any] = document.get("extrapolation") or {}
-    targets = out.get("targets")
-    n = get(out, "rows")
-    if n is None or not isinstance(targets, Mapping):
-        return None
+    carried: Mapping[str, Any] = document.get("extrapolation") or {}
+    targets, n = carried.get("targets") or {}, get(carried, "rows")
     timed = {str(t): value for t in targets if (value := get(targets, t, "ms")) is not None}
-    if not timed:
+    if n is None or not timed:
         return None
     name, took = min(timed.items(), key=lambda item: item[1])
     memory = get(targets, name, "memory")
     text = f"Carried on to {count(n)} rows, {name} would need {amount(took)} ms a query"
     text += f" and {nbytes(memory)} of memory" if memory is not None else ""
     text += ". This was not measured: it rests on the growth fitted, and on the assumptions below."
-    return Point("Carried on", OPEN, f"{amount(took)} ms", f"{name}, {count(n)} rows, not measured", text)
+    return Point("Carried on", text, f"{amount(took)} ms", f"{name}, {count(n)} rows, not measured")
 
 
 # ------------------------------------------------------------------------------------------------------------ training
 def training(document: Document) -> list[Point]:
     """A step of each stage and batch beside the released recipe's arithmetic."""
-    found = []
+    points = []
     for row in document["rows"]:
         ratio, low, high = (get(row, key) for key in ("ratio", "ratio_low", "ratio_high"))
         if ratio is None:
             continue
-        what = f"{row.get('what') or row['key']} stage"
-        batch = f" at batches of {count(get(row, 'batch'))}" if get(row, "batch") is not None else ""
+        what, batch, pairs = (
+            f"{row.get('what') or row['key']} stage",
+            count(get(row, "batch")),
+            count(get(row, "pairs")),
+        )
         sure = low is not None and high is not None
         verdict = AHEAD if ratio > 1 else BEHIND if ratio < 1 else EVEN
         if low is not None and high is not None and low <= 1 <= high:
             verdict = EVEN
-        text = f"A step of the {what}{batch} runs {amount(ratio)} times as fast as the released recipe's arithmetic"
+        text = f"A step of the {what}{f' at batches of {batch}' if batch else ''} runs {amount(ratio)} times as fast as the "
+        text += "released recipe's arithmetic"
         text += {AHEAD: "", EVEN: ", which is no clear difference", BEHIND: ", which is slower"}[verdict]
-        rounds = f" of {count(get(row, 'pairs'))} rounds" if get(row, "pairs") is not None else " of the rounds"
+        rounds = f" of {pairs} rounds" if pairs else " of the rounds"
         text += f"; in the middle half{rounds} between {amount(low)} and {amount(high)} times." if sure else "."
-        at = f", batch {count(get(row, 'batch'))}" if batch else ""
-        found.append(
-            Point(f"{what[:1].upper()}{what[1:]}{at}", verdict, f"{amount(ratio)} ×", "released recipe 1 ×", text)
-        )
-    return found or [Point("Training steps", OPEN, "", "", "No ratio was measured.")]
+        topic = f"{what[:1].upper()}{what[1:]}{f', batch {batch}' if batch else ''}"
+        points.append(Point(topic, text, f"{amount(ratio)} ×", "released recipe 1 ×", verdict))
+    return points or [Point("Training steps", "No ratio was measured.")]

@@ -12,25 +12,26 @@ pytest.importorskip("matplotlib")
 from matplotlib.text import Text
 
 from scqfaiss.comparison import selection
-from scqfaiss.report import codebook_charts, growth_charts, ranking_charts
-from scqfaiss.report.charts import Chart, Missing, charts, plans
-from scqfaiss.report.drawing_charts import (
+from scqfaiss.comparison.schema import cleaned
+from scqfaiss.report.charts import CHARTS, Chart, Missing, charts, drawing, growth, plans
+from scqfaiss.report.charts.codewords import narrowed
+from scqfaiss.report.charts.drawing import (
     DARK,
     LIGHT,
     MOST,
     WIDTH,
+    Plan,
     drawable,
     fitted,
     leading,
-    log_ticks,
-    plain_tick,
     rendered,
-    settings,
     spread,
     text_width,
+    tick_text,
 )
-from scqfaiss.report.intake import sound
-from scqfaiss.report.ranking_charts import front, looks
+from scqfaiss.report.charts.looks import looks
+from scqfaiss.report.charts.map_ms import front
+from scqfaiss.report.charts.precision_recall import FEW_LINES
 
 NAMES = {
     "comparison": ["map-bits", "map-ms", "precision-recall", "codewords", "centers", "plane"],
@@ -169,11 +170,19 @@ def drawn():
 
 def faults(figure):
     """What is wrong with the texts of a figure: pairs that overlap, and those that leave the canvas."""
-    figure.draw_without_rendering()  # places ticks
+    texts = []  # that are drawn: axes hold labels of ticks beyond their limits, too
+
+    def draw(text, renderer, *more):
+        texts.extend([text] if text.get_visible() and text.get_text().strip() else [])
+
+    with pytest.MonkeyPatch.context() as patch:
+        figure.draw_without_rendering()  # lays everything out
+        patch.setattr(Text, "draw", draw)
+        figure.draw_without_rendering()
     renderer = figure.canvas.get_renderer()
     width, height = figure.canvas.get_width_height()
-    texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
-    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts]
+    # Of annotations the text alone, without their arrows.
+    boxes = [(t.get_text(), Text.get_window_extent(t, renderer)) for t in texts]
     found = [
         f"outside: {text}" for text, b in boxes if b.x0 < 0 or b.y0 < 0 or b.x1 > width + 0.01 or b.y1 > height + 0.01
     ]
@@ -188,7 +197,7 @@ def faults(figure):
 
 def planned(document):
     """Its plans and Missing by name, as a report makes them."""
-    return {plan.name: plan for plan in plans(sound(document))}
+    return {plan.name: plan for plan in plans(cleaned(document))}
 
 
 def check(document, themes=(LIGHT,), only=None):
@@ -203,8 +212,7 @@ def check(document, themes=(LIGHT,), only=None):
         assert all(len(row) == len(plan.header) for row in plan.table)
         assert all(isinstance(cell, str) for row in (plan.header, *plan.table) for cell in row)
         for theme in themes if only is None or plan.name in only else ():
-            with settings():
-                figure = plan.draw(theme)
+            with drawing.drawn(plan, theme) as figure:
                 assert faults(figure) == [], plan.name
     return (
         {name: plan for name, plan in held.items() if not isinstance(plan, Missing)},
@@ -242,18 +250,16 @@ def test_no_text_overlaps_or_leaves_the_canvas(kind):
 
 
 def test_the_measurement_sees_overlaps_and_cut_text():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with settings():
-        figure = Figure(figsize=(4, 3), dpi=96)
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-        FigureCanvasAgg(figure)
-        figure.text(0.5, 0.5, "one word", size=9)
-        figure.text(0.52, 0.51, "another", size=9)
-        figure.text(0.95, 0.1, "cut off here", size=9)
-        figure.text(0.1, 0.1, "tiny", size=5)
-        assert len(faults(figure)) == 3
+    figure = Figure(figsize=(4, 3), dpi=96)
+    FigureCanvasAgg(figure)
+    figure.text(0.5, 0.5, "one word", size=9)
+    figure.text(0.52, 0.51, "another", size=9)
+    figure.text(0.95, 0.1, "cut off here", size=9)
+    figure.text(0.1, 0.1, "tiny", size=5)
+    assert len(faults(figure)) == 3
 
 
 @pytest.mark.slow
@@ -350,9 +356,8 @@ def test_a_crowded_picture_of_time_keeps_faiss_strongest_and_the_table_all():
     operating(document, "fastscan", "raw", (0.002, 0.25))
     plan = planned(document)["map-ms"]
     assert {row[0] for row in plan.table} == set(selection.series(document)) - {"label code"}
-    with settings():
-        figure = plan.draw(LIGHT)
-    shown = {text.get_text() for text in figure.texts}
+    with drawing.drawn(plan, LIGHT) as figure:
+        shown = {text.get_text() for text in figure.findobj(Text)}
     kept = {"SCQ", "DPQ", "IVFPQ", "PQ fast scan", "RQ of the embedding", "PQ fast scan of the embedding"}
     assert kept == shown & set(selection.series(document))
     assert "as good and as fast: 8 of them. The table holds them." in plan.caption
@@ -444,11 +449,12 @@ def test_what_is_carried_on_is_the_results_own_figure_whatever_the_fit():
     found = planned(document)
     for name, wanted, value in (("scale-time", "77.0 ms", 77.0), ("scale-memory", "13.7 GB", 13.7e9)):
         assert {row[0]: row[-1] for row in found[name].table}["buckets"] == wanted
-        with settings():
-            (ax,) = found[name].draw(LIGHT).axes
+        with drawing.drawn(found[name], LIGHT) as figure:
+            (ax,) = figure.axes
         ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in ax.lines]
         assert (1e9, value) in ends
-    assert not any("n^" in text.get_text() for text in found["scale-memory"].draw(LIGHT).texts)
+    with drawing.drawn(found["scale-memory"], LIGHT) as figure:
+        assert not any("n^" in text.get_text() for text in figure.findobj(Text))
 
 
 def test_the_table_of_training_holds_ratios_and_quartiles(drawn):
@@ -540,7 +546,7 @@ def test_use_of_odd_but_sound_shape_is_drawn(usage):
 
 def test_wide_books_are_averaged_not_cut():
     counts = np.sort(np.random.default_rng(0).integers(0, 50, (2, 2500)).astype(float))[:, ::-1]
-    narrow = codebook_charts._narrowed(counts, 1024)
+    narrow = narrowed(counts, 1024)
     assert narrow.shape == (2, 834)
     assert narrow[0, 0] == counts[0, :3].mean() and narrow[1, -1] == counts[1, 2499]
 
@@ -599,8 +605,8 @@ def test_long_results_do_not_make_long_pictures(make, name):
     document["rows"] += [{**first, "key": f"copy {i}", copies: f"copy {i}"} for i in range(1200)]
     plan = planned(document)[name]
     assert len(plan.table) > 1200 and f"holds {MOST} of 1,2" in plan.caption
-    with settings():
-        assert plan.draw(LIGHT).get_figheight() * 96 < 1500
+    with drawing.drawn(plan, LIGHT) as figure:
+        assert figure.get_figheight() * 96 < 1500
 
 
 @pytest.mark.slow
@@ -703,7 +709,7 @@ def test_contrast_of_the_themes(theme):
 
 
 def test_a_method_has_one_colour_everywhere():
-    assert {look.colour for look in growth_charts.TARGETS.values()} <= set(LIGHT["series"])
+    assert {look.colour for look in growth.TARGETS.values()} <= set(LIGHT["series"])
     found = looks(comparison())
     assert len({found[name].colour for name in ("SCQ", "DPQ", "label code", "IVFPQ", "RQ", "floats")}) == 6
     assert found["IVFPQ"].colour == found["IVFPQ of the embedding"].colour and found["IVFPQ of the embedding"].dash
@@ -718,13 +724,13 @@ def test_no_two_series_of_a_picture_look_alike():
     # Without markers, as precision and recall are drawn.
     curves = planned(document)["precision-recall"].header[1:]
     bare = [(found[n].colour, found[n].width, found[n].dash) for n in curves]
-    assert len(set(bare)) == len(bare) == ranking_charts.FEW_LINES
+    assert len(set(bare)) == len(bare) == FEW_LINES
     # Beside FAISS's codes of an embedding stands the one whose it is, also where another of ours is better.
     for row in document["rows"]:
         if row["method"] == "dpq":
             row["map"] = 0.9
     assert {"DPQ", "SCQ"} <= set(planned(document)["precision-recall"].header)
-    targets = [*growth_charts.TARGETS.values(), *growth_charts.OTHERS]
+    targets = [*growth.TARGETS.values(), *growth.OTHERS]
     assert len(set(targets)) == len(targets)
 
 
@@ -749,8 +755,37 @@ def test_text_is_cut_to_its_room():
 
 
 def test_ticks():
-    assert [plain_tick(v) for v in (0.001, 0.05, 1, 200, 5000, 1e5, 1e-4, 2e6)] == [
+    assert [tick_text(v) for v in (0.001, 0.05, 1, 200, 5000, 1e5, 1e-4, 2e6)] == [
         "0.001", "0.05", "1", "200", "5,000", "10⁵", "10⁻⁴", "2·10⁶",
     ]  # fmt: skip
-    assert log_ticks(0.9, 12) == [1, 2, 5, 10]
-    assert log_ticks(1e-3, 1e6) == [1e-3, 1e-1, 1e1, 1e3, 1e5]
+
+
+@pytest.mark.parametrize("low, high", [(0.9, 12), (1e-3, 1e6), (5, 5), (3, 4), (1.2e8, 1.3e8), (1e-9, 1e12)])
+def test_axes_of_any_span_have_some_ticks_and_no_crowd(low, high):
+    _, (ax,) = drawing.subplots(200)
+    drawing.log_axis(ax.xaxis, [low, high], 0.05, tick_text)
+    first, last = ax.get_xlim()
+    assert first < low <= high < last and last / first >= 5
+    ticks = [tick for tick in ax.get_xticks() if first <= tick <= last]
+    assert 1 <= len(ticks) <= 7 and len({tick_text(tick) for tick in ticks}) == len(ticks)
+
+
+def test_a_chart_is_a_function_and_a_line_of_the_registry(monkeypatch):
+    def rows(document):
+        count = len(document["rows"])
+        if not count:
+            return Missing("rows", "How many rows", "there are none")
+
+        def draw(theme):
+            figure, (ax,) = drawing.subplots(120)
+            ax.bar(["rows"], [count], color=theme["series"]["scq"])
+            return figure
+
+        return Plan(
+            "rows", "How many rows", f"{count} rows.", "More is more.", ("", "rows"), (("all", str(count)),), draw
+        )
+
+    monkeypatch.setitem(CHARTS, "training", (*CHARTS["training"], rows))
+    chart = charts(training())[-1]
+    assert chart.alt == "4 rows." and chart.light.startswith(b"<?xml") and chart.light != chart.dark
+    assert charts({**training(), "rows": []})[-1] == Missing("rows", "How many rows", "there are none")

@@ -9,8 +9,10 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from scqfaiss.comparison.schema import cleaned
 from scqfaiss.comparison.selection import get
-from scqfaiss.report import intake, page
+from scqfaiss.report import page
+from scqfaiss.report.gaps import gaps
 from scqfaiss.report.tables import tables
 
 from .conftest import CLASSES, KINDS, comparison, jpeg, row, scale, times, training
@@ -165,7 +167,7 @@ def cells(table, name, group=0):
 
 
 def test_the_table_of_a_comparison():
-    table, full = tables(intake.sound(comparison()))
+    table, full = tables(cleaned(comparison()))
     assert [group.title for group in table.groups] == [
         "4 bits a vector",
         "16 bits: 2 bytes a vector",
@@ -198,7 +200,7 @@ def test_the_best_is_none_where_all_are_alike_and_every_one_that_shows_the_same_
         row("baseline", name, "raw", "faiss", 32, quality, 0.3)
         for name, quality in (("pq", 0.30004), ("opq", 0.3), ("rq", 0.2))
     ]
-    table, _ = tables(intake.sound(document))
+    table, _ = tables(cleaned(document))
     assert [line.cells[0].best for line in table.groups[0].lines] == [True, True, False]
     assert not any(cell.best for line in table.groups[0].lines for cell in line.cells[2:])
 
@@ -208,14 +210,14 @@ def test_a_sum_that_lacks_a_part_says_so_and_is_nobodys_best():
     document["rows"] = [row("baseline", name, "raw", "faiss", 32, 0.3, 0.3) for name in ("pq", "opq", "rq")]
     document["rows"][0]["seconds"] = {"add": 0.5}
     document["rows"][1]["seconds"] = {"train": 4.0, "add": 1.0}  # rows as they are need no encoder
-    table, _ = tables(intake.sound(document))
+    table, _ = tables(cleaned(document))
     assert [line.cells[9].text for line in table.groups[0].lines] == ["≥ 0.50", "5.00", "9.60"]
     assert [line.cells[9].best for line in table.groups[0].lines] == [False, True, False]
 
 
 def test_the_encoder_of_an_embedding(plain_charts):
     def encoder(document):
-        table, _ = tables(intake.sound(document))
+        table, _ = tables(cleaned(document))
         return [line.cells[6].text for line in table.groups[2].lines if line.note.startswith("of the embedding")]
 
     document = comparison()
@@ -255,17 +257,17 @@ def test_marks_of_the_table_are_words_too(plain_charts):
 
 
 def test_scale_and_training_tables():
-    table, full = tables(intake.sound(scale()))
+    table, full = tables(cleaned(scale()))
     assert full is None and [group.title for group in table.groups][-1] == "10,000,000 rows"
     assert [cell.text for cell in cells(table, "buckets", 2).cells][:3] == ["0.025", "0.050", "1.000"]
     assert cells(table, "buckets", 2).cells[0].best and not cells(table, "buckets", 2).cells[2].best
-    table, full = tables(intake.sound(training()))
+    table, full = tables(cleaned(training()))
     assert full is None and [cell.text for cell in table.groups[0].lines[0].cells][:4] == ["64", "5.10", "4.84", "5.30"]
 
 
 # ------------------------------------------------------------------------------------------------------------- gallery
 def test_gallery():
-    (card, *more) = page.gallery(intake.sound(comparison()))
+    (card, *more) = page.gallery(cleaned(comparison()))
     assert len(more) == 2 and (card.query.name, card.query.id) == ("airplane", "50000")
     ours, base = card.sides
     assert (ours.name, ours.right, len(ours.hits)) == ("SCQ, 32 bits", "7 of 10 right", 10)
@@ -283,7 +285,7 @@ def test_gallery_without_pictures_names_and_marks(plain_charts):
                 del hit["right"]
     document["gallery"]["queries"][0]["labels"] = []
     document["gallery"]["queries"][1]["labels"] = [1, 2]
-    first, second, _ = page.gallery(intake.sound(document))
+    first, second, _ = page.gallery(cleaned(document))
     assert (first.query.name, first.query.picture, first.sides[0].right) == ("no label", None, "not judged")
     # What shares a label is right, as labels themselves say.
     assert (second.query.name, second.sides[0].right) == ("class 1, class 2", "10 of 10 right")
@@ -375,7 +377,7 @@ def test_a_query_that_is_no_object_keeps_its_place():
         side["hits"] = [[{**hit, "id": f"{q}-{hit['id']}"} for hit in hits] for q, hits in enumerate(side["hits"])]
         side["hits"].insert(1, [])
         side["hits"][0][2] = None
-    cards = page.gallery(intake.sound(document))
+    cards = page.gallery(cleaned(document))
     assert [card.query.id for card in cards] == ["50000", "50001", "50002"]
     for q, card in enumerate(cards):
         for side in card.sides:
@@ -388,11 +390,11 @@ def test_a_gallery_without_end_is_cut():
     held = document["gallery"]
     held["queries"] = held["queries"] * 70
     held["sides"] = held["sides"] * 5
-    cards = page.gallery(intake.sound(document))
+    cards = page.gallery(cleaned(document))
     assert len(cards) == 50 and {len(card.sides) for card in cards} == {4}
-    text = page.asked(intake.sound(document))
+    text = page.asked(cleaned(document))
     assert text.endswith("50 of 210 queries are shown. 4 of 10 codes are shown.")
-    assert "shown" not in page.asked(intake.sound(comparison()))
+    assert "shown" not in page.asked(cleaned(comparison()))
 
 
 # -------------------------------------------------------------------------------------------------------------- source
@@ -419,7 +421,7 @@ def test_rows_that_were_measured_otherwise_are_named():
     odd = {"cpu": "Other 1", "cores": 8, "gpu": "H 1", "seed": 7, "data": {"train": "00"}, "more": 5}
     for held in document["rows"][:3]:
         held["run"] |= odd
-    assert page.source(intake.sound(document)).others == [
+    assert page.source(cleaned(document)).others == [
         "seed: 7 (3 rows)",
         "processor: Other 1 (3 rows)",
         "cores: 8 (3 rows)",
@@ -429,17 +431,17 @@ def test_rows_that_were_measured_otherwise_are_named():
     document = comparison()
     document["machine"]["gpu"] = "H 1"  # which one row did without, and one does not speak of
     del document["rows"][1]["run"]["gpu"]
-    assert page.source(intake.sound({**document, "rows": document["rows"][:2]})).others == ["GPU: none (1 row)"]
+    assert page.source(cleaned({**document, "rows": document["rows"][:2]})).others == ["GPU: none (1 row)"]
 
 
 def test_files_named_by_their_hash_alone():
     document = {**scale(), "data": {"train": "ab" * 32, "odd": 5}}
-    assert page.source(intake.sound(document)).files == [("train", "", "", "ab" * 32)]
+    assert page.source(cleaned(document)).files == [("train", "", "", "ab" * 32)]
 
 
 # ------------------------------------------------------------------------------------------------------------- missing
 def lacking(document):
-    return {gap.title: gap.reason for gap in intake.gaps(intake.sound(document))}
+    return {gap.title: gap.reason for gap in gaps(cleaned(document))}
 
 
 def test_whole_results_lack_what_could_not_be_measured():
@@ -514,7 +516,7 @@ def test_text_that_nests_too_deep_is_cut_off():
     deep = [1]
     for _ in range(900):
         deep = [deep]
-    assert get(intake.sound({**comparison(), "rows": [{"key": "a", "usage": deep}]})["rows"][0], "usage") is None
+    assert get(cleaned({**comparison(), "rows": [{"key": "a", "usage": deep}]})["rows"][0], "usage") is None
 
 
 def test_charts_and_those_that_are_missing(plain_charts):
@@ -546,7 +548,7 @@ def test_figures_that_cannot_be_true_were_not_measured(plain_charts, kind, field
     for value in values:
         document = KINDS[kind]()
         document["rows"] = [{**held, field: value} for held in document["rows"]]
-        found = intake.sound(document)
+        found = cleaned(document)
         assert {held[field] for held in found["rows"]} == {None}, value
         made(document)
 
@@ -560,18 +562,18 @@ def test_bounds_reach_into_what_a_figure_holds():
         "points": ["odd", {"ms": 0, "recall": 2, "map": 0.5}],
         "pr": {"recall": [0, 1.5], "precision": [1, 0.5]},
     }
-    (held, *_) = intake.sound(document)["rows"]
+    (held, *_) = cleaned(document)["rows"]
     assert held["ms"] == {"1000": {"one": {"p50": None, "p95": 0.5}}}
     assert held["neighbours"] == {"coded": {"10": None, "1": 1}}
     assert held["seconds"] == {"train": None, "add": 0}
     assert held["points"] == [{"ms": None, "recall": None, "map": 0.5}]
     assert held["pr"] == {"recall": [0, None], "precision": [1, 0.5]}
     fits = {"rows": {"ms": {"exponent": 309.0, "factor": 1e-3}}}
-    assert intake.sound({**scale(), "fits": fits})["fits"] == {"rows": {"ms": {"exponent": None, "factor": 1e-3}}}
+    assert cleaned({**scale(), "fits": fits})["fits"] == {"rows": {"ms": {"exponent": None, "factor": 1e-3}}}
 
 
 def test_what_was_measured_stands_within_the_bounds():
     for make in KINDS.values():
         document = make()
-        found = intake.sound(document)
+        found = cleaned(document)
         assert {part: found[part] for part in document} == document

@@ -118,14 +118,14 @@ def test_results_are_not_written_over(run, files, plain_charts):
     )
 
 
-@pytest.mark.parametrize("library", ["jinja2", "matplotlib"])
+@pytest.mark.parametrize("library", ["jinja2", "matplotlib", "pydantic"])
 def test_a_library_that_is_not_installed(run, files, monkeypatch, library):
     class Absent:
         def find_spec(self, name, path=None, target=None):
             if name.partition(".")[0] == library:
                 raise ModuleNotFoundError(f"No module named '{library}'", name=library)
 
-    for name in [name for name in sys.modules if re.match(rf"scqfaiss\.report\b|{library}\b", name)]:
+    for name in [name for name in sys.modules if re.match(rf"scqfaiss\.(report|comparison)\b|{library}\b", name)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
     result = run("report", "scale.json", "-o", "a.html")

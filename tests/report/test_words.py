@@ -2,20 +2,20 @@
 
 import pytest
 
+from scqfaiss.comparison.schema import cleaned
 from scqfaiss.report import words
-from scqfaiss.report.intake import sound
 
 from .conftest import comparison, row, scale, times, training
 
 
 def said(document, topic):
     """The one Point of a topic."""
-    (found,) = [point for point in words.summary(sound(document)) if point.topic == topic]
+    (found,) = [point for point in words.summary(cleaned(document)) if point.topic == topic]
     return found
 
 
 def topics(document):
-    return [point.topic for point in words.summary(sound(document))]
+    return [point.topic for point in words.summary(cleaned(document))]
 
 
 def change(document, method, space="raw", **values):
@@ -341,7 +341,7 @@ def test_scale_with_parts_missing():
     document |= {"fits": None, "extrapolation": None}
     for held in document["rows"]:
         del held["ms"]
-    assert [p.text for p in words.summary(sound(document))] == [
+    assert [p.text for p in words.summary(cleaned(document))] == [
         "No search was timed.",
         "No growth was fitted to these times.",
     ]
@@ -355,7 +355,7 @@ def test_scale_with_parts_missing():
 
 
 def test_training():
-    points = words.summary(sound(training()))
+    points = words.summary(cleaned(training()))
     assert points[0].topic == "Codebook stage, batch 64"
     assert (points[0].verdict, points[0].figure) == (words.AHEAD, "5.10 ×")
     assert points[0].text == (
@@ -376,11 +376,11 @@ def test_training():
 def test_training_that_is_not_faster(ratio, low, high, verdict, words_of_it):
     document = training()
     document["rows"] = [{"key": "x", "ratio": ratio, "ratio_low": low, "ratio_high": high}]
-    (point,) = words.summary(sound(document))
+    (point,) = words.summary(cleaned(document))
     assert (point.topic, point.verdict) == ("X stage", verdict)
     assert words_of_it in point.text
     document["rows"][0]["ratio"] = None
-    assert [p.text for p in words.summary(sound(document))] == ["No ratio was measured."]
+    assert [p.text for p in words.summary(cleaned(document))] == ["No ratio was measured."]
 
 
 def test_methods_that_nobody_knows_are_called_by_their_own_name():

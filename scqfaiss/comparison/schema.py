@@ -1,0 +1,310 @@
+"""What stands in a results file: kinds of results, their parts and fields, with bounds, titles and descriptions.
+
+Results files are text that anybody may have edited. What has the wrong kind, or cannot be true, counts as not measured: `cleaned`
+leaves None there, so that readers meet numbers, names and lists where they look for them, or nothing. Fields that are not named
+here are passed over. Scores of quality are fractions, times what their names say, sizes bytes, arrays nested lists.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
+
+# Characters that no name has: controls but tab and line feed, and what turns the direction of the text around a name.
+_FOREIGN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def clean(text: str) -> str:
+    """Text that UTF-8 holds, without controls and without what turns the direction of the text beside it."""
+    if text.isascii() and text.isprintable():
+        return text
+    return _FOREIGN.sub("", text.encode("utf-8", "replace").decode("utf-8"))
+
+
+def _none_if_wrong(value: Any, handler: Callable[[Any], Any]) -> Any:
+    try:
+        return handler(value)
+    except ValidationError:
+        return None
+
+
+def _scalar(value: Any) -> Any:
+    """Text, or a number that is finite and no larger than arrays hold; None for anything else."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, int):  # True and False among them
+        return value if abs(value) < 1 << 63 else None
+    return value if isinstance(value, float) and abs(value) <= 1e30 else None
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _objects(value: Any) -> Any:
+    return [part for part in value if isinstance(part, dict)] if isinstance(value, list) else value
+
+
+def _files(value: Any) -> Any:
+    """Some results name a file by its hash alone."""
+    if not isinstance(value, dict):
+        return value
+    files = {part: {"sha256": file} if isinstance(file, str) else file for part, file in value.items()}
+    return {part: file for part, file in files.items() if isinstance(file, dict)}
+
+
+T = TypeVar("T")
+Maybe = Annotated[T | None, WrapValidator(_none_if_wrong)]
+Text = Annotated[str, BeforeValidator(lambda value: clean(value) if isinstance(value, str) else value)]
+Scalar = Annotated[Any, BeforeValidator(_scalar)]
+# Bounds: squares and sums of what lies within them stay finite.
+Share = Annotated[float, Field(ge=0, le=1)]
+Ms = Annotated[float, Field(ge=1e-12, le=1e15)]
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
+Bytes = Annotated[float, Field(ge=0, le=1e18)]
+Ratio = Annotated[float, Field(ge=1e-9, le=1e9)]
+Figure = Annotated[float, Field(ge=0, le=1e30)]
+Rate = Annotated[float, Field(ge=0, le=1e15)]
+Place = Annotated[float, Field(ge=-1e12, le=1e12)]
+Cosine = Annotated[float, Field(ge=-1.001, le=1.001)]
+Count = Annotated[int, Field(ge=0, le=10**15), BeforeValidator(_whole)]
+Rows = Annotated[int, Field(ge=1, le=10**15), BeforeValidator(_whole)]
+Bits = Annotated[int, Field(ge=1, le=1 << 20), BeforeValidator(_whole)]
+ByRank = Maybe[dict[str, Maybe[Share]]]
+ByRun = Maybe[dict[str, Maybe[dict[str, Maybe[dict[str, Maybe[Ms]]]]]]]
+Named = Maybe[dict[Text, Scalar]]
+
+
+def part(title: str = "", description: str = "", some: bool = False) -> Any:
+    """A field. title: as what it is missed, '' for what nobody misses; some: a few rows carry it for all."""
+    return Field(default=None, title=title, description=description, json_schema_extra={"some": True} if some else None)
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------- rows
+class Machine(Part):
+    """What was measured with, as `results.machine` makes it."""
+
+    cpu: Scalar = None
+    cores: Scalar = None
+    memory: Maybe[Bytes] = None
+    gpu: Scalar = None
+    system: Scalar = None
+    versions: Named = None
+
+
+class Run(Machine):
+    """What a row was measured with."""
+
+    command: Scalar = None
+    seed: Scalar = None
+    data: Named = part("", "SHA-256 by name")
+
+
+class Row(Part):
+    key: Text
+    reason: Maybe[Text] = part("", "why it could not be measured")
+
+
+class Point(Part):
+    """An operating point; one thread, batches of 1,000."""
+
+    nprobe: Maybe[Count] = None
+    refine: Maybe[Count] = None
+    ms: Maybe[Ms] = None
+    map: Maybe[Share] = None
+    precision_at_10: Maybe[Share] = None
+    recall: Maybe[Share] = part("", "of the first 10 of the same codes, all of them looked at")
+    pareto: Maybe[bool] = None
+
+
+class Plane(Part):
+    features: Maybe[list[list[Place]]] = part("", "(n, 2)")
+    labels: Maybe[list[Annotated[int, Field(ge=-1, le=10**6)]]] = part("", "(n,), -1 where unknown")
+    codewords: Maybe[list[list[Place]]] = part("", "(u, 2)")
+
+
+class ComparisonRow(Row):
+    role: Maybe[Text] = part("role", "'ours', 'label' (the predicted class as code), 'baseline' or 'ceiling' (floats)")
+    method: Maybe[Text] = part("method", "scq, dpq, label, pq, opq, ivfpq, rq, lsq, fastscan, flat")
+    space: Maybe[Text] = part(
+        "space", "what is coded: 'raw' (rows, cosine) or 'trained' (what an encoder makes of them)"
+    )
+    container: Maybe[Text] = part("container", "target, or FAISS class")
+    factory: Maybe[Text] = part("FAISS's factory strings", "of baselines", some=True)
+    bits: Maybe[Bits] = part("bits", "of a code, None of floats")
+    nlist: Maybe[Count] = part("nlist", "of the row's own operating point", some=True)
+    nprobe: Maybe[Count] = part("nprobe", "of the row's own operating point", some=True)
+    refine: Maybe[Count] = part("refine", "of the row's own operating point", some=True)
+    map: Maybe[Share] = part("mAP")
+    unseen_map: Maybe[Share] = part("mAP of unseen classes")
+    precision_at_k: ByRank = part("precision@10", "{'10'}")
+    label_recall_at_k: ByRank = part("label recall", "{'1', '10', '100'}")
+    neighbours: Maybe[dict[str, ByRank]] = part(
+        "recall of exact neighbours",
+        "{'coded' | 'raw': {'1', '10', '100'}}: share of the exact neighbours, by the floats that were coded and by the cosine "
+        "of the rows, that stand among as many hits",
+    )
+    ms: ByRun = part(
+        "search times",
+        "{batch '1' | '1000': {threads 'one' | 'all': {'p50', 'p95', 'p99'}}} a query, search alone",
+    )
+    encode_ms: ByRun = part("encoding times", "the same of the encoder")
+    seconds: Maybe[dict[str, Maybe[Seconds]]] = part("building times", "{'train', 'encode', 'add'}")
+    bytes: Maybe[dict[str, Maybe[Bytes]]] = part("bytes", "{'memory', 'disk'}")
+    open_ms: Maybe[Ms] = part("opening time")
+    points: Annotated[Maybe[list[Point]], BeforeValidator(_objects)] = part("operating points")
+    pr: Maybe[dict[str, Maybe[list[Maybe[Share]]]]] = part(
+        "precision-recall curves", "{'recall', 'precision'}", some=True
+    )
+    usage: Maybe[list[list[Rate]]] = part("use of codewords", "(M, K) rows that use each codeword", some=True)
+    distinct_codes: Maybe[Count] = part("distinct codes", some=True)
+    mse: Maybe[Figure] = part("error of coding", "mean squared", some=True)
+    centers: Maybe[list[list[Cosine]]] = part(
+        "similarity of classes", "(C, C) cosines of the mean embeddings", some=True
+    )
+    plane: Maybe[Plane] = part("the map of embeddings", "t-SNE of embeddings and codewords", some=True)
+    run: Maybe[Run] = part("where the figures come from")
+
+
+class ScaleRow(Row):
+    target: Maybe[Text] = part("target")
+    rows: Maybe[Rows] = part("number of rows")
+    ms: Maybe[Ms] = part("search times in batches", "a query, one thread")
+    single_ms: Maybe[Ms] = part("search times of single queries")
+    build_seconds: Maybe[Seconds] = part("building times")
+    memory: Maybe[Bytes] = part("memory")
+    disk: Maybe[Bytes] = part("bytes on disk")
+    recall: Maybe[Share] = part("recall", "of the exact first 10")
+    distinct: Maybe[Count] = part("distinct codes")
+    nlist: Maybe[Count] = part("nlist", some=True)
+    nprobe: Maybe[Count] = part("nprobe", some=True)
+    run: Maybe[Run] = part("where the figures come from")
+
+
+class TrainingRow(Row):
+    what: Maybe[Text] = part("stage", "'codebook', 'feature'")
+    batch: Maybe[Rows] = part("batch")
+    pairs: Maybe[Rows] = part("rounds")
+    ratio: Maybe[Ratio] = part("ratio", "median over the rounds")
+    ratio_low: Maybe[Ratio] = part("lower quartile of the ratio")
+    ratio_high: Maybe[Ratio] = part("upper quartile of the ratio")
+    ours_rows_per_s: Maybe[Rate] = part("our rows a second")
+    plain_rows_per_s: Maybe[Rate] = part("plain rows a second")
+    run: Maybe[Run] = part("where the figures come from")
+
+
+# ----------------------------------------------------------------------------------------------------------- documents
+class DataFile(Part):
+    file: Scalar = None
+    sha256: Scalar = None
+    rows: Maybe[Rows] = None
+    d: Maybe[Rows] = None
+
+
+class Shown(Part):
+    """A row of the gallery."""
+
+    id: Scalar = None
+    labels: Maybe[list[Scalar]] = None
+    picture: Maybe[Text] = part("", "key of `pictures` or None")
+    right: Maybe[bool] = part("", "of hits")
+
+
+class Side(Part):
+    key: Scalar = part("", "of a row")
+    hits: Maybe[list[Maybe[list[Maybe[Shown]]]]] = part("", "of each query")
+
+
+class Gallery(Part):
+    queries: Maybe[list[Maybe[Shown]]] = None
+    sides: Maybe[list[Maybe[Side]]] = None
+
+
+class Growth(Part):
+    """factor * rows ** exponent"""
+
+    exponent: Maybe[Annotated[float, Field(ge=-5, le=5)]] = None
+    factor: Maybe[Figure] = None
+
+
+class Extrapolation(Part):
+    rows: Maybe[Rows] = None
+    targets: Maybe[dict[Text, Maybe[dict[str, Maybe[Bytes]]]]] = part(
+        "", "{target: {'ms', 'single_ms', 'build_seconds', 'memory'}}"
+    )
+
+
+class Results(Part):
+    """What results of every kind have."""
+
+    format: Scalar = None
+    kind: str
+    name: Maybe[Text] = part("the name of the results")
+    seed: Scalar = part("the seed")
+    written: Maybe[Text] = part("the date")
+    command: Maybe[Text] = part("the command")
+    machine: Maybe[Machine] = part("the machine")
+    data: Annotated[Maybe[dict[Text, DataFile]], BeforeValidator(_files)] = None
+
+
+class Comparison(Results):
+    """Label-aware codes beside FAISS's own at equal bits a vector."""
+
+    data: Annotated[Maybe[dict[Text, DataFile]], BeforeValidator(_files)] = part(
+        "the data files", "train, query, database"
+    )
+    classes: Annotated[Maybe[list[Text]], BeforeValidator(lambda v: [*map(str, v)] if isinstance(v, list) else v)] = (
+        part("names of the classes")
+    )
+    many_labels: Maybe[bool] = part("whether rows have several labels")
+    left_out: Maybe[list[Scalar]] = part("the classes left out of training", "those behind `unseen_map`")
+    embedding: Named = part(
+        "whose embedding FAISS codes", "{'method', 'bits'}; in baselines and the ceiling of 'trained'"
+    )
+    at: Maybe[Rows] = part("the ranks that count in mAP", "divided by the relevant rows within them")
+    sweep_at: Maybe[Rows] = part(
+        "the ranks that count at operating points",
+        "divided by what could have been found: min(ranks, all relevant rows)",
+    )
+    bits: Maybe[list[Scalar]] = part("the lengths asked for")
+    gallery: Maybe[Gallery] = part("the retrieval gallery")
+    pictures: Maybe[dict[Text, Named]] = part("pictures of the gallery", "{'type': 'image/png', 'data': base64} by key")
+    rows: list[ComparisonRow]
+
+
+class Scale(Results):
+    """Time and memory against rows."""
+
+    how: Maybe[Text] = part("how the codes came about")
+    assumptions: Maybe[list[Scalar]] = part("what stands behind the extrapolation", "sentences")
+    fits: Maybe[dict[Text, Maybe[dict[str, Maybe[Growth]]]]] = part(
+        "fitted growth", "{target: {field of rows: growth}}"
+    )
+    extrapolation: Maybe[Extrapolation] = part("the extrapolation")
+    rows: list[ScaleRow]
+
+
+class Training(Results):
+    """A step of training beside the released recipe's arithmetic."""
+
+    rows: list[TrainingRow]
+
+
+KINDS: dict[str, tuple[type[Results], type[Row]]] = {
+    "comparison": (Comparison, ComparisonRow),
+    "scale": (Scale, ScaleRow),
+    "training": (Training, TrainingRow),
+}
+
+
+def cleaned(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a document of `results.read_results` in which every part has its kind and can be true, or is None."""
+    model, _ = KINDS[document["kind"]]
+    return model.model_validate(document).model_dump(exclude_unset=True)
