@@ -20,7 +20,6 @@ from scqfaiss import metadata
 from scqfaiss.encoders.backbone import check_record
 from scqfaiss.encoders.chain import LAYERS
 from scqfaiss.errors import ScqError
-from scqfaiss.galleries.gallery import verify_file
 from scqfaiss.targets import REGISTRY
 from scqfaiss.targets.walk import PLACES
 
@@ -514,7 +513,6 @@ def gallery(model, tmp_path):
 
 def test_a_model_written_from_the_page_is_read(model):
     config, tensors, path = model
-    assert ": sound" in verify_file(path) or ": valid" in verify_file(path)
     ours = scqfaiss.Model.load(path)
     x = np.random.default_rng(3).standard_normal((20, 6)).astype(np.float32)
     np.testing.assert_allclose(ours.embed(x), embed(config, tensors, x), atol=1e-4)
@@ -525,8 +523,8 @@ def test_a_model_written_from_the_page_is_read(model):
 def test_a_gallery_written_from_the_page_is_searched_and_edited(model, gallery):
     config, tensors, model_path = model
     x, codes, ids, _, path = gallery
-    assert "40 vectors" in verify_file(path)
-    opened = scqfaiss.open(path, model=model_path)
+    opened = scqfaiss.open(path, model=model_path)  # which verifies it
+    assert opened.ntotal == 40
     D, I = opened.search(x, 5)
     scores = embed(config, tensors, x) @ decode("product", tensors["codebooks.centroids"], codes).T
     place = {int(i): j for j, i in enumerate(ids)}
@@ -556,7 +554,6 @@ def test_an_additive_gallery_written_from_the_page_is_searched(tmp_path):
     for target, index in (("lift", lift), ("residual", residual)):
         path = tmp_path / f"{target}.faissindex"
         write_gallery(path, index, common | {"target": target, "encoder": "none"})
-        assert "30 vectors" in verify_file(path)
         np.testing.assert_allclose(scqfaiss.open(path).search(q, 3)[0], best, atol=1e-5)
         np.testing.assert_array_equal(codes_of(*read_gallery(path))[0], codes)
 
