@@ -18,7 +18,6 @@ import pytest
 import scqfaiss
 from scqfaiss import metadata
 from scqfaiss.encoders.backbone import check_record
-from scqfaiss.encoders.chain import LAYERS
 from scqfaiss.errors import ScqError
 from scqfaiss.targets import REGISTRY
 from scqfaiss.targets.walk import PLACES
@@ -683,14 +682,25 @@ def is_rule(value):
     return isinstance(value, tuple) and len(value) == 2 and callable(value[0])
 
 
-def test_places_layers_and_targets_are_those_of_the_code():
+def test_places_and_targets_are_those_of_the_code():
     assert {place: sorted(classes_at(place)) for place in PLACES} == {p: sorted(names) for p, names in PLACES.items()}
     assert set(PLACES) == set(CLASSES) - {"place", "---"}
-    section = PAGE.partition("### Encoder")[2].partition("### Encoding")[0]
-    firsts = " ".join(row.split("|")[1] for row in section.splitlines() if row.startswith("|"))
-    assert set(re.findall("`(\\w+)`", firsts)) == set(LAYERS)
     section = PAGE.partition("| target | kinds | index |")[2].partition("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE)) == set(REGISTRY)
+
+
+def test_layers_are_those_of_the_code(model):
+    config, tensors, path = model
+    section = PAGE.partition("### Encoder")[2].partition("### Encoding")[0]
+    firsts = " ".join(row.split("|")[1] for row in section.splitlines() if row.startswith("|"))
+    write_model(
+        path,
+        config | {"chain": {"d_in": 6, "layers": ["another"]}},
+        {"codebooks.centroids": tensors["codebooks.centroids"]},
+    )
+    with pytest.raises(ScqError, match=r"\(another\) is unknown") as refusal:
+        scqfaiss.Model.load(path)
+    assert set(re.findall("`(\\w+)`", firsts)) == set(str(refusal.value).rpartition(" runs ")[2].split(", "))
 
 
 def test_every_key_of_a_network_is_needed_and_on_the_page():
