@@ -1,4 +1,4 @@
-"""What docs/production.md shows runs as it stands."""
+"""What docs/production.md shows runs as it stands; what the other pages name is there."""
 
 import json
 import re
@@ -104,3 +104,33 @@ def test_the_cpp_program_compiles(tmp_path):
         timeout=50,
     )
     assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------- the other pages
+ROOT = PAGE.parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
+
+
+def commands_of(text):
+    """The lines of fenced blocks, continued ones joined, without what follows a #."""
+    for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        if kind not in ("", "bash", "console"):
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            yield from re.split("&&", line.partition("  #")[0])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_commands_and_files_that_a_page_names_are_there(page):
+    text, seen = page.read_text("utf-8"), 0
+    for command in commands_of(text):
+        words = shlex.split(command.replace("...", ""))
+        if "scqfaiss" in words and words[0] != "pip":
+            name, *rest = words[words.index("scqfaiss") + 1 :]
+            options = {option for p in cli.cli.commands[name].params for option in (*p.opts, *p.secondary_opts)}
+            unknown = {word for word in rest if re.match("-(-|[a-z]$)", word)} - options
+            assert not unknown, command
+            seen += 1
+    for path in re.findall(r"(?<![\w/])((?:docs|benchmarks|tools|tests|scqfaiss)/[\w/]+\.(?:md|py|toml|html))", text):
+        assert (ROOT / path).is_file(), path
+    assert seen or page.stem not in ("README", "pictures", "training")

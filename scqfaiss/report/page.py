@@ -23,7 +23,7 @@ from PIL import Image
 from ..comparison.results import FILE, read_results
 from ..comparison.schema import clean, cleaned
 from ..comparison.selection import Document, Row, embedded, get, name_of
-from ..data.images import Refused, decode, prove
+from ..data.decoding import Refused, decode, prove
 from ..errors import shown, size
 from ..files import PathLike, make_folder, reserve
 from .charts import Chart, Missing, charts
