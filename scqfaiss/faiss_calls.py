@@ -111,6 +111,14 @@ def stored_rows(index: Any) -> Floats:
     return x
 
 
+def reconstruct(index: Any, rows: Ints) -> Floats:
+    """The vectors (b, d) that the codes of `rows` (b,) stand for, by their place in the index."""
+    rows = np.ascontiguousarray(rows, np.int64)
+    x = np.empty((len(rows), index.d), np.float32)
+    index.reconstruct_batch_c(len(rows), faiss.swig_ptr(rows), faiss.swig_ptr(x))
+    return x
+
+
 def apply(transform: Any, x: NDArray[Any]) -> Floats:
     """x (n, d_in) through a VectorTransform -> (n, d_out)."""
     x = _rows(x, transform.d_in)

@@ -133,7 +133,7 @@ def read_codes(index: Any, bits: int) -> tuple[NDArray[Any], Words, Floats, int]
     words = Words.of(codes if keys is None else np.ascontiguousarray(keys))
     first = np.empty(len(words.codes), np.int64)
     first[words.inverse[::-1]] = np.arange(n)[::-1]
-    decoded = np.asarray(index.reconstruct_batch(first), np.float32)
+    decoded = faiss_calls.reconstruct(index, first)
     if keys is not None:
         deep.set_direct_map_type(faiss.DirectMap.NoMap)  # it would count as memory, and no search needs it
     return codes, words, decoded, 2**nbits

@@ -15,6 +15,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import faiss_calls
 from ..arrays import Floats, Ints, Labels
 from ..evaluation.measures import BY_LABELS, load, precision_at_levels
 from ..evaluation.ranking import Relevance, Words, measure, scores_in_blocks
@@ -80,7 +81,9 @@ def carry(labels: Labels, classes: tuple[int, ...]) -> NDArray[np.bool_]:
 
 def exact_neighbours(zq: Floats, zb: Floats, metric: str = "ip") -> Ints:
     """(nq, 100 or n) nearest rows of zb (n, d) for each of zq (nq, d)."""
-    return np.asarray(faiss.knn(zq, zb, min(AT_K[-1], len(zb)), metric=METRICS[metric])[1], np.int64)
+    index = faiss.IndexFlat(zb.shape[1], METRICS[metric])
+    faiss_calls.add(index, zb)
+    return faiss_calls.search(index, zq, min(AT_K[-1], len(zb)))[1]
 
 
 def shared(I: Ints, J: Ints) -> dict[str, float]:

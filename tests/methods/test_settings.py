@@ -7,8 +7,7 @@ from scqfaiss.contract import flat, settings
 from scqfaiss.encoders import BACKBONES, encoder_class
 from scqfaiss.encoders import REGISTRY as ENCODERS
 from scqfaiss.errors import ConfigError
-from scqfaiss.methods import REGISTRY
-from scqfaiss.training.fitting import method_class
+from scqfaiss.methods import REGISTRY, method_class
 
 GROUPS = {"scq": {"features", "codebooks"}, "dpq": {"features", "codebooks"}, "label": {"features"}}
 GROUPS |= {name: {"training"} for name in ("mecoq", "mopq", "phpq")}
