@@ -2,7 +2,7 @@
 
     python benchmarks/edit_speed.py [--rows 1000000] [--more 10000] [--fewer 1000]
 
-Rows of 64 numbers around 100 centres, 4 books of 8 bits, encoder inside the file; whole calls of scqfaiss.append and
+Rows of 64 numbers around 100 centres, 4 codebooks of 8 bits, encoder inside the file; whole calls of scqfaiss.append and
 scqfaiss.remove, file synced and read back. A form whose lists are learned from the rows (boxes of buckets) is compared by
 its answers, the others by their bytes. Exit code 1 where anything differs.
 """

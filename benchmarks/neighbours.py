@@ -29,7 +29,7 @@ import numpy as np
 
 from scqfaiss.data.writing import write_rows
 from scqfaiss.demo.digits import write_parts
-from scqfaiss.files import reserve
+from scqfaiss.files import atomic_write
 
 LIMIT = 600  # seconds of one command, and of a busy process
 # GNU's runtime looks 300,000 times before it sleeps; said outright, training lets it stand.
@@ -63,8 +63,8 @@ def draw(folder: Path) -> None:
     for name, n in SIZES.items():
         y = rng.integers(0, 10, n)
         x = points[y] + 6 * rng.standard_normal((n, 512), np.float32)
-        with reserve(folder / f"{name}.h5") as slot:
-            slot.write(lambda f: write_rows(f, x, y, np.arange(first, first + n)))  # noqa: B023
+        with atomic_write(folder / f"{name}.h5") as output:
+            output.write(lambda f: write_rows(f, x, y, np.arange(first, first + n)))  # noqa: B023
         first += n
 
 

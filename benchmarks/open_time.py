@@ -3,7 +3,7 @@
     python benchmarks/open_time.py [--rows 85000000] [--target ivfpq] [--rounds 5]
 
 Each way is timed in a process of its own, median of the rounds, the file in the page cache: what is measured is the work,
-not the disk. Codes are random, 4 books of 8 bits (ivfpq: 12 bytes a row with its id; pq: 4; buckets: 10, few words).
+not the disk. Codes are random, 4 codebooks of 8 bits (ivfpq: 12 bytes a row with its id; pq: 4; buckets: 10, few words).
 """
 
 import json
@@ -20,7 +20,8 @@ import numpy as np
 import scqfaiss
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.encoders.chain import Chain
-from scqfaiss.files import reserve, seal
+from scqfaiss.files import atomic_write
+from scqfaiss.footer import write_sealed
 from scqfaiss.galleries.exporting import SUFFIX, build
 
 WAYS = {
@@ -49,15 +50,17 @@ print(median(times))
 
 def write(path: Path, rows: int, target: str) -> None:
     rng = np.random.default_rng(0)
-    books = Codebooks("product", rng.standard_normal((4, 256, 4)).astype(np.float32))
-    model = scqfaiss.Model(Chain(16), books, {"method": "pq", "rule": "l2", "encoder": "identity"})
+    codebooks = Codebooks("product", rng.standard_normal((4, 256, 4)).astype(np.float32))
+    model = scqfaiss.Model(Chain(16), codebooks, {"method": "pq", "rule": "l2", "encoder": "identity"})
     if target == "buckets":  # words repeat
         codes = rng.integers(0, 256, (1 << 12, 4), np.uint8)[rng.integers(0, 1 << 12, rows, np.uint16)]
     else:
         codes = rng.integers(0, 256, (rows, 4), np.uint8)
-    index, card = build(model, codes, np.arange(rows), target)
-    with reserve(path, suffix=SUFFIX) as slot:
-        slot.write(lambda f: seal(f, lambda put: faiss.write_index(index, faiss.PyCallbackIOWriter(put)), card))
+    index, metadata = build(model, codes, np.arange(rows), target)
+    with atomic_write(path, suffix=SUFFIX) as output:
+        output.write(
+            lambda f: write_sealed(f, lambda put: faiss.write_index(index, faiss.PyCallbackIOWriter(put)), metadata)
+        )
 
 
 @click.command()

@@ -3,8 +3,8 @@
     python benchmarks/pairs_faiss.py TRAIN.h5 TEST.h5 BITS
 
 The gallery holds the keys of both files, the queries are those of TEST, the score is the inner product. `float` ranks by the
-keys themselves; `pq`, `opq`, `rq` and `ivfpq` by codes of BITS bits, books of 8 bits each. Their books learn from the keys of
-TRAIN, as a method that needs pairs has to (`pq_recall_at_10`), or from the whole gallery, as they may, needing no queries
+keys themselves; `pq`, `opq`, `rq` and `ivfpq` by codes of BITS bits, codebooks of 8 bits each. Their codebooks learn from the
+keys of TRAIN, as a method that needs pairs has to (`pq_recall_at_10`), or from the whole gallery, as they may, needing no queries
 (`pq_gallery_recall_at_10`). ivfpq: 64 lists, residuals coded, all lists visited. rq only up to 64 bits: beyond, its training
 takes minutes.
 """

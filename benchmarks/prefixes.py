@@ -5,7 +5,7 @@
 Exports DATABASE at each length the model has, and evaluates each gallery: `map_8`, `map_16`, ...; `falls`, the largest loss of
 mAP from one length to a longer one; `codes_equal`, 1 where the codes in every gallery are the first columns of the longest
 one's, bit for bit; `score_difference`, the largest difference, as a share of the largest score, between the scores FAISS gives
-from a prefix gallery and those of the first books and columns of the longest; `float_map`, the features before coding.
+from a prefix gallery and those of the first codebooks and columns of the longest; `float_map`, the features before coding.
 """
 
 import json
@@ -29,7 +29,7 @@ QUERIES = 100  # whose 100 best are compared
 def main(model_path: str, query_path: str, database_path: str) -> None:
     warnings.simplefilter("ignore", scqfaiss.errors.ScqWarning)
     model = Model.load(model_path)
-    books = model.codebooks
+    codebooks = model.codebooks
     with (
         open_rows(query_path) as query,
         open_rows(database_path) as database,
@@ -41,8 +41,8 @@ def main(model_path: str, query_path: str, database_path: str) -> None:
         longest, maps, equal, difference = model.encode(xb), {}, True, 0.0
         zq = model.embed(xq[:QUERIES])
         place = {int(i): row for row, i in enumerate(ids)}
-        for m in range(1, books.M + 1):
-            bits = m * books.nbits
+        for m in range(1, codebooks.M + 1):
+            bits = m * codebooks.nbits
             path = Path(folder) / f"{bits}.faissindex"
             scqfaiss.export(model, xb, ids=ids, path=path, bits=bits)
             gallery = scqfaiss.open(path, model=model)
@@ -50,7 +50,7 @@ def main(model_path: str, query_path: str, database_path: str) -> None:
             order = np.array([place[int(i)] for i in held])
             equal &= np.array_equal(codes, longest[order, :m])
             D, I = gallery.search(xq[:QUERIES], k=100)
-            first = Codebooks("additive", books.centroids[:m], books.metric)
+            first = Codebooks("additive", codebooks.centroids[:m], codebooks.metric)
             scores = first.scores(zq, longest[:, :m])
             theirs = np.take_along_axis(scores, np.vectorize(place.__getitem__)(I), axis=1)
             difference = max(difference, float(np.abs(D - theirs).max() / np.abs(scores).max()))

@@ -2,9 +2,9 @@
 
     python benchmarks/recipe_time.py TRAIN.h5 [--epochs 15 50]
 
-The same encoder (one member, 1,024 units), batch 64, feature loss row by row, codebook step book by book in double precision
-(see upstream.py), 4 books of 256 codewords on 360 dimensions, all cores. Beside it `scqfaiss.train` at its defaults on
-the same rows, 32 bits, in the same process, libraries loaded before either starts.
+The same encoder (one member, 1,024 units), batch 64, feature loss row by row, codebook step codebook by codebook in double
+precision (see upstream.py), 4 codebooks of 256 codewords on 360 dimensions, all cores. Beside it `scqfaiss.train` at its defaults
+on the same rows, 32 bits, in the same process, libraries loaded before either starts.
 """
 
 import json
@@ -17,7 +17,7 @@ from upstream import C, D, K, M, plain_codebook_loss, plain_feature_loss
 
 import scqfaiss
 from scqfaiss.data import open_rows
-from scqfaiss.methods.arsq import deal
+from scqfaiss.methods.arsq import allocate_codewords
 from scqfaiss.methods.centers import simplex
 
 
@@ -39,19 +39,19 @@ def main(train: str, epochs: tuple[int, int]) -> None:
     project, classify = torch.nn.Linear(1024, D), torch.nn.Linear(1024, C)
     parts = torch.nn.ModuleList([trunk, project, classify])
     optimizer: torch.optim.Optimizer = torch.optim.SGD(parts.parameters(), 0.08, momentum=0.9, nesterov=True)
-    hot = torch.nn.functional.one_hot(y, C).float()
+    multi_hot = torch.nn.functional.one_hot(y, C).float()
     for _ in range(epochs[0]):
         for i in torch.randperm(len(x)).split(64):
             g = trunk(x[i])
             optimizer.zero_grad()
-            plain_feature_loss(torch.tanh(project(g)), classify(g), centers, hot[i]).backward()
+            plain_feature_loss(torch.tanh(project(g)), classify(g), centers, multi_hot[i]).backward()
             optimizer.step()
     features = time.perf_counter() - start
     parts.eval()
     with torch.no_grad():
         z = torch.tanh(project(trunk(x)))
     words = (1e-4 * torch.randn(M, K, D // M)).requires_grad_()
-    owner = deal(K, torch.ones(C))
+    owner = allocate_codewords(K, torch.ones(C))
     optimizer = torch.optim.Adam([words], 0.02, weight_decay=1e-5, amsgrad=True)
     soft, hard = 1.0, 1.0
     for epoch in range(epochs[1]):

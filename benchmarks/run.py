@@ -42,7 +42,7 @@ import click
 import torch
 
 from scqfaiss.comparison import results as measured
-from scqfaiss.files import reserve
+from scqfaiss.files import atomic_write
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("SCQFAISS_DATA", HERE.parent.parent / "shared" / "data"))
@@ -162,14 +162,14 @@ def main(files: tuple[Path, ...], only: tuple[str, ...], data: Path, results: Pa
             spread = {k: stdev(r[k] for r in runs) if len(runs) > 1 else 0.0 for k in runs[0]}
             wrong = check(row, means)
             failed += bool(wrong)
-            shown = row.get("show", ["map"])
-            figures = "  ".join(f"{k} {means[k]:.4f} +- {spread[k]:.4f}" for k in shown if k in means)
+            printable = row.get("show", ["map"])
+            figures = "  ".join(f"{k} {means[k]:.4f} +- {spread[k]:.4f}" for k in printable if k in means)
             click.echo(f"{file.stem} {row['name']:24} {figures}  {means['seconds']:.1f} s  {'; '.join(wrong) or 'ok'}")
             kept.append({"name": row["name"], "command": row["command"], "seeds": row.get("seeds", [0]), "runs": runs})
         if results is not None and kept:
             text = json.dumps({"machine": machine(), "rows": kept}, indent=1) + "\n"
-            with reserve(results / f"{file.stem}.json") as slot:
-                slot.write(lambda f: f.write(text.encode()))  # noqa: B023
+            with atomic_write(results / f"{file.stem}.json") as output:
+                output.write(lambda f: f.write(text.encode()))  # noqa: B023
     click.echo(f"{failed} failed, {skipped} skipped")
     sys.exit(1 if failed else 0)
 

@@ -22,7 +22,7 @@ def main(folder: str, bits: str, seed: str, method: str = "scq") -> None:
     parts = {}
     for name in ("train", "query", "database"):
         with open_rows(Path(folder) / f"{name}.h5") as source:
-            assert source.labels is not None and not source.labels.many
+            assert source.labels is not None and not source.labels.multilabel
             parts[name] = source.read(0, len(source)), source.labels, source.ids
     (xt, yt, _), (xq, yq, _), (xb, yb, ids) = parts.values()
     yt, yb = same_classes(yt, yb, "train.h5", "database.h5")

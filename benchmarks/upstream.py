@@ -3,7 +3,7 @@
     python benchmarks/upstream.py [--rounds 15] [--batches 64,512] [--out FOLDER]
 
 The plain side follows what the paper's released code computes, written anew: distances in double precision, a loop over
-books, a loop over the rows of the batch in the feature loss. Both sides run loss, backward and Adam (codebook step), or
+codebooks, a loop over the rows of the batch in the feature loss. Both sides run loss, backward and Adam (codebook step), or
 loss and backward to the features (feature loss), on the same numbers in one process, in turn. Ours is what a training runs:
 `ARSQ.loss` with the optimizer of `SCQ.arsq_stage`, and `reference_cfa.loss_of_one_label`, the feature loss of `recipe=reference`
 for one label a row. Both sides must compute the same loss first.
@@ -32,8 +32,8 @@ from torch import Tensor
 from scqfaiss.comparison.measuring import run_facts, typed
 from scqfaiss.comparison.options import whole_numbers
 from scqfaiss.comparison.results import FILE, Results
-from scqfaiss.files import make_folder, reserve
-from scqfaiss.methods.arsq import ARSQ, deal
+from scqfaiss.files import atomic_write, make_folder
+from scqfaiss.methods.arsq import ARSQ, allocate_codewords
 from scqfaiss.methods.centers import simplex
 from scqfaiss.methods.reference_cfa import loss_of_one_label
 
@@ -47,7 +47,7 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def plain_codebook_loss(z: Tensor, y: Tensor, words: Tensor, owner: Tensor, soft: float, hard: float) -> Tensor:
-    """L_ARSQ of z (b, D), labels y (b,), words (M, K, D / M): book by book, all codewords, others masked away."""
+    """L_ARSQ of z (b, D), labels y (b,), words (M, K, D / M): codebook by codebook, all codewords, others masked away."""
     own = owner[None] == y[:, None]  # b k
     same = (owner[:, None] == owner[None]) & ~torch.eye(K, dtype=torch.bool)
     total = z.new_zeros(())
@@ -63,18 +63,18 @@ def plain_codebook_loss(z: Tensor, y: Tensor, words: Tensor, owner: Tensor, soft
     return total
 
 
-def plain_feature_loss(z: Tensor, logits: Tensor, centers: Tensor, hot: Tensor) -> Tensor:
+def plain_feature_loss(z: Tensor, logits: Tensor, centers: Tensor, multi_hot: Tensor) -> Tensor:
     """L_CFA row by row: the targets of a row's classes summed, cosine, pull and cross-entropy."""
     total = z.new_zeros(())
     for row in range(len(z)):
         t = torch.zeros(D)
-        for c in hot[row].nonzero().flatten():
+        for c in multi_hot[row].nonzero().flatten():
             t = t + centers[c]
         t = t / t.norm()
         align = -F.cosine_similarity(z[row], t, dim=0)
         pull = 0.01 * (z[row] - 360 * t).norm()
         p = torch.softmax(logits[row], dim=0)
-        total = total + align + pull - 0.1 * torch.log((p * hot[row]).sum())
+        total = total + align + pull - 0.1 * torch.log((p * multi_hot[row]).sum())
     return total / len(z)
 
 
@@ -93,7 +93,7 @@ def timed(sides: dict[str, Callable[[], object]], rounds: int, repeats: dict[str
 
 
 def codebook_step(batch: int, rounds: int) -> dict[str, list[float]]:
-    owner = deal(K, torch.ones(C))
+    owner = allocate_codewords(K, torch.ones(C))
     owned = owner == torch.arange(C)[:, None]
     z, y = torch.randn(batch, D), torch.randint(C, (batch,))
     ours = ARSQ(torch.randn(M, K, D // M), owned, owned, 0.1, 0.1)
@@ -138,10 +138,10 @@ def feature_step(batch: int, rounds: int) -> dict[str, list[float]]:
     centers = torch.from_numpy(simplex(C, D).astype(np.float32))
     z, logits = torch.tanh(torch.randn(batch, D)).requires_grad_(), torch.randn(batch, C, requires_grad=True)
     y = torch.randint(C, (batch,))
-    hot = F.one_hot(y, C).float()
+    multi_hot = F.one_hot(y, C).float()
     both = (
         float(sum(t.detach() for t in loss_of_one_label(z, logits, centers, y).values())),
-        float(plain_feature_loss(z, logits, centers, hot).detach()),
+        float(plain_feature_loss(z, logits, centers, multi_hot).detach()),
     )
     assert np.isclose(*both, rtol=1e-4), f"the two sides compute different losses: {both}"
 
@@ -151,7 +151,7 @@ def feature_step(batch: int, rounds: int) -> dict[str, list[float]]:
 
     def plain_step() -> None:
         z.grad = logits.grad = None
-        plain_feature_loss(z, logits, centers, hot).backward()
+        plain_feature_loss(z, logits, centers, multi_hot).backward()
 
     return timed({"ours": our_step, "plain": plain_step}, rounds, {"ours": 20, "plain": 1})
 
@@ -191,7 +191,7 @@ def sizes(context: Any, parameter: Any, text: str) -> tuple[int, ...]:
 
 
 @click.command()
-@click.option("--rounds", default=15, show_default=True, type=click.IntRange(1), help="Turns of each side.")
+@click.option("--rounds", default=15, show_default=True, type=click.IntRange(1), help="OptimizerStep of each side.")
 @click.option("--batches", default="64,512", show_default=True, callback=sizes, help="Rows of a step.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for results.json.")
@@ -213,8 +213,8 @@ def main(rounds: int, batches: tuple[int, ...], seed: int, out: Path | None) -> 
     if out is not None:
         command = typed("python benchmarks/upstream.py")
         make_folder(out)
-        with reserve(out / FILE) as slot:
-            results = Results(slot, "training", "training", command, {"seed": seed, "shape": [D, M, K, C]})
+        with atomic_write(out / FILE) as output:
+            results = Results(output, "training", "training", command, {"seed": seed, "shape": [D, M, K, C]})
             for row in rows:
                 results.add(row | {"run": run_facts(command, seed, {})})
     print(json.dumps(printed))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError, shown
+from .errors import DataError, printable
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -37,7 +37,7 @@ def as_array(a: Any, name: str, needs: str) -> NDArray[Any]:
     """
     if isinstance(a, str | bytes | os.PathLike):
         kind = "an array; read the file first, or give it to the command line"
-        raise DataError(f"{name} is a name, '{shown(a)[:80]}', needs {kind} ({needs})")
+        raise DataError(f"{name} is a name, '{printable(a)[:80]}', needs {kind} ({needs})")
     if isinstance(a, Set | Mapping):
         raise DataError(f"{name} is a {type(a).__name__}, which has no order; needs {needs}")
     if isinstance(a, np.ma.MaskedArray) and np.ma.is_masked(a):  # type: ignore[no-untyped-call]
@@ -141,8 +141,8 @@ def _whole_numbers(a: NDArray[Any], name: str, what: str) -> Ints:
 class Labels:
     """Labels of n rows: one class a row, y (n,) int64, or many, y (n, C) uint8 of 0 and 1. C classes, names optional.
 
-    numbers (C,) int64, rising: the class numbers of the rows, where these are `among` a choice of classes, of `declared` in all;
-    None where class c is number c.
+    numbers (C,) int64, ascending: the class numbers of the rows, where these are `among` a choice of classes, of `declared` in
+    all; None where class c is number c.
     """
 
     y: NDArray[Any]
@@ -155,7 +155,7 @@ class Labels:
         return len(self.y)
 
     @property
-    def many(self) -> bool:
+    def multilabel(self) -> bool:
         """True where a row may have several labels (or none)."""
         return self.y.ndim == 2
 
@@ -166,13 +166,13 @@ class Labels:
 
     def counts(self) -> Ints:
         """(C,) rows that carry each class."""
-        if self.many:
+        if self.multilabel:
             return np.asarray(self.y.sum(0, dtype=np.int64))
         return np.bincount(self.y, minlength=self.C).astype(np.int64)
 
-    def hot(self) -> NDArray[np.uint8]:
+    def multi_hot(self) -> NDArray[np.uint8]:
         """(n, C) uint8 multi-hot form, for single labels too."""
-        if self.many:
+        if self.multilabel:
             return self.y
         out = np.zeros((len(self.y), self.C), np.uint8)
         out[np.arange(len(self.y)), self.y] = 1
@@ -183,14 +183,14 @@ class Labels:
         return replace(self, y=self.y[rows])
 
     def among(self, numbers: Ints) -> Labels:
-        """The same rows told apart by the classes `numbers` (C',) alone, rising: these become 0..C'-1.
+        """The same rows told apart by the classes `numbers` (C',) alone, ascending: these become 0..C'-1.
 
         A row of any other class gets -1; of many labels a row those of other classes are left out.
         """
         names = self.class_names
         if names is not None:
             names = tuple(names[c] for c in numbers) if int(numbers.max()) < len(names) else None
-        if self.many:
+        if self.multilabel:
             y = np.zeros((len(self), len(numbers)), np.uint8)
             known = numbers < self.C
             y[:, known] = self.y[:, numbers[known]]
@@ -262,7 +262,7 @@ def _named(a: NDArray[Any], name: str, names: tuple[str, ...] | None) -> Labels:
     for word in found.tolist():
         if word not in place:
             row = int(np.argmax(text == word))
-            raise DataError(f"{name}: row {row:,} is '{shown(word)}', which class_names does not name")
+            raise DataError(f"{name}: row {row:,} is '{printable(word)}', which class_names does not name")
     return Labels(np.array([place[word] for word in found.tolist()], np.int64)[y], len(names), names)
 
 
@@ -271,7 +271,7 @@ def _names(given: Any, name: str) -> tuple[str, ...]:
     names = tuple(class_text(c) for c in given)
     twice = next((c for i, c in enumerate(names) if c in names[:i]), None) if len(set(names)) < len(names) else None
     if twice is not None:
-        raise DataError(f"{name}: class_names holds '{shown(twice)}' more than once")
+        raise DataError(f"{name}: class_names holds '{printable(twice)}' more than once")
     return names
 
 

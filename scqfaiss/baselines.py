@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from . import faiss_calls
 from .codebooks import Codebooks
-from .contract import Layers, Stage, Task, Usual, check_product_shape, setting
+from .contract import Layers, MethodDefaults, Stage, Task, check_product_shape, setting
 from .errors import ConfigError, DataError, warn
 from .exponents import balanced, exponent, times
 from .modality import Modality
@@ -41,7 +41,7 @@ def one_thread() -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-class PQ(Usual):
+class PQ(MethodDefaults):
     """Product quantization of the rows themselves."""
 
     Config = Settings
@@ -73,7 +73,7 @@ class PQ(Usual):
             fits = len(rows).bit_length() - 1
             raise ConfigError(f"{len(rows):,} rows cannot train K={task.K} codewords; need --nbits {fits} or less")
         if len(rows) < 39 * task.K:
-            warn(f"{len(rows):,} rows are few for {task.K} codewords a book; FAISS advises {39 * task.K:,}")
+            warn(f"{len(rows):,} rows are few for {task.K} codewords a codebook; FAISS advises {39 * task.K:,}")
         x: NDArray[np.float32] = rows.sample(256 * task.K, task.seed)[0]
         if self.config.raw:
             return x
@@ -92,10 +92,10 @@ class PQ(Usual):
         with one_thread():
             x = self.prepared_rows()
             power = exponent(x)  # of raw rows whose squares leave float32
-            self.train_books(times(x, -power) if power else x)
+            self.train_codebooks(times(x, -power) if power else x)
             self.centroids = times(self.centroids, power) if power else self.centroids
 
-    def train_books(self, x: NDArray[np.float32]) -> None:
+    def train_codebooks(self, x: NDArray[np.float32]) -> None:
         pq = faiss.ProductQuantizer(x.shape[1], self.task.M, self.task.nbits)
         pq.cp.seed = (self.task.seed + 1) % 2**31
         pq.cp.niter = self.config.iterations
@@ -121,35 +121,35 @@ class OPQ(PQ):
     @classmethod
     def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
         if d_in < M:
-            raise ConfigError(f"rows of d={d_in} cannot fill M={M} books")
+            raise ConfigError(f"rows of d={d_in} cannot fill M={M} codebooks")
         check_product_shape(d_in // M * M, M, nbits)
 
     def __init__(self, config: Settings, task: Task) -> None:
         super().__init__(config, task)
         self.A = np.zeros((task.rows.d // task.M * task.M, task.rows.d), np.float32)
 
-    def train_books(self, x: NDArray[np.float32]) -> None:
+    def train_codebooks(self, x: NDArray[np.float32]) -> None:
         d = x.shape[1]
         if len(x) < d:  # FAISS writes beyond its arrays
             raise DataError(f"{len(x):,} rows cannot train a rotation of d={d}; need {d:,} or more, or method pq")
-        # The rotation starts from a fixed seed inside FAISS; the books inside it take the product quantizer's.
+        # The rotation starts from a fixed seed inside FAISS; the codebooks inside it take the product quantizer's.
         pq = faiss.ProductQuantizer(d // self.task.M * self.task.M, self.task.M, self.task.nbits)
         pq.cp.seed, pq.cp.min_points_per_centroid = (self.task.seed + 1) % 2**31, 1
         opq = faiss.OPQMatrix(d, self.task.M, pq.d)
         opq.pq = pq
         faiss_calls.train(opq, x)
         self.A = faiss.vector_to_array(opq.A).reshape(opq.d_out, opq.d_in)
-        super().train_books(faiss_calls.apply(opq, x))
+        super().train_codebooks(faiss_calls.apply(opq, x))
 
     def layers(self) -> Layers:
         return [*super().layers(), ("linear", {"A": self.A})]
 
 
 class RQ(PQ):
-    """Additive books of the rows themselves, each on what the ones before leave over."""
+    """Additive codebooks of the rows themselves, each on what the ones before leave over."""
 
     long_name = "residual quantization (FAISS)"
-    beam = 5  # FAISS's own, with which its books are trained
+    beam = 5  # FAISS's own, with which its codebooks are trained
 
     @staticmethod
     def kind(config: Settings) -> str:
@@ -157,9 +157,9 @@ class RQ(PQ):
 
     @classmethod
     def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
-        pass  # any number of books of any width
+        pass  # any number of codebooks of any width
 
-    def train_books(self, x: NDArray[np.float32]) -> None:
+    def train_codebooks(self, x: NDArray[np.float32]) -> None:
         rq = faiss.ResidualQuantizer(x.shape[1], self.task.M, self.task.nbits)
         rq.max_beam_size = self.beam
         rq.cp.seed, rq.cp.niter = (self.task.seed + 1) % 2**31, self.config.iterations

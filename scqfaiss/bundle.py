@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as _load
 from safetensors.numpy import save as _save
 
-from .errors import CheckpointError, shown
+from .errors import CheckpointError, printable
 from .files import PathLike, open_regular, parse_json
 
 FORMAT = 1
@@ -69,13 +69,13 @@ def from_bytes(data: bytes, name: str) -> Bundle:
 
 
 def read(path: PathLike) -> tuple[Bundle, str]:
-    """The bundle in a file, and the SHA-256 (hex) of the file, by which index cards name their model.
+    """The bundle in a file, and the SHA-256 (hex) of the file, by which index metadata name their model.
 
     Raises ConfigError where the file is missing, CheckpointError where it is damaged or something else.
     """
     with open_regular(path, CheckpointError) as f:
         data = f.read()
-    return from_bytes(data, shown(path)), hashlib.sha256(data).hexdigest()
+    return from_bytes(data, printable(path)), hashlib.sha256(data).hexdigest()
 
 
 def read_tensors(path: PathLike) -> tuple[dict[str, NDArray[Any]], str]:
@@ -88,7 +88,7 @@ def read_tensors(path: PathLike) -> tuple[dict[str, NDArray[Any]], str]:
     try:
         return dict(_load(data)), hashlib.sha256(data).hexdigest()
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{shown(path)}: not a sound .safetensors file of plain numbers ({error})") from error
+        raise CheckpointError(f"{printable(path)}: not a sound .safetensors file of plain numbers ({error})") from error
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:

@@ -49,7 +49,7 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Codebooks:
-    """M books of K codewords, K a power of two.
+    """M codebooks of K codewords, K a power of two.
 
     kind 'product': centroids (M, K, d / M) float32, a vector is the concatenation of its M codewords.
     kind 'additive': centroids (M, K, d) float32, a vector is the sum of its M codewords.
@@ -71,10 +71,10 @@ class Codebooks:
             raise ConfigError(f"centroids are {c.shape} {c.dtype}, need (M, K, dsub) float32")
         K = c.shape[1]
         if K & (K - 1) or not 2 <= K <= 1 << MAX_NBITS:
-            raise ConfigError(f"a book holds K={K} codewords, needs a power of two from 2 to {1 << MAX_NBITS}")
+            raise ConfigError(f"a codebook holds K={K} codewords, needs a power of two from 2 to {1 << MAX_NBITS}")
         if not np.isfinite(c).all():
             m, k, _ = np.argwhere(~np.isfinite(c))[0]
-            raise DataError(f"codeword {k} of book {m} is not finite")
+            raise DataError(f"codeword {k} of codebook {m} is not finite")
         object.__setattr__(self, "centroids", np.ascontiguousarray(c))
 
     @property
@@ -87,7 +87,7 @@ class Codebooks:
 
     @property
     def nbits(self) -> int:
-        """Bits a book takes, log2 K."""
+        """Bits a codebook takes, log2 K."""
         return self.K.bit_length() - 1
 
     @property
@@ -117,7 +117,7 @@ class Codebooks:
             raise DataError(f"codes are {codes.shape} {codes.dtype}, need (n, {self.M}) integers")
         if codes.size and (int(codes.min()) < 0 or int(codes.max()) >= self.K):
             row = int(np.argmax(((codes < 0) | (codes >= self.K)).any(axis=1)))
-            raise DataError(f"codes: row {row:,} is {codes[row].tolist()}, books hold codewords 0 to {self.K - 1}")
+            raise DataError(f"codes: row {row:,} is {codes[row].tolist()}, codebooks hold codewords 0 to {self.K - 1}")
         return np.ascontiguousarray(codes, self.code_dtype)
 
     def decode(self, codes: Codes) -> NDArray[np.float32]:
@@ -125,7 +125,7 @@ class Codebooks:
         if self.kind == "product":
             return np.asarray(self.centroids[np.arange(self.M), codes].reshape(len(codes), self.d))
         out: NDArray[np.float32] = self.centroids[0][codes[:, 0]]
-        for m in range(1, self.M):  # book by book: all parts at once would take M times the memory
+        for m in range(1, self.M):  # codebook by codebook: all parts at once would take M times the memory
             out += self.centroids[m][codes[:, m]]
         return out
 
@@ -141,12 +141,12 @@ class Codebooks:
         return np.asarray((q * q).sum(1)[:, None] - 2 * dot + (x * x).sum(1))
 
     def assign(self, z: NDArray[np.float32], rule: str, beam: int = 1) -> Codes:
-        """z (n, d) float32 -> codes (n, M), book by book over the whole book, the lowest index on ties.
+        """z (n, d) float32 -> codes (n, M), codebook by codebook over the whole codebook, the lowest index on ties.
 
-        rule 'l2': argmin_k ||z_m - w_mk||^2. rule 'ip': argmax_k <z_m, w_mk>. Additive books are assigned greedily on what
-        the books before leave over (for 'l2' exactly FAISS's residual quantizer with a beam of 1). For them and 'l2', a
-        `beam` above 1 carries that many partial sums from book to book and ends with the nearest; product books need none.
-        Raises ConfigError on another rule, beam or width.
+        rule 'l2': argmin_k ||z_m - w_mk||^2. rule 'ip': argmax_k <z_m, w_mk>. Additive codebooks are assigned greedily on what
+        the codebooks before leave over (for 'l2' exactly FAISS's residual quantizer with a beam of 1). For them and 'l2', a
+        `beam` above 1 carries that many partial sums from codebook to codebook and ends with the nearest; product codebooks need
+        none. Raises ConfigError on another rule, beam or width.
         """
         if rule not in RULES:
             raise ConfigError(f"assignment rule is '{rule}', needs one of {', '.join(RULES)}")
@@ -156,45 +156,45 @@ class Codebooks:
             raise ConfigError(f"beam is {beam}, needs 1 or more")
         if beam > 1 and self.kind == "additive" and rule != "l2":
             raise ConfigError(f"beam={beam} needs the assignment rule 'l2', got '{rule}'")
-        of_books, of_rows = exponent(self.centroids), exponents(z)
-        if of_books == 0 and of_rows is None:
+        of_codebooks, of_rows = exponent(self.centroids), exponents(z)
+        if of_codebooks == 0 and of_rows is None:
             return self._assign(z, rule, beam)
-        # Squares or products would leave float32: rows and books times one power of two keep all distances in order.
+        # Squares or products would leave float32: rows and codebooks times one power of two keep all distances in order.
         peaks = np.frexp(np.abs(z).max(1, initial=0))[1]
         powers = np.maximum(peaks, np.frexp(np.abs(self.centroids).max())[1])
         codes = np.empty((len(z), self.M), self.code_dtype)
         for power in np.unique(powers):
             rows = powers == power
-            books = Codebooks(self.kind, times(self.centroids, -power), self.metric)
+            codebooks = Codebooks(self.kind, times(self.centroids, -power), self.metric)
             part = times(z[rows], -power)
             if (
                 rule == "ip" and self.kind == "product"
-            ):  # a factor of the row alone changes nothing, nor one of the books
-                books = Codebooks(self.kind, times(self.centroids, -of_books), self.metric)
+            ):  # a factor of the row alone changes nothing, nor one of the codebooks
+                codebooks = Codebooks(self.kind, times(self.centroids, -of_codebooks), self.metric)
                 part = times(z[rows], -peaks[rows])
-            codes[rows] = books._assign(part, rule, beam)
+            codes[rows] = codebooks._assign(part, rule, beam)
         return codes
 
     def _assign(self, z: NDArray[np.float32], rule: str, beam: int) -> Codes:
-        """The same for rows and books whose squares stay in float32."""
+        """The same for rows and codebooks whose squares stay in float32."""
         if beam > 1 and self.kind == "additive":
             return self._beam_search(z, beam)
         codes = np.empty((len(z), self.M), self.code_dtype)
         dsub = self.centroids.shape[2]
         half_norms = 0.5 * np.square(self.centroids).sum(2)  # M K
         left = z
-        for m, book in enumerate(self.centroids):
+        for m, codebook in enumerate(self.centroids):
             part = z[:, m * dsub : (m + 1) * dsub] if self.kind == "product" else left
-            near = part @ book.T  # n K
+            near = part @ codebook.T  # n K
             if rule == "l2":  # ||z||^2 is the same for every codeword
                 near -= half_norms[m]
             codes[:, m] = near.argmax(1)
             if self.kind == "additive":
-                left = left - book[codes[:, m]]
+                left = left - codebook[codes[:, m]]
         return codes
 
     def _beam_search(self, z: NDArray[np.float32], beam: int) -> Codes:
-        """Additive books: of all partial sums that extend a kept one, keep the `beam` nearest, book after book.
+        """Additive codebooks: of all partial sums that extend a kept one, keep the `beam` nearest, codebook after codebook.
 
         Ties go to the better of the kept ones, then to the lowest codeword. Source: the beam search of additive and residual
         quantization, Babenko and Lempitsky, CVPR 2014; Liu, Lu, Shao, arXiv 1509.05195.
@@ -202,7 +202,7 @@ class Codebooks:
         M, K, d = self.centroids.shape
         # What is held of each kept sum are its distances (K), its remainder (d) and its codes (M).
         step = max(1, min(len(z), BEAM_ELEMENTS // (beam * max(K, d, M))))
-        # Arrays of megabytes are made once: the system would hand out fresh pages at every book, slower than the search.
+        # Arrays of megabytes are made once: the system would hand out fresh pages at every codebook, slower than the search.
         costs, terms = (np.empty(step * beam * K, np.float32) for _ in range(2))
         firsts = np.empty((step, M * K), np.float32)
         norms = np.square(self.centroids).sum(2)  # M K
@@ -245,7 +245,7 @@ class Codebooks:
 
     @cached_property
     def _tables(self) -> list[NDArray[np.float32]] | None:
-        """[m] -> (m, K, K): 2 <w_e, w_m> of the books e before m. None where plain products are faster, or memory short."""
+        """[m] -> (m, K, K): 2 <w_e, w_m> of the codebooks e before m. None where plain products are faster, or memory short."""
         M, K, d = self.centroids.shape
         if d < 8 * M or M * M * K * K // 2 > TABLE_ELEMENTS:
             return None

@@ -35,7 +35,7 @@ def silent(what: str, done: int, total: int, detail: str) -> None:
     """The Progress that shows nothing."""
 
 
-class Rows(Protocol):
+class RowStream(Protocol):
     """Training rows as a method sees them: in memory or streamed, it cannot tell."""
 
     d: int
@@ -43,7 +43,7 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def blocks(self) -> Iterator[tuple[int, Any]]:
-        """(first row, x (b, d) float32) in file order; of pictures x (b, 3, size, size) uint8, here and below."""
+        """(first row, x (b, d) float32) in file order; of images x (b, 3, size, size) uint8, here and below."""
 
     def sample(self, limit: int, seed: int) -> tuple[Any, Ints]:
         """At most `limit` rows drawn without replacement, in file order, and their row numbers."""
@@ -71,19 +71,19 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
+class Subset:
     """Rows set aside, with what belongs to them."""
 
-    rows: Rows
+    rows: RowStream
     labels: Labels | None = None
     ids: Ints | None = None
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a method is given. M books of 2^nbits codewords; everything is checked already."""
+    """What a method is given. M codebooks of 2^nbits codewords; everything is checked already."""
 
-    rows: Rows
+    rows: RowStream
     labels: Labels | None
     M: int
     nbits: int
@@ -91,8 +91,8 @@ class Task:
     encoder: Encoder | None = None  # None for methods that bring their own (needs_encoder False)
     encoder_name: str = ""
     head: Layers | None = None  # layers of a trained model, whose classifier stays as it is
-    codebook_rows: Rows | None = None  # rows, without labels, that the books learn from instead
-    validation: Part | None = None  # rows that train nothing and say when to stop
+    codebook_rows: RowStream | None = None  # rows, without labels, that the codebooks learn from instead
+    validation: Subset | None = None  # rows that train nothing and say when to stop
     ids: Ints | None = None  # (n,) ids of the rows; of pairs, those of the keys, which may repeat
     epochs: int | None = None  # of every stage, instead of each stage's own default
     batch_size: int | None = None
@@ -105,7 +105,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Turn:
+class OptimizerStep:
     """A loss and the optimiser that minimises it; stages that train two parts alternately have two.
 
     loss(*batch) returns named terms, already weighted, that are summed; over several processes each gives the mean over its
@@ -133,18 +133,18 @@ class Stage:
     epochs: int = 0
     steps_per_epoch: int = 0
     batches: Callable[[Generator], Iterator[tuple[Any, ...]]] | None = None
-    turns: Sequence[Turn] = ()
+    optimizer_steps: Sequence[OptimizerStep] = ()
     on_epoch: Callable[[int], None] = lambda epoch: None  # before each epoch; sets annealed quantities
     after_step: Callable[[], None] = lambda: None  # after the turns of a batch; without gradient
     # After each epoch, without gradient: moves dead codewords, and returns facts for the metrics, "codewords_used" a list
-    # with a count for each book, "revived" how many were moved.
+    # with a count for each codebook, "revived" how many were moved.
     after_epoch: Callable[[int], dict[str, Any]] = lambda epoch: {}
     # A number that falls as the method gets better, from task.validation; asked after each epoch, in evaluation mode.
     validate: Callable[[], float] | None = None
     end: Callable[[], None] = lambda: None
     # Products of the steps in what the device multiplies fast (bfloat16 on a CPU that has it, TF32 on a GPU); sums, weights
     # and all that follows the training stay float32.
-    fast_products: bool = False
+    allow_reduced_precision: bool = False
     one_thread: bool = False  # steps too small for threads: waiting for one another would cost more than it saves
 
 
@@ -153,17 +153,17 @@ class Method(Protocol):
 
     Config: ClassVar[type[Any]]
     PRESETS: ClassVar[dict[str, dict[str, dict[str, Any]]]]  # setting -> value -> the defaults that it replaces
-    encoder_defaults: ClassVar[dict[str, Any]]  # settings of a network for pictures, where they are not set
+    encoder_defaults: ClassVar[dict[str, Any]]  # settings of a network for images, where they are not set
     starts: ClassVar[bool]  # whether it can go on from the encoder and the classifier of a trained model
     separable: ClassVar[bool]  # whether its losses are means over rows that know nothing of one another
     long_name: ClassVar[str]
-    # Of 'labels', 'pairs' (rows are then query and key side by side, (n, 2 d)), 'feature maps' (of pictures).
+    # Of 'labels', 'pairs' (rows are then query and key side by side, (n, 2 d)), 'feature maps' (of images).
     needs: ClassVar[frozenset[str]]
     needs_encoder: ClassVar[bool]
     rule: str  # how Codebooks.assign encodes: 'l2' or 'ip'
     task: Task
-    beam: int  # and how many partial sums it carries along; 1 for all but additive books
-    nested: ClassVar[bool]  # whether the first books of a code are a code
+    beam: int  # and how many partial sums it carries along; 1 for all but additive codebooks
+    nested: ClassVar[bool]  # whether the first codebooks of a code are a code
 
     def __init__(self, config: Any, task: Task) -> None: ...
 
@@ -176,7 +176,7 @@ class Method(Protocol):
         """What to do with rows without any label: 'error' or 'drop'."""
 
     @staticmethod
-    def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
+    def shape(C: int, multilabel: bool, M: int, nbits: int) -> tuple[int, int]:
         """(M, nbits) of the codes for C classes, where M and nbits were asked for."""
 
     @staticmethod
@@ -209,10 +209,10 @@ class Method(Protocol):
         """Plain facts for the model's config: fitted temperature, centre errors and the like."""
 
 
-class Usual:
+class MethodDefaults:
     """What a method says of itself where it has no reason to say anything else: methods inherit it and override.
 
-    Product books of the shape that was asked for, encoded by L2, behind a linear encoder of one member; rows alone.
+    Product codebooks of the shape that was asked for, encoded by L2, behind a linear encoder of one member; rows alone.
     """
 
     PRESETS: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}
@@ -226,7 +226,7 @@ class Usual:
     beam: int = 1
 
     @staticmethod
-    def shape(C: int, many: bool, M: int, nbits: int) -> tuple[int, int]:
+    def shape(C: int, multilabel: bool, M: int, nbits: int) -> tuple[int, int]:
         return M, nbits
 
     @staticmethod
@@ -256,7 +256,7 @@ def seed_of(*parts: int) -> int:
 
 
 def drawn_rows(n: int, limit: int, seed: int) -> Ints:
-    """At most `limit` of n row numbers, drawn without replacement, rising: the same whenever they are drawn."""
+    """At most `limit` of n row numbers, drawn without replacement, ascending: the same whenever they are drawn."""
     return np.arange(n) if n <= limit else np.sort(np.random.default_rng(seed).choice(n, limit, replace=False))
 
 
@@ -378,6 +378,8 @@ def nearest_divisors(d: int, M: int) -> str:
 def check_product_shape(d: int, M: int, nbits: int, what: str = "d") -> None:
     """Raise ConfigError where product codebooks of d / M dimensions and 2^nbits codewords cannot exist in FAISS."""
     if d % M:
-        raise ConfigError(f"{what}={d} is not divisible by M={M} books; need M of {nearest_divisors(d, M)}")
+        raise ConfigError(f"{what}={d} is not divisible by M={M} codebooks; need M of {nearest_divisors(d, M)}")
     if d // M == 2 and nbits < 3:
-        raise ConfigError(f"{what}={d} in M={M} books leaves 2 dimensions a book, which needs --nbits 3 or more")
+        raise ConfigError(
+            f"{what}={d} in M={M} codebooks leaves 2 dimensions a codebook, which needs --nbits 3 or more"
+        )

@@ -39,7 +39,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -49,7 +49,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, piece: Tensor) -> Tensor:
-        pieces = [torch.empty_like(piece) for _ in range(world())]
+        pieces = [torch.empty_like(piece) for _ in range(world_size())]
         dist.all_gather(pieces, piece.contiguous())
         ctx.rows = len(piece)
         return torch.cat(pieces)
@@ -62,32 +62,32 @@ class _Gather(torch.autograd.Function):
         return total[at : at + ctx.rows]
 
 
-def gathered(piece: Tensor) -> Tensor:
+def all_gather_with_grad(piece: Tensor) -> Tensor:
     """(b, ...) of this process -> (world b, ...) of all, in the order of their ranks; b must be the same everywhere.
 
     The gradient is that of the sum of all processes' losses. As gradients of parameters are averaged over the processes, a
     loss that is the mean over the process's own b rows gives just the gradient of one process with all rows.
     Cross-device sampling of Xiao, Liu, Shao, Lian, Xie, EMNLP 2021, arXiv 2104.07858.
     """
-    return piece if world() == 1 else _Gather.apply(piece)  # type: ignore[no-any-return,no-untyped-call]
+    return piece if world_size() == 1 else _Gather.apply(piece)  # type: ignore[no-any-return,no-untyped-call]
 
 
-def total(t: Tensor) -> Tensor:
+def all_reduce_sum(t: Tensor) -> Tensor:
     """The sum over all processes, without gradient."""
     t = t.detach().clone()
-    if world() > 1:
+    if world_size() > 1:
         dist.all_reduce(t)
     return t
 
 
 def average(t: Tensor) -> Tensor:
     """The mean over all processes, without gradient."""
-    return total(t) / world()
+    return all_reduce_sum(t) / world_size()
 
 
-def agreed(value: float) -> float:
+def all_reduce_max(value: float) -> float:
     """The largest of all processes' values: a decision that every process takes alike."""
-    if world() == 1:
+    if world_size() == 1:
         return value
     t = torch.tensor(value, dtype=torch.float64, device=_device())
     dist.all_reduce(t, dist.ReduceOp.MAX)
@@ -96,46 +96,46 @@ def agreed(value: float) -> float:
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Put the mean over all processes in place of every gradient, in one exchange."""
-    if world() == 1:
+    if world_size() == 1:
         return
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         return
     flat = torch.cat([g.flatten() for g in grads])
     dist.all_reduce(flat)
-    flat /= world()
+    flat /= world_size()
     for g, mean in zip(grads, flat.split([g.numel() for g in grads])):
         g.copy_(mean.view_as(g))
 
 
 def same_everywhere(tensors: Iterable[Tensor]) -> None:
     """Put the first process's values into these tensors everywhere: rounding must not let the processes drift apart."""
-    if world() > 1:
+    if world_size() > 1:
         for t in tensors:
             dist.broadcast(t, 0)
 
 
-def from_all(t: Tensor) -> list[Tensor]:
+def all_gather(t: Tensor) -> list[Tensor]:
     """The tensors of all processes, of one shape, in the order of their ranks; without gradient."""
-    if world() == 1:
+    if world_size() == 1:
         return [t]
     mine = t.to(_device())
-    pieces = [torch.empty_like(mine) for _ in range(world())]
+    pieces = [torch.empty_like(mine) for _ in range(world_size())]
     dist.all_gather(pieces, mine)
     return [piece.to(t.device) for piece in pieces]
 
 
-class Own(tuple[Any, ...]):
+class LocalBatch(tuple[Any, ...]):
     """A batch that is this process's part already."""
 
 
-def share(batch: tuple[Any, ...]) -> tuple[Any, ...]:
+def shard(batch: tuple[Any, ...]) -> tuple[Any, ...]:
     """This process's part of a batch: as many rows for each process, the few left over dropped; Own stays as it is.
 
     Raises ConfigError where there are fewer rows than processes.
     """
-    W, r = world(), rank()
-    if W == 1 or isinstance(batch, Own):
+    W, r = world_size(), rank()
+    if W == 1 or isinstance(batch, LocalBatch):
         return batch
     n = min((len(t) for t in batch if isinstance(t, Tensor)), default=0) // W
     if n == 0:
@@ -153,7 +153,7 @@ def launched() -> int:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[None]:
+def process_group(device: str) -> Iterator[None]:
     """Be one of the processes that torchrun started, if it did: `torchrun --nproc-per-node N -m scqfaiss train ...`.
 
     device: 'cpu' (gloo) or 'cuda...' (nccl). Raises ResourceError when another process is lost, naming it where it can.
@@ -168,7 +168,7 @@ def joined(device: str) -> Iterator[None]:
         dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT))
     except (RuntimeError, ValueError) as error:
         raise ResourceError(f"the {launched()} processes found no way to each other ({_first_line(error)})") from error
-    me, everyone = rank(), world()
+    me, everyone = rank(), world_size()
     try:
         with warnings.catch_warnings():
             if me:  # what all of them have to say, the first one says

@@ -68,7 +68,7 @@ def warn(message: str) -> None:
     warnings.warn(message, ScqWarning, stacklevel=3)
 
 
-def shown(name: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
+def printable(name: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
     """A file name for a message: always one printable line, whatever bytes the name holds."""
     text = os.fsdecode(name)
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
@@ -82,7 +82,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def size(nbytes: float) -> str:
+def format_bytes(nbytes: float) -> str:
     """Bytes in the unit a person would choose: 180 bytes, 1.2 GB, 20.5 TB (powers of 1,000)."""
     if nbytes < 1000:
         return f"{nbytes:.0f} bytes"

@@ -1,25 +1,18 @@
 """The only writer. A target is the old file or the new one, whole; damage is refused, never answered from.
 
-Every file of the package is written by `reserve(...)`: the target is checked and locked before any slow work, then
-filled beside it, synced, read back, and renamed over it. A gallery carries a footer behind its FAISS stream:
-
-    FAISS stream | JSON card (UTF-8) | u64 stream bytes | u64 card bytes | SHA-256 of all before | magic 'SCQFAISS'
-
-All FAISS readers ignore what follows their stream, so plain FAISS loads the file; scqfaiss verifies it. The hash shows
-damage, not authorship: whoever can write the file can write the hash.
+Every file of the package is written by `atomic_write(...)`: the target is checked and locked before any slow work, then
+filled beside it, synced, read back, and renamed over it.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import re
 import shutil
 import stat
-import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,12 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from . import signals
-from .errors import ConfigError, IndexFileError, ScqError, WriteError, shown, size, warn
+from .errors import ConfigError, IndexFileError, ScqError, WriteError, format_bytes, printable, warn
 
-FORMAT = 1
-MAGIC = b"SCQFAISS"
-TRAILER = struct.Struct("<QQ32s8s")  # stream bytes, card bytes, SHA-256, magic
-MAX_CARD = 1 << 20  # bytes; a card holds names and numbers, so more than that is not a card
 _BLOCK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -40,7 +29,7 @@ PathLike = str | os.PathLike[str]
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
-class Slot:
+class AtomicFile:
     """A locked place for one file. `write` may be called more than once; each call replaces the file as a whole.
 
     outermost: reserved while no other was, hence what a command is for; with it in its place the command's work is done.
@@ -58,7 +47,7 @@ class Slot:
         except OSError as error:  # the folder went away
             raise self._refused(error, nbytes) from error
         if nbytes * 1.05 > free:
-            raise WriteError(f"{self.name}: needs {size(nbytes * 1.05)}, {size(free)} free")
+            raise WriteError(f"{self.name}: needs {format_bytes(nbytes * 1.05)}, {format_bytes(free)} free")
 
     def hold(self, nbytes: int) -> None:
         """Take the room for `nbytes` and 5 % more now, where the file system can: others may fill the disk until it is needed.
@@ -162,8 +151,8 @@ class Slot:
 
     def _refused(self, error: OSError, nbytes: int) -> WriteError:
         if error.errno in _FULL:
-            need = f"needs {size(nbytes * 1.05)}, " if nbytes else "no space left, "
-            return WriteError(f"{self.name}: {need}{size(shutil.disk_usage(self.path.parent).free)} free")
+            need = f"needs {format_bytes(nbytes * 1.05)}, " if nbytes else "no space left, "
+            return WriteError(f"{self.name}: {need}{format_bytes(shutil.disk_usage(self.path.parent).free)} free")
         if error.errno == errno.EFBIG:
             return WriteError(f"{self.name}: grew past the largest file allowed here (ulimit -f)")
         why = os.strerror(error.errno) if error.errno else "the disk refused it"
@@ -173,9 +162,9 @@ class Slot:
 def check_target(path: PathLike, *, inputs: Sequence[PathLike] = (), suffix: str | None = None) -> Path:
     """The place that `path` leads to through links, once nothing that can be seen beforehand stands against writing there.
 
-    Raises as `reserve` does, but for the lock.
+    Raises as `atomic_write` does, but for the lock.
     """
-    name = shown(path)
+    name = printable(path)
     if "\0" in os.fsdecode(path):
         raise WriteError(f"{name}: no file can have this name")
     real = Path(os.path.realpath(path))
@@ -195,15 +184,15 @@ def check_target(path: PathLike, *, inputs: Sequence[PathLike] = (), suffix: str
             raise WriteError(f"{name}: is no plain file, nothing can be written there")
         for other in inputs:
             if os.path.exists(other) and os.path.samestat(there, os.stat(other)):
-                raise ConfigError(f"{shown(other)} is an input of this command; choose another output")
+                raise ConfigError(f"{printable(other)} is an input of this command; choose another output")
     for other in inputs:
         if os.path.isdir(other) and real.is_relative_to(os.path.realpath(other)):
             raise ConfigError(
-                f"{name} lies in {shown(other)}, which is an input of this command and would count it as a picture; "
+                f"{name} lies in {printable(other)}, which is an input of this command and would count it as an image; "
                 "choose an output elsewhere"
             )
     if not real.parent.is_dir():
-        raise WriteError(f"{name}: folder {shown(real.parent)} does not exist; create it first")
+        raise WriteError(f"{name}: folder {printable(real.parent)} does not exist; create it first")
     return real
 
 
@@ -212,11 +201,11 @@ def make_folder(path: PathLike) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise WriteError(f"{shown(path)}: cannot create this folder ({os.strerror(error.errno or 0)})") from error
+        raise WriteError(f"{printable(path)}: cannot create this folder ({os.strerror(error.errno or 0)})") from error
 
 
 def numbered(folder: Path, pattern: re.Pattern[str]) -> list[int]:
-    """The numbers, group 1 of `pattern`, of the files in a folder whose whole names match; rising. None where it is not there."""
+    """The numbers, group 1 of `pattern`, of the files in a folder whose whole names match; ascending. None without a folder."""
     try:
         names = [path.name for path in folder.iterdir()]
     except OSError:
@@ -234,10 +223,10 @@ def clear_folder(folder: Path, *patterns: re.Pattern[str]) -> None:
 
 
 @contextmanager
-def reserve(
+def atomic_write(
     path: PathLike, *, inputs: Sequence[PathLike] = (), suffix: str | None = None, what: str = ""
-) -> Iterator[Slot]:
-    """Check that `path` can be written, lock it, and yield the Slot to write it with; all before any slow work.
+) -> Iterator[AtomicFile]:
+    """Check that `path` can be written, lock it, and yield the AtomicFile to write it with; all before any slow work.
 
     inputs: files that the command reads, none of which may be the target, and folders, in which it may not lie. suffix: the
     ending the name must have.
@@ -245,7 +234,7 @@ def reserve(
     Raises ConfigError on an input as target or a wrong ending; WriteError on a folder that is missing or not writable,
     on a target that is no plain file, and while another process holds the lock.
     """
-    real, name = check_target(path, inputs=inputs, suffix=suffix), shown(path)
+    real, name = check_target(path, inputs=inputs, suffix=suffix), printable(path)
     with _locked(real, name, what) as outermost:
         own = re.compile(re.escape(real.name) + r"\.tmp-\d+")
         with suppress(OSError):  # a folder that may be written but not listed
@@ -253,11 +242,11 @@ def reserve(
                 if own.fullmatch(leftover):  # we hold the lock: nobody alive owns it
                     with suppress(OSError):
                         os.unlink(real.parent / leftover)
-        slot = Slot(real, name, outermost)
+        output = AtomicFile(real, name, outermost)
         try:
-            yield slot
+            yield output
         finally:
-            slot.drop()  # what was prepared and took no place
+            output.drop()  # what was prepared and took no place
 
 
 @contextmanager
@@ -290,7 +279,7 @@ def _open_lock(real: Path, name: str, lock: Path) -> int | None:
         fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise WriteError(
-            f"{name}: cannot write in folder {shown(real.parent)} ({os.strerror(error.errno or 0)})"
+            f"{name}: cannot write in folder {printable(real.parent)} ({os.strerror(error.errno or 0)})"
         ) from error
     same = False
     try:
@@ -341,39 +330,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-# -------------------------------------------------------------------------------------------------------------- footer
-def seal(f: BinaryIO, fill: Callable[[Callable[[bytes], None]], None], card: dict[str, Any]) -> None:
-    """Write stream, card and trailer into the open file f; fill(put) hands the stream over block by block."""
-    sha, written = hashlib.sha256(), 0
-    refused: list[BaseException] = []
-
-    def put(block: bytes) -> None:
-        nonlocal written
-        try:
-            f.write(block)
-        except BaseException as error:  # FAISS's writer would turn it into an error of its own
-            refused.append(error)
-            raise
-        sha.update(block)
-        written += len(block)
-
-    try:
-        fill(put)
-    except BaseException:
-        if refused:
-            raise refused[0] from None
-        raise
-    stream = written
-    text = json.dumps({"format": FORMAT, **card}, sort_keys=True, allow_nan=False, ensure_ascii=False).encode(
-        "utf-8", "surrogatepass"
-    )
-    if len(text) > MAX_CARD:
-        raise ConfigError(f"the index card takes {size(len(text))}, at most {size(MAX_CARD)} fit")
-    put(text)
-    put(struct.pack("<QQ", stream, len(text)))
-    f.write(sha.digest() + MAGIC)
-
-
 class NotRegular(OSError):
     """A path that leads to something else than a regular file: a `kind` of thing, as messages name it."""
 
@@ -405,61 +361,11 @@ def open_regular(path: PathLike, error: type[ScqError] = IndexFileError) -> Bina
     try:
         return open(open_descriptor(path), "rb")
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL byte in the name
-        raise ConfigError(f"{shown(path)}: no such file") from None
+        raise ConfigError(f"{printable(path)}: no such file") from None
     except NotRegular as e:
-        raise error(f"{shown(path)}: is no plain file") from e
+        raise error(f"{printable(path)}: is no plain file") from e
     except OSError as e:
-        raise error(f"{shown(path)}: cannot be read ({os.strerror(e.errno or 0)})") from e
-
-
-def has_footer(f: BinaryIO) -> bool:
-    """True where the open file ends with our magic; says nothing about whether the footer is sound."""
-    f.seek(0, os.SEEK_END)
-    if f.tell() < TRAILER.size:
-        return False
-    f.seek(-len(MAGIC), os.SEEK_END)
-    return f.read(len(MAGIC)) == MAGIC
-
-
-def digest(f: BinaryIO) -> bytes:
-    """The SHA-256 that the footer of an open file carries; not verified."""
-    f.seek(-TRAILER.size, os.SEEK_END)
-    return bytes(TRAILER.unpack(f.read(TRAILER.size))[2])
-
-
-def read_footer(f: BinaryIO, name: str, *, hash_all: bool = True) -> tuple[dict[str, Any], int]:
-    """Verify the footer of the open file f -> (card, bytes of the FAISS stream).
-
-    hash_all=False leaves out the SHA-256 (about 0.6 seconds a GB): lengths and card are still checked.
-    Raises IndexFileError when anything does not add up or the format is newer than this version reads.
-    """
-    damaged = IndexFileError(f"{name}: checksum mismatch; export again or restore a copy")
-    total = os.fstat(f.fileno()).st_size
-    if total < TRAILER.size:
-        raise damaged
-    f.seek(total - TRAILER.size)
-    stream, card_bytes, digest, magic = TRAILER.unpack(f.read(TRAILER.size))
-    if magic != MAGIC or card_bytes > MAX_CARD or stream + card_bytes + TRAILER.size != total:
-        raise damaged
-    if hash_all:
-        f.seek(0)
-        sha, left = hashlib.sha256(), total - 40  # all before the digest
-        buffer = memoryview(bytearray(_BLOCK))
-        while left:
-            got = f.readinto(buffer[: min(left, _BLOCK)])  # type: ignore[attr-defined]
-            if not got:
-                raise IndexFileError(f"{name}: shrank while it was read")
-            sha.update(buffer[:got])
-            left -= got
-        if sha.digest() != digest:
-            raise damaged
-    f.seek(stream)
-    card = parse_json(f.read(card_bytes))
-    if card is None or type(card.get("format")) is not int:
-        raise IndexFileError(f"{name}: the index card is not a JSON object with a format number")
-    if card["format"] != FORMAT:
-        raise IndexFileError(f"{name}: made by a newer scqfaiss: format {card['format']}, this version reads {FORMAT}")
-    return card, stream
+        raise error(f"{printable(path)}: cannot be read ({os.strerror(e.errno or 0)})") from e
 
 
 def parse_json(text: bytes | str) -> dict[str, Any] | None:

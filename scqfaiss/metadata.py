@@ -1,4 +1,4 @@
-"""Facts in files: what kind of value stands under each key of an index card and of a model's config.
+"""Facts in files: what kind of value stands under each key of an index metadata and of a model's config.
 
 Both are JSON that anybody may have written under a sound hash. Every value is looked at here, before anything uses it; keys
 that are unknown are passed over, they may be those of a newer version.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .codebooks import KINDS, METRICS, RULES
-from .errors import CheckpointError, IndexFileError, shown
+from .errors import CheckpointError, IndexFileError, printable
 
 MOST = 1 << 62  # of a count
 DEPTH = 16  # of lists and objects in one another
@@ -24,7 +24,7 @@ Rule = tuple[Callable[[Any], bool], str]  # what a value must be, in code and in
 def told(value: Any) -> str:
     """A value out of a file for a message: one line of at most 80 printable characters."""
     text = str(value) if not isinstance(value, int) or abs(value) < MOST else "a huge number"
-    return shown(text if len(text) <= 80 else f"{text[:77]}...")
+    return printable(text if len(text) <= 80 else f"{text[:77]}...")
 
 
 def _count(low: int) -> Rule:
@@ -44,7 +44,7 @@ _NAMES: Rule = (
     "a list of names",
 )
 
-# The card of a gallery; those of the second table need not be there.
+# The metadata of a gallery; those of the second table need not be there.
 _CARD: dict[str, Rule] = {
     "target": _TEXT,
     "kind": _one_of(KINDS),
@@ -73,15 +73,15 @@ _MODEL_MORE: dict[str, Rule] = {
 }
 
 
-def check_card(card: Mapping[str, Any], name: str) -> None:
-    """Raise IndexFileError, naming the key, for a card that no export writes."""
+def check_card(metadata: Mapping[str, Any], name: str) -> None:
+    """Raise IndexFileError, naming the key, for a metadata that no export writes."""
     try:
-        _check_plain(card, "the card")
+        _check_plain(metadata, "the metadata")
         for key, (holds, _) in _QUERIES.items():
-            if not holds(card.get(key)):
-                raise ValueError("the card does not say how queries are encoded")
-        _check(card, _CARD, "the card", required=True)
-        _check(card, _CARD_MORE, "the card")
+            if not holds(metadata.get(key)):
+                raise ValueError("the metadata does not say how queries are encoded")
+        _check(metadata, _CARD, "the metadata", required=True)
+        _check(metadata, _CARD_MORE, "the metadata")
     except ValueError as error:
         raise IndexFileError(f"{name}: {error}") from None
 

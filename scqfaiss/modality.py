@@ -57,8 +57,8 @@ class Modality:
 ROWS = Modality("rows", noun="rows of features", items="rows")
 IMAGES = Modality(
     "images",
-    noun="pictures",
-    items="pictures",
+    noun="images",
+    items="images",
     encoder="squeezenet",
     encoder_class="scqfaiss.encoders.backbone:Backbone",
     choose_encoder="choose --encoder squeezenet or package.module:factory",

@@ -20,25 +20,25 @@ from .contract import Progress, silent
 from .data import Source
 from .encoders import chain as chains
 from .encoders.chain import Chain
-from .errors import CheckpointError, ConfigError, ScqError, shown
-from .files import PathLike, reserve
+from .errors import CheckpointError, ConfigError, ScqError, printable
+from .files import PathLike, atomic_write
 from .metadata import check_config
 from .modality import IMAGES, REGISTRY, ROWS, Modality
 
 SUFFIX = ".safetensors"
 NETWORK = "backbone."  # what the names of the network's tensors begin with
 MAX_NUMBER = 1e18  # in the tensors of a model: squares and products stay in float32
-ASSIGN_ELEMENTS = 1 << 20  # distances to a book held at a time: 4 MB, which stays in the cache
+ASSIGN_ELEMENTS = 1 << 20  # distances to a codebook held at a time: 4 MB, which stays in the cache
 
 
 class Model:
-    """Encoder chain, codebooks and the facts of the training; of a model for pictures also the network before the chain.
+    """Encoder chain, codebooks and the facts of the training; of a model for images also the network before the chain.
 
     backbone: the tensors of that network by name. What it is stands in config['backbone']; encoders.backbone runs it, in
     torch. Rows of its features go in wherever rows go.
 
     config: plain JSON values; 'method', 'rule' ('l2' or 'ip') and 'encoder' are always there, and 'beam' where it is
-    not 1: how many partial sums the encoding of additive books carries along. 'nested' is true where every prefix of a
+    not 1: how many partial sums the encoding of additive codebooks carries along. 'nested' is true where every prefix of a
     code was trained to be a code; 'C' counts the classes that the training told apart, 'classes' lists their numbers where
     others were left out; 'prefix' stands in a model that was cut from another: its SHA-256 and its bits.
     """
@@ -67,10 +67,12 @@ class Model:
                 "the class numbers of the model need to be whole numbers that rise, one for each of its classes"
             )
         if (backbone is None) != ("backbone" not in config) or not isinstance(config.get("backbone", {}), dict):
-            raise CheckpointError("a network for pictures needs its tensors and its description")
+            raise CheckpointError("a network for images needs its tensors and its description")
         modality = config.get("backbone", {}).get("modality", IMAGES.name)
         if not isinstance(modality, str) or modality not in REGISTRY:
-            raise CheckpointError(f"the model's encoder is of '{shown(str(modality))[:80]}', which is not known here")
+            raise CheckpointError(
+                f"the model's encoder is of '{printable(str(modality))[:80]}', which is not known here"
+            )
         self.chain, self.codebooks, self.backbone = chain, codebooks, backbone
         self.config = dict(config)
         self._sha256 = ("", "")  # config as JSON, and the hash of the file with it
@@ -84,7 +86,7 @@ class Model:
         return REGISTRY[self.config["backbone"].get("modality", IMAGES.name)]
 
     @property
-    def takes_pictures(self) -> bool:
+    def takes_images(self) -> bool:
         """Whether there is an encoder in front of the chain."""
         return self.modality.needs_encoder
 
@@ -105,7 +107,7 @@ class Model:
         return self.chain(x, name)
 
     def encode(self, x: Any, name: str = "rows") -> Codes:
-        """x (n, d_in) floats -> codes (n, M) uint8, or uint16 above 8 bits a book. Labels play no part. Raises as embed."""
+        """x (n, d_in) floats -> codes (n, M) uint8, or uint16 above 8 bits a codebook. Labels play no part. Raises as embed."""
         return self.assign(self.embed(x, name))
 
     def assign(self, z: Floats) -> Codes:
@@ -120,35 +122,39 @@ class Model:
         """The model of the first `bits` of every code: its codes are the first columns of this model's, bit for bit.
 
         Galleries of either are searched and changed with either, see `origin`. Raises ConfigError where `bits` are not those
-        of the first few books, or where codes are not nested: product books each hold a part of z, a beam chooses the first
-        books with the later ones in view, and books trained for their whole sum alone make poor prefixes.
+        of the first few codebooks, or where codes are not nested: product codebooks each hold a part of z, a beam chooses the
+        first codebooks with the later ones in view, and codebooks trained for their whole sum alone make poor prefixes.
         """
-        books = self.codebooks
-        M, remainder = divmod(bits, books.nbits) if type(bits) is int else (0, 0)
-        if remainder or not 1 <= M <= books.M:
-            raise ConfigError(f"bits is {bits}, needs a multiple of nbits={books.nbits} up to the model's {books.bits}")
-        if M == books.M:
+        codebooks = self.codebooks
+        M, remainder = divmod(bits, codebooks.nbits) if type(bits) is int else (0, 0)
+        if remainder or not 1 <= M <= codebooks.M:
+            raise ConfigError(
+                f"bits is {bits}, needs a multiple of nbits={codebooks.nbits} up to the model's {codebooks.bits}"
+            )
+        if M == codebooks.M:
             return self
         method = self.config["method"]
         reason = None
-        if books.kind != "additive":
-            reason = f"product books of method {method} each hold a part of the features"
+        if codebooks.kind != "additive":
+            reason = f"product codebooks of method {method} each hold a part of the features"
         elif self.config.get("beam", 1) != 1:
-            reason = f"the model encodes with a beam of {self.config['beam']}, which chooses all books together"
+            reason = f"the model encodes with a beam of {self.config['beam']}, which chooses all codebooks together"
         elif self.config.get("nested") is not True:
-            reason = f"method {method} trains its books for the whole code alone"
+            reason = f"method {method} trains its codebooks for the whole code alone"
         if reason is not None:
             raise ConfigError(f"{reason}: codes of {bits} bits need a model of their own, or one of method dpq")
-        whole = self.config.get("prefix", {"sha256": self.origin, "bits": books.bits})
+        whole = self.config.get("prefix", {"sha256": self.origin, "bits": codebooks.bits})
         config = self.config | {"bits": bits, "prefix": whole}
         training = config.get("training")
         if isinstance(training, dict) and isinstance(training.get("codewords_used"), list):
             config["training"] = training | {"codewords_used": training["codewords_used"][:M]}
-        return Model(self.chain, Codebooks(books.kind, books.centroids[:M], books.metric), config, self.backbone)
+        return Model(
+            self.chain, Codebooks(codebooks.kind, codebooks.centroids[:M], codebooks.metric), config, self.backbone
+        )
 
     @property
     def origin(self) -> str:
-        """SHA-256 (hex) by which index cards name their model: of the whole model, where this one is a prefix."""
+        """SHA-256 (hex) by which index metadata name their model: of the whole model, where this one is a prefix."""
         whole: str = self.config.get("prefix", {}).get("sha256") or self.sha256
         return whole
 
@@ -171,23 +177,23 @@ class Model:
 
     def save(self, path: PathLike) -> None:
         """Write the model file, whole or not at all. Raises WriteError; ConfigError unless it ends in .safetensors."""
-        with reserve(path, suffix=SUFFIX) as slot:
-            self.save_to(slot)
+        with atomic_write(path, suffix=SUFFIX) as output:
+            self.save_to(output)
 
-    def save_to(self, slot: Any) -> None:
-        """Write into a Slot of files.reserve."""
-        self.prepare(slot)
-        slot.place()
+    def save_to(self, output: Any) -> None:
+        """Write into an AtomicFile of files.atomic_write."""
+        self.prepare(output)
+        output.place()
 
-    def prepare(self, slot: Any) -> None:
-        """Write beside the place of a Slot of files.reserve."""
+    def prepare(self, output: Any) -> None:
+        """Write beside the place of an AtomicFile of files.atomic_write."""
         data = self.to_bytes()
-        slot.prepare(lambda f: f.write(data), check=lambda temporary: check_saved(temporary, data), nbytes=len(data))
+        output.prepare(lambda f: f.write(data), check=lambda temporary: check_saved(temporary, data), nbytes=len(data))
 
     @staticmethod
     def load(path: PathLike) -> Model:
         """Read a model file. Raises ConfigError where it is missing, CheckpointError where it is damaged or foreign."""
-        return Model._of(*bundle.read(path), shown(path))
+        return Model._of(*bundle.read(path), printable(path))
 
     @staticmethod
     def from_bytes(data: bytes, name: str = "the model") -> Model:
@@ -205,7 +211,7 @@ class Model:
         for key, t in stored.tensors.items():
             of_rows = t.dtype == np.float32 and not key.startswith(NETWORK)
             if of_rows and np.abs(t[np.isfinite(t)]).max(initial=0) > MAX_NUMBER:
-                raise CheckpointError(f"{name}: tensor {shown(key)} holds numbers above {MAX_NUMBER:g}")
+                raise CheckpointError(f"{name}: tensor {printable(key)} holds numbers above {MAX_NUMBER:g}")
         try:
             shape = config.pop("codebooks")
             chain = chains.unpack(stored.tensors, config.pop("chain"))
@@ -240,7 +246,7 @@ def _tells_of_a_whole(prefix: Any) -> bool:
 def check_saved(path: Path, data: bytes) -> None:
     """Read a freshly written model back."""
     if path.read_bytes() != data:
-        raise CheckpointError(f"{shown(path)}: read back differently from what was written")
+        raise CheckpointError(f"{printable(path)}: read back differently from what was written")
     Model.load(path)
 
 

@@ -8,7 +8,7 @@ import time
 
 import click
 
-from .errors import shown
+from .errors import printable
 
 WIDTH = 30
 REDRAW_SECONDS = 0.1
@@ -41,7 +41,7 @@ class Meter:
         if not finished and now - self.drawn < (REDRAW_SECONDS if self.terminal else PLAIN_SECONDS):
             return
         self.drawn = now
-        text = shown(f"{what}: {done:,} of {total:,}" + (f", {detail}" if detail else ""))
+        text = printable(f"{what}: {done:,} of {total:,}" + (f", {detail}" if detail else ""))
         if self.terminal:
             filled = WIDTH * done // max(total, 1)
             left = (now - self.started) / done * (total - done) if done else 0.0

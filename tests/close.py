@@ -47,22 +47,22 @@ def roundings(chain, inputs=1):
     return total + chain.d_out
 
 
-def assert_as_good(codes, wanted, books, z, rule="l2", terms=0, beam=1):
+def assert_as_good(codes, wanted, codebooks, z, rule="l2", terms=0, beam=1):
     """Codes (n, M) are `wanted`, or differ where two codewords serve z equally well to the accuracy of float32.
 
-    Additive codes are greedy, one book after the other: what follows a tie may differ; with a beam above 1 the sums are
+    Additive codes are greedy, one codebook after the other: what follows a tie may differ; with a beam above 1 the sums are
     compared. terms: roundings in z, where it was computed in two ways.
     """
     assert codes.shape == np.shape(wanted)
     left, alive = np.asarray(z, np.float64), np.ones(len(codes), bool)
-    dsub = books.centroids.shape[2]
+    dsub = codebooks.centroids.shape[2]
 
     def check(part, chosen, other, what):
         if rule == "l2":
             gap = np.square(part - chosen).sum(1) - np.square(part - other).sum(1)
         else:
             gap = ((other - chosen) * part).sum(1)
-        size = np.square(np.linalg.norm(part, axis=1) + np.linalg.norm(books.centroids, axis=2).max())
+        size = np.square(np.linalg.norm(part, axis=1) + np.linalg.norm(codebooks.centroids, axis=2).max())
         allowed = (2 * dsub + 8 + 2 * terms) * np.finfo(np.float32).eps * size
         bad = alive & (np.abs(gap) > allowed)
         assert not bad.any(), (
@@ -70,14 +70,14 @@ def assert_as_good(codes, wanted, books, z, rule="l2", terms=0, beam=1):
         )
 
     if beam > 1:
-        check(left, books.decode(codes), books.decode(wanted), "sums")
+        check(left, codebooks.decode(codes), codebooks.decode(wanted), "sums")
         return
-    for m, book in enumerate(books.centroids.astype(np.float64)):
-        part = left[:, m * dsub : (m + 1) * dsub] if books.kind == "product" else left
-        check(part, book[codes[:, m]], book[wanted[:, m]], f"book {m}")
-        if books.kind == "additive":
+    for m, codebook in enumerate(codebooks.centroids.astype(np.float64)):
+        part = left[:, m * dsub : (m + 1) * dsub] if codebooks.kind == "product" else left
+        check(part, codebook[codes[:, m]], codebook[wanted[:, m]], f"codebook {m}")
+        if codebooks.kind == "additive":
             alive &= codes[:, m] == wanted[:, m]
-            left = left - book[wanted[:, m]]
+            left = left - codebook[wanted[:, m]]
 
 
 def assert_encodes_as(model, x, wanted):

@@ -15,7 +15,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--float32-products",
         action="store_true",
-        help="train as with features.fast_products=false: in float32 also where the processor multiplies bfloat16 fast",
+        help="train as with features.allow_reduced_precision=false: in float32 also where the processor multiplies bfloat16 fast",
     )
 
 
@@ -45,7 +45,7 @@ def one():
 
 
 @pytest.fixture(scope="session")
-def many():
+def multilabel():
     """x (400, 16), y (400, 4) 0/1: one or two of 4 classes a row."""
     x, first = blobs()
     y = np.eye(4, dtype=np.uint8)[first]

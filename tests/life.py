@@ -31,9 +31,9 @@ def model(name):
         warnings.simplefilter("ignore", ScqWarning)
         if what == "l2":
             rng = np.random.default_rng(1)
-            books = rng.standard_normal((4, 16, 4 if kind == "product" else 16)).astype(np.float32)
+            codebooks = rng.standard_normal((4, 16, 4 if kind == "product" else 16)).astype(np.float32)
             config = {"method": "pq", "rule": "l2", "encoder": "identity"}
-            return scqfaiss.Model(Chain(16), Codebooks(kind, books, "l2"), config)
+            return scqfaiss.Model(Chain(16), Codebooks(kind, codebooks, "l2"), config)
         asked = {"bits": 16, "nbits": int(what)}
         if kind == "product":
             return scqfaiss.train(X, method="opq", **asked)

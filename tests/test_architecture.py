@@ -21,7 +21,7 @@ ORDER = [
     ["exponents"],
     ["codebooks"],
     ["files", "metadata"],
-    ["bundle"],
+    ["bundle", "footer"],
     ["contract"],
     ["faiss_calls", "distributed"],
     ["data", "encoders", "methods", "targets", "baselines"],

@@ -69,11 +69,11 @@ def test_largest_id():
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=20), st.sampled_from(INTS))
 def test_labels_of_every_dtype_and_their_multi_hot_form_agree(values, dtype):
     single = as_labels(np.array(values, dtype), len(values), C=10)
-    assert (single.y.tolist(), single.C, single.many) == (values, 10, False)
-    many = as_labels(single.hot().astype(dtype), len(values), C=10)
-    assert (many.C, many.many, many.y.dtype) == (10, True, np.uint8)
-    np.testing.assert_array_equal(many.hot(), single.hot())
-    np.testing.assert_array_equal(many.counts(), single.counts())
+    assert (single.y.tolist(), single.C, single.multilabel) == (values, 10, False)
+    multilabel = as_labels(single.multi_hot().astype(dtype), len(values), C=10)
+    assert (multilabel.C, multilabel.multilabel, multilabel.y.dtype) == (10, True, np.uint8)
+    np.testing.assert_array_equal(multilabel.multi_hot(), single.multi_hot())
+    np.testing.assert_array_equal(multilabel.counts(), single.counts())
     assert single.counts().tolist() == [values.count(c) for c in range(10)]
     assert single.take([0]).y.tolist() == values[:1]
 

@@ -32,7 +32,7 @@ def test_rows_are_centered_and_normalised_unless_raw():
     assert raw.config["encoder"] == "identity"
 
 
-def test_books_are_those_of_the_product_quantizer_of_faiss():
+def test_codebooks_are_those_of_the_product_quantizer_of_faiss():
     model = scqfaiss.train(X, method="pq", bits=8, nbits=4, iterations=10)
     pq = faiss.ProductQuantizer(8, 2, 4)
     pq.cp.seed, pq.cp.niter = 1, 10
@@ -55,7 +55,7 @@ def test_the_rotation_keeps_lengths_and_lowers_the_error():
     assert error(opq) < error(pq)
 
 
-def test_opq_brings_any_width_to_a_multiple_of_the_books():
+def test_opq_brings_any_width_to_a_multiple_of_the_codebooks():
     model = scqfaiss.train(X, method="opq", bits=12, nbits=4)
     assert (model.d_in, model.codebooks.d, model.codebooks.M) == (8, 6, 3)
     A = model.chain.layers[-1][1]["A"]
@@ -70,12 +70,12 @@ def test_more_bits_lose_less():
 def test_too_few_rows_are_refused_and_few_are_a_notice():
     with pytest.raises(ConfigError, match=r"^200 rows cannot train K=256 codewords; need --nbits 7 or less$"):
         scqfaiss.train(X[:200], method="pq", bits=8)
-    with pytest.warns(ScqWarning, match=r"^300 rows are few for 16 codewords a book; FAISS advises 624$"):
+    with pytest.warns(ScqWarning, match=r"^300 rows are few for 16 codewords a codebook; FAISS advises 624$"):
         scqfaiss.train(X[:300], method="pq", bits=8, nbits=4)
 
 
 @pytest.mark.parametrize("method", ["pq", "opq"])
-def test_equal_seeds_give_equal_books_on_any_number_of_threads(method):
+def test_equal_seeds_give_equal_codebooks_on_any_number_of_threads(method):
     first = scqfaiss.train(X, method=method, bits=8, nbits=4).codebooks.centroids
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(2)
@@ -87,7 +87,7 @@ def test_equal_seeds_give_equal_books_on_any_number_of_threads(method):
     assert not np.array_equal(scqfaiss.train(X, method=method, bits=8, nbits=4, seed=1).codebooks.centroids, first)
 
 
-def test_residual_books_and_codes_are_those_of_faiss():
+def test_residual_codebooks_and_codes_are_those_of_faiss():
     model = scqfaiss.train(X, method="rq", bits=12, nbits=4)
     rq = faiss.ResidualQuantizer(8, 3, 4)
     rq.max_beam_size, rq.cp.seed, rq.cp.niter = 5, 1, 25

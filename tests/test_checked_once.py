@@ -33,8 +33,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 def make_model(name):
     width = CHAINS[name].d_out // 4
-    books = Codebooks("product", RNG.standard_normal((4, 16, width)).astype(np.float32), "ip")
-    return Model(CHAINS[name], books, {"method": "pq", "rule": "l2", "encoder": "chain"})
+    codebooks = Codebooks("product", RNG.standard_normal((4, 16, width)).astype(np.float32), "ip")
+    return Model(CHAINS[name], codebooks, {"method": "pq", "rule": "l2", "encoder": "chain"})
 
 
 @pytest.fixture(params=CHAINS)

@@ -27,10 +27,10 @@ SMALL = {"bits": 8, "nbits": 4, "encoder": "linear", "epochs": 2}
 MANY = "5 of 9 classes have no rows"
 
 
-def far(many=False):
+def far(multilabel=False):
     """x (80, 16), labels 0..3, and the same labels numbered far apart: up to 9,999, or columns of nine."""
     x, y = blobs(80)
-    if not many:
+    if not multilabel:
         return x, y, NUMBERS[y]
     dense = np.eye(4, dtype=np.uint8)[y]
     dense[::7, 0] = 1
@@ -45,17 +45,17 @@ def facts(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+@pytest.mark.parametrize("multilabel", [False, True], ids=["one", "many"])
 @pytest.mark.parametrize(
     "asked",
     [{"method": "scq"}, {"method": "scq", "similarity": "means"}, {"method": "dpq"}, {"method": "label"}],
     ids=["scq", "means", "dpq", "label"],
 )
 @pytest.mark.filterwarnings(f"ignore:{MANY}")
-def test_numbers_far_apart_train_what_numbers_without_gaps_train(asked, many, tmp_path):
-    x, y, numbers = far(many)
+def test_numbers_far_apart_train_what_numbers_without_gaps_train(asked, multilabel, tmp_path):
+    x, y, numbers = far(multilabel)
     dense, sparse = (scqfaiss.train(x, labels, **SMALL, **asked) for labels in (y, numbers))
-    assert sparse.config["classes"] == ([1, 2, 6, 8] if many else NUMBERS.tolist())
+    assert sparse.config["classes"] == ([1, 2, 6, 8] if multilabel else NUMBERS.tolist())
     assert "classes" not in dense.config
     assert facts(sparse) == dense.config
     sparse.save(tmp_path / "m.safetensors")
@@ -210,7 +210,7 @@ def test_evaluation_costs_nothing_for_absent_classes(monkeypatch):
     z = rng.standard_normal((50, 4)).astype(np.float32)
     y = rng.integers(0, 3, 50)
     want = measure_vectors(z[:20], Labels(y[:20], 3), z, Labels(y, 3))
-    monkeypatch.setattr(Labels, "hot", None)  # (n, C) would be 20 x 1,000,000
+    monkeypatch.setattr(Labels, "multi_hot", None)  # (n, C) would be 20 x 1,000,000
     high = np.array([5, 999_000, 999_999])[y]
     assert measure_vectors(z[:20], Labels(high[:20], 1_000_000), z, Labels(high, 1_000_000)) == want
 

@@ -163,7 +163,7 @@ def test_info_on_every_kind_of_file(run, here, untouched):
     refused(
         run("info", "m.toml"),
         2,
-        "m.toml: ending '.toml' is unknown, needs one of .h5 .hdf5 .hdf .npy .fvecs .bvecs, or pictures: a folder, .csv, "
+        "m.toml: ending '.toml' is unknown, needs one of .h5 .hdf5 .hdf .npy .fvecs .bvecs, or images: a folder, .csv, "
         ".jsonl, .jpg ...",
     )
     os.unlink("m.toml")
@@ -171,7 +171,7 @@ def test_info_on_every_kind_of_file(run, here, untouched):
 
 
 def test_verify(run, here, untouched):
-    assert run("verify", "g.faissindex").out == "g.faissindex: valid, 200 vectors, checksum and card agree\n"
+    assert run("verify", "g.faissindex").out == "g.faissindex: valid, 200 vectors, checksum and metadata agree\n"
     assert run("verify", "m.safetensors").out.startswith("m.safetensors: valid, model of method scq, SHA-256 ")
     refused(run("verify", "no.faissindex"), 2, "no.faissindex: no such file")
     refused(run("verify", "train.h5"), 3, "train.h5: not a FAISS index, or damaged")
@@ -208,8 +208,8 @@ def test_debug_prints_the_cause(here, capsys, monkeypatch):
     assert plain == "Error: g.faissindex: not a FAISS index, or damaged\n"
     monkeypatch.setenv("SCQFAISS_DEBUG", "1")
     assert cli.run(["verify", "g.faissindex"]) == 3
-    shown = capsys.readouterr().err
-    assert shown.startswith("Traceback") and "faiss" in shown and shown.endswith(plain)
+    printable = capsys.readouterr().err
+    assert printable.startswith("Traceback") and "faiss" in printable and printable.endswith(plain)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_names_beyond_the_letters_of_the_locale(here, start):
     os.rename("g.faissindex", "日.faissindex")
     for encoding, text in (("latin-1", "\\u65e5"), ("utf-8", "日")):
         result = start("verify", "日.faissindex", env=os.environ | {"PYTHONIOENCODING": encoding})
-        sound = f"{text}.faissindex: valid, 200 vectors, checksum and card agree\n"
+        sound = f"{text}.faissindex: valid, 200 vectors, checksum and metadata agree\n"
         assert (result.code, result.out) == (0, sound)
 
 
@@ -305,7 +305,7 @@ def test_append_remove_merge(run, here):
     assert run("export", "pq.safetensors", "query.h5", "-o", "more.faissindex").code == 0
     result = run("merge", "folded.faissindex", "more.faissindex", "-o", "both.faissindex")
     assert (result.code, result.out) == (0, "both.faissindex: 120 vectors from 2 galleries\n")
-    assert run("verify", "both.faissindex").out == "both.faissindex: valid, 120 vectors, checksum and card agree\n"
+    assert run("verify", "both.faissindex").out == "both.faissindex: valid, 120 vectors, checksum and metadata agree\n"
     refused(
         run("merge", "both.faissindex", "more.faissindex", "-o", "x.faissindex"),
         3,

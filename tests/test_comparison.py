@@ -23,13 +23,13 @@ from scqfaiss.demo.digits import write_parts
 from scqfaiss.evaluation import measures
 from scqfaiss.evaluation.ranking import Relevance, Words, measure
 from scqfaiss.evaluation.ties import LEVELS, precision_at_levels
-from scqfaiss.files import reserve
+from scqfaiss.files import atomic_write
 
 
-def made(n=400, nq=12, d=8, C=4, many=False, seed=0):
+def made(n=400, nq=12, d=8, C=4, multilabel=False, seed=0):
     rng = np.random.default_rng(seed)
     xb, xq = (rng.normal(size=(k, d)).astype(np.float32) for k in (n, nq))
-    if many:
+    if multilabel:
         yb, yq = (Labels((rng.random((k, C)) < 0.4).astype(np.uint8), C) for k in (n, nq))
     else:
         yb, yq = (Labels(rng.integers(0, C, k), C) for k in (n, nq))
@@ -37,23 +37,23 @@ def made(n=400, nq=12, d=8, C=4, many=False, seed=0):
 
 
 def coded(task, K=16, seed=1):
-    """One book of K words, so that codes tie."""
+    """One codebook of K words, so that codes tie."""
     rng = np.random.default_rng(seed)
-    books = rng.normal(size=(K, task.xb.shape[1])).astype(np.float32)
+    codebooks = rng.normal(size=(K, task.xb.shape[1])).astype(np.float32)
     codes = rng.integers(0, K, (len(task.xb), 1)).astype(np.uint8)
     words = Words.of(codes)
-    return Coding(task.xq, task.xb, words, books[words.codes[:, 0]], codes, K)
+    return Coding(task.xq, task.xb, words, codebooks[words.codes[:, 0]], codes, K)
 
 
-@pytest.mark.parametrize("many", [False, True])
-def test_ranking_is_that_of_rows_in_random_order(many):
-    task = made(many=many)
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_ranking_is_that_of_rows_in_random_order(multilabel):
+    task = made(multilabel=multilabel)
     coding = coded(task)
     found, kth = ranking(task, coding)
     rng = np.random.default_rng(0)
     x = coding.decoded[coding.words.inverse].astype(np.float64)
     maps, firsts, unseen = [], [], []
-    hot_q, hot_b = task.queries.hot().astype(int), task.database.hot().astype(int)
+    hot_q, hot_b = task.queries.multi_hot().astype(int), task.database.multi_hot().astype(int)
     rare_q, rare_b = hot_q * np.isin(np.arange(4), task.unseen), hot_b * np.isin(np.arange(4), task.unseen)
     for q, z in enumerate(task.xq.astype(np.float64)):
         scores = x @ z
@@ -138,7 +138,7 @@ def test_codes_read_back_from_faiss_rank_as_faiss_does(method, d, unit):
         assert ("(L2)" in built.factory) == (method == "ivfpq" and not unit)
         codes, words, decoded, K = read_codes(built.index, bits)
         assert codes.shape == (600, bits // (4 if method == "fastscan" else 8)) and codes.max() < K
-        assert all(len(np.unique(column)) > 1 for column in codes.T)  # no book without a dimension
+        assert all(len(np.unique(column)) > 1 for column in codes.T)  # no codebook without a dimension
         if method == "ivfpq":
             faiss.extract_index_ivf(built.index).nprobe = 8
             norms = np.linalg.norm(faiss.extract_index_ivf(built.index).quantizer.reconstruct_n(0, 8), axis=1)
@@ -156,7 +156,7 @@ def test_a_baseline_that_cannot_be_says_why():
     x = np.zeros((200, 8), np.float32)
     with pytest.raises(ValueError, match="200 rows cannot train 256 codewords"):
         build("pq", x, 8, 1, 0, 300)
-    with pytest.raises(ValueError, match="8 books cannot share d=4"):
+    with pytest.raises(ValueError, match="8 codebooks cannot share d=4"):
         build("pq", np.zeros((300, 4), np.float32), 64, 1, 0, 300)
     with pytest.raises(ValueError, match="300 rows cannot train a rotation of d=512"):
         build("opq", np.zeros((600, 512), np.float32), 8, 1, 0, 300)
@@ -254,7 +254,7 @@ def test_codes_that_no_container_takes_say_so(tmp_path):
     done = run(tmp_path, tmp_path / "out", *asked)
     assert done.exit_code == 0, (done.output, done.exception)
     row = read(tmp_path / "out")["rows"][0]
-    assert row["reason"] == "none of residual takes 1 books of 4 bits (product)" and row["reason"] in done.output
+    assert row["reason"] == "none of residual takes 1 codebooks of 4 bits (product)" and row["reason"] in done.output
 
 
 @pytest.mark.slow
@@ -284,8 +284,8 @@ def test_queries_without_the_classes_left_out(tmp_path):
     parts = write_parts(tmp_path)
     x, labels, ids = parts["query"]
     one = np.flatnonzero(labels.y == 5)[:1]
-    with reserve(tmp_path / "query.h5") as slot:
-        slot.write(lambda f: write_rows(f, x[one].astype(np.float16), labels.y[one], ids[one]))
+    with atomic_write(tmp_path / "query.h5") as output:
+        output.write(lambda f: write_rows(f, x[one].astype(np.float16), labels.y[one], ids[one]))
     asked = (*QUICK, "--bits=8", "--methods=,", "--baselines=pq", "--spaces=raw")
     done = run(tmp_path, tmp_path / "out", *asked)
     assert done.exit_code == 0, (done.output, done.exception)

@@ -120,9 +120,9 @@ def test_product_shapes_that_faiss_cannot_hold_are_refused():
     check_product_shape(12, 4, 8)
     check_product_shape(8, 4, 3)
     check_product_shape(4, 4, 1)
-    with pytest.raises(ConfigError, match=r"^d=12 is not divisible by M=5 books; need M of 4 or 6$"):
+    with pytest.raises(ConfigError, match=r"^d=12 is not divisible by M=5 codebooks; need M of 4 or 6$"):
         check_product_shape(12, 5, 8)
     with pytest.raises(
-        ConfigError, match=r"^rows of d=8 in M=4 books leaves 2 dimensions a book, which needs --nbits 3"
+        ConfigError, match=r"^rows of d=8 in M=4 codebooks leaves 2 dimensions a codebook, which needs --nbits 3"
     ):
         check_product_shape(8, 4, 2, "rows of d")

@@ -10,7 +10,7 @@ import pytest
 from life import IDS, MODELS, XQ, X, all_rows, assert_same, cases, export, model, opened
 
 import scqfaiss
-from scqfaiss import files
+from scqfaiss import files, footer
 from scqfaiss.errors import ConfigError, DataError, IndexFileError, WriteError
 from scqfaiss.galleries import editing
 from scqfaiss.galleries.exporting import SUFFIX
@@ -50,8 +50,8 @@ def test_appended_rows_stand_as_if_exported_with_the_others(name, target, option
     assert_same("g.faissindex", "all.faissindex", name, options)
     if target == "ivfpq":
         np.testing.assert_array_equal(centroids("g.faissindex", name), lists)
-    card = scqfaiss.open("g.faissindex", model=model(name)).card
-    assert card == scqfaiss.open("all.faissindex", model=model(name)).card
+    metadata = scqfaiss.open("g.faissindex", model=model(name)).metadata
+    assert metadata == scqfaiss.open("all.faissindex", model=model(name)).metadata
 
 
 @pytest.mark.parametrize("name, target, options", cases())
@@ -86,7 +86,7 @@ def test_shards_merged_equal_one_export(name, target, options):
 @pytest.mark.slow
 @pytest.mark.parametrize("name, target, options", [case for case in cases() if "-4" in case.values[0]])
 def test_a_long_life_does_not_drift(name, target, options):
-    """4-bit books stand merged in pairs; taken apart and joined again and again they stay what they were."""
+    """4-bit codebooks stand merged in pairs; taken apart and joined again and again they stay what they were."""
     export(name, "g.faissindex", slice(300), target, **options)
     for _ in range(2):
         scqfaiss.append("g.faissindex", X[300:350], ids=IDS[300:350], model=model(name))
@@ -205,7 +205,7 @@ def test_galleries_of_version_0_1_take_rows_with_their_model():
     gallery = scqfaiss.open("g.faissindex")
     n, d = gallery.ntotal, gallery.d
     m = scqfaiss.Model.load(GOLDEN / "model_folded.safetensors")
-    if "rule" not in gallery.card:
+    if "rule" not in gallery.metadata:
         with pytest.raises(ConfigError, match="new rows need the model its codes came from"):
             scqfaiss.append("g.faissindex", np.ones((1, d), np.float32))
     assert scqfaiss.append("g.faissindex", np.ones((1, d), np.float32), model=m) == n + 1
@@ -239,13 +239,13 @@ def test_bad_ids_remove_nothing(unchanged, ids):
 
 def test_an_id_that_stands_twice_goes_as_a_whole():
     from scqfaiss.data import ArraySource
-    from scqfaiss.files import reserve
+    from scqfaiss.files import atomic_write
     from scqfaiss.galleries.exporting import encode_for, write
 
     with pytest.warns(scqfaiss.ScqWarning, match="1 rows repeat an id"):
         source = ArraySource(X[:4], ids=[7, 8, 7, 9], allow_duplicate_ids=True)
-    with reserve("g.faissindex") as slot:
-        write(slot, *encode_for(model("product-8"), source, slot, None, {}, lambda *_: None))
+    with atomic_write("g.faissindex") as output:
+        write(output, *encode_for(model("product-8"), source, output, None, {}, lambda *_: None))
     export("product-8", "other.faissindex", slice(10, 20))
     assert scqfaiss.merge(["g.faissindex", "other.faissindex"], "both.faissindex") == 14  # twice in one is not in two
     assert scqfaiss.remove("g.faissindex", [7]) == (2, 2)
@@ -303,15 +303,17 @@ def test_damaged_and_foreign_files_are_not_edited(here):
     + [{"options": o} for o in ({"nprobe": -3}, {"refine": 1}, {"nlist": 2.5}, {"more": 1}, [1], 7)],
 )
 def test_cards_that_lie(change):
-    """A card with a sound hash, as whoever can write the file can make it."""
+    """A metadata with a sound hash, as whoever can write the file can make it."""
     export("product-8", "g.faissindex", slice(400))
     gallery = scqfaiss.open("g.faissindex")
-    card = {k: v for k, v in ({**gallery.card, **change}).items() if v is not None}
-    with files.reserve("g.faissindex", suffix=SUFFIX) as slot:
-        slot.write(lambda f: files.seal(f, lambda put: put(faiss.serialize_index(gallery.index).tobytes()), card))
+    metadata = {k: v for k, v in ({**gallery.metadata, **change}).items() if v is not None}
+    with files.atomic_write("g.faissindex", suffix=SUFFIX) as output:
+        output.write(
+            lambda f: footer.write_sealed(f, lambda put: put(faiss.serialize_index(gallery.index).tobytes()), metadata)
+        )
     for edit in (lambda: scqfaiss.append("g.faissindex", X[:1]), lambda: scqfaiss.remove("g.faissindex", [5])):
         words = (
-            "g.faissindex: the card says options=.*, which no export writes$"
+            "g.faissindex: the metadata says options=.*, which no export writes$"
             if "options" in change
             else "does not say|needs a SHA-256"
         )

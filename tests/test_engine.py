@@ -11,12 +11,12 @@ from torch import nn
 
 import scqfaiss
 from scqfaiss import distributed
-from scqfaiss.contract import Stage, Turn
+from scqfaiss.contract import OptimizerStep, Stage
 from scqfaiss.encoders.base import Stats
 from scqfaiss.encoders.linear import Linear
 from scqfaiss.encoders.linear import Settings as LinearSettings
 from scqfaiss.errors import ConfigError, DataError
-from scqfaiss.files import reserve
+from scqfaiss.files import atomic_write
 from scqfaiss.training.engine import Engine
 from scqfaiss.training.epoch_log import Log, log_to
 
@@ -35,8 +35,8 @@ class Method(nn.Module):
         return {"near": (self.w - x).square().sum() / 2}
 
     def stages(self):
-        sgd = [Turn(self.loss, lambda steps: (torch.optim.SGD([self.w], 0.5), None))]
-        plain = {"epochs": 3, "steps_per_epoch": 2, "batches": lambda g: iter([(1.0,), (3.0,)]), "turns": sgd}
+        sgd = [OptimizerStep(self.loss, lambda steps: (torch.optim.SGD([self.w], 0.5), None))]
+        plain = {"epochs": 3, "steps_per_epoch": 2, "batches": lambda g: iter([(1.0,), (3.0,)]), "optimizer_steps": sgd}
         return [Stage(name="s", **(plain | self.of_stage))]
 
 
@@ -62,7 +62,10 @@ def test_turns_come_one_after_the_other_on_every_batch_each_with_its_own_paramet
 
         return make
 
-    method.of_stage = {"turns": [Turn(first, sgd(method.w, 0.5)), Turn(second, sgd(other, 1.0))], "epochs": 1}
+    method.of_stage = {
+        "optimizer_steps": [OptimizerStep(first, sgd(method.w, 0.5)), OptimizerStep(second, sgd(other, 1.0))],
+        "epochs": 1,
+    }
     assert Engine(method).run() == {"s": {"a": (1 + 16.25) / 2, "b": (10.5 + 37) / 2}}
     # w: 0 -> .5 -> 1.75 toward 1 and 3 at rate .5; other: 0 -> 1 -> 3 at rate 1; neither moves by the other's loss.
     assert order == [("first", 1.0, 0, 0), ("second", 1.0, 0.5, 0), ("first", 3.0, 0.5, 1), ("second", 3.0, 1.75, 1)]
@@ -144,8 +147,8 @@ def test_sums_are_taken_in_one_order_whatever_the_threads():
         generator = torch.Generator().manual_seed(0)
         index, by = torch.randint(0, 7, (200_000,), generator=generator), torch.randn(200_000, generator=generator)
         w = nn.Parameter(torch.ones(7))
-        turn = Turn(lambda x: {"a": (w[index] * by).sum()}, lambda steps: (torch.optim.SGD([w], 1.0), None))
-        Engine(Method(turns=[turn], epochs=1, batches=lambda g: iter([(1.0,)]))).run()
+        turn = OptimizerStep(lambda x: {"a": (w[index] * by).sum()}, lambda steps: (torch.optim.SGD([w], 1.0), None))
+        Engine(Method(optimizer_steps=[turn], epochs=1, batches=lambda g: iter([(1.0,)]))).run()
         return w.detach()
 
     threads = torch.get_num_threads()
@@ -162,11 +165,11 @@ def test_lines_after_the_step_that_is_gone_back_to_are_written_anew(tmp_path):
     path = tmp_path / "m.jsonl"
     whole = "".join(json.dumps({"step": step}) + "\n" for step in (2, 4, 6))
     path.write_text('{"step": "x"}\n' + whole + '{"step": 3')  # a strange one, and one cut off in the middle
-    with reserve(path) as slot:
-        Log(slot).start(4)
+    with atomic_write(path) as output:
+        Log(output).start(4)
         assert path.read_text() == '{"step": 2}\n{"step": 4}\n'
-        Log(slot)({"step": 5})
-        Log(slot).start(0)
+        Log(output)({"step": 5})
+        Log(output).start(0)
     assert path.read_text() == ""
 
 
@@ -285,20 +288,20 @@ def test_settings_of_the_engine_are_checked(one, wrong, said):
 # ------------------------------------------------------------------------------------------------------------- parallel
 def test_one_process_is_the_whole_world():
     t = torch.arange(6.0).view(3, 2).requires_grad_()
-    assert (distributed.rank(), distributed.world()) == (0, 1)
-    assert distributed.gathered(t) is t
-    assert torch.equal(distributed.total(t), t) and torch.equal(distributed.average(t), t)
-    assert not distributed.total(t).requires_grad
-    assert distributed.share((t, 1)) == (t, 1)
-    assert distributed.agreed(2.5) == 2.5
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert distributed.all_gather_with_grad(t) is t
+    assert torch.equal(distributed.all_reduce_sum(t), t) and torch.equal(distributed.average(t), t)
+    assert not distributed.all_reduce_sum(t).requires_grad
+    assert distributed.shard((t, 1)) == (t, 1)
+    assert distributed.all_reduce_max(2.5) == 2.5
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_a_batch_is_shared_evenly(rank, monkeypatch):
-    monkeypatch.setattr(distributed, "world", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     monkeypatch.setattr(distributed, "rank", lambda: rank)
     t = torch.arange(8)
-    mine, same = distributed.share((t, "same"))
+    mine, same = distributed.shard((t, "same"))
     assert (mine.tolist(), same) == ([2 * rank, 2 * rank + 1], "same")
     with pytest.raises(ConfigError, match=r"^a batch has fewer rows than the 3 processes that share it"):
-        distributed.share((t[:2],))
+        distributed.shard((t[:2],))

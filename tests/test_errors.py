@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from scqfaiss import errors
-from scqfaiss.errors import shown, size, suggestion
+from scqfaiss.errors import format_bytes, printable, suggestion
 
 
 def test_every_error_has_a_code_of_the_contract_and_none_is_1():
@@ -41,9 +41,9 @@ def test_every_error_has_a_code_of_the_contract_and_none_is_1():
     ],
 )
 def test_names_are_shown_on_one_printable_line(name, text):
-    assert shown(name) == text
-    assert len(shown(name).splitlines()) == 1
-    shown(name).encode()
+    assert printable(name) == text
+    assert len(printable(name).splitlines()) == 1
+    printable(name).encode()
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_names_are_shown_on_one_printable_line(name, text):
     ],
 )
 def test_size(n, text):
-    assert size(n) == text
+    assert format_bytes(n) == text
 
 
 def test_suggestion():

@@ -133,20 +133,21 @@ def test_words_are_the_distinct_codes(dtype, M):
     assert words.inverse.shape == (200,)
 
 
-@pytest.mark.parametrize("many", [False, True])
-def test_relevant_rows_per_word_equal_a_loop(many):
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_relevant_rows_per_word_equal_a_loop(multilabel):
     rng = np.random.default_rng(0)
     inverse = rng.integers(0, 9, 150)
-    if many:
+    if multilabel:
         database = Labels((rng.random((150, 5)) < 0.3).astype(np.uint8), 5)  # some rows without any label
         queries = Labels(np.r_[(rng.random((9, 5)) < 0.3).astype(np.uint8), np.zeros((1, 5), np.uint8)], 5)
     else:
         database, queries = Labels(rng.integers(0, 4, 150), 5), Labels(np.arange(5), 5)
     relevance = Relevance(database, inverse, 10)
     assert relevance.rows.tolist() == [(inverse == w).sum() for w in range(10)]
-    for label, hot in zip(queries.y, queries.hot()):
+    for label, multi_hot in zip(queries.y, queries.multi_hot()):
         want = [
-            sum(1 for row in range(150) if inverse[row] == w and (database.hot()[row] & hot).any()) for w in range(10)
+            sum(1 for row in range(150) if inverse[row] == w and (database.multi_hot()[row] & multi_hot).any())
+            for w in range(10)
         ]
         for _ in range(2):  # the second answer comes from the cache
             assert relevance.per_word(label).tolist() == want
@@ -166,8 +167,8 @@ def test_scores_are_large_for_near_rows_and_equal_for_equal_ones(metric):
 def brute_force(scores, queries, database, at, at_k):
     """Means of AP, precision and recall over rows: ties by their expectation, block by block over rows."""
     ap, precision, recall, none = [], [], [], 0
-    for s, hot in zip(scores, queries):
-        shares = (database @ hot.astype(int)) > 0
+    for s, multi_hot in zip(scores, queries):
+        shares = (database @ multi_hot.astype(int)) > 0
         levels = sorted(set(s.tolist()), reverse=True)
         rows = [int((s == v).sum()) for v in levels]
         hits = [int(shares[s == v].sum()) for v in levels]
@@ -184,23 +185,23 @@ def gallery_of(codes, ids, metric="ip", nbits=4, seed=0, target="ivfpq"):
     rng = np.random.default_rng(seed)
     # Small whole numbers: scores are exact, hence ties are exact too.
     table = rng.integers(-3, 4, (codes.shape[1], 1 << nbits, 3)).astype(np.float32)
-    books = Codebooks("product", table, metric)
-    model = Model(Chain(books.d), books, {"method": "scq", "rule": "l2"})
-    index, card = build(model, codes, ids, target)
-    return Gallery(Snapshot(Stored.of(index, card)), None, "g.faissindex"), books
+    codebooks = Codebooks("product", table, metric)
+    model = Model(Chain(codebooks.d), codebooks, {"method": "scq", "rule": "l2"})
+    index, metadata = build(model, codes, ids, target)
+    return Gallery(Snapshot(Stored.of(index, metadata)), None, "g.faissindex"), codebooks
 
 
 @pytest.mark.parametrize("at", [None, 5, 60])
 @pytest.mark.parametrize("metric", ["ip", "l2"])
-@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("multilabel", [False, True])
 @pytest.mark.parametrize("target", ["ivfpq", "pq"])
-def test_a_gallery_is_measured_as_by_brute_force(target, many, metric, at):
+def test_a_gallery_is_measured_as_by_brute_force(target, multilabel, metric, at):
     rng = np.random.default_rng(1)
     n, ids = 130, np.random.default_rng(2).permutation(130) * 11 + 3
     codes = rng.integers(0, 16, (40, 2)).astype(np.uint8)[rng.integers(0, 40, n)]
-    gallery, books = gallery_of(codes, ids, metric, target=target)
+    gallery, codebooks = gallery_of(codes, ids, metric, target=target)
     xq = rng.integers(-2, 3, (25, 6)).astype(np.float32)
-    if many:
+    if multilabel:
         yb, yq = (
             Labels((rng.random((n, 4)) < 0.3).astype(np.uint8), 4),
             Labels(np.eye(4, dtype=np.uint8)[rng.integers(0, 4, 25)], 4),
@@ -208,8 +209,8 @@ def test_a_gallery_is_measured_as_by_brute_force(target, many, metric, at):
     else:
         yb, yq = Labels(rng.integers(0, 4, n), 5), Labels(rng.integers(0, 5, 25), 5)
     found = evaluate(gallery, xq, yq, ids, yb, at=at)
-    scores = books.scores(xq, codes) * (1 if metric == "ip" else -1)
-    ap, precision, recall, none = brute_force(scores, yq.hot(), yb.hot().astype(int), at, (1, 10, 100))
+    scores = codebooks.scores(xq, codes) * (1 if metric == "ip" else -1)
+    ap, precision, recall, none = brute_force(scores, yq.multi_hot(), yb.multi_hot().astype(int), at, (1, 10, 100))
     np.testing.assert_allclose(found["map"], ap, atol=1e-12)
     np.testing.assert_allclose(list(found["precision_at_k"].values()), precision, atol=1e-12)
     np.testing.assert_allclose(list(found["recall_at_k"].values()), recall, atol=1e-12)
@@ -233,8 +234,8 @@ def test_a_gallery_is_measured_as_by_brute_force(target, many, metric, at):
 
 def test_a_perfect_ranking_gives_one_and_the_worst_what_it_must():
     codes = np.repeat(np.arange(4, dtype=np.uint8), 10)[:, None]
-    books = Codebooks("product", np.eye(4, dtype=np.float32)[None].repeat(1, 0))
-    model = Model(Chain(4), books, {"method": "label", "rule": "ip"})
+    codebooks = Codebooks("product", np.eye(4, dtype=np.float32)[None].repeat(1, 0))
+    model = Model(Chain(4), codebooks, {"method": "label", "rule": "ip"})
     gallery = Gallery(Snapshot(Stored.of(*build(model, codes, np.arange(40), "ivfpq"))), None, "g")
     labels = Labels(codes[:, 0].astype(np.int64), 4)
     found = evaluate(gallery, np.eye(4, dtype=np.float32), Labels(np.arange(4), 4), np.arange(40), labels)

@@ -1,4 +1,4 @@
-"""Pictures as rows: on the way into galleries and searches, and in files of features."""
+"""Images as rows: on the way into galleries and searches, and in files of features."""
 
 import subprocess
 import sys
@@ -14,13 +14,13 @@ from faults.conftest import run, write_h5  # noqa: F401
 import scqfaiss
 from scqfaiss.data import ArraySource, open_rows
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
-from scqfaiss.features.source import FeatureSource, Seeing, as_rows
+from scqfaiss.features.source import FeatureSource, InferenceOptions, as_rows
 from scqfaiss.galleries.reading import read_gallery
 from scqfaiss.modality import ROWS
 
-pytest.importorskip("PIL", reason="pictures need Pillow")
+pytest.importorskip("PIL", reason="images need Pillow")
 
-from pictures import NETWORK, SIZE, draw, model, network, photos, plain
+from images import NETWORK, SIZE, draw, model, network, photos, plain
 
 # ruff: noqa: F811  (fixtures are imported by name)
 pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
@@ -29,7 +29,7 @@ SEEN = 500  # roundings of a feature: ten layers of windows, whose sums are long
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """db/ (18 pictures of 3 classes), q/ (6 of the last two), m.safetensors, folded.safetensors, and their features."""
+    """db/ (18 images of 3 classes), q/ (6 of the last two), m.safetensors, folded.safetensors, and their features."""
     folder = tmp_path_factory.mktemp("pictures")
     photos(folder / "db")
     photos(folder / "q", 3, ("green", "red"), seed=1)
@@ -53,7 +53,7 @@ def here(made, tmp_path, monkeypatch):
 
 
 # ----------------------------------------------------------------------------------------------------------- the source
-def test_a_feature_source_is_its_pictures_seen(made, monkeypatch):
+def test_a_feature_source_is_its_images_seen(made, monkeypatch):
     monkeypatch.setattr("scqfaiss.features.source.BATCH", 5)
     with open_rows(made / "db") as source, open_rows(made / "db.h5") as rows:
         seen = as_rows(source, model())
@@ -78,11 +78,11 @@ def test_rows_stay_as_they_are():
     assert as_rows(rows, model()) is rows
 
 
-def test_pictures_for_a_model_that_has_no_network(made):
+def test_images_for_a_model_that_has_no_network(made):
     with open_rows(made / "db") as source, pytest.raises(ConfigError) as error:
         as_rows(source, plain(512), name="m.safetensors")
     assert str(error.value) == (
-        f"{source.name} holds pictures, m.safetensors takes rows of d=512: make rows with `scqfaiss features`"
+        f"{source.name} holds images, m.safetensors takes rows of d=512: make rows with `scqfaiss features`"
     )
 
 
@@ -96,19 +96,19 @@ def test_a_foreign_network_is_imported_only_where_the_user_says_so(made, tmp_pat
     with open_rows(made / "db") as source:
         for encoder in (None, "squeezenet", "foreign_net:g"):
             with pytest.raises(ConfigError, match="built by foreign_net:f; name it with --encoder foreign_net:f"):
-                as_rows(source, foreign, Seeing(encoder))
+                as_rows(source, foreign, InferenceOptions(encoder))
             assert "foreign_net" not in sys.modules
-        seen = as_rows(source, foreign, Seeing("foreign_net:f"))
+        seen = as_rows(source, foreign, InferenceOptions("foreign_net:f"))
         np.testing.assert_array_equal(seen.read(0, 2), as_rows(source, m).read(0, 2))
 
 
-def test_features_that_are_not_finite_name_the_picture(made, monkeypatch):
+def test_features_that_are_not_finite_name_the_image(made, monkeypatch):
     with open_rows(made / "db") as source:
         seen = as_rows(source, model())
         whole = type(seen.encoder).features
 
-        def broken(self, pictures):
-            x = whole(self, pictures)
+        def broken(self, images):
+            x = whole(self, images)
             x[7] = np.nan
             return x
 
@@ -118,21 +118,26 @@ def test_features_that_are_not_finite_name_the_picture(made, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "seeing, message",
+    "inference_options, message",
     [
-        (Seeing(device="tpu"), "encoder device is 'tpu', needs auto, cpu, cuda or cuda:N"),
-        (Seeing(precision="bfloat"), "encoder precision is 'bfloat', needs one of float32, bfloat16; did you mean"),
+        (InferenceOptions(device="tpu"), "encoder device is 'tpu', needs auto, cpu, cuda or cuda:N"),
+        (
+            InferenceOptions(precision="bfloat"),
+            "encoder precision is 'bfloat', needs one of float32, bfloat16; did you mean",
+        ),
     ],
 )
-def test_seeing_is_checked(made, seeing, message):
+def test_seeing_is_checked(made, inference_options, message):
     with open_rows(made / "db") as source, pytest.raises(ConfigError) as error:
-        as_rows(source, model(), seeing)
+        as_rows(source, model(), inference_options)
     assert str(error.value).startswith(message)
 
 
 def test_bfloat16_is_near(made):
     with open_rows(made / "db") as source:
-        x, rough = (as_rows(source, model(), Seeing(precision=p)).read(0, 18) for p in ("float32", "bfloat16"))
+        x, rough = (
+            as_rows(source, model(), InferenceOptions(precision=p)).read(0, 18) for p in ("float32", "bfloat16")
+        )
     assert not np.array_equal(x, rough)
     np.testing.assert_allclose(rough, x, atol=0.05 * np.abs(x).max())
 
@@ -147,7 +152,7 @@ def test_naming_features_loads_no_torch():
 def test_a_file_of_features(run, here, made):
     found = run("features", "db", "-o", "f.h5", "--model", "m.safetensors")
     assert (found.code, found.err) == (0, "features: 18 of 18, " + found.err.partition("features: 18 of 18, ")[2])
-    assert found.out.startswith("f.h5: 18 pictures, features of d=512, ")
+    assert found.out.startswith("f.h5: 18 images, features of d=512, ")
     assert not Path("f.h5.parts").exists()
     with open_rows("f.h5") as rows, open_rows("db") as source:
         assert rows.sealed
@@ -204,26 +209,26 @@ def test_features_of_flat_folders_and_lists(run, here):
         assert rows.has_ids and rows.ids.tolist() == [38, 39, 40]
 
 
-def test_bad_pictures_are_left_out(run, here):
+def test_bad_images_are_left_out(run, here):
     Path("some").mkdir()
     for i in range(3):
         (Path("some") / f"x{i}.png").symlink_to(here / "db" / "red" / f"p{i}.png")
     (Path("some") / "x1.png").unlink()
-    (Path("some") / "x1.png").write_bytes(b"no picture")
+    (Path("some") / "x1.png").write_bytes(b"no image")
     asked = ("features", "some", "-o", "f.h5", "--model", "m.safetensors")
     assert run(*asked).code == 3
-    assert run(*asked, "--skip-bad-rows").out.startswith("f.h5: 2 pictures, ")
+    assert run(*asked, "--skip-bad-rows").out.startswith("f.h5: 2 images, ")
     with open_rows("f.h5") as rows, h5py.File("f.h5") as f:
         assert [n.decode() for n in f["names"]] == ["x0.png", "x2.png"]
-        assert rows.ids.tolist() == [0, 2]  # as in a gallery of the pictures themselves
+        assert rows.ids.tolist() == [0, 2]  # as in a gallery of the images themselves
 
 
 @pytest.mark.parametrize(
     "arguments, code, message",
     [
-        (("db", "-o", "f.h5"), 2, "features need a network: give --encoder, or --model of a model for pictures"),
+        (("db", "-o", "f.h5"), 2, "features need a network: give --encoder, or --model of a model for images"),
         (("db", "-o", "f.npy", *NETWORK), 2, "f.npy: files of features end in one of .h5 .hdf5 .hdf"),
-        (("db.h5", "-o", "f.h5", *NETWORK), 2, "db.h5 holds rows already, needs pictures"),
+        (("db.h5", "-o", "f.h5", *NETWORK), 2, "db.h5 holds rows already, needs images"),
         (("db.h5", "-o", "db.h5", *NETWORK), 2, "db.h5 is an input of this command; choose another output"),
         (("db", "-o", "f.h5", *NETWORK, "--dtype", "int8"), 2, "dtype is 'int8', needs one of float32, float16"),
         (("none", "-o", "f.h5", *NETWORK), 2, "none: no such file"),
@@ -248,7 +253,7 @@ def test_features_too_large_for_float16(run, here, monkeypatch):
     from scqfaiss.encoders.backbone import Backbone
 
     whole = Backbone.features
-    monkeypatch.setattr(Backbone, "features", lambda self, pictures: whole(self, pictures) + np.float32(1e5))
+    monkeypatch.setattr(Backbone, "features", lambda self, images: whole(self, images) + np.float32(1e5))
     found = run("features", "db", "-o", "f.h5", "--model", "m.safetensors", "--dtype", "float16")
     assert (found.code, found.error) == (
         3,
@@ -260,27 +265,27 @@ def test_features_too_large_for_float16(run, here, monkeypatch):
 @pytest.mark.slow
 # ------------------------------------------------------------------------------------------------------------- galleries
 @pytest.mark.parametrize("name", ["m", "folded"])
-def test_a_gallery_of_pictures_is_that_of_their_features(run, here, name):
+def test_a_gallery_of_images_is_that_of_their_features(run, here, name):
     m = f"{name}.safetensors"
     assert run("export", m, "db", "-o", "pictures.faissindex").code == 0
     assert run("export", m, "db.h5", "-o", "rows.faissindex").code == 0
     a, b = (read_gallery(f"{kind}.faissindex") for kind in ("pictures", "rows"))
-    (books, codes, ids), (_, of_rows, ids_of_rows) = (g.target.unpack(g.index, g.shape) for g in (a, b))
+    (codebooks, codes, ids), (_, of_rows, ids_of_rows) = (g.target.unpack(g.index, g.shape) for g in (a, b))
     np.testing.assert_array_equal(ids, ids_of_rows)
     whole = model(folded=name == "folded")
     with open_rows("db.h5") as rows:
         z = whole.embed(rows.read(0, 18))
-    assert_as_good(codes, of_rows, books, z, terms=SEEN + roundings(whole.chain))
-    assert a.card == b.card
-    assert a.card["pictures"] is True
+    assert_as_good(codes, of_rows, codebooks, z, terms=SEEN + roundings(whole.chain))
+    assert a.metadata == b.metadata
+    assert a.metadata["pictures"] is True
 
-    by_picture = run("search", "pictures.faissindex", "q", "--model", m, "-k", "3", "-o", "a.h5")
+    by_image = run("search", "pictures.faissindex", "q", "--model", m, "-k", "3", "-o", "a.h5")
     by_row = run("search", "pictures.faissindex", "q.h5", "--model", m, "-k", "3", "-o", "b.h5")
-    assert (by_picture.code, by_row.code) == (0, 0)
+    assert (by_image.code, by_row.code) == (0, 0)
     with h5py.File("a.h5") as f, h5py.File("b.h5") as g:
         assert_close(f["scores"], g["scores"][:], SEEN + roundings(whole.chain))
         np.testing.assert_array_equal(f["query_ids"], g["query_ids"])
-    lines = by_picture.out.splitlines()
+    lines = by_image.out.splitlines()
     assert lines[0] == "6 queries, 3 hits each, written to a.h5"
     assert [line.split("  ")[0] for line in lines[1:]] == [f"query {n}.png" for n in
         ("green/p0", "green/p1", "green/p2", "red/p0", "red/p1")]  # fmt: skip
@@ -307,7 +312,7 @@ def test_one_photo_prints_its_hits(run, here):
     assert second.startswith("query p1.png  ")
 
 
-def test_pictures_come_to_a_gallery_later(run, here):
+def test_images_come_to_a_gallery_later(run, here):
     for name in ("m", "folded"):
         m, g = f"{name}.safetensors", f"{name}.faissindex"
         run("export", m, "db", "-o", g)
@@ -320,16 +325,16 @@ def test_pictures_come_to_a_gallery_later(run, here):
 
 
 def test_what_a_network_sees_is_never_folded_into_a_gallery(run, here):
-    """Pictures, features of them, and z by ONNX: all need one and the same gallery."""
+    """Images, features of them, and z by ONNX: all need one and the same gallery."""
     run("export", "folded.safetensors", "db", "-o", "g.faissindex")
     whole = model(folded=True)
-    assert whole.chain.foldable and scqfaiss.open("g.faissindex").card["encoder"] == "model"
+    assert whole.chain.foldable and scqfaiss.open("g.faissindex").metadata["encoder"] == "model"
     assert scqfaiss.open("g.faissindex").d == whole.codebooks.d
     sha = whole.sha256[:12]
     assert run("search", "g.faissindex", "q.h5").error == (
         f"Error: g.faissindex: queries need the model its codes came from ({sha}); give --model"
     )
-    why = f" holds pictures, which only the model of g.faissindex can see ({sha}); give --model"
+    why = f" holds images, which only the model of g.faissindex can see ({sha}); give --model"
     for arguments in (
         ("search", "g.faissindex", "q"),
         ("append", "g.faissindex", "q"),
@@ -343,25 +348,25 @@ def test_what_a_network_sees_is_never_folded_into_a_gallery(run, here):
     )
 
 
-def test_pictures_for_a_gallery_of_rows(run, here):
+def test_images_for_a_gallery_of_rows(run, here):
     plain(8).save("plain.safetensors")
     scqfaiss.export("plain.safetensors", np.zeros((3, 8), np.float32), path="plain.faissindex")
     why = "takes rows of d=8: make rows with `scqfaiss features`"
-    assert run("search", "plain.faissindex", "q").error == f"Error: q holds pictures, plain.faissindex {why}"
-    assert run("append", "plain.faissindex", "q").error == f"Error: q holds pictures, plain.faissindex {why}"
+    assert run("search", "plain.faissindex", "q").error == f"Error: q holds images, plain.faissindex {why}"
+    assert run("append", "plain.faissindex", "q").error == f"Error: q holds images, plain.faissindex {why}"
     assert run("export", "plain.safetensors", "q", "-o", "x.faissindex").error == (
-        f"Error: q holds pictures, plain.safetensors {why}"
+        f"Error: q holds images, plain.safetensors {why}"
     )
     found = run("export", "plain.safetensors", "q", "-o", "x.faissindex", "--dry-run")
-    assert found.error == f"Error: q holds pictures, plain.safetensors {why}"
+    assert found.error == f"Error: q holds images, plain.safetensors {why}"
 
 
-def test_dry_run_of_an_export_of_pictures(run, here):
+def test_dry_run_of_an_export_of_images(run, here):
     found = run("export", "m.safetensors", "db", "-o", "x.faissindex", "--dry-run")
-    assert found.out.startswith("pictures: 18, to features of d=512\nfile: about ")
+    assert found.out.startswith("images: 18, to features of d=512\nfile: about ")
 
 
-def test_scripts_search_with_pictures_through_as_rows(here):
+def test_scripts_search_with_images_through_as_rows(here):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScqWarning)
         with open_rows("db") as source:

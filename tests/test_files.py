@@ -8,13 +8,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scqfaiss import files
+from scqfaiss import files, footer
 from scqfaiss.errors import ConfigError, IndexFileError, WriteError
 
 
-def sealed(stream=b"stream", card=None):
+def sealed(stream=b"stream", metadata=None):
     f = io.BytesIO()
-    files.seal(f, lambda put: put(stream), card or {})
+    footer.write_sealed(f, lambda put: put(stream), metadata or {})
     return f.getvalue()
 
 
@@ -22,12 +22,12 @@ def parsed(data, folder, **options):
     path = Path(folder) / "x"
     path.write_bytes(data)
     with open(path, "rb") as f:
-        return files.read_footer(f, "x", **options)
+        return footer.read_footer(f, "x", **options)
 
 
 def test_seal_and_read(tmp_path):
     data = sealed(b"a" * 1000, {"n": 5, "name": "ä\n"})
-    assert data.startswith(b"a" * 1000 + b"{") and data.endswith(files.MAGIC)
+    assert data.startswith(b"a" * 1000 + b"{") and data.endswith(footer.MAGIC)
     assert parsed(data, tmp_path) == ({"format": 1, "n": 5, "name": "ä\n"}, 1000)
     assert parsed(sealed(b""), tmp_path) == ({"format": 1}, 0)
     assert sealed(b"x", {"b": 1, "a": 2}) == sealed(b"x", {"a": 2, "b": 1})
@@ -44,7 +44,7 @@ def test_without_the_hash_lengths_still_count(tmp_path):
 
 
 def test_cards_that_cannot_be_written():
-    with pytest.raises(ConfigError, match=r"^the index card takes 2\.0 MB, at most 1\.0 MB fit$"):
+    with pytest.raises(ConfigError, match=r"^the index metadata takes 2\.0 MB, at most 1\.0 MB fit$"):
         sealed(b"", {"names": "x" * 2_000_000})
     with pytest.raises(ValueError):
         sealed(b"", {"loss": float("nan")})
@@ -59,11 +59,11 @@ def test_parser_on_arbitrary_bytes(tmp_path_factory, data, magic, hash_all):
     """IndexFileError or success, nothing else."""
     folder = tmp_path_factory.getbasetemp()
     try:
-        card, stream = parsed(data + (files.MAGIC if magic else b""), folder, hash_all=hash_all)
+        metadata, stream = parsed(data + (footer.MAGIC if magic else b""), folder, hash_all=hash_all)
     except IndexFileError as error:
         assert "\n" not in str(error)
     else:
-        assert isinstance(card, dict) and stream >= 0
+        assert isinstance(metadata, dict) and stream >= 0
 
 
 json_values = st.recursive(
@@ -80,9 +80,9 @@ json_values = st.recursive(
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.text().filter(lambda k: k != "format"), json_values, max_size=5), st.binary(max_size=50))
-def test_card_round_trip(tmp_path_factory, card, stream):
-    found, length = parsed(sealed(stream, card), tmp_path_factory.getbasetemp())
-    assert (found, length) == ({"format": 1, **card}, len(stream))
+def test_card_round_trip(tmp_path_factory, metadata, stream):
+    found, length = parsed(sealed(stream, metadata), tmp_path_factory.getbasetemp())
+    assert (found, length) == ({"format": 1, **metadata}, len(stream))
 
 
 @pytest.mark.parametrize(
@@ -93,10 +93,10 @@ def test_parse_json_takes_one_object_without_repeated_keys(text):
 
 
 def test_has_footer(tmp_path):
-    for data, want in ((b"", False), (files.MAGIC, False), (b"x" * 48 + files.MAGIC, True), (sealed(), True)):
+    for data, want in ((b"", False), (footer.MAGIC, False), (b"x" * 48 + footer.MAGIC, True), (sealed(), True)):
         (tmp_path / "x").write_bytes(data)
         with open(tmp_path / "x", "rb") as f:
-            assert files.has_footer(f) is want
+            assert footer.has_footer(f) is want
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), KeyboardInterrupt(), MemoryError(), IndexFileError("bad")])
@@ -108,38 +108,38 @@ def test_any_exception_leaves_the_old_file(tmp_path, error, where):
     def refuse(_):
         raise error
 
-    with pytest.raises(type(error)), files.reserve(target) as slot:
+    with pytest.raises(type(error)), files.atomic_write(target) as output:
         if where == "fill":
-            slot.write(refuse)
+            output.write(refuse)
         else:
-            slot.write(lambda f: f.write(b"new"), check=refuse)
+            output.write(lambda f: f.write(b"new"), check=refuse)
     assert os.listdir(tmp_path) == ["x.bin"]
     assert target.read_bytes() == b"old"
 
 
 def test_slot_writes_twice(tmp_path):
-    with files.reserve(tmp_path / "x.bin") as slot:
-        slot.write(lambda f: f.write(b"first"))
+    with files.atomic_write(tmp_path / "x.bin") as output:
+        output.write(lambda f: f.write(b"first"))
         assert (tmp_path / "x.bin").read_bytes() == b"first"
-        slot.write(lambda f: f.write(b"second"))
+        output.write(lambda f: f.write(b"second"))
     assert (tmp_path / "x.bin").read_bytes() == b"second"
     assert os.listdir(tmp_path) == ["x.bin"]
 
 
 def test_check_reads_what_will_be_renamed(tmp_path):
     seen = []
-    with files.reserve(tmp_path / "x.bin") as slot:
-        slot.write(lambda f: f.write(b"new"), check=lambda path: seen.append((path.parent, path.read_bytes())))
+    with files.atomic_write(tmp_path / "x.bin") as output:
+        output.write(lambda f: f.write(b"new"), check=lambda path: seen.append((path.parent, path.read_bytes())))
     assert seen == [(tmp_path, b"new")]
 
 
 def test_lock_is_held_within_and_gone_after(tmp_path):
     target = tmp_path / "x.bin"
-    with files.reserve(target, what="built"):
-        with pytest.raises(WriteError) as caught, files.reserve(target):
+    with files.atomic_write(target, what="built"):
+        with pytest.raises(WriteError) as caught, files.atomic_write(target):
             pass
         assert str(caught.value) == f"{target} is being built by pid {os.getpid()}"
-    with files.reserve(target):
+    with files.atomic_write(target):
         pass
     assert os.listdir(tmp_path) == []
 
@@ -147,8 +147,8 @@ def test_lock_is_held_within_and_gone_after(tmp_path):
 @pytest.mark.parametrize("name", ["with space", 'l\'été "x"', "two\nlines", b"\xff\xfe", "-o", "*", "\x1b[2J"])
 def test_names_of_every_kind(tmp_path, name):
     path = tmp_path / os.fsdecode(name)
-    with files.reserve(path) as slot:
-        slot.write(lambda f: f.write(b"x"))
+    with files.atomic_write(path) as output:
+        output.write(lambda f: f.write(b"x"))
     assert os.listdir(tmp_path) == [os.fsdecode(name)]
     with files.open_regular(path) as f:
         assert f.read() == b"x"

@@ -208,17 +208,17 @@ def encode(config, tensors, x):
     z, table = embed(config, tensors, x), tensors["codebooks.centroids"].astype(np.float64)
     product = config["codebooks"]["kind"] == "product"
     codes = np.empty((len(z), len(table)), np.uint16)
-    for m, book in enumerate(table):
-        part = z[:, m * book.shape[1] : (m + 1) * book.shape[1]] if product else z
-        near = part @ book.T - (0.5 * np.square(book).sum(1) if config["rule"] == "l2" else 0)
+    for m, codebook in enumerate(table):
+        part = z[:, m * codebook.shape[1] : (m + 1) * codebook.shape[1]] if product else z
+        near = part @ codebook.T - (0.5 * np.square(codebook).sum(1) if config["rule"] == "l2" else 0)
         codes[:, m] = near.argmax(1)
         if not product:
-            z = z - book[codes[:, m]]
+            z = z - codebook[codes[:, m]]
     return codes
 
 
 def decode(kind, table, codes):
-    parts = [book[codes[:, m]] for m, book in enumerate(table)]
+    parts = [codebook[codes[:, m]] for m, codebook in enumerate(table)]
     return np.concatenate(parts, axis=1) if kind == "product" else np.sum(parts, axis=0)
 
 

@@ -122,7 +122,7 @@ def test_without_the_hash_a_sound_file_opens_the_same(here):  # noqa: F811
 
 
 def test_verify_says_what_it_found(here):  # noqa: F811
-    assert verify_file("g.faissindex") == "g.faissindex: valid, 200 vectors, checksum and card agree"
+    assert verify_file("g.faissindex") == "g.faissindex: valid, 200 vectors, checksum and metadata agree"
     sha = scqfaiss.Model.load("m.safetensors").sha256[:12]
     assert verify_file("m.safetensors") == f"m.safetensors: valid, model of method scq, SHA-256 {sha}"
 
@@ -282,7 +282,7 @@ def test_mapped_and_unhashed_files_answer_alike(empty, name, target, options):
                 np.testing.assert_array_equal(a, b)
             for a, b in zip(gallery.unpack()[1:], plain.unpack()[1:]):
                 np.testing.assert_array_equal(a, b)
-            assert (gallery.target, gallery.card, gallery.exact) == (plain.target, plain.card, plain.exact)
+            assert (gallery.target, gallery.metadata, gallery.exact) == (plain.target, plain.metadata, plain.exact)
     finally:
         os.chmod(".", 0o755)
     assert sorted(os.listdir()) == ["g.faissindex"]
@@ -340,7 +340,7 @@ def test_refresh_serves_the_file_that_stands_there_now(empty, mmap):
         np.testing.assert_array_equal(a, b)  # until it is told
     np.testing.assert_array_equal(gallery.reconstruct(IDS[399:]).shape, (1, 16))
     assert gallery.refresh() is True
-    assert (gallery.ntotal, gallery.card["n"]) == (100, 100)
+    assert (gallery.ntotal, gallery.metadata["n"]) == (100, 100)
     assert np.isin(gallery.search(XQ, 100)[1], IDS[:100]).all()
     with pytest.raises(DataError, match=r"^ids 1202 are not in g\.faissindex"):
         gallery.reconstruct(IDS[399:])
@@ -427,7 +427,7 @@ def test_refresh_refuses_files_that_take_other_queries(empty):
     gallery = scqfaiss.open("g.faissindex")
     life.export("product-4", "g.faissindex", slice(400))
     assert gallery.refresh() is True
-    assert gallery.card["nbits"] == 4
+    assert gallery.metadata["nbits"] == 4
 
 
 def test_plain_faiss_files(empty):
@@ -440,7 +440,7 @@ def test_plain_faiss_files(empty):
     faiss.write_index(index, "plain.faissindex")
     with pytest.warns(ScqWarning, match=r"^plain\.faissindex: no checksum: written by another program, or cut off$"):
         gallery = scqfaiss.open("plain.faissindex")
-    assert (gallery.target, gallery.card, gallery.needs_model) == ("pq", None, False)
+    assert (gallery.target, gallery.metadata, gallery.needs_model) == ("pq", None, False)
     for a, b in zip(gallery.search(XQ, 20), index.search(XQ, 20)):
         np.testing.assert_array_equal(a, b)
     index.add(x)
@@ -472,7 +472,7 @@ def test_refresh_needs_a_file(empty):
     life.export("product-8", "g.faissindex", slice(400))
     gallery = scqfaiss.open("g.faissindex")
     with pytest.raises(ConfigError, match=r"^memory was not opened from a file$"):
-        scqfaiss.Gallery(Snapshot(Stored.of(gallery.index, gallery.card)), None, "memory").refresh()
+        scqfaiss.Gallery(Snapshot(Stored.of(gallery.index, gallery.metadata)), None, "memory").refresh()
 
 
 @pytest.mark.slow
@@ -506,11 +506,11 @@ def test_numbers_of_numpy_are_numbers(empty):
 
 def test_the_card_says_how_lists_are_kept(empty):
     life.export("product-8", "g.faissindex", slice(400), "ivfpq", nlist=8)
-    card = scqfaiss.open("g.faissindex").card
-    assert (card["nlist"], card["nprobe"], card["by_residual"]) == (8, 1, False)
+    metadata = scqfaiss.open("g.faissindex").metadata
+    assert (metadata["nlist"], metadata["nprobe"], metadata["by_residual"]) == (8, 1, False)
     facts = inspection.gallery_facts("g.faissindex")
     assert (facts["exact"], facts["range_search"]) == (False, True)
     life.export("product-8", "h.faissindex", slice(400), "ivfpq")
-    assert scqfaiss.open("h.faissindex").card["by_residual"] is True
+    assert scqfaiss.open("h.faissindex").metadata["by_residual"] is True
     life.export("product-4", "f.faissindex", slice(400), "fastscan", refine=-1)
     assert inspection.gallery_facts("f.faissindex")["range_search"] is False

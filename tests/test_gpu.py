@@ -28,7 +28,7 @@ needs_gpu = pytest.mark.skipif(gpu.count() == 0, reason="no GPU, or FAISS is bui
 needs_cpu_build = pytest.mark.skipif(not CPU_BUILD, reason="FAISS is built for GPUs")
 FAR = 1 << 41
 
-# kind, books, bits of a book, dimensions of a book, metric, target
+# kind, codebooks, bits of a codebook, dimensions of a codebook, metric, target
 CASES = [
     ("product", 4, 8, 3, "ip", "ivfpq"),
     ("product", 4, 8, 3, "l2", "ivfpq"),
@@ -49,20 +49,20 @@ CASES = [
 def parts(kind, M, nbits, dsub, metric="ip", n=120, seed=0):
     """Random codebooks, codes, ids beyond 2^40, queries."""
     rng = np.random.default_rng(seed)
-    books = Codebooks(kind, rng.standard_normal((M, 1 << nbits, dsub)).astype(np.float32), metric)
-    codes = books.check_codes(rng.integers(0, 1 << nbits, (n, M)))
-    return books, codes, FAR + 3 * np.arange(n), rng.standard_normal((6, books.d)).astype(np.float32)
+    codebooks = Codebooks(kind, rng.standard_normal((M, 1 << nbits, dsub)).astype(np.float32), metric)
+    codes = codebooks.check_codes(rng.integers(0, 1 << nbits, (n, M)))
+    return codebooks, codes, FAR + 3 * np.arange(n), rng.standard_normal((6, codebooks.d)).astype(np.float32)
 
 
-def equals_oracle(hits, books, codes, ids, q):
+def equals_oracle(hits, codebooks, codes, ids, q):
     """Scores are those of the returned ids, and the best there are; ids may differ in ties alone."""
     D, I = hits
-    scores = books.scores(q, codes)
+    scores = codebooks.scores(q, codes)
     place = np.searchsorted(ids, I)
     np.testing.assert_array_equal(ids[place], I)
     assert all(len(set(row)) == len(row) for row in I.tolist())
     scale = np.abs(scores).max()
-    sign = -1 if books.metric == "ip" else 1
+    sign = -1 if codebooks.metric == "ip" else 1
     np.testing.assert_allclose(np.take_along_axis(scores, place, 1), D, atol=1e-5 * scale, rtol=0)
     np.testing.assert_allclose(sign * np.sort(sign * scores, 1)[:, : D.shape[1]], D, atol=1e-5 * scale, rtol=0)
 
@@ -152,16 +152,16 @@ def test_command_line_without_a_gpu(run, here):
         (Shape("additive", 16, 4, 6), None),
         (Shape("product", 48, 8, 48), None),
         (Shape("product", 96, 4, 96), None),
-        (Shape("product", 5, 4, 10), "the GPU kernels need nbits 8, or 4 in an even number of books; got 5 x 4"),
-        (Shape("product", 4, 6, 12), "the GPU kernels need nbits 8, or 4 in an even number of books; got 4 x 6"),
-        (Shape("additive", 4, 10, 12), "the GPU kernels need nbits 8, or 4 in an even number of books; got 4 x 10"),
+        (Shape("product", 5, 4, 10), "the GPU kernels need nbits 8, or 4 in an even number of codebooks; got 5 x 4"),
+        (Shape("product", 4, 6, 12), "the GPU kernels need nbits 8, or 4 in an even number of codebooks; got 4 x 6"),
+        (Shape("additive", 4, 10, 12), "the GPU kernels need nbits 8, or 4 in an even number of codebooks; got 4 x 10"),
         (
             Shape("product", 49, 8, 49),
-            "the look-up tables of 49 books exceed the shared memory of the GPU; at most 48 fit",
+            "the look-up tables of 49 codebooks exceed the shared memory of the GPU; at most 48 fit",
         ),
         (
             Shape("product", 98, 4, 98),
-            "the look-up tables of 49 books exceed the shared memory of the GPU; at most 48 fit",
+            "the look-up tables of 49 codebooks exceed the shared memory of the GPU; at most 48 fit",
         ),
         (Shape("additive", 4, 8, 12, "l2"), "additive codes are searched there by inner product alone"),
     ],
@@ -170,64 +170,64 @@ def test_reason(shape, why):
     assert gpu.unsupported_reason(shape) == why
     if why is not None:
         dsub = shape.d if shape.kind == "additive" else shape.d // shape.M
-        books = Codebooks(shape.kind, np.zeros((shape.M, shape.K, dsub), np.float32), shape.metric)
+        codebooks = Codebooks(shape.kind, np.zeros((shape.M, shape.K, dsub), np.float32), shape.metric)
         with pytest.raises(ConfigError) as found:
-            gpu.form(books, books.check_codes(np.zeros((3, shape.M), int)), np.arange(3))
+            gpu.form(codebooks, codebooks.check_codes(np.zeros((3, shape.M), int)), np.arange(3))
         assert str(found.value) == f"these codes cannot be searched on a GPU: {why}"
 
 
 @pytest.mark.parametrize("nlist", [1, 16])
 @pytest.mark.parametrize("kind, M, nbits, dsub, metric, name", CASES)
 def test_form_scores_as_the_oracle(kind, M, nbits, dsub, metric, name, nlist):
-    books, codes, ids, q = parts(kind, M, nbits, dsub, metric)
-    form = gpu.form(books, codes, ids, nlist)
+    codebooks, codes, ids, q = parts(kind, M, nbits, dsub, metric)
+    form = gpu.form(codebooks, codes, ids, nlist)
     core = unwrap_index(form)
     assert core.pq.nbits == 8 and core.pq.M in gpu.GPU_M
     assert core.by_residual and core.nprobe == core.nlist == nlist
-    equals_oracle(form.search(q, len(codes)), books, codes, ids, q)
+    equals_oracle(form.search(q, len(codes)), codebooks, codes, ids, q)
     if kind == "additive" and nbits == 4:
         assert core.d == core.pq.M * dsub  # sums of pairs, not both side by side
 
 
-def test_form_is_padded_to_the_next_number_of_books():
+def test_form_is_padded_to_the_next_number_of_codebooks():
     for M, stored in ((1, 1), (5, 8), (7, 8), (9, 12), (13, 16), (33, 40), (48, 48)):
         assert unwrap_index(gpu.form(*parts("product", M, 8, 1, n=3)[:3])).pq.M == stored
 
 
 def test_form_of_few_rows_or_none():
-    books, codes, ids, q = parts("product", 4, 8, 3)
-    assert unwrap_index(gpu.form(books, codes[:3], ids[:3])).nlist == 3
-    empty = gpu.form(books, codes[:0], ids[:0])
+    codebooks, codes, ids, q = parts("product", 4, 8, 3)
+    assert unwrap_index(gpu.form(codebooks, codes[:3], ids[:3])).nlist == 3
+    empty = gpu.form(codebooks, codes[:0], ids[:0])
     assert empty.ntotal == 0 and (empty.search(q, 2)[1] == -1).all()
 
 
 # -------------------------------------------------------------------------------------------------------------- searching
 @pytest.mark.parametrize("kind, M, nbits, dsub, metric, name", CASES)
 def test_every_target_through_the_gpus_door(no_gpu, kind, M, nbits, dsub, metric, name):
-    books, codes, ids, q = parts(kind, M, nbits, dsub, metric)
+    codebooks, codes, ids, q = parts(kind, M, nbits, dsub, metric)
     container = target(name)
-    index = container.build(books, codes, ids)
-    on = gpu.OnGpu(gpu.form(*container.unpack(index, books.shape)), 1)
-    equals_oracle(on.search(q, 50), books, codes, ids, q)
+    index = container.build(codebooks, codes, ids)
+    on = gpu.OnGpu(gpu.form(*container.unpack(index, codebooks.shape)), 1)
+    equals_oracle(on.search(q, 50), codebooks, codes, ids, q)
     equals_oracle(
-        on.search(apply_transforms(index, q), 50), books, codes, ids, q
+        on.search(apply_transforms(index, q), 50), codebooks, codes, ids, q
     )  # repeated, where the container asks for that
     assert no_gpu.devices == [1]
 
 
 def test_long_batches_are_cut(no_gpu, monkeypatch):
     monkeypatch.setattr(gpu, "MAX_BATCH", 4)
-    books, codes, ids, _ = parts("product", 4, 8, 3)
+    codebooks, codes, ids, _ = parts("product", 4, 8, 3)
     q = np.random.default_rng(3).standard_normal((10, 12)).astype(np.float32)
-    on = gpu.OnGpu(gpu.form(books, codes, ids), 0)
-    equals_oracle(on.search(q, 5), books, codes, ids, q)
+    on = gpu.OnGpu(gpu.form(codebooks, codes, ids), 0)
+    equals_oracle(on.search(q, 5), codebooks, codes, ids, q)
     assert no_gpu.searches == [4, 4, 2]
     assert [a.shape for a in on.search(q[:0], 5)] == [(0, 5), (0, 5)]
 
 
 def test_rows_that_are_not_finite(no_gpu):
-    books, codes, ids, q = parts("product", 4, 8, 3)
-    index = target("ivfpq").build(books, codes, ids)
+    codebooks, codes, ids, q = parts("product", 4, 8, 3)
+    index = target("ivfpq").build(codebooks, codes, ids)
     scale = faiss.LinearTransform(12, 12, False)
     faiss.copy_array_to_vector((1e30 * np.eye(12, dtype=np.float32)).ravel(), scale.A)
     scale.is_trained = True
@@ -236,7 +236,7 @@ def test_rows_that_are_not_finite(no_gpu):
         (Stored.of(prepend([scale], index)), 1e30, "2 is too large for the encoder of the index$"),
     ):
         q[2, 1] = value
-        gallery = scqfaiss.Gallery(Snapshot(stored, gpu.OnGpu(gpu.form(books, codes, ids), 0)), None, "g")
+        gallery = scqfaiss.Gallery(Snapshot(stored, gpu.OnGpu(gpu.form(codebooks, codes, ids), 0)), None, "g")
         with pytest.raises(DataError, match=f"^queries: row {why}"):
             gallery.search(q, 5)
     assert no_gpu.searches == []
@@ -249,15 +249,15 @@ def test_memory_that_is_short(no_gpu, monkeypatch):
             "Error: 'err == cudaSuccess' failed: StandardGpuResources: alloc fail (cudaMalloc error out of memory [2])\n"
         )
 
-    books, codes, ids, q = parts("product", 4, 8, 3)
-    on = gpu.OnGpu(gpu.form(books, codes, ids), 0)
+    codebooks, codes, ids, q = parts("product", 4, 8, 3)
+    on = gpu.OnGpu(gpu.form(codebooks, codes, ids), 0)
     on._core.search_c = full
     why = r"\(StandardGpuResources: alloc fail \(cudaMalloc error out of memory \[2\]\)\)"
     with pytest.raises(ResourceError, match=rf"^the GPU search failed {why}; use device cpu$"):
         on.search(q, 5)
     monkeypatch.setattr(faiss, "index_cpu_to_gpu", full)
     with pytest.raises(ResourceError, match=rf"^the GPU does not take the index {why}$"):
-        gpu.OnGpu(gpu.form(books, codes, ids), 0)
+        gpu.OnGpu(gpu.form(codebooks, codes, ids), 0)
 
 
 # -------------------------------------------------------------------------------------------------------------- galleries
@@ -284,11 +284,11 @@ def test_encoder_inside_the_file(here, no_gpu):
     model = scqfaiss.train(x, y, bits=24, nbits=4, encoder="linear", epochs=1, **settings)
     export(model, x, path="inside.faissindex", ids=np.arange(300) + FAR)
     gallery = scqfaiss.open("inside.faissindex", device="cuda")
-    assert gallery.card["encoder"] == "folded"
+    assert gallery.metadata["encoder"] == "folded"
     hits = gallery.search(x[:20], 40)
-    books, codes, ids = gallery.unpack()
+    codebooks, codes, ids = gallery.unpack()
     order = np.argsort(ids)
-    equals_oracle(hits, books, codes[order], ids[order], model.embed(x[:20]))
+    equals_oracle(hits, codebooks, codes[order], ids[order], model.embed(x[:20]))
 
 
 def test_what_a_gpu_refuses(here, no_gpu):
@@ -316,8 +316,8 @@ def test_approximate_containers_say_that_they_are_exact_there(here, no_gpu):
     export(model, x, path="fast.faissindex", target="fastscan")
     with pytest.warns(ScqWarning, match=r"^on a GPU the codes of target fastscan are searched exactly"):
         gallery = scqfaiss.open("fast.faissindex", device="cuda")
-    books, codes, ids = gallery.unpack()
-    equals_oracle(gallery.search(x[:9], 30), books, codes, ids, model.embed(x[:9]))
+    codebooks, codes, ids = gallery.unpack()
+    equals_oracle(gallery.search(x[:9], 30), codebooks, codes, ids, model.embed(x[:9]))
 
 
 def test_codes_that_no_gpu_takes(here, no_gpu):
@@ -345,8 +345,8 @@ def test_refresh_stays_on_its_gpu(here, no_gpu):
 
 
 def test_threads_share_a_gpu(no_gpu):
-    books, codes, ids, q = parts("product", 4, 8, 3)
-    on = gpu.OnGpu(gpu.form(books, codes, ids), 0)
+    codebooks, codes, ids, q = parts("product", 4, 8, 3)
+    on = gpu.OnGpu(gpu.form(codebooks, codes, ids), 0)
     search, busy = on._core.search_c, []
 
     def alone(*arguments):
@@ -358,7 +358,7 @@ def test_threads_share_a_gpu(no_gpu):
     on._core.search_c = alone
     with ThreadPoolExecutor(4) as pool:
         for D, I in pool.map(lambda _: on.search(q, 9), range(16)):
-            equals_oracle((D, I), books, codes, ids, q)
+            equals_oracle((D, I), codebooks, codes, ids, q)
 
 
 # --------------------------------------------------------------------------------------------------------------- the tool
@@ -393,23 +393,25 @@ def test_the_tool_without_a_gpu():
 @pytest.mark.parametrize("nlist", [1, 16])
 @pytest.mark.parametrize("kind, M, nbits, dsub, metric, name", CASES)
 def test_a_gpu_scores_as_the_cpu(kind, M, nbits, dsub, metric, name, nlist):
-    books, codes, ids, q = parts(kind, M, nbits, dsub, metric, n=3000)
+    codebooks, codes, ids, q = parts(kind, M, nbits, dsub, metric, n=3000)
     container = target(name)
-    index = container.build(books, codes, ids)
-    form = gpu.form(*container.unpack(index, books.shape), nlist)
+    index = container.build(codebooks, codes, ids)
+    form = gpu.form(*container.unpack(index, codebooks.shape), nlist)
     on = gpu.OnGpu(form, 0)
     for k in (1, 100, 2048):
         D, I = on.search(apply_transforms(index, q), k)
-        equals_oracle((D, I), books, codes, ids, q)
+        equals_oracle((D, I), codebooks, codes, ids, q)
         np.testing.assert_allclose(form.search(q, k)[0], D, rtol=1e-5, atol=1e-4)
 
 
 @needs_gpu
 def test_a_gpu_visits_each_of_equal_centroids_once():
     for metric in ("ip", "l2"):
-        books, codes, ids, q = parts("product", 4, 8, 3, metric, n=2000)
+        codebooks, codes, ids, q = parts("product", 4, 8, 3, metric, n=2000)
         for nlist in (1, 2, 16, 64):
-            equals_oracle(gpu.OnGpu(gpu.form(books, codes, ids, nlist), 0).search(q, 2000), books, codes, ids, q)
+            equals_oracle(
+                gpu.OnGpu(gpu.form(codebooks, codes, ids, nlist), 0).search(q, 2000), codebooks, codes, ids, q
+            )
 
 
 @needs_gpu
@@ -423,7 +425,7 @@ def test_threads_on_a_gpu(here):
 
 @needs_gpu
 def test_a_gpu_takes_long_batches():
-    books, codes, ids, q = parts("product", 1, 8, 3, n=5)
-    many = np.tile(q, (12_000, 1))
-    D, I = gpu.OnGpu(gpu.form(books, codes, ids, 1), 0).search(many, 5)
-    equals_oracle((D[-6:], I[-6:]), books, codes, ids, q)
+    codebooks, codes, ids, q = parts("product", 1, 8, 3, n=5)
+    multilabel = np.tile(q, (12_000, 1))
+    D, I = gpu.OnGpu(gpu.form(codebooks, codes, ids, 1), 0).search(multilabel, 5)
+    equals_oracle((D[-6:], I[-6:]), codebooks, codes, ids, q)

@@ -19,7 +19,7 @@ from scqfaiss.comparison.results import read_results
 from scqfaiss.errors import ConfigError
 from scqfaiss.targets import REGISTRY
 
-# So few rows fill no book, and lists of theirs say little.
+# So few rows fill no codebook, and lists of theirs say little.
 pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
 TARGETS = ["ivfpq", "ivfpq-lists", "pq", "buckets", "fastscan", "lift", "residual"]
 
@@ -228,10 +228,12 @@ def test_a_disturbed_timing_is_taken_again_and_the_least_disturbed_stands(clock,
 
 def test_ties_count_as_found():
     """Exact is by scores: any of the rows that share the 10th one's code will do."""
-    books = Codebooks("product", np.eye(2, dtype=np.float32)[None])
+    codebooks = Codebooks("product", np.eye(2, dtype=np.float32)[None])
     best = np.full((1, 10), 1.0, np.float32)
     hits = np.arange(10, 20)[None]
-    scores = growth.scored(np.array([[1.0, 0.0]], np.float32), hits, lambda rows: books.decode(np.zeros((10, 1), int)))
+    scores = growth.scored(
+        np.array([[1.0, 0.0]], np.float32), hits, lambda rows: codebooks.decode(np.zeros((10, 1), int))
+    )
     assert growth.recall(best, scores) == 1
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import toy_bytes
 from faults.conftest import run  # noqa: F401
-from pictures import plain
+from images import plain
 
 from scqfaiss import modality
 from scqfaiss.data import ArraySource, kinds, open_rows

@@ -25,8 +25,8 @@ CONFIG = {"method": "scq", "rule": "l2", "encoder": "linear"}
 def made(rule="l2", nbits=4, seed=0):
     rng = np.random.default_rng(seed)
     A = rng.standard_normal((6, 5)).astype(np.float32)
-    books = Codebooks("product", rng.standard_normal((3, 1 << nbits, 2)).astype(np.float32))
-    return Model(Chain(5, [("linear", {"A": A}), ("softmax", {})]), books, CONFIG | {"rule": rule})
+    codebooks = Codebooks("product", rng.standard_normal((3, 1 << nbits, 2)).astype(np.float32))
+    return Model(Chain(5, [("linear", {"A": A}), ("softmax", {})]), codebooks, CONFIG | {"rule": rule})
 
 
 X = RNG.standard_normal((300, 5)).astype(np.float32)
@@ -43,13 +43,13 @@ def test_encoding_is_the_encoder_then_the_rule(rule, nbits, dtype):
     assert len(np.unique(codes[:, 0])) > 1
 
 
-def test_additive_books_are_encoded_by_the_beam_of_the_model(tmp_path, monkeypatch):
+def test_additive_codebooks_are_encoded_by_the_beam_of_the_model(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
-    books = Codebooks("additive", rng.standard_normal((3, 16, 5)).astype(np.float32))
-    models = [Model(Chain(5), books, CONFIG | more) for more in ({}, {"beam": 1}, {"beam": 8})]
+    codebooks = Codebooks("additive", rng.standard_normal((3, 16, 5)).astype(np.float32))
+    models = [Model(Chain(5), codebooks, CONFIG | more) for more in ({}, {"beam": 1}, {"beam": 8})]
     greedy, one, wide = (model.encode(X) for model in models)
     np.testing.assert_array_equal(one, greedy)
-    np.testing.assert_array_equal(wide, books.assign(X, "l2", 8))
+    np.testing.assert_array_equal(wide, codebooks.assign(X, "l2", 8))
     assert (wide != greedy).any()
     monkeypatch.setattr(scqfaiss.model, "ASSIGN_ELEMENTS", 1)
     assert_encodes_as(models[2], X, wide)
@@ -180,9 +180,12 @@ def rewritten(path, change):
         (lambda t, c: t.update({"encoder.0.A": np.full((6, 5), np.inf, np.float32)}), "not finite"),
         (
             lambda t, c: t.update({"codebooks.centroids": np.full((3, 4, 2), np.nan, np.float32)}),
-            "codeword 0 of book 0",
+            "codeword 0 of codebook 0",
         ),
-        (lambda t, c: t.update({"codebooks.centroids": np.zeros((3, 5, 2), np.float32)}), "a book holds K=5 codewords"),
+        (
+            lambda t, c: t.update({"codebooks.centroids": np.zeros((3, 5, 2), np.float32)}),
+            "a codebook holds K=5 codewords",
+        ),
     ],
 )
 def test_a_forged_model_is_refused(tmp_path, change, words):

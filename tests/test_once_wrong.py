@@ -133,11 +133,11 @@ def test_unlabelled_rows_are_never_taken_for_classes_that_were_not_trained():
                 codebook_source=ArraySource(rng.standard_normal((500, 8)).astype(np.float32) * 30),
             )
         )
-    _, found = method.rows_for_books()
+    _, found = method.rows_for_codebooks()
     assert set(found.tolist()) <= {0, 1, 2} and method.task.labels.numbers.tolist() == [0, 2, 4]
 
 
-def test_dropout_stays_on_for_the_books_however_often_the_rows_are_encoded(monkeypatch, data):
+def test_dropout_stays_on_for_the_codebooks_however_often_the_rows_are_encoded(monkeypatch, data):
     x, y, _ = data
     seen = []
     for settings in ({"codebooks.copies": 1}, {"codebooks.copies": 3}, {"codebooks.rows": 250}):
@@ -146,7 +146,7 @@ def test_dropout_stays_on_for_the_books_however_often_the_rows_are_encoded(monke
         monkeypatch.setattr(
             method.features, "embed", lambda rows, dropout, embed=embed: seen.append(dropout) or embed(rows, dropout)
         )
-        method.rows_for_books()
+        method.rows_for_codebooks()
     assert seen == [True, *3 * [True], True]
 
 

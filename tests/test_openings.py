@@ -90,7 +90,7 @@ def test_commands(here, opened):
 
 def test_files_of_images(here, opened):
     pytest.importorskip("PIL", reason="images need Pillow")
-    from pictures import NETWORK, photos
+    from images import NETWORK, photos
 
     photos(here / "photos", 2)
     names = sorted(str(path) for path in Path("photos").rglob("*.*"))

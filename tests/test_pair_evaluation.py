@@ -40,10 +40,12 @@ def test_large_ties_cost_no_more_than_their_rows():
     found = first_hit(3, 10**6, 1, 10**7)
     np.testing.assert_allclose(found[0], (1 / np.arange(4, 4 + 10**6)).mean(), rtol=1e-9)
     np.testing.assert_allclose(found[1:], [0, 7e-6, 97e-6])
-    many = first_hit(3, 10**6, 2, 10**7)
+    multilabel = first_hit(3, 10**6, 2, 10**7)
     j = np.arange(10**6 - 1.0)  # P(first at place j) = 2 (n - 1 - j) / (n (n - 1))
-    np.testing.assert_allclose(many[0], (2 * (10**6 - 1 - j) / (10**6 * (10**6 - 1.0)) / (4 + j)).sum(), rtol=1e-9)
-    np.testing.assert_allclose(many[2], 1 - (1 - 7e-6) * (1 - 7 / (10**6 - 1)), rtol=1e-6)
+    np.testing.assert_allclose(
+        multilabel[0], (2 * (10**6 - 1 - j) / (10**6 * (10**6 - 1.0)) / (4 + j)).sum(), rtol=1e-9
+    )
+    np.testing.assert_allclose(multilabel[2], 1 - (1 - 7e-6) * (1 - 7 / (10**6 - 1)), rtol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------------- gallery
@@ -69,10 +71,10 @@ def test_a_gallery_is_measured_as_by_drawn_orders(metric, target, at, repeated):
     held = rng.permutation(130) * 11 + 3
     if repeated:
         held = held // 40  # several vectors of one id: the best counts
-    gallery, books = gallery_of(codes, held, metric, target=target)
+    gallery, codebooks = gallery_of(codes, held, metric, target=target)
     xq, ids = rng.integers(-2, 3, (12, 6)).astype(np.float32), rng.choice(held, 12)
     found = evaluate_pairs(gallery, xq, ids, at=at)
-    scores = books.scores(xq, codes) * (1 if metric == "ip" else -1)
+    scores = codebooks.scores(xq, codes) * (1 if metric == "ip" else -1)
     want = slow_pairs(scores, ids, held, at or 130)
     np.testing.assert_allclose([found["mrr"], *found["recall_at_k"].values()], want, atol=0.01)
     facts = {k: found[k] for k in ("at", "queries", "database", "bits", "search_agreement")}

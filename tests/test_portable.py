@@ -24,7 +24,7 @@ for part in ("onnx", "onnxscript", "onnxruntime"):
     )
 
 import onnx  # noqa: E402
-from pictures import SIZE, model, network  # noqa: E402
+from images import SIZE, model, network  # noqa: E402
 
 from scqfaiss.galleries import onnx_export as portable  # noqa: E402
 
@@ -64,8 +64,8 @@ def f(*shape, seed=0):
 
 def of_layers(*layers, d_in=12):
     chain = Chain(d_in, layers)
-    books = Codebooks("product", f(2, 16, chain.d_out // 2), "ip")
-    return scqfaiss.Model(chain, books, {"method": "pq", "rule": "l2", "encoder": "linear"})
+    codebooks = Codebooks("product", f(2, 16, chain.d_out // 2), "ip")
+    return scqfaiss.Model(chain, codebooks, {"method": "pq", "rule": "l2", "encoder": "linear"})
 
 
 def test_what_is_exported_is_the_chain_itself():
@@ -97,14 +97,12 @@ def test_every_layer_without_torch(tmp_path):
 
 
 @pytest.mark.slow
-def test_pictures_without_torch(tmp_path):
+def test_images_without_torch(tmp_path):
     how = {"pool": "hybrid", "layers": "features.5,features.12"}
     m, net = model(**how), network(**how)
     m.save(tmp_path / "m.safetensors")
     said = portable.export_encoder(tmp_path / "m.safetensors", tmp_path / "p.onnx")
-    assert f": pictures (n, 3, {SIZE}, {SIZE}) uint8 to z (n, 8), " in said and said.endswith(
-        "checked with onnxruntime"
-    )
+    assert f": images (n, 3, {SIZE}, {SIZE}) uint8 to z (n, 8), " in said and said.endswith("checked with onnxruntime")
     x = np.random.default_rng(1).integers(0, 256, (3, 3, SIZE, SIZE), np.uint8)
     np.save(tmp_path / "p.npy", x)
     facts = read(tmp_path, "p")["p"]
@@ -138,7 +136,7 @@ def test_the_command_says_one_line(tmp_path, start):
     model().save(tmp_path / "m.safetensors")
     found = start("export-encoder", "m.safetensors", "-o", "m.onnx", cwd=tmp_path)
     assert (found.code, found.err) == (0, "")
-    assert found.out.count("\n") == 1 and found.out.startswith("m.onnx: pictures (n, 3, ")
+    assert found.out.count("\n") == 1 and found.out.startswith("m.onnx: images (n, 3, ")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.safetensors"]
 
 

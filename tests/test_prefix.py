@@ -1,4 +1,4 @@
-"""Galleries of shorter codes from one model: the first books and the first code columns, whatever is done with them."""
+"""Galleries of shorter codes from one model: the first codebooks and the first code columns, whatever is done with them."""
 
 import json
 
@@ -28,9 +28,9 @@ def made(nbits=4, M=4, encoder="mlp", kind="additive", d=6, **config):
     chain = Chain(d, [(op, {"A": A} if op == "linear" else {}) for op in layers])
     dsub = d if kind == "additive" else d // M
     shrink = 0.5 ** np.arange(M)[:, None, None]
-    books = Codebooks(kind, (rng.standard_normal((M, 1 << nbits, dsub)) * shrink).astype(np.float32))
-    facts = {"method": "dpq", "rule": "l2", "encoder": encoder, "bits": books.bits, "nested": True, "training": {}}
-    return Model(chain, books, facts | config)
+    codebooks = Codebooks(kind, (rng.standard_normal((M, 1 << nbits, dsub)) * shrink).astype(np.float32))
+    facts = {"method": "dpq", "rule": "l2", "encoder": encoder, "bits": codebooks.bits, "nested": True, "training": {}}
+    return Model(chain, codebooks, facts | config)
 
 
 def rows(n=N, seed=1):
@@ -50,7 +50,7 @@ def test_every_target_of_additive_codes_is_here():
 
 
 @pytest.mark.parametrize("nbits, M, target", CASES)
-def test_a_prefix_is_the_first_columns_and_scores_as_the_first_books(nbits, M, target, tmp_path):
+def test_a_prefix_is_the_first_columns_and_scores_as_the_first_codebooks(nbits, M, target, tmp_path):
     whole, x, xq = made(nbits), rows(), rows(5, 2)
     codes = whole.encode(x)[:, :M]
     cut = whole.prefix(M * nbits)
@@ -58,8 +58,8 @@ def test_a_prefix_is_the_first_columns_and_scores_as_the_first_books(nbits, M, t
     np.testing.assert_array_equal(cut.codebooks.centroids, whole.codebooks.centroids[:M])
     path = tmp_path / "g.faissindex"
     scqfaiss.export(whole, x, path=path, target=target, bits=M * nbits)
-    books, found, ids = scqfaiss.open(path, model=whole).unpack()
-    assert books.shape == cut.codebooks.shape
+    codebooks, found, ids = scqfaiss.open(path, model=whole).unpack()
+    assert codebooks.shape == cut.codebooks.shape
     np.testing.assert_array_equal(np.sort(ids), np.arange(N))
     held = found[np.argsort(ids)]
     assert_encodes_as(whole.prefix(M * nbits), x, held)  # in blocks of its own: a tie may fall to either side
@@ -70,9 +70,9 @@ def test_a_prefix_is_the_first_columns_and_scores_as_the_first_books(nbits, M, t
         by_id = np.zeros_like(scores)
         np.put_along_axis(by_id, I, D, 1)
         np.testing.assert_allclose(by_id, scores, atol=1e-5 * np.abs(scores).max())
-    card = gallery.card
-    assert (card["bits"], card["M"], card["model_bits"]) == (M * nbits, M, 4 * nbits)
-    assert card["model_sha256"] == whole.sha256 == cut.origin != cut.sha256
+    metadata = gallery.metadata
+    assert (metadata["bits"], metadata["M"], metadata["model_bits"]) == (M * nbits, M, 4 * nbits)
+    assert metadata["model_sha256"] == whole.sha256 == cut.origin != cut.sha256
     # The same file as from the model that was cut before.
     scqfaiss.export(cut, x, path=tmp_path / "h.faissindex", target=target)
     assert (tmp_path / "h.faissindex").read_bytes() == path.read_bytes()
@@ -100,7 +100,7 @@ def test_a_gallery_of_prefixes_lives_on_with_the_whole_model(target, tmp_path):
     assert scqfaiss.merge(parts, tmp_path / "merged.faissindex") == N
     for path in (first, tmp_path / "merged.faissindex"):
         found = scqfaiss.open(path, model=whole)
-        assert found.card == wanted.card
+        assert found.metadata == wanted.metadata
         _, codes, held = found.unpack()
         assert_encodes_as(whole.prefix(8), x, codes[np.argsort(held)])
         terms = roundings(whole.chain) + 2 * whole.codebooks.d
@@ -144,7 +144,7 @@ def test_a_refresh_may_change_the_length(tmp_path):
     scqfaiss.export(whole, x, path=path, bits=4)
     gallery = scqfaiss.open(path, model=whole)
     scqfaiss.export(whole, x, path=path)
-    assert gallery.refresh() and gallery.card["bits"] == 16 and "model_bits" not in gallery.card
+    assert gallery.refresh() and gallery.metadata["bits"] == 16 and "model_bits" not in gallery.metadata
 
 
 def test_all_bits_are_the_model_itself_and_a_prefix_of_a_prefix_knows_the_whole(tmp_path):
@@ -171,12 +171,15 @@ def test_lengths_that_are_no_prefix_are_refused(bits):
     [
         (
             {"kind": "product", "d": 8},
-            "^product books of method dpq each hold a part of the features: codes of 8 bits need",
+            "^product codebooks of method dpq each hold a part of the features: codes of 8 bits need",
         ),
-        ({"beam": 8}, "^the model encodes with a beam of 8, which chooses all books together: codes of 8 bits need"),
+        (
+            {"beam": 8},
+            "^the model encodes with a beam of 8, which chooses all codebooks together: codes of 8 bits need",
+        ),
         (
             {"nested": False, "method": "scq"},
-            "^method scq trains its books for the whole code alone: codes of 8 bits need",
+            "^method scq trains its codebooks for the whole code alone: codes of 8 bits need",
         ),
     ],
 )

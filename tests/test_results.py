@@ -7,15 +7,15 @@ import pytest
 
 from scqfaiss.comparison.results import FILE, FORMAT, Results, file_hash, machine, read_results
 from scqfaiss.errors import ConfigError, DataError
-from scqfaiss.files import reserve
+from scqfaiss.files import atomic_write
 
 FACTS = {"seed": 0, "data": {"train": {"sha256": "ab"}}, "left_out": ("dog", "ship")}
 
 
 def opened(path, kind="comparison", facts=FACTS, command="first"):
     """Results of a slot that lives on: what a script that holds it does."""
-    with reserve(path) as slot:
-        return Results(slot, kind, "name", command, facts)
+    with atomic_write(path) as output:
+        return Results(output, kind, "name", command, facts)
 
 
 def test_every_row_is_on_disk_before_the_next_and_a_second_run_goes_on(tmp_path):

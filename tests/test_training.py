@@ -9,7 +9,7 @@ import torch
 import scqfaiss
 from scqfaiss.arrays import Labels
 from scqfaiss.codebooks import Codebooks
-from scqfaiss.contract import Stage, Turn, batch_count
+from scqfaiss.contract import OptimizerStep, Stage, batch_count
 from scqfaiss.data import ArraySource
 from scqfaiss.data.writing import write_rows
 from scqfaiss.distributed import pick_device
@@ -164,20 +164,23 @@ def test_free_memory_is_a_plausible_number():
         ({"bits": 30}, "^bits=30 is not a multiple of nbits=8; need 24 or 32$"),
         ({"bits": 5}, "^bits=5 is not a multiple of nbits=8; need 8$"),
         ({"nbits": 17, "bits": 34}, "^nbits is 17, needs 1 to 16$"),
-        ({"bits": 24, "d": 16}, "^d=16 is not divisible by M=3 books; need M of 2 or 4$"),
+        ({"bits": 24, "d": 16}, "^d=16 is not divisible by M=3 codebooks; need M of 2 or 4$"),
         (
             {"bits": 8, "nbits": 2, "d": 8},
-            "^d=8 in M=4 books leaves 2 dimensions a book, which needs --nbits 3 or more$",
+            "^d=8 in M=4 codebooks leaves 2 dimensions a codebook, which needs --nbits 3 or more$",
         ),
         ({"method": "scp"}, f"^unknown method 'scp'; did you mean 'scq'.; there are {', '.join(REGISTRY)}$"),
         (
             {"encoder": "mpl"},
             "^unknown encoder 'mpl'; did you mean 'mlp'.; there are identity, linear, mlp, squeezenet, and any network "
-            "for pictures as package.module:factory$",
+            "for images as package.module:factory$",
         ),
         ({"device": "tpu"}, "^device is 'tpu', needs auto, cpu, cuda or cuda:N$"),
-        ({"method": "opq", "bits": 136}, "^rows of d=16 cannot fill M=17 books$"),
-        ({"method": "pq", "bits": 24}, "^rows of d=16 is not divisible by M=3 books|^rows of d=16 .*need M of 2 or 4$"),
+        ({"method": "opq", "bits": 136}, "^rows of d=16 cannot fill M=17 codebooks$"),
+        (
+            {"method": "pq", "bits": 24},
+            "^rows of d=16 is not divisible by M=3 codebooks|^rows of d=16 .*need M of 2 or 4$",
+        ),
         (
             {"method": "label", "encoder": "identity"},
             "^the label code needs a classifier; choose --encoder mlp or linear$",
@@ -257,7 +260,7 @@ def test_the_annealing_moves_both_temperatures(one):
     seen = []
     for epoch in (0, 1, 2, 3, 4, 8, 40):
         method.stages()[-1].on_epoch(epoch)
-        seen.append((method.books.hard, method.books.soft))
+        seen.append((method.quantizer.hard, method.quantizer.soft))
     np.testing.assert_allclose(seen, [(10, 1), (10, 1), (15, 0.5), (15, 0.5), (22.5, 0.25), (40, 1 / 16), (40, 0.01)])
 
 
@@ -317,8 +320,8 @@ def test_the_term_that_is_not_finite_is_named(value, what):
         epochs=2,
         steps_per_epoch=3,
         batches=lambda generator: iter([(i,) for i in range(3)]),
-        turns=[
-            Turn(
+        optimizer_steps=[
+            OptimizerStep(
                 lambda i: {"good": w.sum(), "bad": w.sum() * (value if i == 2 else 1)},
                 lambda steps: (torch.optim.SGD([w], 0.25), None),
             )
@@ -339,8 +342,8 @@ def test_what_an_epoch_draws_does_not_depend_on_what_ran_before():
             epochs=2,
             steps_per_epoch=1,
             batches=lambda generator: iter([(torch.rand(1, generator=generator),)]),
-            turns=[
-                Turn(
+            optimizer_steps=[
+                OptimizerStep(
                     lambda x: out.append((x.item(), torch.rand(1).item())) or {"a": w.sum()},
                     lambda steps: (torch.optim.SGD([w], 0.1), None),
                 )
@@ -364,7 +367,7 @@ def test_codebooks_are_trained_at_the_scale_their_constants_are_made_for(rescale
     np.testing.assert_allclose(method.z / method.scale, one[0], rtol=1e-5, atol=1e-6)
 
 
-def test_books_learn_from_no_more_rows_than_asked(one):
+def test_codebooks_learn_from_no_more_rows_than_asked(one):
     source = ArraySource(*one)
     request = TrainOptions(
         bits=8, nbits=4, encoder="identity", epochs=0, settings={"codebooks.rows": 90, "rescale": False}
@@ -385,8 +388,8 @@ def test_a_stage_reports_every_step_and_the_mean_of_its_last_epoch():
         epochs=2,
         steps_per_epoch=2,
         batches=lambda generator: iter([(1.0,), (3.0,)]),
-        turns=[
-            Turn(
+        optimizer_steps=[
+            OptimizerStep(
                 lambda i: {"a": 0 * w.sum() + i, "b": 0 * w.sum() + 1},
                 lambda steps: (torch.optim.SGD([w], 1.0), began.append(steps)),
             )
@@ -399,8 +402,8 @@ def test_a_stage_reports_every_step_and_the_mean_of_its_last_epoch():
     assert said == [("s", k, 4, f"loss {v:.4f}") for k, v in ((1, 2), (2, 4), (3, 2), (4, 4))]
 
 
-def test_rows_without_a_label_are_refused_or_left_out(many):
-    x, y = many[0], many[1].copy()
+def test_rows_without_a_label_are_refused_or_left_out(multilabel):
+    x, y = multilabel[0], multilabel[1].copy()
     y[[3, 7]] = 0
     with pytest.raises(DataError, match=r"^labels: row 3 has no label \(2 of 400 rows\); --set unlabeled=drop trains"):
         scqfaiss.train(x, y, **SCQ)
@@ -469,7 +472,7 @@ def test_codebook_rows_without_a_classifier_need_public_codewords(one):
 
 
 def test_pq_learns_from_codebook_rows_too(one):
-    with pytest.warns(ScqWarning, match=r"^400 rows are few for 16 codewords a book; FAISS advises 624$"):
+    with pytest.warns(ScqWarning, match=r"^400 rows are few for 16 codewords a codebook; FAISS advises 624$"):
         model = scqfaiss.train(one[0] + 49, method="pq", bits=8, nbits=4, raw=True, codebook_rows=one[0] + 50)
     np.testing.assert_allclose(model.codebooks.centroids.mean(), one[0].mean() + 50, atol=0.3)
 
@@ -548,13 +551,13 @@ def test_labels_that_are_not_used_are_a_notice(one):
         scqfaiss.train(*one, method="pq", bits=8, nbits=4)
     assert [str(w.message) for w in said] == [
         "method pq does not use labels: they are ignored",
-        "400 rows are few for 16 codewords a book; FAISS advises 624",
+        "400 rows are few for 16 codewords a codebook; FAISS advises 624",
     ]
 
 
 @pytest.mark.slow
-def test_many_labels_train_from_sets_of_classes(many):
-    x, y = many
+def test_many_labels_train_from_sets_of_classes(multilabel):
+    x, y = multilabel
     model = scqfaiss.train(x, y, **SCQ | {"epochs": 40})
     assert model.config["labels"] == "many"
     z = model.embed(x)
@@ -563,8 +566,8 @@ def test_many_labels_train_from_sets_of_classes(many):
     assert s[share].mean() > s[~share].mean() + 0.3
 
 
-def test_the_sigmoid_head_and_many_labels_go_together(many):
-    model = scqfaiss.train(*many, **SCQ, multi="sigmoid")
+def test_the_sigmoid_head_and_many_labels_go_together(multilabel):
+    model = scqfaiss.train(*multilabel, **SCQ, multi="sigmoid")
     assert [op for op, _ in model.chain.layers][-3:] == ["sigmoid", "average", "linear"]
     assert set(model.config["training"]["loss"]["features"]) == {"bce"}
 
@@ -635,9 +638,9 @@ def test_a_dry_run_says_what_would_be_done_and_reads_nothing(rows_file, monkeypa
 def test_a_method_that_gives_other_sizes_than_its_codebooks_is_caught():
     from scqfaiss.encoders.chain import Chain
 
-    books = Codebooks("product", np.zeros((2, 16, 2), np.float32))
+    codebooks = Codebooks("product", np.zeros((2, 16, 2), np.float32))
     with pytest.raises(CheckpointError, match=r"^the encoder gives d=5, the codebooks need d=4$"):
-        Model(Chain(5), books, {"rule": "l2"})
+        Model(Chain(5), codebooks, {"rule": "l2"})
 
 
 def test_methods_say_their_needs_by_their_class():

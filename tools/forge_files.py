@@ -4,7 +4,7 @@
 
 Nestings: every class that FAISS can write inside every other, with a footer and as a plain FAISS file. All hold the same
 vectors, so what is accepted must answer as brute force does. Fields: sound galleries of all targets and sound models, with one
-to three fields changed: of the FAISS stream, of the card, of the model's config or of its tensors.
+to three fields changed: of the FAISS stream, of the metadata, of the model's config or of its tensors.
 
 Every file is opened by a child process of its own, whole and memory-mapped, and goes through the commands that read it. A
 signal, an exception that is not ours, an endless wait, more memory than 2 x file + 256 MiB, a wrong answer, a NaN for a score,
@@ -34,7 +34,7 @@ import h5py
 import numpy as np
 
 import scqfaiss
-from scqfaiss import Model, bundle, files
+from scqfaiss import Model, bundle, footer
 from scqfaiss.cli import program as cli
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.encoders.chain import Chain
@@ -110,9 +110,9 @@ class World:
     def __init__(self, metric: int) -> None:
         rng = np.random.default_rng(5)
         self.metric = metric
-        self.books = rng.standard_normal((4, 16, 2)).astype(np.float32)
+        self.codebooks = rng.standard_normal((4, 16, 2)).astype(np.float32)
         self.codes = rng.integers(0, 16, (ROWS, 4)).astype(np.uint8)
-        self.x = np.concatenate([self.books[m][self.codes[:, m]] for m in range(4)], axis=1)
+        self.x = np.concatenate([self.codebooks[m][self.codes[:, m]] for m in range(4)], axis=1)
         self.q = rng.standard_normal((6, D)).astype(np.float32)
         turn = np.linalg.qr(rng.standard_normal((D, D)))[0].astype(np.float32)
         self.turn, self.turned = turn, self.q @ turn.T
@@ -138,7 +138,7 @@ class World:
 
     def pq(self, n: int) -> Any:
         index = faiss.IndexPQ(D, 4, 4, self.metric)
-        faiss.copy_array_to_vector(self.books.ravel(), index.pq.centroids)
+        faiss.copy_array_to_vector(self.codebooks.ravel(), index.pq.centroids)
         index.is_trained = True
         index.add_sa_codes(faiss.pack_bitstrings(self.codes[:n].astype(np.int32), 4))
         return index
@@ -147,10 +147,10 @@ class World:
         AQ = faiss.AdditiveQuantizer
         kind = AQ.ST_LUT_nonorm if self.metric == IP else AQ.ST_norm_float
         index = faiss.IndexResidualQuantizer(D, 4, 4, self.metric, kind)
-        books = np.zeros((4, 16, D), np.float32)
+        codebooks = np.zeros((4, 16, D), np.float32)
         for m in range(4):
-            books[m, :, 2 * m : 2 * m + 2] = self.books[m]
-        faiss.copy_array_to_vector(books.ravel(), index.rq.codebooks)
+            codebooks[m, :, 2 * m : 2 * m + 2] = self.codebooks[m]
+        faiss.copy_array_to_vector(codebooks.ravel(), index.rq.codebooks)
         index.rq.is_trained = index.is_trained = True
         index.rq.train_type |= faiss.ResidualQuantizer.Skip_codebook_tables
         packed = np.zeros((n, index.rq.code_size), np.uint8)
@@ -166,7 +166,7 @@ class World:
     def ivfpq(self, coarse: Any, n: int) -> Any:
         index = faiss.IndexIVFPQ(coarse, D, coarse.ntotal, 4, 4, self.metric)
         index.by_residual = False
-        faiss.copy_array_to_vector(self.books.ravel(), index.pq.centroids)
+        faiss.copy_array_to_vector(self.codebooks.ravel(), index.pq.centroids)
         return self._filled(index, faiss.pack_bitstrings(self.codes[:n].astype(np.int32), 4), coarse)
 
     def ivfflat(self, coarse: Any, n: int) -> Any:
@@ -248,24 +248,29 @@ def right(world: World, how: str, D_: Any, I: Any, k: int, tolerance: float) -> 
 
 
 def card_of(index: Any) -> dict[str, Any]:
-    """A card that says what it can of any index."""
+    """A metadata that says what it can of any index."""
     target = reading.target_of(index)
-    card: dict[str, Any] = {"encoder": "none", "d_in": int(index.d), "n": int(index.ntotal), "model_sha256": "0" * 64}
-    card |= {"method": "pq", "rule": "l2", "target": "ivfpq"}
+    metadata: dict[str, Any] = {
+        "encoder": "none",
+        "d_in": int(index.d),
+        "n": int(index.ntotal),
+        "model_sha256": "0" * 64,
+    }
+    metadata |= {"method": "pq", "rule": "l2", "target": "ivfpq"}
     if target is not None:
         s = target.shape_of(index)
-        card |= {"target": target.INFO.name, "kind": s.kind, "M": s.M, "nbits": s.nbits, "K": s.K, "d": s.d}
-        card |= {"metric": s.metric, "bits": s.M * s.nbits} | target.facts(index)
-    return card
+        metadata |= {"target": target.INFO.name, "kind": s.kind, "M": s.M, "nbits": s.nbits, "K": s.K, "d": s.d}
+        metadata |= {"metric": s.metric, "bits": s.M * s.nbits} | target.facts(index)
+    return metadata
 
 
-def write(path: Path, stream: bytes, card: dict[str, Any] | None) -> None:
+def write(path: Path, stream: bytes, metadata: dict[str, Any] | None) -> None:
     path.unlink(missing_ok=True)
     with open(path, "x+b") as f:
-        if card is None:
+        if metadata is None:
             f.write(stream)
         else:
-            files.seal(f, lambda put: put(stream), card)
+            footer.write_sealed(f, lambda put: put(stream), metadata)
 
 
 def look_at_nesting(path: Path, world: World, how: str, loose: bool) -> tuple[str, str]:
@@ -297,10 +302,10 @@ def nestings(folder: Path, most: int) -> list[tuple[str, str, str]]:
                 found.append((title, "not written by FAISS", str(error)[-80:]))
                 continue
             try:
-                card = card_of(index)
+                metadata = card_of(index)
             except Exception:  # what kind of index it is, the older forms of the package cannot tell
-                card = {"target": "ivfpq", "encoder": "none", "d_in": D}
-            for kind, given in (("footer", card), ("plain", None)):
+                metadata = {"target": "ivfpq", "encoder": "none", "d_in": D}
+            for kind, given in (("footer", metadata), ("plain", None)):
                 write(path, stream, given)
                 loose = "FastScan" in name
                 look = lambda how=how, loose=loose, world=world: look_at_nesting(path, world, how, loose)  # noqa: E731
@@ -344,12 +349,12 @@ def sound_files(folder: Path) -> list[tuple[Path, Path]]:
     out = []
     for number, (encoder, kind, M, nbits, metric, target, options) in enumerate(wanted):
         d = chains[encoder].d_out
-        books = Codebooks(kind, normal(M, 1 << nbits, d // M if kind == "product" else d), metric)
+        codebooks = Codebooks(kind, normal(M, 1 << nbits, d // M if kind == "product" else d), metric)
         config = {"method": "dpq", "rule": "l2", "encoder": "mlp", "bits": M * nbits, "seed": 0, "nested": False}
         config |= {"class_names": ["a", "b", "c"], "labels": "one", "settings": {"epochs": 3, "lr": 0.1}}
         config |= {"training": {"rows": 9, "loss": [0.5], "codewords_used": [3] * M}, "long_name": "deep"}
         model, gallery = folder / f"m{number}.safetensors", folder / f"g{number}.faissindex"
-        Model(chains[encoder], books, config).save(model)
+        Model(chains[encoder], codebooks, config).save(model)
         scqfaiss.export(model, rows, path=gallery, ids=np.arange(320) * 3 + 5, target=target, **options)
         out.append((gallery, model))
     return out
@@ -471,14 +476,14 @@ def pick(rng: Any) -> Any:
     return copy.deepcopy(STRANGE[int(rng.integers(len(STRANGE)))])
 
 
-def seal_any(path: Path, stream: bytes, card: dict[str, Any]) -> None:
-    """As files.seal, but NaN and lone surrogates go into the card as Python writes them."""
+def seal_any(path: Path, stream: bytes, metadata: dict[str, Any]) -> None:
+    """As footer.write_sealed, but NaN and lone surrogates go into the metadata as Python writes them."""
     import hashlib
 
-    text = json.dumps({"format": files.FORMAT, **card}).encode("utf-8")
-    body = stream + text + files.TRAILER.pack(len(stream), len(text), b"", b"")[:16]
+    text = json.dumps({"format": footer.FORMAT, **metadata}).encode("utf-8")
+    body = stream + text + footer.TRAILER.pack(len(stream), len(text), b"", b"")[:16]
     path.unlink(missing_ok=True)
-    path.write_bytes(body + hashlib.sha256(body).digest() + files.MAGIC)
+    path.write_bytes(body + hashlib.sha256(body).digest() + footer.MAGIC)
 
 
 def forge_model(rng: Any, path: Path, out: Path) -> None:
@@ -585,16 +590,16 @@ def fields(folder: Path, count: int, seed: int) -> list[tuple[str, str, str]]:
     held = []
     for gallery, _ in sound:
         with open(gallery, "rb") as f:
-            card, n = files.read_footer(f, gallery.name)
+            metadata, n = footer.read_footer(f, gallery.name)
             f.seek(0)
             stream = f.read(n)
-        card.pop("format")
-        held.append((card, stream, fields_of(stream)))
+        metadata.pop("format")
+        held.append((metadata, stream, fields_of(stream)))
     for i in range(count):
         rng = np.random.default_rng([seed, i])
         number = i % len(sound)
         gallery, model = sound[number]
-        card, stream, places = held[number]
+        metadata, stream, places = held[number]
         kind = ("stream", "stream", "card", "model")[i // len(sound) % 4]
         work = folder / "work"
         work.mkdir()
@@ -607,14 +612,14 @@ def fields(folder: Path, count: int, seed: int) -> list[tuple[str, str, str]]:
         else:
             path = work / "f.faissindex"
             if kind == "stream":
-                write(path, forge_stream(rng, stream, places), card)
+                write(path, forge_stream(rng, stream, places), metadata)
             else:
-                forged = card
+                forged = metadata
                 for _ in range(rng.integers(1, 4)):
                     forged = forge_json(rng, forged)
                 seal_any(path, stream, forged)
             look = lambda path=path, model=model, work=work: look_at_gallery(path, model, work)  # noqa: E731
-        found.append((f"{kind} {i} of {card['target']}", *outcome(look, path.stat().st_size)))
+        found.append((f"{kind} {i} of {metadata['target']}", *outcome(look, path.stat().st_size)))
         shutil.rmtree(work)
     return found
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 PASS, NEWS, FAIL, SKIPPED = "pass", "news", "fail", "skipped"
 MARK = "RESULT "
 FAR = 1 << 41  # added to ids: beyond 32 bits and beyond float64's way of hiding it
-ERROR = {"ip": 1e-5, "l2": 1e-4}  # of the largest score; wide books under L2 go through ||a||^2 - 2 ab + ||b||^2
+ERROR = {"ip": 1e-5, "l2": 1e-4}  # of the largest score; wide codebooks under L2 go through ||a||^2 - 2 ab + ||b||^2
 BANDWIDTH = {  # bytes a second by the maker's word, where torch cannot measure it
     "H200": 4.8e12, "H100 PCIe": 2.0e12, "H100": 3.35e12, "A100-SXM4-80GB": 2.04e12, "A100": 1.555e12, "V100": 0.9e12,
     "L40S": 0.864e12, "L4": 0.3e12, "A10": 0.6e12, "T4": 0.32e12, "RTX 4090": 1.008e12, "RTX 3090": 0.936e12,
@@ -93,13 +93,13 @@ def made(kind, M, nbits, d, n, metric="ip", seed=0, words=0):
 
     rng = np.random.default_rng(seed)
     dsub = d if kind == "additive" else d // M
-    books = Codebooks(kind, rng.standard_normal((M, 1 << nbits, dsub)).astype(np.float32), metric)
+    codebooks = Codebooks(kind, rng.standard_normal((M, 1 << nbits, dsub)).astype(np.float32), metric)
     codes = rng.integers(0, 1 << nbits, (words or n, M), dtype=np.uint8)
-    codes = books.check_codes(codes[rng.integers(0, words, n)] if words else codes)
-    return books, codes, FAR + 3 * np.arange(n), rng.standard_normal((33, d)).astype(np.float32)
+    codes = codebooks.check_codes(codes[rng.integers(0, words, n)] if words else codes)
+    return codebooks, codes, FAR + 3 * np.arange(n), rng.standard_normal((33, d)).astype(np.float32)
 
 
-def error_of(hits, books, codes, ids, q):
+def error_of(hits, codebooks, codes, ids, q):
     """Largest error of hits against the oracle, relative to the largest score; inf where an id is none of ours or twice."""
     import numpy as np
 
@@ -109,9 +109,9 @@ def error_of(hits, books, codes, ids, q):
         return float("inf")
     if any(len(set(row)) < len(row) for row in I.tolist()):
         return float("inf")
-    scores = books.scores(q, codes)
+    scores = codebooks.scores(q, codes)
     own = np.abs(np.take_along_axis(scores, place, 1) - D)  # the score of the id that was returned
-    sign = -1 if books.metric == "ip" else 1
+    sign = -1 if codebooks.metric == "ip" else 1
     best = np.abs(sign * np.sort(sign * scores, 1)[:, : D.shape[1]] - D)  # and the best there are
     return float(max(own.max(), best.max()) / np.abs(scores).max())
 
@@ -181,14 +181,14 @@ def interleaved(asked):
 
     rows = []
     for M, nbits in ((6, 8), (8, 4)):
-        books, codes, ids, q = made("product", M, nbits, 24, asked.n)
+        codebooks, codes, ids, q = made("product", M, nbits, 24, asked.n)
         config = faiss.GpuIndexIVFPQConfig()
         config.device, config.interleavedLayout = asked.device, True
         if hasattr(config, "use_cuvs"):
             config.use_cuvs = False
-        resources, core = faiss.StandardGpuResources(), one_list(books, codes, ids, 4)
+        resources, core = faiss.StandardGpuResources(), one_list(codebooks, codes, ids, 4)
         index = faiss.GpuIndexIVFPQ(resources, core, config)
-        rows.append((f"{M}x{nbits}", error_of(index.search(q, 100), books, codes, ids, q), ERROR["ip"]))
+        rows.append((f"{M}x{nbits}", error_of(index.search(q, 100), codebooks, codes, ids, q), ERROR["ip"]))
     result, text = judged(rows)
     return (result if result == PASS else NEWS), f"interleavedLayout, which we do not use: {text}"
 
@@ -198,16 +198,16 @@ def shards(asked):
 
     from scqfaiss.targets import gpu
 
-    books, codes, ids, q = made("product", 4, 8, 12, asked.n)
+    codebooks, codes, ids, q = made("product", 4, 8, 12, asked.n)
     options = faiss.GpuMultipleClonerOptions()
     options.shard, options.shard_type = True, 1
     if hasattr(options, "use_cuvs"):
         options.use_cuvs = False
     devices = [0, 1] if faiss.get_num_gpus() > 1 else [asked.device] * 2
     resources = [faiss.StandardGpuResources() for _ in devices]
-    core = gpu.form(books, codes, ids, 4)
+    core = gpu.form(codebooks, codes, ids, 4)
     index = faiss.index_cpu_to_gpu_multiple_py(resources, core, options, devices)
-    error = error_of(index.search(q, 100), books, codes, ids, q)
+    error = error_of(index.search(q, 100), codebooks, codes, ids, q)
     return (PASS if error <= ERROR["ip"] else NEWS), f"two shards on GPUs {devices}: error {error:.1e}"
 
 
@@ -217,12 +217,12 @@ def selectors(asked):
 
     from scqfaiss.targets import gpu
 
-    books, codes, ids, q = made("product", 4, 8, 12, asked.n)
+    codebooks, codes, ids, q = made("product", 4, 8, 12, asked.n)
     seen, expected = [], True
     builds = [("classical", False)] + ([("cuVS", True)] if asked.cuvs else [])
     for name, use_cuvs in builds:
         for what, own in (("ids 0..n-1", np.arange(len(ids))), ("other ids", ids)):
-            index = moved(asked, gpu.form(books, codes, own, 4), use_cuvs=use_cuvs)
+            index = moved(asked, gpu.form(codebooks, codes, own, 4), use_cuvs=use_cuvs)
             few = own[:50]
             params = faiss.SearchParametersIVF(nprobe=4, sel=faiss.IDSelectorBatch(few))
             try:
@@ -243,10 +243,10 @@ def cuvs(asked):
 
     rows = []
     for kind, d in (("product", 32), ("additive", 64)):
-        books, codes, ids, q = made(kind, 8, 8, d, asked.n)
-        index = moved(asked, form := gpu.form(books, codes, ids, 4), use_cuvs=True, interleavedLayout=True)
+        codebooks, codes, ids, q = made(kind, 8, 8, d, asked.n)
+        index = moved(asked, form := gpu.form(codebooks, codes, ids, 4), use_cuvs=True, interleavedLayout=True)
         wide = form.chain.at(0).apply(q) if kind == "additive" else q
-        rows.append((f"{kind} 8x8", error_of(index.search(wide, 100), books, codes, ids, q), 1e-3))
+        rows.append((f"{kind} 8x8", error_of(index.search(wide, 100), codebooks, codes, ids, q), 1e-3))
     result, text = judged(rows)
     return (result if result == PASS else NEWS), f"cuVS kernels, which we do not use: {text}"
 
@@ -259,21 +259,21 @@ def folded(asked):
     from scqfaiss.targets.ivfpq import one_list
     from scqfaiss.targets.pretransform import apply_transforms, chain, wrap_index
 
-    books, codes, ids, _ = made("product", 4, 8, 12, asked.n)
+    codebooks, codes, ids, _ = made("product", 4, 8, 12, asked.n)
     rng = np.random.default_rng(5)
     x = rng.standard_normal((33, 20)).astype(np.float32)
     layers = [("linear", {"A": rng.standard_normal((12, 20)).astype(np.float32), "b": np.ones(12, np.float32)})]
     layers.append(("normalize", {}))
-    whole = wrap_index(one_list(books, codes, ids), 20, layers)
+    whole = wrap_index(one_list(codebooks, codes, ids), 20, layers)
     z = apply_transforms(whole, x)
-    ours = gpu.OnGpu(gpu.form(books, codes, ids), asked.device).search(z, 100)
-    rows = [("our transforms on the CPU", error_of(ours, books, codes, ids, z), ERROR["ip"])]
-    core = moved(asked, one_list(books, codes, ids, 4))
+    ours = gpu.OnGpu(gpu.form(codebooks, codes, ids), asked.device).search(z, 100)
+    rows = [("our transforms on the CPU", error_of(ours, codebooks, codes, ids, z), ERROR["ip"])]
+    core = moved(asked, one_list(codebooks, codes, ids, 4))
     rewrapped = faiss.IndexPreTransform(core)
     for t in reversed(chain(whole)):
         rewrapped.prepend_transform(t)
     rows.append(
-        ("the chain around the GPU index", error_of(rewrapped.search(x, 100), books, codes, ids, z), ERROR["ip"])
+        ("the chain around the GPU index", error_of(rewrapped.search(x, 100), codebooks, codes, ids, z), ERROR["ip"])
     )
     try:
         faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), asked.device, whole)
@@ -289,9 +289,9 @@ def buckets(asked):
 
     seen = []
     for what, words in (("words", 50), ("boxes", 0)):
-        books, codes, ids, _ = made("product", 4, 8, 12, 5000, words=words)
+        codebooks, codes, ids, _ = made("product", 4, 8, 12, 5000, words=words)
         try:
-            moved(asked, target("buckets").build(books, codes, ids))
+            moved(asked, target("buckets").build(codebooks, codes, ids))
             seen.append(f"{what}: taken")
         except RuntimeError as error:
             seen.append(f"{what}: refused ({str(error).splitlines()[-1][-70:]})")
@@ -304,8 +304,8 @@ def many_hits(asked):
 
     n = max(asked.n, 5000)
     result, text = compare(asked, [("product", 4, 8, 12, n)], k=gpu.MAX_K)
-    books, codes, ids, q = made("product", 4, 8, 12, n)
-    form = gpu.form(books, codes, ids)
+    codebooks, codes, ids, q = made("product", 4, 8, 12, n)
+    form = gpu.form(codebooks, codes, ids)
     try:
         gpu.OnGpu(form, asked.device).search(q, gpu.MAX_K + 1)
         return FAIL, "k = 2,049 was not refused by us"
@@ -330,16 +330,16 @@ def service(asked):
     from scqfaiss.targets import gpu
     from scqfaiss.targets.ivfpq import one_list
 
-    books, codes, ids, q = made("product", 4, 8, 12, asked.n)
-    on = gpu.OnGpu(gpu.form(books, codes, ids), asked.device)
+    codebooks, codes, ids, q = made("product", 4, 8, 12, asked.n)
+    on = gpu.OnGpu(gpu.form(codebooks, codes, ids), asked.device)
     want = on.search(q, 10)
     with ThreadPoolExecutor(8) as pool:
         same = [np.array_equal(D, want[0]) for D, _ in pool.map(lambda _: on.search(q, 10), range(40))]
-    small = gpu.OnGpu(gpu.form(books, codes[:5], ids[:5], nlist=1), asked.device)
-    many = np.tile(q, (70_000 // len(q) + 1, 1))
-    long = np.array_equal(small.search(many, 5)[0][-len(q) :], small.search(q, 5)[0])
+    small = gpu.OnGpu(gpu.form(codebooks, codes[:5], ids[:5], nlist=1), asked.device)
+    multilabel = np.tile(q, (70_000 // len(q) + 1, 1))
+    long = np.array_equal(small.search(multilabel, 5)[0][-len(q) :], small.search(q, 5)[0])
     try:
-        gallery = Gallery(Snapshot(Stored.of(one_list(books, codes, ids)), on), None, "g")
+        gallery = Gallery(Snapshot(Stored.of(one_list(codebooks, codes, ids)), on), None, "g")
         gallery.search(np.where(np.arange(12) == 3, np.nan, q), 10)
         refused = False
     except DataError:
@@ -371,19 +371,19 @@ def speeds(asked):
     table = []
     for n in (2000, 4000) if small else (1_000_000, 10_000_000):
         for kind, M, d in (("product", 4, 12), ("additive", 8, 64)):
-            books, codes, ids, _ = made(kind, M, 8, d, n, words=min(10_000, n // 20))
+            codebooks, codes, ids, _ = made(kind, M, 8, d, n, words=min(10_000, n // 20))
             q = np.random.default_rng(1).standard_normal((batches[-1], d)).astype(np.float32)
             for L in (1, 4, 16, 64):
                 start = time.perf_counter()
-                on = gpu.OnGpu(gpu.form(books, codes, ids, nlist=L), asked.device)
+                on = gpu.OnGpu(gpu.form(codebooks, codes, ids, nlist=L), asked.device)
                 ready = time.perf_counter() - start
                 ms = [timed(on.search, q[:b], 10, 0.05 if small else 1.0) for b in batches]
                 share = n * M / (ms[-1] / 1000)  # bytes of codes a second
                 table.append(["GPU", f"{kind} {M}x8 d={d}", n, L, [round(x, 6) for x in ms], share, round(ready, 1)])
                 del on
-            # The CPU's best on the same bytes: 4-bit books with a second look, and distinct codes once.
+            # The CPU's best on the same bytes: 4-bit codebooks with a second look, and distinct codes once.
             narrow = made(kind, 2 * M, 4, d if kind == "additive" else 4 * M, n, words=min(10_000, n // 20))
-            for name, (b, c, i) in (("fastscan", narrow[:3]), ("buckets", (books, codes, ids))):
+            for name, (b, c, i) in (("fastscan", narrow[:3]), ("buckets", (codebooks, codes, ids))):
                 found = target(name)
                 index = found.build(b, c, i)
                 x = np.random.default_rng(1).standard_normal((100, b.d)).astype(np.float32)
@@ -408,8 +408,8 @@ QUESTIONS = [
         "ivfpq and lift on the GPU: scores of the oracle at dsub 4, 32, 64, 768, L = 1, 4, 16, ids above 2^40",
         False,
     ),
-    (shapes, "padded books and merged 4-bit books", False),
-    (interleaved, "interleavedLayout with 6 books and with nbits 4", True),
+    (shapes, "padded codebooks and merged 4-bit codebooks", False),
+    (interleaved, "interleavedLayout with 6 codebooks and with nbits 4", True),
     (shards, "ivfpq in two shards", True),
     (selectors, "an ID selector: ignored by classical kernels, matched by position by cuVS", True),
     (cuvs, "cuVS kernels: scores of lifted codes (its rotation must be the identity)", True),

@@ -112,8 +112,8 @@ def main() -> int:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = kill_exports(Path(folder), asked.kills, asked.rows, asked.seed, asked.what)
-    shown = ("old", "new", "damaged", "temporary left", "lock left", "ended before the kill", "litter")
-    print(f"{asked.kills} kills: " + ", ".join(f"{what} {found[what]}" for what in shown))
+    printable = ("old", "new", "damaged", "temporary left", "lock left", "ended before the kill", "litter")
+    print(f"{asked.kills} kills: " + ", ".join(f"{what} {found[what]}" for what in printable))
     return int(bool(found["damaged"] or found["litter"]))
 
 

@@ -1,10 +1,10 @@
 """Kill the making of a file of features at random moments and resume it: it must come out as without a kill, bit for bit.
 
-    python tools/kill_features.py [--kills 5] [--pictures 400] [--part 16] [--seed 0] [-- PICTURES --encoder squeezenet ...]
+    python tools/kill_features.py [--kills 5] [--images 400] [--part 16] [--seed 0] [-- PICTURES --encoder squeezenet ...]
 
 Starts a real `python -m scqfaiss features PICTURES ... --part P`, kills it (SIGKILL) after a random part of the time an
 undisturbed run takes, and starts it again with --resume, until it was killed as often as asked; then lets it end. Without
-pictures of your own it draws some, for a network of random weights. Prints JSON. Exit code 1 unless the two files are equal
+images of your own it draws some, for a network of random weights. Prints JSON. Exit code 1 unless the two files are equal
 and nothing else is left.
 """
 
@@ -23,7 +23,7 @@ OWN = ["pictures", "--encoder", "squeezenet", "--set", "size=64"]
 
 
 def draw(folder: Path, count: int, seed: int) -> None:
-    """`count` pictures of noise in two classes."""
+    """`count` images of noise in two classes."""
     from PIL import Image
 
     rng = np.random.default_rng(seed)
@@ -33,13 +33,11 @@ def draw(folder: Path, count: int, seed: int) -> None:
         Image.fromarray(rng.integers(0, 256, (80, 100, 3), np.uint8)).save(path)
 
 
-def kill_features(
-    folder: Path, kills: int, pictures: int, part: int, seed: int, arguments: list[str]
-) -> dict[str, int]:
+def kill_features(folder: Path, kills: int, images: int, part: int, seed: int, arguments: list[str]) -> dict[str, int]:
     """What came of it: kills that hit, how many of them left finished parts, whether the files are equal, what was left."""
     rng = np.random.default_rng(seed)
     if not arguments:
-        draw(folder, pictures, seed)
+        draw(folder, images, seed)
         arguments = OWN
     arguments = [*arguments, "--part", str(part)]
     begin = time.monotonic()
@@ -57,13 +55,13 @@ def kill_features(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=5)
-    parser.add_argument("--pictures", type=int, default=400)
+    parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--part", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("arguments", nargs="*", help="what follows `scqfaiss features`, behind --")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = kill_features(Path(folder), asked.kills, asked.pictures, asked.part, asked.seed, asked.arguments)
+        found = kill_features(Path(folder), asked.kills, asked.images, asked.part, asked.seed, asked.arguments)
     print(json.dumps(found))
     return int(not found["equal"] or found["litter"] > 0 or found["kills"] != asked.kills)
 

@@ -2,7 +2,7 @@
 
     pip install scikit-learn && python tools/make_digits.py
 
-1,797 pictures of 8 x 8 pixels, values 0 to 16. Split per class by a fixed seed: 60 rows to train, 20 to query, the rest is
+1,797 images of 8 x 8 pixels, values 0 to 16. Split per class by a fixed seed: 60 rows to train, 20 to query, the rest is
 the database. The same input gives the same bytes.
 """
 
@@ -13,12 +13,12 @@ import h5py
 import numpy as np
 from sklearn.datasets import load_digits
 
-from scqfaiss.files import reserve
+from scqfaiss.files import atomic_write
 
 OUT = Path(__file__).parent.parent / "scqfaiss" / "demo_data" / "digits.h5"
 SOURCE = (
     "Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI Machine Learning Repository (1998), "
-    "doi 10.24432/C50P49, licence CC BY 4.0; the 1,797 test pictures as distributed with scikit-learn"
+    "doi 10.24432/C50P49, licence CC BY 4.0; the 1,797 test images as distributed with scikit-learn"
 )
 PER_CLASS = {"train": 60, "query": 20}
 
@@ -54,8 +54,8 @@ def main() -> None:
                     track_times=False,
                 )
     data = buffer.getvalue()
-    with reserve(OUT) as slot:
-        slot.write(lambda f: f.write(data))
+    with atomic_write(OUT) as output:
+        output.write(lambda f: f.write(data))
     print(f"{OUT.name}: {len(data):,} bytes, " + ", ".join(f"{sum(map(len, g))} {n}" for n, g in parts.items()))
 
 

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 import scqfaiss
-from scqfaiss.files import reserve
+from scqfaiss.files import atomic_write
 from scqfaiss.model import Model
 
 N, D, C, K_BEST = 120, 16, 4, 10
@@ -63,8 +63,8 @@ def main(folder: Path) -> None:
         scores, found = gallery.search(xq, K_BEST)
         _, codes, held = gallery.unpack()
         answers |= {f"{name}/scores": scores, f"{name}/ids": found, f"{name}/codes": codes, f"{name}/held": held}
-    with reserve(folder / "expected.h5") as slot:
-        slot.write(lambda f: write(f, answers))
+    with atomic_write(folder / "expected.h5") as output:
+        output.write(lambda f: write(f, answers))
     print(f"{sum(p.stat().st_size for p in folder.iterdir()):,} bytes")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..errors import ConfigError, shown
+from ..errors import ConfigError, printable
 from ..files import open_regular
 from ..progress import Meter
 from ..targets import option_fields
@@ -26,7 +26,7 @@ class FileName(click.Path):
 
 
 class RowsName(FileName):
-    """The name of a file of rows or of pictures: whether it can be one is told before anything heavy is loaded."""
+    """The name of a file of rows or of images: whether it can be one is told before anything heavy is loaded."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from ..data.kinds import check_kind
@@ -67,12 +67,10 @@ def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--labels-key", show_default="labels", help="Dataset of the labels in HDF5."),
         click.option("--ids-key", show_default="ids", help="Dataset of the ids in HDF5."),
-        click.option(
-            "--skip-bad-rows", is_flag=True, help="Leave out rows that hold NaN or infinity, and bad pictures."
-        ),
+        click.option("--skip-bad-rows", is_flag=True, help="Leave out rows that hold NaN or infinity, and bad images."),
         click.option("--allow-duplicate-ids", is_flag=True, help="Take ids that stand more than once."),
         click.option("-v", "--verbose", is_flag=True, help="Tell of HDF5 datasets without checksums too."),
-        click.option("--workers", default=0, help="Threads that decode pictures; default: one for each core."),
+        click.option("--workers", default=0, help="Threads that decode images; default: one for each core."),
     ]
 
     def given(**values: Any) -> dict[str, Any]:
@@ -82,8 +80,8 @@ def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return gathering(command, options, "keys", names, given)
 
 
-def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of commands that show pictures to a model's network; they arrive as one features.Seeing, `seeing`."""
+def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of commands that show images to a model's network; they arrive as one features.InferenceOptions, `seeing`."""
     options = [
         click.option(
             "--encoder",
@@ -94,12 +92,14 @@ def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--encoder-precision", default="float32", show_default=True, help="float32 or bfloat16."),
     ]
 
-    def seeing(**given: Any) -> Any:
-        from ..features.source import Seeing
+    def inference_options(**given: Any) -> Any:
+        from ..features.source import InferenceOptions
 
-        return Seeing(*given.values())
+        return InferenceOptions(*given.values())
 
-    return gathering(command, options, "seeing", ("encoder", "encoder_device", "encoder_precision"), seeing)
+    return gathering(
+        command, options, "inference_options", ("encoder", "encoder_device", "encoder_precision"), inference_options
+    )
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -118,19 +118,19 @@ def read_config(context: click.Context, _: click.Parameter, path: Path | None) -
         with open_regular(path, ConfigError) as f:
             values = tomllib.loads(f.read().decode("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{shown(path)}: not a readable TOML file ({' '.join(str(error).split())})") from error
+        raise ConfigError(f"{printable(path)}: not a readable TOML file ({' '.join(str(error).split())})") from error
     table = values.pop("set", {})
     known = {str(p.name): p for p in context.command.params if isinstance(p, click.Option)}
     for key, value in values.items():
         option = known.get(key.replace("-", "_"))
         if option is None or option.name in ("config", "settings"):
-            raise ConfigError(f"{shown(path)}: unknown key '{key}'; method settings go into a table [set]")
+            raise ConfigError(f"{printable(path)}: unknown key '{key}'; method settings go into a table [set]")
         if isinstance(option.type, click.types.IntParamType) and type(value) not in (int, str):
-            raise ConfigError(f"{shown(path)}: {key} is {value!r}, needs a whole number")  # click would round it
+            raise ConfigError(f"{printable(path)}: {key} is {value!r}, needs a whole number")  # click would round it
         if isinstance(option.type, click.types.FloatParamType) and type(value) not in (int, float, str):
-            raise ConfigError(f"{shown(path)}: {key} is {value!r}, needs a number")
+            raise ConfigError(f"{printable(path)}: {key} is {value!r}, needs a number")
     if not isinstance(table, dict):
-        raise ConfigError(f"{shown(path)}: set is {table!r}, needs a table [set]")
+        raise ConfigError(f"{printable(path)}: set is {table!r}, needs a table [set]")
     context.default_map = {key.replace("-", "_"): value for key, value in values.items()}
     context.meta["scqfaiss.set"] = table
     return path
@@ -141,7 +141,7 @@ def parse_pairs(context: click.Context, option: click.Parameter, pairs: tuple[st
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise ConfigError(f"{option.opts[0]} is '{shown(pair)}', needs key=value")
+            raise ConfigError(f"{option.opts[0]} is '{printable(pair)}', needs key=value")
         out[key.strip()] = value.strip()
     return out
 
@@ -154,4 +154,4 @@ def parse_settings(context: click.Context, _: click.Parameter, pairs: tuple[str,
 def say(text: str) -> None:
     """What a command found; of several processes the first one speaks. What stands in files reaches no terminal raw."""
     if text:
-        click.echo("\n".join(shown(line) for line in text.split("\n")))
+        click.echo("\n".join(printable(line) for line in text.split("\n")))

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..comparison.options import CompareOptions, Files, GrowthOptions
-from ..errors import ConfigError, shown
+from ..errors import ConfigError, printable
 from .arguments import FILE, ROWS, say
 
 INPUTS = ("train", "query", "database")
@@ -54,7 +54,7 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
         try:
             return parse(text)
         except ValueError as error:
-            raise ConfigError(f"{option.opts[0]}: '{shown(text)}' {error}") from error
+            raise ConfigError(f"{option.opts[0]}: '{printable(text)}' {error}") from error
 
     return convert
 

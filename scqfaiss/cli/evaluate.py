@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .arguments import FILE, ROWS, meter, picture_options, row_options, say
+from .arguments import FILE, ROWS, image_options, meter, row_options, say
 
 
 @click.command()
@@ -17,7 +17,7 @@ from .arguments import FILE, ROWS, meter, picture_options, row_options, say
 @click.option("--model", type=FILE, help="Model of the gallery, where its encoder is not inside the file.")
 @click.option("--at", type=int, help="Count ranks 1 to R only; default: the whole gallery.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@picture_options
+@image_options
 @row_options
 def evaluate(gallery: Path, queries: Path, database: Path | None, as_json: bool, **options: Any) -> None:
     """Hold the ranking of GALLERY against the labels of QUERIES and DATABASE: tie-aware mAP, precision, recall.

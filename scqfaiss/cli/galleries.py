@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..targets import REGISTRY as TARGETS
-from .arguments import FILE, ROWS, meter, picture_options, row_options, say, target_options
+from .arguments import FILE, ROWS, image_options, meter, row_options, say, target_options
 
 
 @click.command()
@@ -19,10 +19,10 @@ from .arguments import FILE, ROWS, meter, picture_options, row_options, say, tar
 @click.option("--bits", type=int, help="Only so many bits of every code; for methods with nested codes (dpq).")
 @target_options
 @click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
-@picture_options
+@image_options
 @row_options
 def export(model: Path, rows: Path, out: Path, dry_run: bool, **options: Any) -> None:
-    """Encode ROWS, or pictures, with MODEL into one plain FAISS file."""
+    """Encode ROWS, or images, with MODEL into one plain FAISS file."""
     from ..galleries import exporting
 
     if dry_run:
@@ -35,10 +35,10 @@ def export(model: Path, rows: Path, out: Path, dry_run: bool, **options: Any) ->
 @click.argument("gallery", type=FILE)
 @click.argument("rows", type=ROWS)
 @click.option("--model", type=FILE, help="Model of the gallery, where its encoder is not inside the file.")
-@picture_options
+@image_options
 @row_options
 def append(gallery: Path, rows: Path, **options: Any) -> None:
-    """Encode ROWS, or pictures, and add them to GALLERY. Rows without ids are numbered on from the largest id there is."""
+    """Encode ROWS, or images, and add them to GALLERY. Rows without ids are numbered on from the largest id there is."""
     from ..galleries.editing import append_file
 
     say(append_file(gallery, rows, progress=meter, **options))

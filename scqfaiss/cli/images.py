@@ -31,16 +31,18 @@ from .arguments import FILE, ROWS, meter, parse_pairs, row_options, say
 @click.option("--precision", default="float32", show_default=True, help="float32 or bfloat16, of the network.")
 @click.option("--dtype", default="float32", show_default=True, help="float32 or float16, of the features in the file.")
 @click.option("--resume", is_flag=True, help="Go on from the finished parts, in OUT.parts.")
-@click.option(
-    "--part", "part_rows", default=1024, show_default=True, type=click.IntRange(1), help="Pictures of a part."
-)
+@click.option("--part", "part_rows", default=1024, show_default=True, type=click.IntRange(1), help="Images of a part.")
 @row_options
 def features(images: Path, out: Path, encoder: str | None, device: str, precision: str, **options: Any) -> None:
-    """See IMAGES (a folder, a list, HDF5, or a picture) with a network and write what it sees as rows."""
+    """See IMAGES (a folder, a list, HDF5, or an image) with a network and write what it sees as rows."""
     from ..features.files import features_file
-    from ..features.source import Seeing
+    from ..features.source import InferenceOptions
 
-    say(features_file(images, out, seeing=Seeing(encoder, device, precision), progress=meter, **options))
+    say(
+        features_file(
+            images, out, inference_options=InferenceOptions(encoder, device, precision), progress=meter, **options
+        )
+    )
 
 
 @click.command("export-encoder")
@@ -50,7 +52,7 @@ def features(images: Path, out: Path, encoder: str | None, device: str, precisio
     "--encoder", metavar="MODULE:FACTORY", help="Network that the model may have built; needed for foreign ones."
 )
 def export_encoder(model: Path, out: Path, encoder: str | None) -> None:
-    """Write the encoder of MODEL as ONNX: pictures, or rows, in; what galleries are searched with out."""
+    """Write the encoder of MODEL as ONNX: images, or rows, in; what galleries are searched with out."""
     from ..galleries import onnx_export as portable
 
     say(portable.export_encoder(model, out, encoder=encoder))

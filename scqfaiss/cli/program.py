@@ -12,7 +12,7 @@ import click
 
 from .. import signals
 from ..dependencies import missing
-from ..errors import ScqError, ScqWarning, shown
+from ..errors import ScqError, ScqWarning, printable
 from ..progress import to_stderr
 from .arguments import meter
 from .commands import cli
@@ -25,12 +25,12 @@ def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **
         to_stderr(f"Warning: {one_line(str(message))}")
     else:
         lines = warnings.formatwarning(message, category, *rest[:2]).split("\n")
-        to_stderr("\n".join(map(shown, lines)), nl=False)
+        to_stderr("\n".join(map(printable, lines)), nl=False)
 
 
 def one_line(message: str) -> str:
     """A message as one printable line, whatever names and texts out of files stand in it."""
-    return shown(" ".join(message.splitlines()))
+    return printable(" ".join(message.splitlines()))
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def run(arguments: list[str] | None = None) -> int:
         if error.errno is None:
             raise
         if error.filename is not None:
-            return fail(f"{shown(error.filename)}: {os.strerror(error.errno)}", 4, error)
+            return fail(f"{printable(error.filename)}: {os.strerror(error.errno)}", 4, error)
         # All files go through files.py and data/, which have words of their own: what is left is standard output.
         why = "was closed" if error.errno == errno.EPIPE else f"cannot be written ({os.strerror(error.errno)})"
         return lost_output(why, error)

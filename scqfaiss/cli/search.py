@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .arguments import FILE, ROWS, meter, picture_options, row_options, say
+from .arguments import FILE, ROWS, image_options, meter, row_options, say
 
 
 @click.command()
@@ -22,10 +22,10 @@ from .arguments import FILE, ROWS, meter, picture_options, row_options, say
 @click.option("--deny-ids", help="Never find these ids; given as for --filter-ids.")
 @click.option("--nprobe", type=int, help="Lists to visit, where the gallery has lists.")
 @click.option("--mmap", is_flag=True, help="Leave codes in the file: for galleries larger than memory.")
-@picture_options
+@image_options
 @row_options
 def search(gallery: Path, queries: Path, **options: Any) -> None:
-    """Search GALLERY with the rows of QUERIES, or with pictures: a file or a folder of them."""
+    """Search GALLERY with the rows of QUERIES, or with images: a file or a folder of them."""
     from ..galleries.searching import search_file
 
     say(search_file(gallery, queries, progress=meter, **options))

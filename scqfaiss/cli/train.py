@@ -28,8 +28,8 @@ def option_of(f: Field[Any]) -> Callable[..., Any]:
     if kind is bool:
         return click.option(flag, is_flag=True, help=text)
     default = None if f.default is MISSING else f.default
-    shown = f.metadata.get("shown_default", default is not None)
-    return click.option(flag, default=default, type=kind, show_default=shown, help=text)
+    printable = f.metadata.get("shown_default", default is not None)
+    return click.option(flag, default=default, type=kind, show_default=printable, help=text)
 
 
 def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,9 +59,9 @@ def train(
     keys: dict[str, Any],
     **options: Any,
 ) -> None:
-    """Train a quantizer on ROWS (HDF5, .npy, .fvecs, .bvecs, or pictures) and write the model.
+    """Train a quantizer on ROWS (HDF5, .npy, .fvecs, .bvecs, or images) and write the model.
 
-    Pictures come as a folder with a sub-folder for each class, as a list (.csv, .jsonl), or in HDF5 (dataset images).
+    Images come as a folder with a sub-folder for each class, as a list (.csv, .jsonl), or in HDF5 (dataset images).
 
     On several processes: torchrun --nproc-per-node N -m scqfaiss train ...
     """

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from ..files import make_folder, reserve
+from ..files import atomic_write, make_folder
 from .examples import gallery
 from .faiss_codes import lists_for
 from .inputs import Inputs, class_name, read_inputs, unseen_classes, without
@@ -61,16 +61,16 @@ def compare(options: CompareOptions, say: Callable[[str], Any]) -> str:
     make_folder(options.out)
     started = time.perf_counter()
     with (
-        reserve(options.out / FILE, inputs=list(options.inputs.values()), what="measured") as slot,
+        atomic_write(options.out / FILE, inputs=list(options.inputs.values()), what="measured") as output,
         tempfile.TemporaryDirectory() as folder,
     ):
-        results = Results(slot, "comparison", options.out.name, command, facts, fresh=options.fresh)
+        results = Results(output, "comparison", options.out.name, command, facts, fresh=options.fresh)
         results.document["bits"] = sorted({*results.document.get("bits", []), *options.bits})
         run = run_facts(command, options.seed, {name: part["sha256"] for name, part in facts["data"].items()})
         c = Comparison(options, task, ids, results, run, nlist, Path(folder), say)
         measure_all(c, inputs)
         seconds = results.document.get("seconds", 0.0) + time.perf_counter() - started
-        examples = gallery(results.document, task, ids, options.seed, options.pictures, options.picture_shape)
+        examples = gallery(results.document, task, ids, options.seed, options.images, options.image_shape)
         results.save(**examples, seconds=round(seconds, 1))
     return verdict(results.document)
 
@@ -103,9 +103,9 @@ def measure_all(c: Comparison, inputs: Inputs) -> None:
 def _check(options: CompareOptions, inputs: Inputs) -> int:
     """How many inverted lists. Raises ConfigError where options do not fit the rows."""
     n, d = inputs.database.x.shape
-    shape = options.picture_shape
+    shape = options.image_shape
     if shape is not None and shape[0] * shape[1] != d:
-        raise ConfigError(f"--picture-shape {shape[0]}x{shape[1]} needs rows of that many numbers, not {d}")
+        raise ConfigError(f"--image-shape {shape[0]}x{shape[1]} needs rows of that many numbers, not {d}")
     nlist = lists_for(n) if options.nlist is None else options.nlist
     if not 1 <= nlist <= n:
         raise ConfigError(f"--nlist is {nlist}, needs 1 to {n:,}")
@@ -128,7 +128,7 @@ def facts_of(options: CompareOptions, inputs: Inputs, task: Task, nlist: int) ->
         },
         "seed": options.seed,
         "classes": None if names is None else list(names),
-        "many_labels": task.database.many,
+        "many_labels": task.database.multilabel,
         "left_out": [class_name(names, c) for c in task.unseen],
         "at": task.at,
         "sweep_at": task.sweep_at,

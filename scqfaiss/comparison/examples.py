@@ -31,8 +31,8 @@ def examples_of(task: Task, coding: Coding, seed: int, rows: int) -> dict[str, A
 
 def class_cosines(z: Floats, labels: Labels) -> list[list[float]]:
     """(C, C) cosines of the mean vectors of the classes; a class without rows has 0 with all."""
-    hot = labels.hot().astype(np.float64)
-    means = hot.T @ z
+    multi_hot = labels.multi_hot().astype(np.float64)
+    means = multi_hot.T @ z
     means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-30)
     cosines: list[list[float]] = (means @ means.T).round(4).tolist()
     return cosines
@@ -51,7 +51,7 @@ def plane(coding: Coding, labels: Labels, seed: int, count: int) -> dict[str, An
     perplexity = min(30.0, (len(both) - 1) / 4)
     with threads(1):  # the same map again; and a thousand small steps gain nothing from two
         made = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(both)
-    first = labels.hot()[rows].argmax(1)  # of several labels the first
+    first = labels.multi_hot()[rows].argmax(1)  # of several labels the first
     made = made.astype(float).round(2)
     return {"features": made[: len(rows)].tolist(), "labels": first.tolist(), "codewords": made[len(rows) :].tolist()}
 
@@ -67,11 +67,11 @@ def first_hits(task: Task, coding: Coding, seed: int) -> list[list[int]]:
 
 
 def shown_queries(task: Task, seed: int) -> list[int]:
-    """Rows of the queries that a report shows: of each class in turn, drawn by the seed; rising."""
+    """Rows of the queries that a report shows: of each class in turn, drawn by the seed; ascending."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(task.xq))
-    hot = task.queries.hot()[order]
-    turn = np.where(hot.any(1), hot.argmax(1), hot.shape[1])
+    multi_hot = task.queries.multi_hot()[order]
+    turn = np.where(multi_hot.any(1), multi_hot.argmax(1), multi_hot.shape[1])
     place = np.zeros(len(order), np.int64)  # of a query among those of its class
     for label in np.unique(turn):
         place[turn == label] = np.arange((turn == label).sum())
@@ -82,43 +82,43 @@ def shown_queries(task: Task, seed: int) -> list[int]:
 def gallery(
     document: Any, task: Task, ids: dict[str, Ints], seed: int, folder: Path | None, shape: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """`gallery` and `pictures` of a document: queries, and hits of our best and of IVFPQ.
+    """`gallery` and `images` of a document: queries, and hits of our best and of IVFPQ.
 
-    ids: of "query" and "database" rows. folder: of picture files named by these ids; shape: of rows that are grey pictures.
+    ids: of "query" and "database" rows. folder: of image files named by these ids; shape: of rows that are grey images.
     """
     sides = [row for row in pair(document) if row is not None and row.get("hits")]
-    pictures: dict[str, Any] = dict(document.get("pictures", {}))  # of a run before this, which may have had the folder
+    images: dict[str, Any] = dict(document.get("pictures", {}))  # of a run before this, which may have had the folder
     named = [] if folder is None else [p for p in sorted(folder.rglob("*")) if p.is_file() and p.stem.isdecimal()]
     files = {int(p.stem): p for p in named}
 
-    def shown(kind: str, row: int) -> dict[str, Any]:
+    def printable(kind: str, row: int) -> dict[str, Any]:
         query = kind == "query"
         labels, x = (task.queries, task.xq) if query else (task.database, task.xb)
         number = int(ids[kind][row])
         name = f"{kind}-{number}"
-        if name not in pictures:
+        if name not in images:
             made = thumbnail(files.get(number), None if shape is None else x[row].reshape(shape))
             if made is not None:
-                pictures[name] = made
-        own = np.flatnonzero(labels.y[row]).tolist() if labels.many else [int(labels.y[row])]
-        return {"id": number, "labels": own, "picture": name if name in pictures else None}
+                images[name] = made
+        own = np.flatnonzero(labels.y[row]).tolist() if labels.multilabel else [int(labels.y[row])]
+        return {"id": number, "labels": own, "picture": name if name in images else None}
 
     queries = shown_queries(task, seed)
     found = [
         {
             "key": side["key"],
             "hits": [
-                [shown("database", i) | {"right": bool(task.relevant[q, i])} for i in hits]
+                [printable("database", i) | {"right": bool(task.relevant[q, i])} for i in hits]
                 for q, hits in zip(queries, side["hits"])
             ],
         }
         for side in sides
     ]
-    return {"gallery": {"queries": [shown("query", q) for q in queries], "sides": found}, "pictures": pictures}
+    return {"gallery": {"queries": [printable("query", q) for q in queries], "sides": found}, "pictures": images}
 
 
 def thumbnail(file: Path | None, pixels: Any) -> dict[str, str] | None:
-    """A picture of at most THUMBNAIL pixels a side, of a file or of numbers (h, w); None where there is neither."""
+    """An image of at most THUMBNAIL pixels a side, of a file or of numbers (h, w); None where there is neither."""
     from PIL import Image
 
     if file is not None:

@@ -1,8 +1,8 @@
 """FAISS's own codes, as its users make them: a factory string, training and adding, and the codes read back for ranking.
 
 FAISS trains without labels, on rows of the database itself, centered and of length 1 (or on a method's embedding), for inner
-products. Where d is no multiple of the number of books zeros are put between the dimensions, which changes no score, so that
-every book has some of them.
+products. Where d is no multiple of the number of codebooks zeros are put between the dimensions, which changes no score, so that
+every codebook has some of them.
 
 IVFPQ's lists: FAISS's factory makes them for rows of length 1, by spherical k-means. An embedding has rows of any length, of
 which that puts most into few lists; there they are of plain k-means, rows go to the nearest and queries to the best by inner
@@ -26,13 +26,13 @@ from ..targets.base import unpack_codes
 from ..targets.fastscan import unblocked
 
 
-def books_of(method: str, bits: int) -> int:
-    """How many books share the dimensions between them; 1 of additive codes, whose books have all of them."""
+def codebooks_of(method: str, bits: int) -> int:
+    """How many codebooks share the dimensions between them; 1 of additive codes, whose codebooks have all of them."""
     return {"rq": 1, "lsq": 1, "fastscan": bits // 4}.get(method, bits // 8)
 
 
 def factory(method: str, bits: int, nlist: int) -> str:
-    """FAISS's factory string of a baseline at `bits` a vector, for a d that its books divide."""
+    """FAISS's factory string of a baseline at `bits` a vector, for a d that its codebooks divide."""
     M = bits // 8
     return {
         "pq": f"PQ{M}x8np",
@@ -59,13 +59,13 @@ class Built:
 def build(method: str, xb: Floats, bits: int, nlist: int, seed: int, training_rows: int) -> Built:
     """A trained index with all of xb (n, d) in it, under ids 0..n-1. Raises ValueError where FAISS cannot."""
     n, d = xb.shape
-    words, M = 16 if method == "fastscan" else 256, books_of(method, bits)
+    words, M = 16 if method == "fastscan" else 256, codebooks_of(method, bits)
     rows = np.random.default_rng(seed).permutation(n)[: max(training_rows, 39 * nlist if method == "ivfpq" else 0)]
     wide = -(-d // M) * M
     if len(rows) < words:
         raise ValueError(f"{len(rows):,} rows cannot train {words} codewords")
     if d < M:
-        raise ValueError(f"{M} books cannot share d={d}: some would have nothing to code")
+        raise ValueError(f"{M} codebooks cannot share d={d}: some would have nothing to code")
     if method == "opq" and len(rows) < wide:  # FAISS would write beyond its arrays
         raise ValueError(f"{len(rows):,} rows cannot train a rotation of d={wide}")
     text = factory(method, bits, nlist)

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from .. import __version__, faiss_calls
 from ..arrays import Floats, Ints
-from ..files import make_folder, reserve
+from ..files import atomic_write, make_folder
 from ..galleries.exporting import SUFFIX, build, write
 from ..galleries.gallery import open_gallery
 from ..targets import target
@@ -78,35 +78,35 @@ def least_nprobe(found: Callable[[int], float], nlist: int) -> tuple[int, float]
 
 
 class Exact:
-    """The exact scores of the first hits by the codes of a book, held for the last book and number of rows asked for."""
+    """The exact scores of the first hits by the codes of a codebook, held for the last codebook and number of rows asked for."""
 
     def __init__(self, work: Work, z: NDArray[Any]) -> None:
         self.work, self.z = work, z
         self.key: tuple[str, int] | None = None
         self.D: Any = None
 
-    def best(self, book: str, codes: NDArray[Any]) -> NDArray[Any]:
+    def best(self, codebook: str, codes: NDArray[Any]) -> NDArray[Any]:
         """(nq, 10) scores, best first."""
-        if self.key != (book, len(codes)):
-            books = self.work.models[book].codebooks
-            plain = target("pq" if books.kind == "product" else "lift")
-            index = plain.build(books, codes, np.arange(len(codes)))
+        if self.key != (codebook, len(codes)):
+            codebooks = self.work.models[codebook].codebooks
+            plain = target("pq" if codebooks.kind == "product" else "lift")
+            index = plain.build(codebooks, codes, np.arange(len(codes)))
             with threads(0):
                 self.D, _ = plain.search(index, self.z, K_NEAREST)
-            self.key = book, len(codes)
+            self.key = codebook, len(codes)
         best: NDArray[Any] = self.D
         return best
 
 
 def store_case(work: Work, name: str, rows: int, z: NDArray[Any], exact: Exact, path: Path) -> dict[str, Any]:
     """Build a target of the package and write its gallery -> what is known of it by then."""
-    container, book, asked, lists = CASES[name]
-    model, codes = work.models[book], work.load(book, rows)
-    best = exact.best(book, codes)
+    container, codebook, asked, lists = CASES[name]
+    model, codes = work.models[codebook], work.load(codebook, rows)
+    best = exact.best(codebook, codes)
     options = {**asked, **({"nlist": list_count(rows)} if lists else {})}
     with threads(1):
         start = time.perf_counter()
-        index, card = build(model, codes, np.arange(rows), container, options)
+        index, metadata = build(model, codes, np.arange(rows), container, options)
         seconds = time.perf_counter() - start
 
     def share(nprobe: int | None) -> float:
@@ -120,16 +120,16 @@ def store_case(work: Work, name: str, rows: int, z: NDArray[Any], exact: Exact, 
         if lists:
             nprobe, found = least_nprobe(share, options["nlist"])
             unwrap_index(index).nprobe = nprobe
-            card |= {"nprobe": nprobe, "options": {**options, "nprobe": nprobe}}
+            metadata |= {"nprobe": nprobe, "options": {**options, "nprobe": nprobe}}
         else:
             found = share(None)
-    with reserve(path, suffix=SUFFIX) as slot:
-        write(slot, index, card)
+    with atomic_write(path, suffix=SUFFIX) as output:
+        write(output, index, metadata)
     return {
         "build_seconds": short(seconds),
         "recall": short(found),
         "distinct": len(np.unique(code_keys(codes, model.codebooks.nbits))),
-        **{key: card[key] for key in ("nlist", "nprobe") if key in card},
+        **{key: metadata[key] for key in ("nlist", "nprobe") if key in metadata},
     }
 
 
@@ -191,9 +191,9 @@ def compare_growth(options: GrowthOptions, say: Callable[[str], Any]) -> str:
         **{name: getattr(options, name) for name in ("bits", "members", "noise", "seed", "queries")},
     }
     make_folder(options.out)
-    with reserve(options.out / FILE, inputs=list(options.inputs.values())) as slot:
+    with atomic_write(options.out / FILE, inputs=list(options.inputs.values())) as output:
         name = options.database.resolve().parent.name
-        results = Results(slot, "scale", name, command, facts, fresh=options.fresh)
+        results = Results(output, "scale", name, command, facts, fresh=options.fresh)
         wanted = [*options.targets, *(BASELINES if options.baseline else ())]
         missing = [(n, case) for n in sorted(options.rows) for case in wanted if f"{case}-{n}" not in results]
         # Named after all that the codes depend on: a folder that serves several runs never mixes them.

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from ..arrays import Floats, Labels
 from ..data import open_rows
 from ..errors import DataError
-from ..files import make_folder, reserve
+from ..files import atomic_write, make_folder
 from ..model import Model
 from ..training.interface import train
 from .measuring import threads
@@ -73,7 +73,7 @@ class Work:
         xb, labels = read_labelled(self.options.database)
         wide = self.models["wide"] = self._model("wide", lambda: self._train_wide())
         for name in sorted(codebooks - {"wide"}):
-            # Only product books have codewords of their own for classes, and 16 are too few for that.
+            # Only product codebooks have codewords of their own for classes, and 16 are too few for that.
             how: dict[str, Any] = {"private": "public"} if name == "narrow" else {"codebooks.kind": "additive"}
             self.models[name] = self._model(
                 name,
@@ -97,11 +97,11 @@ class Work:
                     self.say(f"encoded {min((number + 1) * PIECE, rows):,} of {rows:,} rows")
 
     def _store(self, name: str, piece: int, array: NDArray[Any]) -> None:
-        with reserve(self._path(name, piece)) as slot:
-            slot.write(lambda f: np.lib.format.write_array(f, array, allow_pickle=False))
+        with atomic_write(self._path(name, piece)) as output:
+            output.write(lambda f: np.lib.format.write_array(f, array, allow_pickle=False))
 
     def load(self, name: str, rows: int) -> NDArray[Any]:
-        """The first rows of 'z' (rows, d) float32, or of the codes (rows, M) of a book."""
+        """The first rows of 'z' (rows, d) float32, or of the codes (rows, M) of a codebook."""
         first = self._read(name, 0)
         out = np.empty((rows, first.shape[1]), first.dtype)
         for i in range(0, rows, PIECE):
@@ -124,8 +124,8 @@ class Work:
 
     def _train_wide(self) -> Model:
         x, labels = read_labelled(self.options.train)
-        C = labels.C if labels.many else int(labels.y.max()) + 1
-        step = self.options.bits // 4  # books of 4 bits: twice as many as of 8, so that both divide d
+        C = labels.C if labels.multilabel else int(labels.y.max()) + 1
+        step = self.options.bits // 4  # codebooks of 4 bits: twice as many as of 8, so that both divide d
         d = -(-C // step) * step
         return train(x, labels.y, bits=self.options.bits, d=d, members=self.options.members, seed=self.options.seed)
 

@@ -66,7 +66,7 @@ def how(options: GrowthOptions, d: int) -> str:
     return (
         f"Rows were drawn with replacement from the database, with Gaussian noise of {noise} times the standard deviation of "
         "each feature, so that codes do not repeat as rows do: duplicates would flatter buckets. They were encoded once, by a "
-        f"model of method scq ({members} classifier{'s' if members > 1 else ''}, z of {d} dimensions). Product books of "
+        f"model of method scq ({members} classifier{'s' if members > 1 else ''}, z of {d} dimensions). Product codebooks of "
         f"{M} x 8 bits are that model's own; those of {2 * M} x 4 bits (fastscan) and the additive ones of "
         f"{2 * M} x 4 bits (lift, residual) are of method scq with encoder identity, trained on z of the database. Each size "
         "is the first so many of the same rows. faiss-ivfpq: as FAISS's factory makes it for inner products, lists of spherical "

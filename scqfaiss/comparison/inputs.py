@@ -37,14 +37,12 @@ class Inputs:
 
 
 def read(path: Path, role: str) -> Rows:
-    """All rows of a file with labels. Raises DataError where there are none, or where it holds pictures."""
+    """All rows of a file with labels. Raises DataError where there are none, or where it holds images."""
     with open_rows(path, role=role) as source:
         if source.labels is None:
             raise DataError(f"{source.name} has no labels, which a comparison needs")
         if source.modality.needs_encoder:
-            raise DataError(
-                f"{source.name} holds pictures; write their features first: scqfaiss features MODEL PICTURES"
-            )
+            raise DataError(f"{source.name} holds images; write their features first: scqfaiss features MODEL PICTURES")
         if len(source) == 0:
             raise DataError(f"{source.name} holds 0 rows, a comparison needs some")
         return Rows(source.read(0, len(source)), source.labels, source.ids)
@@ -59,12 +57,12 @@ def read_inputs(options: CompareOptions) -> Inputs:
         for source in (q, t):
             if source.d != b.d:
                 raise ConfigError(f"{source.name}: rows have d={source.d}, those of {b.name} d={b.d}")
-        for source in (q, b) if options.pictures is not None else ():
+        for source in (q, b) if options.images is not None else ():
             if not source.has_ids:
-                raise ConfigError(f"{source.name} has no ids, by which --pictures are named")
+                raise ConfigError(f"{source.name} has no ids, by which --images are named")
     parts = {"train": read(train, "any"), "query": read(query, "queries"), "database": read(database, "keys")}
     labels = {name: rows.labels for name, rows in parts.items()}
-    if labels["train"].many != labels["database"].many:
+    if labels["train"].multilabel != labels["database"].multilabel:
         raise ConfigError(f"{train.name} and {database.name} differ in kind: one label a row, and many")
     # Twice with the training rows: only after the queries may the database have names for its numbers.
     for name, path in (("train", train), ("query", query), ("train", train)):
@@ -112,6 +110,6 @@ def without(x: Floats, labels: Labels, left_out: tuple[int, ...]) -> tuple[Float
     """Training rows and labels without some classes, those left numbered anew; None where fewer than 2 classes are left."""
     kept_classes = np.setdiff1d(np.arange(labels.C), left_out)
     rows = ~carry(labels, left_out)
-    y = labels.y[rows][:, kept_classes] if labels.many else np.searchsorted(kept_classes, labels.y[rows])
-    there = y.any(0).sum() if labels.many else len(np.unique(y))
+    y = labels.y[rows][:, kept_classes] if labels.multilabel else np.searchsorted(kept_classes, labels.y[rows])
+    there = y.any(0).sum() if labels.multilabel else len(np.unique(y))
     return (x[rows], y) if there >= 2 else None

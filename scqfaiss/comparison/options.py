@@ -46,10 +46,10 @@ def option(
     parse: Callable[[str], Any] | None = None,
     low: float | None = None,
     high: float = MAX,
-    shown: str | None = None,
+    printable: str | None = None,
 ) -> Any:
     """A field of an options class. shown: the default as help tells it, where it is not the value's own text."""
-    metadata = {"help": help, "parse": parse, "range": None if low is None else (low, high), "shown": shown}
+    metadata = {"help": help, "parse": parse, "range": None if low is None else (low, high), "shown": printable}
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 
 
@@ -118,23 +118,21 @@ class CompareOptions(Files):
 
     bits: tuple[int, ...] = option("Bits a vector.", (8, 16, 32, 64), parse=lengths)
     methods: tuple[str, ...] = option(
-        "Of `scqfaiss train`; :4 for books of 4 bits.", ("scq", "scq:4", "dpq", "label"), parse=names
+        "Of `scqfaiss train`; :4 for codebooks of 4 bits.", ("scq", "scq:4", "dpq", "label"), parse=names
     )
     baselines: tuple[str, ...] = option("FAISS's own.", FAISS_METHODS, parse=names)
     spaces: tuple[str, ...] = option("What baselines code.", SPACES, parse=names)
     containers: tuple[str, ...] = option("Targets of ours.", tuple(TARGETS), parse=names)
     nlist: int | None = option(
-        "Inverted lists; auto: 4 sqrt(n), a power of two.", None, parse=number_or_auto, shown="auto"
+        "Inverted lists; auto: 4 sqrt(n), a power of two.", None, parse=number_or_auto, printable="auto"
     )
     at: int | None = option("Ranks that count in mAP; default: the whole database.", None, low=1)
     sweep_at: int = option("The same at operating points.", 1000, low=1)
     left_out: tuple[str, ...] = option("Two classes that a training does not see.", (), parse=names)
     training_rows: int = option("Database rows for baselines.", 256 * 64, low=1)  # 64 for each codeword of 8 bits
-    pictures: Path | None = option(
-        "Folder of pictures named by ids, 17.jpg or 00017.png, for the report's gallery.", None
-    )
-    picture_shape: tuple[int, int] | None = option(
-        "Rows and columns, such as 8x8, where rows are grey pictures themselves.", None, parse=rows_and_columns
+    images: Path | None = option("Folder of images named by ids, 17.jpg or 00017.png, for the report's gallery.", None)
+    image_shape: tuple[int, int] | None = option(
+        "Rows and columns, such as 8x8, where rows are grey images themselves.", None, parse=rows_and_columns
     )
     map_rows: int = option("Rows in the 2-D map.", 1500, low=20)
     budget: float = option("Seconds of each timing, at least.", 0.5)
@@ -149,7 +147,7 @@ class CompareOptions(Files):
             if method not in METHODS or (colon and nbits not in ("4", "8")):
                 known_methods = ", ".join(METHODS)
                 raise ConfigError(
-                    f"--methods names '{name}', needs some of {known_methods}, with :4 for books of 4 bits"
+                    f"--methods names '{name}', needs some of {known_methods}, with :4 for codebooks of 4 bits"
                 )
             if method in FAISS_METHODS:
                 raise ConfigError(f"--methods names '{name}', which has no labels; it is one of --baselines")

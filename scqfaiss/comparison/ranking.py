@@ -56,7 +56,7 @@ class Task:
     @cached_property
     def relevant(self) -> NDArray[np.bool_]:
         """(nq, n) whether a row shares a label with a query."""
-        if self.database.many:
+        if self.database.multilabel:
             return self.queries.y.astype(np.float32) @ self.database.y.astype(np.float32).T > 0
         return np.asarray(self.queries.y[:, None] == self.database.y[None])
 
@@ -67,7 +67,7 @@ class Task:
 
     def only_unseen(self, labels: Labels) -> Labels:
         """Labels by which unseen_map is told: of several, those of the classes left out alone."""
-        if not labels.many:
+        if not labels.multilabel:
             return labels
         kept = np.zeros(labels.C, np.uint8)
         kept[list(self.unseen)] = 1
@@ -76,7 +76,7 @@ class Task:
 
 def carry(labels: Labels, classes: tuple[int, ...]) -> NDArray[np.bool_]:
     """(n,) rows that carry one of these classes."""
-    return np.asarray(labels.y[:, list(classes)].any(1) if labels.many else np.isin(labels.y, classes))
+    return np.asarray(labels.y[:, list(classes)].any(1) if labels.multilabel else np.isin(labels.y, classes))
 
 
 def exact_neighbours(zq: Floats, zb: Floats, metric: str = "ip") -> Ints:

@@ -21,8 +21,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, DataError, shown, warn
-from ..files import PathLike, Slot, open_regular, parse_json
+from ..errors import ConfigError, DataError, printable, warn
+from ..files import AtomicFile, PathLike, open_regular, parse_json
 
 FORMAT = 1
 KINDS = ("comparison", "scale", "training")
@@ -91,12 +91,12 @@ def read_results(path: PathLike) -> Document:
 
     Raises ConfigError where there is none or the format is newer, DataError where it is no results file.
     """
-    name = shown(path)
+    name = printable(path)
     if os.path.isdir(path):
         path = Path(path) / FILE
         if not path.exists():
             raise ConfigError(f"{name} holds no {FILE}")
-        name = shown(path)
+        name = printable(path)
     with open_regular(path, DataError) as f:
         text = f.read(MAX_BYTES + 1)
     if len(text) > MAX_BYTES:
@@ -115,28 +115,28 @@ def read_results(path: PathLike) -> Document:
 class Results:
     """A results file under work: what it holds already is kept, every row that is added is on disk before the next.
 
-    slot: of `files.reserve`. kind, name, facts: what makes two runs one, for `kind` and facts such as data hashes, seed and
-    settings. fresh: what the file holds is not kept. Raises ConfigError where the file holds results of another kind or with
+    output: of `files.atomic_write`. kind, name, facts: what makes two runs one, for `kind` and facts such as data hashes, seed
+    and settings. fresh: what the file holds is not kept. Raises ConfigError where the file holds results of another kind or with
     other facts.
     """
 
     def __init__(
-        self, slot: Slot, kind: str, name: str, command: str, facts: Mapping[str, Any], fresh: bool = False
+        self, output: AtomicFile, kind: str, name: str, command: str, facts: Mapping[str, Any], fresh: bool = False
     ) -> None:
-        self.slot = slot
+        self.output = output
         self.document: Document = {"format": FORMAT, "kind": kind, "name": name, **facts, "rows": []}
-        if slot.path.exists() and not fresh:
-            held = read_results(slot.path)
+        if output.path.exists() and not fresh:
+            held = read_results(output.path)
             for key in ("kind", *facts):
                 if held.get(key) != json.loads(json.dumps(self.document[key])):
                     raise ConfigError(
-                        f"{slot.name} holds results with another {key}; choose another --out, or remove that file"
+                        f"{output.name} holds results with another {key}; choose another --out, or remove that file"
                     )
             self.document = held
             here = machine()
             was = {key: here[key] for key in ("cpu", "cores", "gpu", "versions")}
             if held["rows"] and any(held.get("machine", {}).get(key) != value for key, value in was.items()):
-                warn(f"{slot.name} holds rows of another machine or other versions; times of its rows do not compare")
+                warn(f"{output.name} holds rows of another machine or other versions; times of its rows do not compare")
         self.document |= {"command": command, "machine": machine()}
 
     def __contains__(self, key: str) -> bool:
@@ -157,4 +157,4 @@ class Results:
         rows = ",\n".join(json.dumps(row, allow_nan=False) for row in self.document["rows"])
         head = {key: value for key, value in self.document.items() if key != "rows"}
         text = json.dumps(head, indent=1, allow_nan=False)[:-2] + f',\n "rows": [\n{rows}\n ]\n}}\n'
-        self.slot.write(lambda f: f.write(text.encode("utf-8")))
+        self.output.write(lambda f: f.write(text.encode("utf-8")))

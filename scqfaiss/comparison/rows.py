@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..arrays import Floats, Ints
 from ..errors import ScqError
 from ..evaluation.ranking import Words
-from ..files import reserve
+from ..files import atomic_write
 from ..galleries import exporting
 from ..galleries.gallery import Gallery, open_gallery
 from ..model import Model
@@ -75,8 +75,8 @@ def coding_key(method: str, space: str, bits: int | None) -> str:
 
 def write_index(index: Any, path: Path) -> None:
     """A FAISS file without metadata."""
-    with reserve(path) as slot:
-        slot.write(lambda f: faiss.write_index(index, faiss.PyCallbackIOWriter(f.write)))
+    with atomic_write(path) as output:
+        output.write(lambda f: faiss.write_index(index, faiss.PyCallbackIOWriter(f.write)))
 
 
 # -------------------------------------------------------------------------------------------------------------------- ours
@@ -129,7 +129,7 @@ def ours(c: Comparison, models: Models, unseen: Models | None, method: str, bits
         )
         rows.append(row | {"key": f"{key}/{container}", "run": c.run})
     if not rows:
-        shape = f"{codebooks.M} books of {codebooks.nbits} bits ({codebooks.kind})"
+        shape = f"{codebooks.M} codebooks of {codebooks.nbits} bits ({codebooks.kind})"
         reason = f"none of {', '.join(c.options.containers)} takes {shape}"
         few = {name: head[name] for name in ("role", "method", "space", "bits")}
         rows.append(few | {"run": c.run, "key": key + "/none", "reason": reason})
@@ -166,10 +166,10 @@ def _export(
     start = time.perf_counter()
     with warnings.catch_warnings():  # few rows for k-means: true, and no news here
         warnings.simplefilter("ignore")
-        index, card = exporting.build(model, codes, np.arange(len(codes)), name, options)
+        index, metadata = exporting.build(model, codes, np.arange(len(codes)), name, options)
     seconds = time.perf_counter() - start
-    with reserve(path) as slot:
-        exporting.write(slot, index, card)
+    with atomic_write(path) as output:
+        exporting.write(output, index, metadata)
     return open_gallery(path, model=model), seconds
 
 
@@ -189,7 +189,7 @@ def containers(c: Comparison, shape: Any) -> Iterator[tuple[str, dict[str, int]]
         if target(name).supports(shape) is not None or name not in c.options.containers:
             continue
         if shape.nbits == 4 and shape.M > 1 and name != "fastscan":
-            continue  # pairs of them stand as books of 8 bits there, which are measured as such
+            continue  # pairs of them stand as codebooks of 8 bits there, which are measured as such
         yield name, {}
         if name == "ivfpq" and c.nlist > 1:
             yield f"ivfpq {c.nlist} lists", {"nlist": c.nlist}

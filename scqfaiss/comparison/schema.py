@@ -68,7 +68,7 @@ Bytes = Annotated[float, Field(ge=0, le=1e18)]
 Ratio = Annotated[float, Field(ge=1e-9, le=1e9)]
 Figure = Annotated[float, Field(ge=0, le=1e30)]
 Rate = Annotated[float, Field(ge=0, le=1e15)]
-Place = Annotated[float, Field(ge=-1e12, le=1e12)]
+TrainState = Annotated[float, Field(ge=-1e12, le=1e12)]
 Cosine = Annotated[float, Field(ge=-1.001, le=1.001)]
 Count = Annotated[int, Field(ge=0, le=10**15), BeforeValidator(_whole)]
 Rows = Annotated[int, Field(ge=1, le=10**15), BeforeValidator(_whole)]
@@ -125,9 +125,9 @@ class Point(Part):
 
 
 class Plane(Part):
-    features: Maybe[list[list[Place]]] = part("", "(n, 2)")
+    features: Maybe[list[list[TrainState]]] = part("", "(n, 2)")
     labels: Maybe[list[Annotated[int, Field(ge=-1, le=10**6)]]] = part("", "(n,), -1 where unknown")
-    codewords: Maybe[list[list[Place]]] = part("", "(u, 2)")
+    codewords: Maybe[list[list[TrainState]]] = part("", "(u, 2)")
 
 
 class ComparisonRow(Row):
@@ -213,7 +213,7 @@ class Shown(Part):
 
     id: Scalar = None
     labels: Maybe[list[Scalar]] = None
-    picture: Maybe[Text] = part("", "key of `pictures` or None")
+    picture: Maybe[Text] = part("", "key of `images` or None")
     right: Maybe[bool] = part("", "of hits")
 
 
@@ -275,7 +275,7 @@ class Comparison(Results):
     )
     bits: Maybe[list[Scalar]] = part("the lengths asked for")
     gallery: Maybe[Gallery] = part("the retrieval gallery")
-    pictures: Maybe[dict[Text, Named]] = part("pictures of the gallery", "{'type': 'image/png', 'data': base64} by key")
+    pictures: Maybe[dict[Text, Named]] = part("images of the gallery", "{'type': 'image/png', 'data': base64} by key")
     rows: list[ComparisonRow]
 
 

@@ -15,13 +15,13 @@ Document = Mapping[str, Any]
 Part = TypeVar("Part")
 
 NAMES = {
-    "scq": "SCQ", "scq:4": "SCQ, 4-bit books", "dpq": "DPQ", "phpq": "PHPQ", "mecoq": "MeCoQ", "mopq": "MoPQ",
+    "scq": "SCQ", "scq:4": "SCQ, 4-bit codebooks", "dpq": "DPQ", "phpq": "PHPQ", "mecoq": "MeCoQ", "mopq": "MoPQ",
     "label": "label code", "pq": "PQ", "opq": "OPQ", "ivfpq": "IVFPQ", "rq": "RQ", "lsq": "LSQ",
     "fastscan": "PQ fast scan", "flat": "floats",
 }  # fmt: skip
 SPACES = {"raw": "rows", "trained": "embedding"}
 NO_LENGTH = "no length was measured both for ours and for a baseline of the rows"
-USUAL_BITS = 32  # the length that single pictures are drawn for, where it was measured
+USUAL_BITS = 32  # the length that single images are drawn for, where it was measured
 
 
 def number(value: Any) -> float | None:
@@ -85,7 +85,7 @@ def codings(document: Document) -> list[Row]:
 
 
 def series(document: Document) -> dict[str, list[Row]]:
-    """name -> codings by rising bits; codes of a length only, not floats."""
+    """name -> codings by ascending bits; codes of a length only, not floats."""
     found: dict[str, list[Row]] = {}
     for row in codings(document):
         if number(row.get("bits")) is not None:
@@ -94,7 +94,7 @@ def series(document: Document) -> dict[str, list[Row]]:
 
 
 def lengths(document: Document) -> list[int]:
-    """Bits that ours or any baseline was measured at, rising; label codes have a length of their own."""
+    """Bits that ours or any baseline was measured at, ascending; label codes have a length of their own."""
     roles = ("ours", "baseline")
     return sorted({row["bits"] for row in codings(document) if row.get("role") in roles and number(row.get("bits"))})
 
@@ -122,12 +122,12 @@ def shown_bits(document: Document) -> int | None:
 
 
 def pair(document: Document) -> tuple[Row | None, Row | None]:
-    """(ours, IVFPQ of the rows) for pictures side by side, at shown_bits."""
+    """(ours, IVFPQ of the rows) for images side by side, at shown_bits."""
     bits = shown_bits(document)
     if bits is None:
         return None, None
     ours = best_ours(document, bits)
-    if ours is not None:  # of its containers the one that carries the pictures' data
+    if ours is not None:  # of its containers the one that carries the images' data
         ours = next((r for r in document["rows"] if coding(r) == coding(ours) and r.get("plane")), ours)
     ivfpq = (r for r in document["rows"] if coding(r) == ("ivfpq", "raw", bits) and get(r, "map") is not None)
     return ours, next(ivfpq, None) or best_baseline(document, bits)

@@ -6,7 +6,7 @@ import os
 from importlib import import_module
 from typing import Any
 
-from ..errors import ConfigError, shown
+from ..errors import ConfigError, printable
 from .kinds import HDF5_ENDINGS, RowOptions, check_keys, check_kind, reader_of
 from .source import ArraySource, Source
 
@@ -38,7 +38,7 @@ def open_rows(path: str | os.PathLike[str], **options: Any) -> Source:
     if how.role == "pairs" and reader.endings != HDF5_ENDINGS:
         which = f", which {how.needed_by} needs" if how.needed_by else ""
         raise ConfigError(
-            f"{shown(path)} holds no pairs{which}; needs an HDF5 file of queries and keys ({HDF5_ENDINGS[0]})"
+            f"{printable(path)} holds no pairs{which}; needs an HDF5 file of queries and keys ({HDF5_ENDINGS[0]})"
         )
     module, _, name = reader.open.partition(":")
     source: Source = getattr(import_module(module), name)(path, how)

@@ -15,7 +15,7 @@ from typing import Any
 
 import h5py  # type: ignore[import-untyped]
 
-from ..errors import DataError, size
+from ..errors import DataError, format_bytes
 
 DEFLATE, LZF, FLETCHER32 = h5py.h5z.FILTER_DEFLATE, 32000, h5py.h5z.FILTER_FLETCHER32
 SLACK = 4096  # bytes by which packing may lengthen what cannot be packed, beside a part in a hundred
@@ -38,7 +38,7 @@ class Chunks:
 
         def note(chunk: Any) -> None:
             if chunk.size > longest:
-                self._refuse(chunk.chunk_offset[0], f"{size(chunk.size)} stored")
+                self._refuse(chunk.chunk_offset[0], f"{format_bytes(chunk.size)} stored")
 
         dataset.id.chunk_iter(note)
 
@@ -66,10 +66,10 @@ class Chunks:
                 return  # damaged: HDF5 finds that too
             left = stream.unconsumed_tail
         if inflated != self._declared:
-            more = f"more than {size(self._declared)}" if inflated > self._declared else size(inflated)
+            more = f"more than {format_bytes(self._declared)}" if inflated > self._declared else format_bytes(inflated)
             self._refuse(row, f"{more} unpacked")
 
     def _refuse(self, row: int, holds: str) -> None:
         raise DataError(
-            f"{self._name}: the chunk at row {row:,} declares {size(self._declared)}, holds {holds}; write the file again"
+            f"{self._name}: the chunk at row {row:,} declares {format_bytes(self._declared)}, holds {holds}; write the file again"
         )

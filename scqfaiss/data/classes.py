@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import MAX_CLASSES, Ints, Labels, class_text
-from ..errors import ConfigError, shown, suggestion, warn
+from ..errors import ConfigError, printable, suggestion, warn
 from .source import Source
 
 NAMED = 5  # classes that a message names
@@ -69,7 +69,7 @@ def numbered_as(labels: Labels, names: Sequence[str], name: str, other: str) -> 
         name_of = {int(c): names[int(c)] for c in used}
     unknown = [text for text in name_of.values() if class_key(text) not in number]
     if unknown:
-        listed = ", ".join(f"'{shown(text)}'" for text in unknown[:NAMED])
+        listed = ", ".join(f"'{printable(text)}'" for text in unknown[:NAMED])
         raise ConfigError(
             f"{name}: class {listed}{' and more' if len(unknown) > NAMED else ''} is unknown here, where classes "
             f"are {_listed(names)}{suggestion(unknown[0], names)}"
@@ -89,7 +89,7 @@ def _say_values(used: Ints, names: Sequence[str], name: str, other: str) -> None
     if apart:
         warn(
             f"{name} numbers its classes, {other} names them by numbers: {apart[0]} is taken for the class named "
-            f"'{apart[0]}', not for '{shown(names[apart[0]])}' at place {apart[0]}"
+            f"'{apart[0]}', not for '{printable(names[apart[0]])}' at place {apart[0]}"
         )
 
 
@@ -100,14 +100,14 @@ def _say_places(used: Ints, names: Sequence[str], name: str, other: str) -> None
             f"{name} numbers its classes, up to {used[-1]}, {other} names {len(names)} ({_listed(names)}): which class is "
             f"{beyond[0]}? Name the classes in both"
         )
-    taken = ", ".join(f"{c} is taken for '{shown(names[c])}'" for c in used[:NAMED])
+    taken = ", ".join(f"{c} is taken for '{printable(names[c])}'" for c in used[:NAMED])
     if taken:
         warn(f"{name} numbers its classes, {other} names them: {taken}{', ...' if len(used) > NAMED else ''}")
 
 
 def _moved(labels: Labels, used: Ints, place: Ints, C: int) -> tuple[NDArray[Any], int]:
     """Labels with class c of `used` at place[c] of C."""
-    if not labels.many:
+    if not labels.multilabel:
         return place[labels.y], C
     y = np.zeros((len(labels), C), np.uint8)
     for c in used:
@@ -116,7 +116,7 @@ def _moved(labels: Labels, used: Ints, place: Ints, C: int) -> tuple[NDArray[Any
 
 
 def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(shown(text) for text in names[:NAMED])}{', ...' if len(names) > NAMED else ''}"
+    return f"{', '.join(printable(text) for text in names[:NAMED])}{', ...' if len(names) > NAMED else ''}"
 
 
 def together(a: Labels, b: Labels, name: str, other: str) -> tuple[Labels, Labels]:
@@ -157,7 +157,7 @@ def unnamed(labels: Labels, name: str, other: str) -> Labels:
         key = class_key(labels.class_names[c])
         if len(key) > len(str(MAX_CLASSES)) or int(key) >= MAX_CLASSES:
             raise ConfigError(
-                f"{name}: class '{shown(key[:40])}' is no class number (0 to {MAX_CLASSES - 1:,}) of {other}"
+                f"{name}: class '{printable(key[:40])}' is no class number (0 to {MAX_CLASSES - 1:,}) of {other}"
             )
         place[c] = int(key)
     return Labels(*_moved(labels, used, place, 1 + int(place[used].max(initial=-1))))
@@ -173,7 +173,7 @@ def align(a: Source, b: Source) -> None:
 
     Numbers that have names on both sides stay as they are: check_classes() refuses what does not fit.
     """
-    if a.labels is None or b.labels is None or a.labels.many != b.labels.many:
+    if a.labels is None or b.labels is None or a.labels.multilabel != b.labels.multilabel:
         return
     if a.labels.class_names and b.labels.class_names and not (a.named or b.named):
         return
@@ -184,7 +184,7 @@ def align(a: Source, b: Source) -> None:
 
 def align_to(a: Source, b: Source) -> None:
     """Number the classes of `a` as `b` does, which stays as it is. Raises ConfigError where a class of a is unknown to b."""
-    if a.labels is None or b.labels is None or a.labels.many != b.labels.many:
+    if a.labels is None or b.labels is None or a.labels.multilabel != b.labels.multilabel:
         return
     if b.labels.class_names is None:
         if a.labels.class_names is not None:
@@ -197,12 +197,12 @@ def align_to(a: Source, b: Source) -> None:
 
 
 def _widen(source: Source, C: int) -> None:
-    """A matrix of a list of pictures ends with the largest number in it, which says nothing of the classes there are."""
+    """A matrix of a list of images ends with the largest number in it, which says nothing of the classes there are."""
     labels = source.labels
     if (
         source.modality.needs_encoder
         and labels is not None
-        and labels.many
+        and labels.multilabel
         and labels.class_names is None
         and labels.C < C
     ):

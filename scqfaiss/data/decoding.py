@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import size
+from ..errors import format_bytes
 from .png_text import TEXT_BYTES, TooLong, without_large_texts
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ _large = threading.Lock()
 
 
 class Fault(NamedTuple):
-    """Why a picture cannot be used. kind: 'empty', 'no picture', 'damaged', 'too large' or 'unreadable'."""
+    """Why an image cannot be used. kind: 'empty', 'no image', 'damaged', 'too large' or 'unreadable'."""
 
     kind: str
     why: str
@@ -67,7 +67,7 @@ class Refused(Exception):
 
 
 def decode(f: BinaryIO, side: int, fit: str = "crop") -> NDArray[np.uint8]:
-    """One encoded picture -> (3, side, side) uint8, RGB, as the head of this file says.
+    """One encoded image -> (3, side, side) uint8, RGB, as the head of this file says.
 
     fit: 'crop' scales the short side to `side` and cuts the middle out, 'squash' scales both sides, 'pad' scales the long
     side and adds black bars. Bicubic, antialiased. A JPEG is decoded at a half, a quarter or an eighth of its size where that
@@ -82,19 +82,19 @@ def decode(f: BinaryIO, side: int, fit: str = "crop") -> NDArray[np.uint8]:
 
 
 def prove(f: BinaryIO) -> None:
-    """Decode a picture for nothing but to know that it can be, as fast as that goes. Raises Refused."""
+    """Decode an image for nothing but to know that it can be, as fast as that goes. Raises Refused."""
     _decoded(f, lambda w, h: (1, 1), lambda image: None)
 
 
 def _whole(w: int, h: int, side: int, fit: str) -> tuple[int, int]:
-    """What a picture (w, h) as a whole has to be scaled to: exactly this for 'pad', no less than this for the others."""
+    """What an image (w, h) as a whole has to be scaled to: exactly this for 'pad', no less than this for the others."""
     if fit != "pad":
         return side, side
     return max(1, round(w * side / max(w, h))), max(1, round(h * side / max(w, h)))
 
 
 def _decoded(f: BinaryIO, needed: Callable[[int, int], tuple[int, int]], make: Callable[[Image.Image], T]) -> T:
-    """make(picture), the picture being upright, RGB, and no smaller than needed(width, height) where it was not before."""
+    """make(image), the image being upright, RGB, and no smaller than needed(width, height) where it was not before."""
     try:
         return _decoded_as_it_is(f, needed, make)
     except Refused as refused:
@@ -107,7 +107,7 @@ def _decoded(f: BinaryIO, needed: Callable[[int, int], tuple[int, int]], make: C
         except OSError as error:
             raise Refused("unreadable", os.strerror(error.errno or 0)) from error
         except TooLong:
-            raise Refused("too large", f"its texts unpack to more than {size(TEXT_BYTES)}") from None
+            raise Refused("too large", f"its texts unpack to more than {format_bytes(TEXT_BYTES)}") from None
         if plain is None:
             raise
         return _decoded_as_it_is(plain, needed, make)
@@ -129,7 +129,7 @@ def _decoded_as_it_is(
         image.draft(None, needed(*image.size))  # something for JPEG alone
     if image.width * image.height <= LARGE_PIXELS:
         return _load(f, image, make)
-    # The C library keeps what a thread has used for that thread: 4 of them would hold 4 such pictures, even in turns.
+    # The C library keeps what a thread has used for that thread: 4 of them would hold 4 such images, even in turns.
     with _large, ThreadPoolExecutor(1) as alone:
         return alone.submit(_load, f, image, make).result()
 
@@ -142,7 +142,7 @@ def _load(f: BinaryIO, image: ImageFile, make: Callable[[Image.Image], T]) -> T:
 
 @contextmanager
 def _damage(f: BinaryIO) -> Iterator[None]:
-    """Turns what Pillow raises on bad bytes, which is whatever its code happens to meet, into Refused."""
+    """OptimizerStep what Pillow raises on bad bytes, which is whatever its code happens to meet, into Refused."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -155,7 +155,7 @@ def _damage(f: BinaryIO) -> Iterator[None]:
         f.seek(0)
         if MAGIC.match(f.read(16)):
             raise Refused("damaged", "its header is broken or cut off") from error
-        raise Refused("no picture", "it is neither JPEG, PNG, WebP, GIF, BMP nor TIFF") from error
+        raise Refused("no image", "it is neither JPEG, PNG, WebP, GIF, BMP nor TIFF") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's own, not Pillow's
             raise Refused("unreadable", os.strerror(error.errno)) from error
@@ -167,12 +167,12 @@ def _too_many_pixels(most: int = MAX_PIXELS) -> Refused:
 
 
 def _orientation(image: ImageFile) -> int:
-    """How the picture has to be turned: 1 (not at all) to 8, as EXIF numbers it."""
+    """How the image has to be turned: 1 (not at all) to 8, as EXIF numbers it."""
     try:
         orientation = image.getexif().get(0x0112, 1)
     except MemoryError:
         raise
-    except Exception:  # what is broken is the EXIF part, not the picture
+    except Exception:  # what is broken is the EXIF part, not the image
         return 1
     return orientation if isinstance(orientation, int) else 1
 
@@ -190,7 +190,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         # Pillow would clip at 255. The upper byte is also what it keeps of 16 bits in colour.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise Refused("no picture", "its pixels of 32 bits have no agreed range")
+        raise Refused("no image", "its pixels of 32 bits have no agreed range")
     if image.has_transparency_data:
         pixels = image.convert("RGBA")
         image = Image.new("RGB", pixels.size, "white")
@@ -206,7 +206,7 @@ def _fitted(image: Image.Image, side: int, fit: str) -> Image.Image:
         return image.resize((side, side), bicubic)
     if fit == "crop":
         # Scaling a box gives the pixels that scaling the whole and cutting would, its surroundings being looked at too.
-        # From whole pixels on: a picture that only has to be cut must not be blurred by half a pixel.
+        # From whole pixels on: an image that only has to be cut must not be blurred by half a pixel.
         short = min(w, h)
         x, y = (w - short) // 2, (h - short) // 2
         return image.resize((side, side), bicubic, box=(x, y, x + short, y + short))
@@ -224,7 +224,7 @@ _quiet_lock, _quiet_users = threading.Lock(), 0
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing that Pillow warns of (odd EXIF parts, many pixels) reaches anybody: a picture can be used, or is Refused."""
+    """Nothing that Pillow warns of (odd EXIF parts, many pixels) reaches anybody: an image can be used, or is Refused."""
     global _quiet_users
     with _quiet_lock:
         _quiet_users += 1

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import check_feature_form
-from ..errors import ConfigError, DataError, ResourceError, shown, size, warn
+from ..errors import ConfigError, DataError, ResourceError, format_bytes, printable, warn
 from .hdf5_file import CHUNK_BYTES, Hdf5File, parts_of, readable
 from .kinds import DefaultKey, RowOptions
 from .source import Source
@@ -64,7 +64,7 @@ class Hdf5Source(Source):
         try:
             with file.damage("the file"):
                 features_key = options.features_key or self._default_features(options.role)
-                self.features_name = shown(features_key)
+                self.features_name = printable(features_key)
                 self._features = self._find_features(features_key, purpose)
                 is_half = parts_of(features_key) in ([QUERIES], [KEYS])
                 self.is_pair_half = is_half and all(file.has(QUERIES, KEYS))
@@ -78,8 +78,8 @@ class Hdf5Source(Source):
                 labels,
                 ids,
                 class_names,
-                labels_name=shown(options.labels_key or ""),
-                ids_name=shown(options.ids_key),
+                labels_name=printable(options.labels_key or ""),
+                ids_name=printable(options.ids_key),
                 skip_bad_rows=options.skip_bad_rows,
                 allow_duplicate_ids=options.allow_duplicate_ids,
                 repeated_ids=options.repeated_ids or options.role == QUERIES or self.duplicate_ids,
@@ -116,7 +116,7 @@ class Hdf5Source(Source):
     def _find_features(self, key: str, purpose: str) -> Any:
         """The features, checked in all that can be told without reading a row."""
         features = self._file.find(key, "--features-key", purpose=purpose)
-        check_feature_form(features, f"{self.name}: {shown(key)}")
+        check_feature_form(features, f"{self.name}: {printable(key)}")
         self.physical_rows, self.d = features.shape
         where, stripe = self._checked(features, key, self.d * features.dtype.itemsize)
         del features  # HDF5 sets up a cache only for what nobody holds open
@@ -126,9 +126,10 @@ class Hdf5Source(Source):
         """(name of the dataset, whose rows take so many bytes; bytes of one row of chunks, 0 where they are too many)."""
         if row_bytes > CHUNK_BYTES:
             raise ResourceError(
-                f"{self.name}: one row of {shown(key)} takes {size(row_bytes)}, at most {size(CHUNK_BYTES)} can be read"
+                f"{self.name}: one row of {printable(key)} takes {format_bytes(row_bytes)}, "
+                f"at most {format_bytes(CHUNK_BYTES)} can be read"
             )
-        self._file.check_stored(dataset, shown(key))
+        self._file.check_stored(dataset, printable(key))
         stripe = dataset.chunks[0] * row_bytes if dataset.chunks else 0
         return h5py.h5i.get_name(dataset.id), stripe if stripe <= CHUNK_BYTES else 0
 
@@ -144,26 +145,29 @@ class Hdf5Source(Source):
         numbers = dataset.dtype.kind in "buif"
         if dataset.shape[:1] != (self.physical_rows,) or dataset.ndim > 2 or not (numbers or text):
             return np.broadcast_to(np.zeros((), dataset.dtype), dataset.shape)  # settle() refuses it by its form alone
-        self._file.check_stored(dataset, shown(key))
+        self._file.check_stored(dataset, printable(key))
         declared = dataset.dtype.itemsize * math.prod(dataset.shape)
         if declared > WHOLE_BYTES:
             raise ResourceError(
-                f"{self.name}: {shown(key)} declares {size(declared)}, at most {size(WHOLE_BYTES)} can be read"
+                f"{self.name}: {printable(key)} declares {format_bytes(declared)}, "
+                f"at most {format_bytes(WHOLE_BYTES)} can be read"
             )
         if text:
-            with self._file.damage(shown(key)):
+            with self._file.damage(printable(key)):
                 return np.asarray(dataset.asstr(errors="replace")[:])
         if labels and dataset.ndim == 2 and dataset.shape[1] > 1:
-            return self._file.matrix(dataset, shown(key))
-        return self._file.rows(dataset, shown(key), 0, self.physical_rows)
+            return self._file.matrix(dataset, printable(key))
+        return self._file.rows(dataset, printable(key), 0, self.physical_rows)
 
 
 def _check_pair_keys(file: Hdf5File, options: RowOptions) -> None:
     if options.labels_key is not None and not isinstance(options.labels_key, DefaultKey):
-        raise ConfigError(f"{file.name}: --labels-key {shown(options.labels_key)} names nothing: pairs have no labels")
+        raise ConfigError(
+            f"{file.name}: --labels-key {printable(options.labels_key)} names nothing: pairs have no labels"
+        )
     queries_key, comma, keys_key = (options.features_key or "queries,keys").partition(",")
     if not (queries_key and comma and keys_key):
-        raise ConfigError(f"--features-key is '{shown(queries_key)}', pairs need two datasets: queries,keys")
+        raise ConfigError(f"--features-key is '{printable(queries_key)}', pairs need two datasets: queries,keys")
 
 
 def _open_pairs(file: Hdf5File, options: RowOptions) -> PairSource:

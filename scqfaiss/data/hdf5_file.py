@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import PIECE, check_binary, dims
-from ..errors import DataError, ResourceError, shown, size
+from ..errors import DataError, ResourceError, format_bytes, printable
 from .chunks import Chunks
 from .open_file import OpenFile
 
@@ -63,7 +63,7 @@ class Hdf5File:
 
     @contextmanager
     def damage(self, part: str) -> Iterator[None]:
-        """Turns what h5py raises on damaged metadata into our words."""
+        """OptimizerStep what h5py raises on damaged metadata into our words."""
         try:
             yield
         except H5_ERRORS as error:
@@ -83,7 +83,7 @@ class Hdf5File:
             if isinstance(link, h5py.SoftLink):
                 followed += 1
                 if followed > 16:
-                    raise DataError(f"{self.name}: '{shown(key)}' is a link that leads back to itself")
+                    raise DataError(f"{self.name}: '{printable(key)}' is a link that leads back to itself")
                 node = self.root if link.path.startswith("/") else node
                 parts = parts_of(link.path) + parts
             elif link is not None:
@@ -93,28 +93,28 @@ class Hdf5File:
             else:
                 why = f", {purpose}" if purpose else ""
                 raise DataError(
-                    f"{self.name} has no dataset '{shown(key)}'{why}; {self._listing()}; choose with {option}"
+                    f"{self.name} has no dataset '{printable(key)}'{why}; {self._listing()}; choose with {option}"
                 )
         if not isinstance(node, h5py.Dataset):
             kind = type(node).__name__.lower().replace("file", "group")
             raise DataError(
-                f"{self.name}: '{shown(key)}' is a {kind}, not a dataset; {self._listing()}; choose with {option}"
+                f"{self.name}: '{printable(key)}' is a {kind}, not a dataset; {self._listing()}; choose with {option}"
             )
         if node.is_virtual:
             others = [s.file_name for s in node.virtual_sources() if s.file_name != "."]
             if others:
                 raise self._outside(key, others[0])
-            raise DataError(f"{self.name}: {shown(key)} is a virtual dataset, needs to hold the rows itself")
+            raise DataError(f"{self.name}: {printable(key)} is a virtual dataset, needs to hold the rows itself")
         if node.external:
             raise self._outside(key, node.external[0][0])
         if node.shape is None:
-            raise DataError(f"{self.name}: {shown(key)} has no shape, needs rows")
+            raise DataError(f"{self.name}: {printable(key)} has no shape, needs rows")
         if not readable(node):
-            raise DataError(f"{self.name}: {shown(key)} is of a type that is neither number nor text")
+            raise DataError(f"{self.name}: {printable(key)} is of a type that is neither number nor text")
         return node
 
     def _outside(self, key: str, other: str) -> DataError:
-        return DataError(f"{shown(key)} lies outside {self.name} ({shown(other)}); copy it in")
+        return DataError(f"{printable(key)} lies outside {self.name} ({printable(other)}); copy it in")
 
     def _listing(self) -> str:
         """'it holds emb (8, 8) float32, ...': what the user may have meant. Links to elsewhere are not followed."""
@@ -123,7 +123,7 @@ class Hdf5File:
         def note(name: str, node: Any) -> bool | None:
             if isinstance(node, h5py.Dataset):
                 form = f" {'(none)' if node.shape is None else dims(node)}" if readable(node) else " of another type"
-                datasets.append(f"{shown(name)}{form}")
+                datasets.append(f"{printable(name)}{form}")
             return True if len(datasets) > LISTED else None
 
         self.root.visititems(note)
@@ -167,8 +167,8 @@ class Hdf5File:
         chunks = dataset.chunks
         if chunks and item * math.prod(chunks) > CHUNK_BYTES:
             raise ResourceError(
-                f"{name} has chunks of {size(item * math.prod(chunks))}, at most {size(CHUNK_BYTES)} can be read; "
-                "write it again with smaller chunks"
+                f"{name} has chunks of {format_bytes(item * math.prod(chunks))}, "
+                f"at most {format_bytes(CHUNK_BYTES)} can be read; write it again with smaller chunks"
             )
         if chunks:
             of = math.prod(-(-n // c) for n, c in zip(dataset.shape, chunks))
@@ -176,7 +176,7 @@ class Hdf5File:
         else:
             of, missing = 1, int(stored == 0)
         if missing and declared > BOMB_BYTES and stored < declared / 1000:
-            raise ResourceError(f"{name} declares {size(declared)}, holds {size(stored)}")
+            raise ResourceError(f"{name} declares {format_bytes(declared)}, holds {format_bytes(stored)}")
         if missing and chunks:
             raise DataError(f"{name}: {missing:,} of {of:,} chunks were never written")
         if missing:
@@ -185,7 +185,7 @@ class Hdf5File:
         filters = [plan.get_filter(k) for k in range(plan.get_nfilters())]
         for code, _, _, title in filters:
             if not h5py.h5z.filter_avail(code):
-                title = f" ({shown(title)})" if title else ""
+                title = f" ({printable(title)})" if title else ""
                 raise DataError(f"{name} is packed by HDF5 filter {code}{title}, which is not installed here; use gzip")
         if h5py.h5z.FILTER_FLETCHER32 not in [f[0] for f in filters]:
             self.unsealed.append(key)

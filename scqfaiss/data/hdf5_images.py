@@ -9,7 +9,7 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 
 from ..arrays import dims
-from ..errors import DataError, shown
+from ..errors import DataError, printable
 from .hdf5 import Hdf5Source
 from .hdf5_file import Hdf5File
 from .kinds import RowOptions
@@ -37,7 +37,7 @@ class Hdf5Images(Hdf5Source):
         padded = images.ndim == 2 and images.dtype == np.uint8
         if not (images.ndim == 1 and (self._varying or plain)) and not padded:
             raise DataError(
-                f"{self.name}: {shown(key)} is {dims(images)}, needs (n,) encoded pictures: uint8 of variable length, "
+                f"{self.name}: {printable(key)} is {dims(images)}, needs (n,) encoded images: uint8 of variable length, "
                 "opaque or bytes"
             )
         self.physical_rows, self.d = len(images), 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..arrays import Ints, as_ids
-from ..errors import DataError, shown
+from ..errors import DataError, printable
 from . import HDF5_ENDINGS, open_rows
 from .kinds import IDS
 from .open_file import OpenFile
@@ -28,12 +28,12 @@ def read_ids(given: str | os.PathLike[str], ids_key: str = IDS) -> Ints:
     text = os.fspath(given)
     if _INLINE.fullmatch(text):
         return _parsed(text, "ids")
-    name, ending = shown(given), Path(text).suffix.lower()
+    name, ending = printable(given), Path(text).suffix.lower()
     if ending in HDF5_ENDINGS:
         with open_rows(text, labels_key=None, ids_key=ids_key, allow_duplicate_ids=True) as source:
             if not source.has_ids:
                 raise DataError(
-                    f"{name} has no ids, and its row numbers are none; name their dataset '{shown(ids_key)}'"
+                    f"{name} has no ids, and its row numbers are none; name their dataset '{printable(ids_key)}'"
                 )
             return source.ids
     file = OpenFile(text)
@@ -59,6 +59,6 @@ def _parsed(text: str, name: str) -> Ints:
     for number, word in enumerate(words):
         if not (word.isascii() and word.isdecimal()) or len(word) > 19 or int(word) >= 1 << 63:
             raise DataError(
-                f"{name}: entry {number + 1:,} is '{shown(word[:40])}', needs an id (0 to {(1 << 63) - 1:,})"
+                f"{name}: entry {number + 1:,} is '{printable(word[:40])}', needs an id (0 to {(1 << 63) - 1:,})"
             )
     return np.array([int(word) for word in words], np.int64)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Ints, class_text
-from ..errors import DataError, shown, warn
+from ..errors import DataError, printable, warn
 from .classes import class_key, in_order
 from .image_labels import Item, classes_of
 from .kinds import IMAGE_ENDINGS
@@ -17,7 +17,7 @@ from .open_file import OpenFile
 
 MAX_ID = (1 << 63) - 1
 
-# What systems leave beside pictures, in small letters; also passed over: all names with a leading dot.
+# What systems leave beside images, in small letters; also passed over: all names with a leading dot.
 _LEFT_BY_SYSTEMS = {
     *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r"),
     *("__macosx", "@eadir", "$recycle.bin", "system volume information"),
@@ -26,7 +26,7 @@ _LEFT_BY_SYSTEMS = {
 
 @dataclass(frozen=True)
 class Listing:
-    """Pictures by name, in order: n names relative to `root`, and what is known of them.
+    """Images by name, in order: n names relative to `root`, and what is known of them.
 
     Either `classes`, which names the class folder that each lies in, or `items`, a line of the list `list_name` each.
     """
@@ -40,7 +40,7 @@ class Listing:
     single: bool = False  # the path itself is the image
 
     def facts(self, rows: Ints | None = None) -> tuple[Any, tuple[str, ...] | None, Ints | None]:
-        """Of the pictures `rows`, or all, as if there were no others: class numbers (n,) or a matrix (n, C) of 0 and 1,
+        """Of the images `rows`, or all, as if there were no others: class numbers (n,) or a matrix (n, C) of 0 and 1,
         names of classes, ids (n,); None where they are not given."""
         kept = range(len(self.names)) if rows is None else rows.tolist()
         by_name = _numbers([self.names[k] for k in kept])
@@ -59,20 +59,22 @@ def list_folder(path: str | os.PathLike[str]) -> Listing:
     leading dot, and what systems leave in folders (Thumbs.db, __MACOSX), are passed over. Links are followed, but no link
     to a folder that holds the link itself or that another link led to: such a link counts as a file, which cannot be read
     then. Where all names are different whole numbers (0017.jpg), these are the ids. Beside class folders, files with
-    another ending than a picture's are passed over with a warning. Raises DataError on pictures there, on two folders of
+    another ending than an image's are passed over with a warning. Raises DataError on images there, on two folders of
     one number, and on a folder that may not be listed.
     """
     root = os.fspath(path)
     followed: set[str] = set()
     folders, names = _entries(root, "", followed)
     if folders and names:
-        pictures = [name for name in names if name.lower().endswith(IMAGE_ENDINGS)]
-        if pictures:
+        images = [name for name in names if name.lower().endswith(IMAGE_ENDINGS)]
+        if images:
             raise DataError(
-                f"{shown(path)} holds {counted(pictures, 'picture')} beside {counted(folders, 'folder')} "
-                f"({shown(min(pictures))} beside {shown(min(folders))}); needs a folder for each class, or files alone"
+                f"{printable(path)} holds {counted(images, 'image')} beside {counted(folders, 'folder')} "
+                f"({printable(min(images))} beside {printable(min(folders))}); needs a folder for each class, or files alone"
             )
-        warn(f"{shown(path)}: passed over {counted(names, 'file')} beside class folders (first: {shown(min(names))})")
+        warn(
+            f"{printable(path)}: passed over {counted(names, 'file')} beside class folders (first: {printable(min(names))})"
+        )
         names = []
     todo = list(folders)
     while todo:
@@ -82,7 +84,7 @@ def list_folder(path: str | os.PathLike[str]) -> Listing:
     names.sort()
     if not folders:
         return Listing(root, names)
-    class_of = _class_folders(folders, shown(path))
+    class_of = _class_folders(folders, printable(path))
     class_names = tuple(in_order(set(class_of.values())))
     number = {name: c for c, name in enumerate(class_names)}
     classes = np.array([number[class_of[name.partition("/")[0]]] for name in names], np.int64)
@@ -94,14 +96,16 @@ def _class_folders(folders: list[str], name: str) -> dict[str, str]:
 
     Raises DataError where two folders name one class in any other way.
     """
-    class_of = {folder: class_text(shown(folder)) for folder in folders}
+    class_of = {folder: class_text(printable(folder)) for folder in folders}
     first: dict[str, str] = {}
     for folder in sorted(folders):
         other = first.setdefault(class_key(class_of[folder]), folder)
         if other == folder:
             continue
         if class_of[other] != class_of[folder]:
-            raise DataError(f"{name}: class folders {shown(other)} and {shown(folder)} are one number; rename one")
+            raise DataError(
+                f"{name}: class folders {printable(other)} and {printable(folder)} are one number; rename one"
+            )
         if class_text(other) != class_text(folder):
             raise DataError(f"{name}: names of class folders cannot be told apart in print; rename them")
         warn(f"{name}: two folders are called {class_of[folder]}, in two forms of Unicode; they are taken as one class")
@@ -124,7 +128,7 @@ def _entries(root: str, folder: str, followed: set[str]) -> tuple[list[str], lis
                     name = f"{folder}/{entry.name}" if folder else entry.name
                     (folders if _leads_to_folder(entry, here, followed) else files).append(name)
     except OSError as error:
-        raise DataError(f"{shown(here)}: this folder cannot be listed ({os.strerror(error.errno or 0)})") from error
+        raise DataError(f"{printable(here)}: this folder cannot be listed ({os.strerror(error.errno or 0)})") from error
     return folders, files
 
 
@@ -153,7 +157,7 @@ def _numbers(names: list[str]) -> Ints | None:
 
 
 def list_one(path: str | os.PathLike[str]) -> Listing:
-    """One picture. Raises ConfigError where there is no such file, DataError where it is none that can be read."""
+    """One image. Raises ConfigError where there is no such file, DataError where it is none that can be read."""
     OpenFile(path).release()
     root, name = os.path.split(os.fspath(path))
     return Listing(root, [name], single=True)

@@ -1,4 +1,4 @@
-"""Labels of a list of pictures: what its lines say, made into class numbers or a matrix, and what looks like another form."""
+"""Labels of a list of images: what its lines say, made into class numbers or a matrix, and what looks like another form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import MAX_CLASSES, class_text
-from ..errors import DataError, ResourceError, shown, size, warn
+from ..errors import DataError, ResourceError, format_bytes, printable, warn
 from .classes import class_key, in_order
 
 LABEL_BYTES = 8 << 30  # largest matrix of labels
@@ -108,7 +108,7 @@ def _check_pairs(labelled: Sequence[Item], name: str) -> None:
             "the numbers of its ones"
         )
     if len(labelled) > 1:
-        warn(f"{name}: all pictures have the labels {', '.join(map(str, next(iter(pairs))))}: taken as classes 0 and 1")
+        warn(f"{name}: all images have the labels {', '.join(map(str, next(iter(pairs))))}: taken as classes 0 and 1")
 
 
 def _say_separators(labelled: Sequence[Item], name: str) -> None:
@@ -128,8 +128,8 @@ def _say_separators(labelled: Sequence[Item], name: str) -> None:
         separator = SEPARATORS.get(mark, "a blank between numbers")
         several = "a list as JSON holds them, or text with ; between in .csv"
         warn(
-            f"{name}: label '{shown(label[:40])}' (line {line:,}; {len(labels):,} such) holds {separator} and is taken as one "
-            f"class; several labels are {several}"
+            f"{name}: label '{printable(label[:40])}' (line {line:,}; {len(labels):,} such) holds {separator} and is taken "
+            f"as one class; several labels are {several}"
         )
 
 
@@ -154,7 +154,7 @@ def classes_of(items: Sequence[Item], name: str) -> tuple[Any, tuple[str, ...] |
     C = 1 + max(max(numbers) for numbers in classes if numbers)
     if len(items) * C > LABEL_BYTES:
         raise ResourceError(
-            f"{name}: labels need a matrix of {size(len(items) * C)}, at most {size(LABEL_BYTES)} can be held"
+            f"{name}: labels need a matrix of {format_bytes(len(items) * C)}, at most {format_bytes(LABEL_BYTES)} can be held"
         )
     y = np.zeros((len(items), C), np.uint8)
     rows = np.repeat(np.arange(len(items)), [len(numbers) for numbers in classes])
@@ -163,4 +163,4 @@ def classes_of(items: Sequence[Item], name: str) -> tuple[Any, tuple[str, ...] |
 
 
 def _named(label: Any) -> str:
-    return class_text(shown(str(label)))
+    return class_text(printable(str(label)))

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import DataError, ResourceError, shown, size, warn
+from ..errors import DataError, ResourceError, format_bytes, printable, warn
 from ..files import parse_json
 from .image_files import MAX_ID, Listing, counted, ids_of
 from .image_labels import Item, check_labels
@@ -22,15 +22,15 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 def list_file(path: str | os.PathLike[str], *, labels_key: str | None = "labels", ids_key: str = "ids") -> Listing:
-    """The pictures that a list names, in its order, paths being relative to its folder.
+    """The images that a list names, in its order, paths being relative to its folder.
 
     .csv (UTF-8, a header first) has a column `path`, and may have `labels` (or `label`; several apart by ;) and `ids` (or
     `id`). .jsonl holds an object on each line, with the same keys; labels are a name, a number or a list. Whole numbers are
-    class numbers; names are sorted into classes. Labels come out as (n,) where each picture has one, else as a matrix.
+    class numbers; names are sorted into classes. Labels come out as (n,) where each image has one, else as a matrix.
     labels_key and ids_key: columns of other names; labels_key=None leaves labels unread. Raises ConfigError where there is
     no such file, ResourceError on more than can be read whole, DataError that names the line on anything malformed.
     """
-    name = shown(path)
+    name = printable(path)
     wanted = _Columns(name, labels_key, ids_key)
     raw = _as_utf8(_read(path), name)
     lines = _csv_items(raw, wanted) if os.fspath(path).lower().endswith(".csv") else _json_items(raw, wanted)
@@ -70,7 +70,9 @@ def found_path(root: str, path: str, where: str) -> str:
     if ("\\" not in path and path.isascii() and not _DRIVE.match(path)) or os.path.lexists(os.path.join(root, path)):
         return path
     if _DRIVE.match(path):
-        raise DataError(f"{where}: {shown(path)} is a path of Windows; write paths relative to the folder of the list")
+        raise DataError(
+            f"{where}: {printable(path)} is a path of Windows; write paths relative to the folder of the list"
+        )
     plain = path.replace("\\", "/")
     for form in (plain, unicodedata.normalize("NFC", plain), unicodedata.normalize("NFD", plain)):
         if os.path.lexists(os.path.join(root, form)):
@@ -79,7 +81,7 @@ def found_path(root: str, path: str, where: str) -> str:
 
 
 def _say_repeated(root: str, names: list[str], items: list[Item], name: str) -> None:
-    """Warn of pictures that stand on several lines: each line is a picture of its own."""
+    """Warn of images that stand on several lines: each line is an image of its own."""
     first: dict[str, int] = {}
     repeated: dict[str, tuple[int, int]] = {}
     for path, item in zip(names, items):
@@ -87,11 +89,13 @@ def _say_repeated(root: str, names: list[str], items: list[Item], name: str) -> 
         if line != item.line:
             repeated.setdefault(path, (line, item.line))
     if repeated:
-        lines = [f"{shown(os.path.relpath(path, root))} on lines {a:,} and {b:,}" for path, (a, b) in repeated.items()]
+        lines = [
+            f"{printable(os.path.relpath(path, root))} on lines {a:,} and {b:,}" for path, (a, b) in repeated.items()
+        ]
         warn(
-            f"{name}: {counted(lines, 'picture')} {'stands' if len(lines) == 1 else 'stand'} on more than one line "
-            f"({', '.join(lines[:5])}{', ...' if len(lines) > 5 else ''}): each line counts as a picture of its own; several "
-            "labels of one picture belong on one line"
+            f"{name}: {counted(lines, 'image')} {'stands' if len(lines) == 1 else 'stand'} on more than one line "
+            f"({', '.join(lines[:5])}{', ...' if len(lines) > 5 else ''}): each line counts as an image of its own; several "
+            "labels of one image belong on one line"
         )
 
 
@@ -116,13 +120,13 @@ class _Columns:
         for key in ["path", *self._needed]:
             if key not in keys:
                 raise DataError(
-                    f"{self.name}: line {line:,} has no '{shown(key or '')}'; "
-                    f"it has {', '.join(shown(k) for k in keys[:8]) or 'nothing'}{_advice(keys)}"
+                    f"{self.name}: line {line:,} has no '{printable(key or '')}'; "
+                    f"it has {', '.join(printable(k) for k in keys[:8]) or 'nothing'}{_advice(keys)}"
                 )
         columns = [[key for key in wanted if key in keys] for wanted in (self._labels, self._ids)]
         for key in ("path", *columns[0], *columns[1]):
             if keys.count(key) > 1:
-                raise DataError(f"{self.name}: line {line:,} has '{shown(key)}' twice")
+                raise DataError(f"{self.name}: line {line:,} has '{printable(key)}' twice")
         for synonyms in columns:
             if len(synonyms) > 1:
                 raise DataError(f"{self.name}: line {line:,} has both '{synonyms[0]}' and '{synonyms[1]}'")
@@ -158,7 +162,7 @@ def _csv_items(raw: bytes, wanted: _Columns) -> Iterator[Item]:
     except DataError as error:
         fields = header if all(map(_is_number, header)) else next(rows, (0, []))[1]
         if fields and all(map(_is_number, fields)):
-            raise DataError(f"{error}; a .csv lists pictures, rows of numbers need .npy or .h5") from None
+            raise DataError(f"{error}; a .csv lists images, rows of numbers need .npy or .h5") from None
         raise
     for line, fields in rows:
         if len(fields) != len(header):
@@ -192,7 +196,7 @@ def _csv_rows(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
 def _csv_labels(field: str, name: str, line: int) -> list[str]:
     words = [word.strip() for word in field.split(";")] if field.strip() else []
     if not all(words):
-        raise DataError(f"{name}: line {line:,}: '{shown(field[:40])}' holds an empty label")
+        raise DataError(f"{name}: line {line:,}: '{printable(field[:40])}' holds an empty label")
     return words
 
 
@@ -231,7 +235,7 @@ def _json_labels(given: list[Any], name: str, line: int) -> list[int] | list[str
 
 
 def _no_id(name: str, line: int, word: Any) -> DataError:
-    return DataError(f"{name}: line {line:,}: '{shown(str(word)[:40])}' is no id (0 to {MAX_ID:,})")
+    return DataError(f"{name}: line {line:,}: '{printable(str(word)[:40])}' is no id (0 to {MAX_ID:,})")
 
 
 def _line(raw: bytes, at: int) -> int:
@@ -242,7 +246,9 @@ def _read(path: str | os.PathLike[str]) -> bytes:
     file = OpenFile(path)
     try:
         if file.size > LIST_BYTES:
-            raise ResourceError(f"{file.name} has {size(file.size)}, a list may have at most {size(LIST_BYTES)}")
+            raise ResourceError(
+                f"{file.name} has {format_bytes(file.size)}, a list may have at most {format_bytes(LIST_BYTES)}"
+            )
         content = file.read()
     except BaseException:
         file.release()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Ints
-from ..errors import ConfigError, DataError, ScqError, shown, suggestion, warn
+from ..errors import ConfigError, DataError, ScqError, printable, suggestion, warn
 from ..modality import IMAGES
 from .decoding import FITS, Fault, Refused, decode, prove, quiet
 from .image_files import Listing, list_folder, list_one
@@ -70,18 +70,18 @@ def _may_repeat(options: RowOptions) -> bool:
 
 
 class ImageSource(ItemSource):
-    """n pictures as (3, size, size) uint8, with optional labels and ids.
+    """n images as (3, size, size) uint8, with optional labels and ids.
 
     Either files of a Listing (a folder, a list, one file) or rows of an HDF5 file. options.workers: threads that decode, at
     most; 0 for one a core.
 
-    A picture that cannot be used stops the work with DataError, which counts all such; with skip_bad_rows all are decoded
+    An image that cannot be used stops the work with DataError, which counts all such; with skip_bad_rows all are decoded
     once here, and those left out.
     """
 
     modality = IMAGES
     named = True
-    features_name = "pictures"
+    features_name = "images"
     size = DEFAULT_SIZE
     fit = FITS[0]
     block_items = BLOCK_IMAGES
@@ -96,7 +96,7 @@ class ImageSource(ItemSource):
         import PIL  # noqa: F401  its absence is told before any image is read
 
         self.workers = options.workers or len(os.sched_getaffinity(0))
-        self.path, self.name = os.fspath(path), shown(path)
+        self.path, self.name = os.fspath(path), printable(path)
         self._threads: ThreadPoolExecutor | None = None
         self._useful: dict[str, int] = {}  # threads, by what they do
         self._proven, self._single = False, listing is not None and listing.single
@@ -129,9 +129,9 @@ class ImageSource(ItemSource):
     def shaped(self, size: int, fit: str) -> None:
         """What read, take and blocks give from now on: `size` pixels a side, made by `fit`. Raises ConfigError."""
         if not 1 <= size <= MAX_SIZE:
-            raise ConfigError(f"pictures of size={size}, needs 1 to {MAX_SIZE:,} pixels")
+            raise ConfigError(f"images of size={size}, needs 1 to {MAX_SIZE:,} pixels")
         if fit not in FITS:
-            raise ConfigError(f"fit is '{shown(fit)}', needs one of {', '.join(FITS)}{suggestion(fit, FITS)}")
+            raise ConfigError(f"fit is '{printable(fit)}', needs one of {', '.join(FITS)}{suggestion(fit, FITS)}")
         self.size, self.fit = size, fit
         self._useful.pop("decode", None)
 
@@ -156,7 +156,7 @@ class ImageSource(ItemSource):
         return self._store.called(physical)
 
     def digest(self, rows: Ints | None = None) -> str:
-        """SHA-256 over the SHA-256 of each picture as it is stored, in order: `rows`, or all. Nothing is decoded."""
+        """SHA-256 over the SHA-256 of each image as it is stored, in order: `rows`, or all. Nothing is decoded."""
         kept = self._physical(np.arange(len(self)) if rows is None else np.asarray(rows, np.int64))
         whole = hashlib.sha256()
         for i in range(0, len(kept), PIECE):
@@ -168,7 +168,7 @@ class ImageSource(ItemSource):
         return whole.hexdigest()
 
     def prove(self) -> None:
-        """Decode every picture once. Raises DataError that counts those that cannot be used."""
+        """Decode every image once. Raises DataError that counts those that cannot be used."""
         if not self._proven:
             if bad := self._bad():
                 raise self._account(bad)
@@ -182,7 +182,7 @@ class ImageSource(ItemSource):
 
     # ---- the work of the threads
     def _decoded(self, kept: Ints) -> Images:
-        """Physical pictures `kept`; each is decoded once, however often it stands there."""
+        """Physical images `kept`; each is decoded once, however often it stands there."""
         which, order = np.unique(kept, return_inverse=True)
         out = np.empty((len(which), 3, self.size, self.size), np.uint8)
 
@@ -221,15 +221,15 @@ class ImageSource(ItemSource):
 
     def _each(self, kind: str, work: Callable[[int], T], numbers: Ints) -> list[T]:
         """[work(k) for k in numbers], by as many threads as are of use for `what`. What one of them raises is raised."""
-        with quiet():  # here once, so that filters do not come and go with every picture
+        with quiet():  # here once, so that filters do not come and go with every image
             done = self._try(kind, work, numbers[:TRIED]) if kind not in self._useful else []
             left = numbers[len(done) :]
             threads = min(self._useful[kind], len(left)) if len(left) else 1
             if threads <= 1:
                 return done + [work(int(k)) for k in left]
             if self._threads is None:
-                self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="pictures")
-            # Several shares for each thread, because some pictures take longer; not one for each, because handing over costs.
+                self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="images")
+            # Several shares for each thread, because some images take longer; not one for each, because handing over costs.
             shares = list(enumerate(np.array_split(left, min(len(left), 4 * threads))))
             parts: list[list[T]] = [[] for _ in shares]
             waiting = iter(shares)  # from which each thread takes the next
@@ -247,7 +247,7 @@ class ImageSource(ItemSource):
     def _try(self, kind: str, work: Callable[[int], T], numbers: Ints) -> list[T]:
         """[work(k) for k in numbers], and how many threads are of use for more: only one at a time can run Python.
 
-        Small pictures are decoded in less time than it takes to open them; more threads would only make each other wait.
+        Small images are decoded in less time than it takes to open them; more threads would only make each other wait.
         """
         done, seconds = [], []
         for k in numbers:
@@ -258,9 +258,9 @@ class ImageSource(ItemSource):
             self._useful[kind] = min(self.workers, max(1, int(median(seconds[1:] or seconds) / LOCKED)))
         return done
 
-    # ---- pictures that cannot be used
+    # ---- images that cannot be used
     def _bad(self) -> dict[int, Fault]:
-        """Every physical picture that cannot be used, in order."""
+        """Every physical image that cannot be used, in order."""
         bad: dict[int, Fault] = {}
         for i in range(0, self.physical_rows, PIECE):
             piece = np.arange(i, min(i + PIECE, self.physical_rows))
@@ -273,7 +273,7 @@ class ImageSource(ItemSource):
         if not bad:
             return
         self.dropped = len(bad)
-        names = [shown(self._store.called(k)) for k in list(bad)[:LEFT_OUT]]
+        names = [printable(self._store.called(k)) for k in list(bad)[:LEFT_OUT]]
         more = f" and {len(bad) - LEFT_OUT:,} more" if len(bad) > LEFT_OUT else ""
         self._keep(np.setdiff1d(np.arange(self.physical_rows), list(bad)))
         warn(
@@ -282,13 +282,13 @@ class ImageSource(ItemSource):
         )
 
     def _account(self, bad: dict[int, Fault]) -> DataError:
-        """The error for pictures that cannot be used, told by their physical numbers."""
+        """The error for images that cannot be used, told by their physical numbers."""
         first, fault = next(iter(bad.items()))
         if self._single:
             return DataError(f"{self.name} cannot be used: {fault}")
         return DataError(
             f"{self.name}: {len(bad):,} of {self.physical_rows:,} {self._store.unit} cannot be used: {_kinds(bad)} "
-            f"(first: {shown(self._store.called(first))}: {fault}); --skip-bad-rows leaves them out"
+            f"(first: {printable(self._store.called(first))}: {fault}); --skip-bad-rows leaves them out"
         )
 
     def _count_bad_rows(self) -> DataError:
@@ -307,5 +307,5 @@ def _emptied_on_error(waiting: Iterator[Any]) -> Iterator[None]:
 
 
 def _kinds(bad: dict[int, Fault]) -> str:
-    """'10 damaged, 8 no picture': how many of each kind."""
+    """'10 damaged, 8 no image': how many of each kind."""
     return ", ".join(f"{n:,} {kind}" for kind, n in sorted(Counter(fault.kind for fault in bad.values()).items()))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ConfigError, shown
+from ..errors import ConfigError, printable
 from ..files import open_descriptor
 from ..modality import REGISTRY, Reader
 
@@ -28,7 +28,7 @@ ROW_READERS = (
 FOLDER = Reader(
     (),
     "scqfaiss.data.images:open_folder",
-    no_keys="a folder of pictures takes classes from its sub-folders and ids from file names",
+    no_keys="a folder of images takes classes from its sub-folders and ids from file names",
 )
 IMAGE_READERS = (
     FOLDER,
@@ -36,9 +36,9 @@ IMAGE_READERS = (
         LIST_ENDINGS,
         "scqfaiss.data.images:open_list",
         keys=("labels_key", "ids_key"),
-        no_keys="a list of pictures has columns of labels and ids alone",
+        no_keys="a list of images has columns of labels and ids alone",
     ),
-    Reader(IMAGE_ENDINGS, "scqfaiss.data.images:open_one", no_keys="a picture has none"),
+    Reader(IMAGE_ENDINGS, "scqfaiss.data.images:open_one", no_keys="an image has none"),
 )
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -110,7 +110,7 @@ def _by_ending(path: Path) -> Reader | None:
 def check_kind(path: str | os.PathLike[str]) -> None:
     """Raise ConfigError unless `path` exists and its ending is that of a kind of rows; nothing is read but its first bytes."""
     path = Path(path)
-    name, ending = shown(path), path.suffix.lower()
+    name, ending = printable(path), path.suffix.lower()
     if path.is_dir():
         _check_folder(path)
         return
@@ -128,17 +128,17 @@ def check_kind(path: str | os.PathLike[str]) -> None:
     if start == _SIGNATURE:
         how = "; it is an HDF5 file: give it the ending .h5 (MATLAB stores matrices transposed: features are (n, d))"
     raise ConfigError(
-        f"{name}: ending '{shown(ending)}' is unknown, needs one of {known}, or pictures: a folder, .csv, .jsonl, .jpg ...{how}"
+        f"{name}: ending '{printable(ending)}' is unknown, needs one of {known}, or images: a folder, .csv, .jsonl, .jpg ...{how}"
     )
 
 
 def _check_folder(path: Path) -> None:
-    """A folder holds pictures. Raise ConfigError where it holds files of rows instead."""
+    """A folder holds images. Raise ConfigError where it holds files of rows instead."""
     endings = [Path(entry.name).suffix.lower() for entry in os.scandir(path) if not entry.name.startswith(".")]
     pieces = [ending for ending in endings if ending in (*HDF5_ENDINGS, *VECS_ENDINGS)]
     if pieces and len(pieces) == len(endings):
         raise ConfigError(
-            f"{shown(path)}: a folder holds pictures, this one holds {len(pieces):,} files of rows ({pieces[0]}); "
+            f"{printable(path)}: a folder holds images, this one holds {len(pieces):,} files of rows ({pieces[0]}); "
             "join them into one file"
         )
 
@@ -150,6 +150,6 @@ def check_keys(path: str | os.PathLike[str], reader: Reader, options: RowOptions
         if key is not None and not isinstance(key, DefaultKey) and option not in reader.keys:
             kind = reader.no_keys.format(Path(path).suffix.lower())
             raise ConfigError(
-                f"{shown(path)}: --{option.replace('_', '-')} {shown(key)} names nothing: {kind}; "
+                f"{printable(path)}: --{option.replace('_', '-')} {printable(key)} names nothing: {kind}; "
                 "HDF5 files (.h5) have features, labels and ids under any name"
             )

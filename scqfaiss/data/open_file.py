@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, DataError, shown
+from ..errors import ConfigError, DataError, printable
 from ..files import NotRegular, open_descriptor
 
 
@@ -21,7 +21,7 @@ class OpenFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.name = shown(path)
+        self.name = printable(path)
         try:
             self._fd = open_descriptor(path)
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL byte in the name

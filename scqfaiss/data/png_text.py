@@ -1,7 +1,7 @@
-"""PNG files whose texts or colour profile are larger than Pillow takes: the same picture without them.
+"""PNG files whose texts or colour profile are larger than Pillow takes: the same image without them.
 
 Pillow refuses such files as a whole, so that no small file unpacks to gigabytes. Their pixels are sound, and of all notes
-only those that say how the picture is turned are looked at here.
+only those that say how the image is turned are looked at here.
 """
 
 from __future__ import annotations

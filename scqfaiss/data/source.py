@@ -65,7 +65,7 @@ class Source(ABC):
         """Release the file and raise DataError if it was changed while it was read. May be called twice."""
 
     @property
-    def pictures(self) -> bool:
+    def images(self) -> bool:
         """Whether items are no rows of features, so that only a model that has an encoder for them can take them."""
         return self.modality.needs_encoder
 
@@ -155,11 +155,13 @@ class Source(ABC):
                 warn(f"{self.name}: left out {self.dropped:,} of {len(bad):,} rows that are not finite")
 
     def _keep(self, rows: Ints) -> None:
-        """Go on with these rows alone, rising."""
+        """Go on with these rows alone, ascending."""
         self._kept = rows if self._kept is None else self._kept[rows]
         if self.labels is not None:
             self.labels = self.labels.take(rows)
-            if self.labels.class_names is None and not self.labels.many:  # a row left out says nothing of the classes
+            if (
+                self.labels.class_names is None and not self.labels.multilabel
+            ):  # a row left out says nothing of the classes
                 self.labels = Labels(self.labels.y, 1 + int(self.labels.y.max(initial=-1)))
         self._ids = self._ids[rows] if self._ids is not None else None
 
@@ -206,7 +208,7 @@ class Source(ABC):
             return np.ascontiguousarray(x, np.float32)
 
     def _fetch_kept(self, kept: Ints) -> NDArray[Any]:
-        """Physical rows `kept`, rising; never more than a block at a time, however long the runs between them are."""
+        """Physical rows `kept`, ascending; never more than a block at a time, however long the runs between them are."""
         parts = []
         while len(kept):
             first = int(kept[0])

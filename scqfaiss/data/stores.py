@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import numpy as np
 
 from ..arrays import Ints
-from ..errors import DataError, ResourceError, shown, size
+from ..errors import DataError, ResourceError, format_bytes, printable
 from ..files import NotRegular, open_descriptor
 from .decoding import Refused
 
@@ -23,12 +23,12 @@ FILE_BYTES = 1 << 30  # some decoders read a file whole
 
 
 class Store(Protocol):
-    """Where encoded pictures lie, by number."""
+    """Where encoded images lie, by number."""
 
     unit: str  # what messages call several of them
 
     def called(self, k: int) -> str:
-        """The name of picture k."""
+        """The name of image k."""
 
     def opened(self, k: int) -> AbstractContextManager[BinaryIO]:
         """Image k, open for reading. Raises Refused; DataError where it is not what it was when read before."""
@@ -37,7 +37,7 @@ class Store(Protocol):
 
 
 class FileStore:
-    """Pictures as files. Each is opened for as long as it is read; how it looked then is kept, to compare."""
+    """Images as files. Each is opened for as long as it is read; how it looked then is kept, to compare."""
 
     unit = "files"
 
@@ -58,7 +58,9 @@ class FileStore:
             if not before[2]:
                 raise Refused("empty", "it has 0 bytes")
             if before[2] > FILE_BYTES:
-                raise Refused("too large", f"it has {size(int(before[2]))}, at most {size(FILE_BYTES)} are read")
+                raise Refused(
+                    "too large", f"it has {format_bytes(int(before[2]))}, at most {format_bytes(FILE_BYTES)} are read"
+                )
             try:
                 yield f
             finally:
@@ -71,7 +73,7 @@ class FileStore:
         try:
             return open_descriptor(os.path.join(self._root, self._names[k]))
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # says nothing about the picture
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # says nothing about the image
                 raise ResourceError(f"{self._name}: cannot open its files ({os.strerror(error.errno)})") from error
             if self._before[k].any():
                 raise self._changed(k) from error
@@ -79,7 +81,7 @@ class FileStore:
             raise Refused("unreadable", why) from error
 
     def _changed(self, k: int) -> DataError:
-        return DataError(f"{self._name}: {shown(self._names[k])} was changed or removed while it was in use")
+        return DataError(f"{self._name}: {printable(self._names[k])} was changed or removed while it was in use")
 
     def close(self) -> None:
         pass
@@ -93,9 +95,9 @@ def _identity(fd: int) -> Ints:
 
 
 class Hdf5Store:
-    """Pictures inside an HDF5 file."""
+    """Images inside an HDF5 file."""
 
-    unit = "pictures"
+    unit = "images"
 
     def __init__(self, file: Hdf5Images) -> None:
         self._file = file

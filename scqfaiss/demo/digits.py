@@ -1,6 +1,6 @@
 """`scqfaiss demo`: the whole way on handwritten digits that ship inside the package, and one table.
 
-Pictures: UCI Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998, CC BY 4.0); see tools/make_digits.py.
+Images: UCI Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998, CC BY 4.0); see tools/make_digits.py.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from ..arrays import Floats, Labels
 from ..data import Source, open_rows
 from ..data.writing import write_hits, write_rows
-from ..errors import IndexFileError, ScqWarning, WriteError, shown
+from ..errors import IndexFileError, ScqWarning, WriteError, printable
 from ..evaluation.galleries import evaluate
 from ..evaluation.ranking import Relevance, measure, measure_vectors
-from ..files import reserve
+from ..files import atomic_write
 from ..galleries.exporting import export_file
 from ..galleries.gallery import open_gallery
 from ..model import Model
@@ -43,22 +43,23 @@ def run(folder: Path, say: Callable[[str], Any], progress: Meter) -> list[Row]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WriteError(f"{shown(folder)}: cannot make this folder ({error.strerror})") from error
-    with reserve(folder / "results.json") as slot:  # the last file, and what a signal goes by
+        raise WriteError(f"{printable(folder)}: cannot make this folder ({error.strerror})") from error
+    with atomic_write(folder / "results.json") as output:  # the last file, and what a signal goes by
         rows = rows_of_table(folder, say, progress)
         say(table(rows))
         seconds = time.monotonic() - started
         text = json.dumps({"rows": rows, "seconds": round(seconds, 1), "faiss": faiss.__version__}, indent=1)
-        slot.write(lambda f: f.write(text.encode() + b"\n"))
+        output.write(lambda f: f.write(text.encode() + b"\n"))
     say(
-        f"\n{seconds:.0f} seconds. In {shown(folder)}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))}"
+        f"\n{seconds:.0f} seconds. In {printable(folder)}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))}"
     )
     say("\nNext, type:")
-    say(f"  scqfaiss info {shown(folder)}/gallery.faissindex")
+    say(f"  scqfaiss info {printable(folder)}/gallery.faissindex")
     say(
-        f"  scqfaiss search {shown(folder)}/gallery.faissindex {shown(folder)}/query.h5 --model {shown(folder)}/model.safetensors"
+        f"  scqfaiss search {printable(folder)}/gallery.faissindex {printable(folder)}/query.h5 "
+        f"--model {printable(folder)}/model.safetensors"
     )
-    say(f"  scqfaiss train {shown(folder)}/train.h5 -o mine.safetensors --bits 24")
+    say(f"  scqfaiss train {printable(folder)}/train.h5 -o mine.safetensors --bits 24")
     return rows
 
 
@@ -97,8 +98,8 @@ def write_parts(folder: Path) -> dict[str, tuple[Floats, Labels, NDArray[np.int6
             with open_rows(path, features_key=keys[0], labels_key=keys[1], ids_key=keys[2]) as source:
                 out[name] = _arrays(source)
     for name, (x, labels, ids) in out.items():
-        with reserve(folder / f"{name}.h5") as slot:
-            slot.write(lambda f: write_rows(f, x.astype(np.float16), labels.y, ids))  # noqa: B023
+        with atomic_write(folder / f"{name}.h5") as output:
+            output.write(lambda f: write_rows(f, x.astype(np.float16), labels.y, ids))  # noqa: B023
     return out
 
 
@@ -201,8 +202,8 @@ def search_with_faiss_alone(folder: Path, xq: Floats) -> None:
     ours = open_gallery(folder / "gallery.faissindex", model=model).search(xq, 10)
     if not (np.array_equal(D, ours[0]) and np.array_equal(I, ours[1])):
         raise IndexFileError("gallery.faissindex: plain FAISS and scqfaiss answer differently")
-    with reserve(folder / "hits.h5") as slot:
-        slot.write(lambda f: write_hits(f, D, I, np.arange(len(xq))))
+    with atomic_write(folder / "hits.h5") as output:
+        output.write(lambda f: write_hits(f, D, I, np.arange(len(xq))))
 
 
 def table(rows: list[Row]) -> str:

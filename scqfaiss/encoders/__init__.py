@@ -1,6 +1,6 @@
-"""Encoders: what turns a row of features, or a picture, into the vector g that a method's head works on.
+"""Encoders: what turns a row of features, or an image, into the vector g that a method's head works on.
 
-One file and one line of REGISTRY each; imported only when asked for, so that naming them costs no torch. Pictures go through
+One file and one line of REGISTRY each; imported only when asked for, so that naming them costs no torch. Images go through
 a network, `backbone.Backbone`, that a factory builds: one of BACKBONES, or any other named as 'package.module:factory'.
 """
 
@@ -22,7 +22,7 @@ REGISTRY = {
     "linear": "linear:Linear",
     "mlp": "mlp:MLP",
 }
-# Networks for pictures by short name: their factories, the only ones that a model file may name and have run unasked.
+# Networks for images by short name: their factories, the only ones that a model file may name and have run unasked.
 BACKBONES = {
     "squeezenet": "scqfaiss.encoders.squeezenet:squeezenet1_0",
 }
@@ -37,7 +37,7 @@ def encoder_class(name: str) -> type[Encoder]:
         known = [*REGISTRY, *{**own, **BACKBONES}]
         raise ConfigError(
             f"unknown encoder '{name}'{suggestion(name, known)}; there are {', '.join(known)}, and any network for "
-            "pictures as package.module:factory"
+            "images as package.module:factory"
         )
     module, _, cls = REGISTRY[name].partition(":")
     encoder: type[Encoder] = getattr(import_module(f".{module}", __name__), cls)

@@ -1,10 +1,10 @@
-"""Other views of a picture for training: mirrored, moved, zoomed, in other colours, with noise, with a patch covered.
+"""Other views of an image for training: mirrored, moved, zoomed, in other colours, with noise, with a patch covered.
 
-Random numbers come first, in one table with a row a picture; what is done to a picture follows from its row alone. So the
+Random numbers come first, in one table with a row an image; what is done to an image follows from its row alone. So the
 processes of a training, each with its share of a batch, can draw the table for the whole batch and see, together, just the
 views that one process sees.
 
-b picture   S side in pixels   u column of the table
+b image   S side in pixels   u column of the table
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ GREY = (0.299, 0.587, 0.114)  # luma of RGB, ITU-R BT.601
 
 @dataclass(frozen=True)
 class Strengths:
-    """How far a view may be from its picture; 0 leaves that kind of change out, bit for bit."""
+    """How far a view may be from its image; 0 leaves that kind of change out, bit for bit."""
 
     flip: float = 0.0  # probability of being mirrored, left to right
     shift: float = 0.0  # largest way in x and y, as a share of the side; what comes in is a reflection
-    zoom: float = 0.0  # the window has 1 - zoom to 1 + zoom times the picture's side
+    zoom: float = 0.0  # the window has 1 - zoom to 1 + zoom times the image's side
     brightness: float = 0.0  # colours times 1 - brightness to 1 + brightness
-    contrast: float = 0.0  # the same of their distance from the picture's mean grey
+    contrast: float = 0.0  # the same of their distance from the image's mean grey
     saturation: float = 0.0  # the same of their distance from each pixel's grey
     noise: float = 0.0  # standard deviation of normal noise, where black is 0 and white 1
     erase: float = 0.0  # probability that a patch is covered
 
     @property
     def any(self) -> bool:
-        """False where a view is the picture itself."""
+        """False where a view is the image itself."""
         return any(vars(self).values())
 
 
@@ -50,7 +50,7 @@ PRESETS = {
 # Columns of the table of random numbers.
 _FLIP, _X, _Y, _ZOOM, _BRIGHTNESS, _CONTRAST, _SATURATION, _ERASE, _AREA, _ASPECT, _LEFT, _TOP, _NOISE = range(13)
 COLUMNS = 13
-# Share of the picture that a patch covers, and its shape, of Zhong, Zheng, Kang, Li, Yang, "Random Erasing Data
+# Share of the image that a patch covers, and its shape, of Zhong, Zheng, Kang, Li, Yang, "Random Erasing Data
 # Augmentation", AAAI 2020, table 2.
 ERASE_AREA, ERASE_ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)
 
@@ -62,7 +62,7 @@ def strengths(preset: str, knobs: Mapping[str, float]) -> Strengths:
 
 
 def table(n: int, generator: Generator) -> Tensor:
-    """Random numbers (n, COLUMNS) float64 in [0, 1) for n pictures. Of a larger n, the first rows are the same."""
+    """Random numbers (n, COLUMNS) float64 in [0, 1) for n images. Of a larger n, the first rows are the same."""
     return torch.rand(n, COLUMNS, generator=generator, dtype=torch.float64)
 
 
@@ -88,7 +88,7 @@ def _placed(x: Tensor, u: Tensor, s: Strengths) -> Tensor:
     if not s.shift and not s.zoom:  # pixels stay what they are
         return torch.where(mirrored[:, None, None, None], x.flip(3), x) if s.flip else x
     side = 1 + s.zoom * (2 * u[:, _ZOOM, None] - 1)
-    # Where a column and a row of the view, in [-1, 1], lie in the picture: a shift by the whole side is 2. Not by affine_grid,
+    # Where a column and a row of the view, in [-1, 1], lie in the image: a shift by the whole side is 2. Not by affine_grid,
     # whose matrix product has three digits where the products of a training are bfloat16.
     columns, rows = ((torch.arange(n, device=x.device) * 2 + 1) / n - 1 for n in (x.shape[3], x.shape[2]))
     across = torch.where(mirrored[:, None], -side, side) * columns + 2 * s.shift * (2 * u[:, _X, None] - 1)  # b S
@@ -120,7 +120,7 @@ def _grey(x: Tensor) -> Tensor:
 
 
 def _noise(shape: torch.Size, numbers: Tensor) -> Tensor:
-    """Standard normal numbers; those of a picture come from a generator of its own, so that nobody draws others' noise."""
+    """Standard normal numbers; those of an image come from a generator of its own, so that nobody draws others' noise."""
     out = torch.empty(shape)
     for one, number in zip(out, numbers.tolist()):
         torch.randn(one.shape, generator=Generator().manual_seed(int(number * 2**53)), out=one)
@@ -128,7 +128,7 @@ def _noise(shape: torch.Size, numbers: Tensor) -> Tensor:
 
 
 def _covered(x: Tensor, u: Tensor, s: Strengths, fill: Tensor) -> Tensor:
-    """A patch of random size, shape and place in some pictures gets the colour `fill` (random erasing)."""
+    """A patch of random size, shape and place in some images gets the colour `fill` (random erasing)."""
     area = ERASE_AREA[0] + (ERASE_AREA[1] - ERASE_AREA[0]) * u[:, _AREA]
     low, high = math.log(ERASE_ASPECT[0]), math.log(ERASE_ASPECT[1])
     aspect = (low + (high - low) * u[:, _ASPECT]).exp()

@@ -1,11 +1,11 @@
-"""A network for pictures as an encoder: pictures in, one vector of pooled features a picture out.
+"""A network for images as an encoder: images in, one vector of pooled features an image out.
 
 The network is any torch module that a factory makes, given as 'package.module:factory': what it returns, or the output of
 submodules that are named, is pooled over places. Its weights and all that the forward pass needs are kept as plain tensors
 and JSON (`record.py`); the code of the network is not, so a model file can only name the factory, and whoever opens the file
 must have named it too (`load`).
 
-b picture   S its side in pixels   s map (a layer's output)   c channel   h, w place
+b image   S its side in pixels   s map (a layer's output)   c channel   h, w place
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .network import MAX_SIZE, colours, input_size, is_traced, layer_names, maps
 from .norms import joined
 from .weights import load_weights
 
-CHUNK = 64  # pictures that go through the network together where no gradient is wanted
+CHUNK = 64  # images that go through the network together where no gradient is wanted
 FITS = ("crop", "squash", "pad")
 POOLS = ("average", "hybrid")
 
@@ -42,7 +42,7 @@ POOLS = ("average", "hybrid")
 @dataclass(frozen=True)
 class Settings:
     size: int = setting(0, low=0, high=MAX_SIZE)  # pixels of a side; 0: the network's own, else 224
-    fit: str = setting("crop", choices=FITS)  # how a picture becomes square
+    fit: str = setting("crop", choices=FITS)  # how an image becomes square
     # Submodules whose output is pooled, with commas between; none: the network's choice, else its output.
     layers: str = ""
     pool: str = setting("average", choices=POOLS)  # over places; hybrid: a learned mean of average and maximum
@@ -59,7 +59,7 @@ class Settings:
     backbone_decay: float = setting(0.05, low=0, high=1000)  # its weight decay, of all but biases and norms
     frozen_epochs: int = setting(0, low=0)  # first epochs in which only what follows it learns
     dropout: float = setting(0.2, low=0, high=0.95)  # of pooled features, in training
-    mirror: bool = False  # features, after training, are the mean over a picture and its mirror image: twice the time
+    mirror: bool = False  # features, after training, are the mean over an image and its mirror image: twice the time
     channels_last: bool = True  # the layout of memory in which CPUs and GPUs convolve fastest
 
 
@@ -77,7 +77,7 @@ class _Drawn:
 
 
 class Backbone(FrontEncoder):
-    """Pictures x (b, 3, size, size) uint8, RGB -> g (1, b, width) float32: pooled maps of the network, one after the other.
+    """Images x (b, 3, size, size) uint8, RGB -> g (1, b, width) float32: pooled maps of the network, one after the other.
 
     pool='average': the mean over places. pool='hybrid': with t_s learned, from 0,
 
@@ -85,8 +85,8 @@ class Backbone(FrontEncoder):
 
     after the abstract of Zeng et al., PHPQ, Pattern Recognition Letters 178, 2024, arXiv 2109.05206; the formula is ours.
 
-    In training mode, with or without gradients, it sees random views of the pictures and drops some of g. The network itself
-    is in training mode in steps that train it alone: what a picture's features are does not depend on the others beside it.
+    In training mode, with or without gradients, it sees random views of the images and drops some of g. The network itself
+    is in training mode in steps that train it alone: what an image's features are does not depend on the others beside it.
 
     net: made by `factory.network`, its weights loaded. It may say by attributes what it takes: input_size (pixels), mean and
     std (of RGB in [0, 1]), feature_layers (names). Its output is (b, c) or (b, c, h, w). seed: of views and dropout.
@@ -95,7 +95,7 @@ class Backbone(FrontEncoder):
 
     Config = Settings
     modality = IMAGES
-    takes_pictures = True
+    takes_images = True
     config: Settings
     mean: Tensor
     std: Tensor
@@ -110,7 +110,7 @@ class Backbone(FrontEncoder):
         self.size, self.fit = config.size or input_size(net), config.fit
         self.channels, self.deviations = colours(net)
         self.names = layer_names(net, config.layers, config.pool)
-        # Set while it is exported: the forward pass then runs to its end, and takes its pictures in one piece.
+        # Set while it is exported: the forward pass then runs to its end, and takes its images in one piece.
         self.whole = False
         self.strengths = augment.strengths(config.augment, vars(config))
         self.frozen = config.backbone_lr == 0
@@ -124,7 +124,7 @@ class Backbone(FrontEncoder):
         self.register_buffer("std", torch.tensor(self.deviations)[:, None, None], persistent=False)
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))  # forward passes in training so far
         maps = self._tried()
-        self.stages = sum(t.ndim == 4 for t in maps)  # maps, where a place is more than the whole picture
+        self.stages = sum(t.ndim == 4 for t in maps)  # maps, where a place is more than the whole image
         self.width = self.d_in = sum(t.shape[1] for t in maps)
         if config.pool == "hybrid":
             if self.stages < len(maps):
@@ -158,7 +158,7 @@ class Backbone(FrontEncoder):
         return torch.cat([self._one(part) for part in x.split(CHUNK)], 1)
 
     def _one(self, x: Tensor) -> Tensor:
-        # Reduced precision is for training, and then for what the books learn from too; rows are encoded in float32.
+        # Reduced precision is for training, and then for what the codebooks learn from too; rows are encoded in float32.
         if self.precision is None or not self.training:
             out: Tensor = nn.Module.__call__(self, x)
             return out
@@ -168,7 +168,7 @@ class Backbone(FrontEncoder):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != self.size or x.shape[3] != self.size:
-            raise ConfigError(f"pictures are {tuple(x.shape)}, the network needs (b, 3, {self.size}, {self.size})")
+            raise ConfigError(f"images are {tuple(x.shape)}, the network needs (b, 3, {self.size}, {self.size})")
         x = x.to(self.mean.device).to(torch.float32) / 255
         drawn = self._drawn(len(x)) if self.training else None
         if drawn is not None and self.strengths.any:
@@ -198,11 +198,11 @@ class Backbone(FrontEncoder):
 
     # ------------------------------------------------------------------------------------------------------ randomness
     def _drawn(self, b: int) -> _Drawn:
-        """What this forward pass of b pictures draws from, no other one does."""
+        """What this forward pass of b images draws from, no other one does."""
         seed = seed_of(self.seed, int(self.draws))
         self.draws += 1
         # Without gradients every process encodes what it likes; the steps of training share a batch.
-        W, r = (distributed.world(), distributed.rank()) if torch.is_grad_enabled() else (1, 0)
+        W, r = (distributed.world_size(), distributed.rank()) if torch.is_grad_enabled() else (1, 0)
         return _Drawn(seed, W * b, slice(r * b, (r + 1) * b))
 
     def _dropped(self, g: Tensor, drawn: _Drawn) -> Tensor:
@@ -227,7 +227,7 @@ class Backbone(FrontEncoder):
             return torch.cat([F.normalize(g, dim=1) for g in parts], 1)
 
     def _tried(self) -> list[Tensor]:
-        """The maps of one black picture, by which widths are known. Raises ConfigError where the network cannot take it."""
+        """The maps of one black image, by which widths are known. Raises ConfigError where the network cannot take it."""
         training = self.net.training
         self.net.eval()
         x = (torch.zeros(1, 3, self.size, self.size) - self.mean) / self.std
@@ -238,22 +238,22 @@ class Backbone(FrontEncoder):
             raise
         except Exception as error:
             raise ConfigError(
-                f"network {self.factory} cannot take pictures of {self.size} x {self.size}: {one_line(error)}"
+                f"network {self.factory} cannot take images of {self.size} x {self.size}: {one_line(error)}"
             ) from error
         finally:
             self.net.train(training)
 
-    def features(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """pictures (b, 3, size, size) uint8 -> g (b, width) float32, as after the training; precision, if set, is used."""
-        if pictures.dtype != np.uint8:
-            raise ConfigError(f"pictures are {pictures.dtype}, the network needs uint8")
-        out = np.empty((len(pictures), self.width), np.float32)
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """images (b, 3, size, size) uint8 -> g (b, width) float32, as after the training; precision, if set, is used."""
+        if images.dtype != np.uint8:
+            raise ConfigError(f"images are {images.dtype}, the network needs uint8")
+        out = np.empty((len(images), self.width), np.float32)
         training, device = self.training, self.mean.device.type
         self.eval()
         try:
             with torch.no_grad(), torch.autocast(device, self.precision) if self.precision else nullcontext():
-                for i in range(0, len(pictures), CHUNK):
-                    x = torch.tensor(pictures[i : i + CHUNK])  # a copy: the caller's may be read-only
+                for i in range(0, len(images), CHUNK):
+                    x = torch.tensor(images[i : i + CHUNK])  # a copy: the caller's may be read-only
                     out[i : i + CHUNK] = self.forward(x)[0].cpu().numpy()
         finally:
             self.train(training)

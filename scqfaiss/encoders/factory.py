@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..contract import TRUTHS
-from ..errors import ConfigError, ScqError, shown, suggestion
+from ..errors import ConfigError, ScqError, printable, suggestion
 from . import BACKBONES
 
 
@@ -25,7 +25,7 @@ def factory_name(name: str) -> str:
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", full):
         near = suggestion(name, BACKBONES)
         raise ConfigError(
-            f"network '{shown(name)}' is neither {' nor '.join(BACKBONES)} nor package.module:factory{near}"
+            f"network '{printable(name)}' is neither {' nor '.join(BACKBONES)} nor package.module:factory{near}"
         )
     return full
 
@@ -67,7 +67,7 @@ def _seeded(seed: int) -> Iterator[None]:
 def one_line(error: BaseException) -> str:
     """The error in one line."""
     first = next(iter(str(error).splitlines()), "")
-    return shown(f"{type(error).__name__}: {first}" if first else type(error).__name__)
+    return printable(f"{type(error).__name__}: {first}" if first else type(error).__name__)
 
 
 def _converted(factory: Any, arguments: Mapping[str, str], name: str) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _converted(factory: Any, arguments: Mapping[str, str], name: str) -> dict[st
     for key, value in arguments.items():
         if key not in takes and not anything:
             what = f"it takes {', '.join(takes)}" if takes else "it takes none"
-            raise ConfigError(f"network {name} has no argument '{shown(key)}'{suggestion(key, takes)}; {what}")
+            raise ConfigError(f"network {name} has no argument '{printable(key)}'{suggestion(key, takes)}; {what}")
         p = parameters[key] if key in takes else None
         hint = hints.get(key, p.annotation) if p is not None else inspect.Parameter.empty
         if p is not None and hint is inspect.Parameter.empty and p.default not in (p.empty, None):
@@ -113,7 +113,7 @@ def _of_type(text: str, hint: Any, what: str) -> Any:
         except (ValueError, KeyError):
             pass
     if kinds and set(allowed) <= {*_NEEDS, type(None)}:
-        raise ConfigError(f"{what} is '{shown(text)}', needs {' or '.join(_NEEDS[kind] for kind in kinds)}")
+        raise ConfigError(f"{what} is '{printable(text)}', needs {' or '.join(_NEEDS[kind] for kind in kinds)}")
     return text
 
 

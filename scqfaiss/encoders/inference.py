@@ -1,4 +1,4 @@
-"""A network for pictures put to use outside a training: from a model or from its factory, on a device, in a precision."""
+"""A network for images put to use outside a training: from a model or from its factory, on a device, in a precision."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, shown, suggestion
+from ..errors import ConfigError, printable, suggestion
 from .factory import one_line
 from .weights import first_few
 
@@ -41,7 +41,7 @@ def colours(net: nn.Module) -> tuple[list[float], list[float]]:
             values = []
         if len(values) != 3 or not np.isfinite(values).all() or (name == "std" and min(values) <= 0):
             raise ConfigError(
-                f"the network's {name} is {shown(str(given))[:60]}, needs three numbers for red, green and blue"
+                f"the network's {name} is {printable(str(given))[:60]}, needs three numbers for red, green and blue"
             )
         colours_of.append(values)
     return colours_of[0], colours_of[1]
@@ -58,7 +58,7 @@ def layer_names(net: nn.Module, asked: str, pool: str) -> list[str]:
     for i, name in enumerate(names):
         if name not in known:
             near = suggestion(name, known) or f"; it begins with {first_few(known)}" if known else ""
-            raise ConfigError(f"the network has no layer '{shown(name)}'{near}")
+            raise ConfigError(f"the network has no layer '{printable(name)}'{near}")
         if name in names[:i]:
             raise ConfigError(f"layer {name} is named twice")
     return names
@@ -106,7 +106,7 @@ def _run(net: nn.Module, x: Tensor, factory: str) -> Any:
         return net(x)
     except ValueError as error:  # batch normalisation of a single value, as a rule
         raise ConfigError(
-            f"network {factory} refuses {len(x)} pictures: {one_line(error)}; change --batch-size or --accumulate"
+            f"network {factory} refuses {len(x)} images: {one_line(error)}; change --batch-size or --accumulate"
         ) from error
 
 

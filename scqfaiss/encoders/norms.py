@@ -22,18 +22,18 @@ class JointNorm(_BatchNorm):
         pass  # the module that stood here before has its own opinion; all dimensions work
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or distributed.world() == 1:
+        if not self.training or distributed.world_size() == 1:
             return super().forward(x)
         dims = [i for i in range(x.ndim) if i != 1]
         shape = [-1 if i == 1 else 1 for i in range(x.ndim)]
         with torch.autocast(x.device.type, enabled=False):
             y = x.float()
             # Every process has as many rows: the mean of means is the mean. Two exchanges, for a variance that does not cancel.
-            mean = distributed.gathered(y.mean(dims)[None]).mean(0)
+            mean = distributed.all_gather_with_grad(y.mean(dims)[None]).mean(0)
             y = y - mean.view(shape)
-            var = distributed.gathered(y.square().mean(dims)[None]).mean(0)
+            var = distributed.all_gather_with_grad(y.square().mean(dims)[None]).mean(0)
             if self.running_mean is not None and self.running_var is not None:
-                self._follow(mean.detach(), var.detach(), distributed.world() * (x.numel() // x.shape[1]))
+                self._follow(mean.detach(), var.detach(), distributed.world_size() * (x.numel() // x.shape[1]))
             y = y * (var + self.eps).rsqrt().view(shape)
             if self.weight is not None:
                 y = y * self.weight.view(shape) + self.bias.view(shape)
@@ -50,7 +50,7 @@ class JointNorm(_BatchNorm):
 
 def joined(net: nn.Module) -> nn.Module:
     """`net`, with its batch norms replaced by JointNorm where several processes train; names and tensors stay."""
-    if distributed.world() == 1:
+    if distributed.world_size() == 1:
         return net
     for name, child in net.named_children():
         if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):

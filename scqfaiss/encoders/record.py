@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import CheckpointError, ConfigError, shown
+from ..errors import CheckpointError, ConfigError, printable
 from . import BACKBONES
 from .backbone import FITS, POOLS, Backbone, Settings
 from .factory import factory_name, network
@@ -105,7 +105,7 @@ def check_record(config: Mapping[str, Any]) -> dict[str, Any]:
         return isinstance(value, list) and len(value) == 3 and all(type(v) is float and np.isfinite(v) for v in value)
 
     rules: dict[str, Callable[[Any], bool]] = {
-        "factory": lambda v: isinstance(v, str) and v == shown(v) and ":" in v,
+        "factory": lambda v: isinstance(v, str) and v == printable(v) and ":" in v,
         "arguments": lambda v: isinstance(v, dict) and texts(list(v.values())),
         "size": lambda v: type(v) is int and 1 <= v <= MAX_SIZE,
         "fit": lambda v: v in FITS,
@@ -120,7 +120,7 @@ def check_record(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, sound in rules.items():
         if key not in config or not sound(config[key]):
             raise CheckpointError(
-                f"the model's network: {key} is {shown(repr(config.get(key)))[:80]}, which is no record"
+                f"the model's network: {key} is {printable(repr(config.get(key)))[:80]}, which is no record"
             )
     try:
         factory_name(config["factory"])

@@ -3,7 +3,7 @@
 Iandola, Han, Moskewicz, Ashraf, Dally, Keutzer, "SqueezeNet: AlexNet-level accuracy with 50x fewer parameters and <0.5MB
 model size", arXiv 1602.07360, 2016; table 1 and section 3. Parameters bear torchvision's names, so that its weights load.
 
-Of a picture of 224 x 224 the maps before each halving are, by name: features.5 (256, 54, 54), features.10 (512, 27, 27) and
+Of an image of 224 x 224 the maps before each halving are, by name: features.5 (256, 54, 54), features.10 (512, 27, 27) and
 features.12 (512, 13, 13), the last.
 """
 
@@ -29,7 +29,7 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-    """Pictures (b, 3, h, w), standardised by `mean` and `std` -> the last map (b, 512, h / 16, w / 16); or logits (b, C)."""
+    """Images (b, 3, h, w), standardised by `mean` and `std` -> the last map (b, 512, h / 16, w / 16); or logits (b, C)."""
 
     input_size = 224
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1], over ImageNet

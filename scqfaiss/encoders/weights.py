@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bundle import read_tensors
-from ..errors import CheckpointError, ConfigError, ScqError, shown, warn
+from ..errors import CheckpointError, ConfigError, ScqError, printable, warn
 from ..files import PathLike, open_regular
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")  # files of weights that torch writes
@@ -24,7 +24,7 @@ def load_weights(net: nn.Module, path: PathLike) -> str:
     that the network lacks, such as those of a classifier, are left out with a notice. Raises ConfigError where the network has
     weights that the file lacks, or of another shape; CheckpointError where the file is unsound.
     """
-    name = shown(path)
+    name = printable(path)
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".safetensors":
         arrays, sha = read_tensors(path)
@@ -49,7 +49,7 @@ def load_weights(net: nn.Module, path: PathLike) -> str:
 
 
 def _pickled(path: PathLike) -> tuple[dict[str, Tensor], str]:
-    name = shown(path)
+    name = printable(path)
     with open_regular(path, CheckpointError) as f:
         data = f.read()
     try:
@@ -65,7 +65,7 @@ def _pickled(path: PathLike) -> tuple[dict[str, Tensor], str]:
         raise CheckpointError(f"{name}: holds {type(state).__name__}, needs a state dict: tensors by name")
     for key, t in state.items():
         if not isinstance(key, str) or not isinstance(t, Tensor) or t.layout != torch.strided or t.device.type != "cpu":
-            raise CheckpointError(f"{name}: '{shown(str(key))}' is {type(t).__name__}, needs plain tensors by name")
+            raise CheckpointError(f"{name}: '{printable(str(key))}' is {type(t).__name__}, needs plain tensors by name")
     return dict(state), hashlib.sha256(data).hexdigest()
 
 
@@ -105,4 +105,4 @@ def put(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def first_few(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(map(shown, names[:most])) + (", ..." if len(names) > most else "")
+    return ", ".join(map(printable, names[:most])) + (", ..." if len(names) > most else "")

@@ -14,7 +14,7 @@ from ..contract import Progress, silent
 from ..data import Source, open_rows
 from ..data.classes import align, check_classes
 from ..errors import ConfigError, DataError, warn
-from ..features.source import USUAL, FeatureSource, Seeing
+from ..features.source import DEFAULT_INFERENCE, FeatureSource, InferenceOptions
 from ..files import PathLike
 from ..galleries.gallery import Gallery, open_gallery
 from ..galleries.searching import as_queries, require_model
@@ -29,12 +29,12 @@ def evaluate_file(
     model: PathLike | None = None,
     at: int | None = None,
     keys: Mapping[str, Any],
-    seeing: Seeing = USUAL,
+    inference_options: InferenceOptions = DEFAULT_INFERENCE,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Evaluate a gallery with labelled files of queries and of its database; or by the ids of the queries, each of which
     is that of the query's own vector, where there is no database or neither file has labels. Of a database without labels
-    only the ids are looked at, and all must be held. Queries may be pictures; seeing: how the model looks at them.
+    only the ids are looked at, and all must be held. Queries may be images; seeing: how the model looks at them.
     """
     if at is not None and at < 1:
         raise ConfigError(f"R is {at}, needs 1 or more")
@@ -46,7 +46,7 @@ def evaluate_file(
         gallery = open_gallery(path, model=model)
         if database is not None:
             align(queries, database)
-        queries = as_queries(gallery, queries, seeing)
+        queries = as_queries(gallery, queries, inference_options)
         require_model(gallery)
         if queries.d != gallery.d:
             how = transposed(len(queries), queries.d, gallery.d)
@@ -88,7 +88,7 @@ def _check_labels(queries: Source, database: Source) -> None:
 
 
 def _read(source: Source, progress: Progress) -> Floats:
-    """All rows of a source; of pictures, each of which costs a pass through a network, with progress."""
+    """All rows of a source; of images, each of which costs a pass through a network, with progress."""
     if not isinstance(source, FeatureSource):
         return source.read(0, len(source))
     x = np.empty((len(source), source.d), np.float32)

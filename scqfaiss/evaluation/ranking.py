@@ -52,7 +52,7 @@ class Relevance:
         self.u = u
         self.sets: NDArray[np.uint8] | None = None  # None: one label a row, a set is a class
         n_sets, row_set = database.C, database.y
-        if database.many:
+        if database.multilabel:
             self.classes = np.flatnonzero(database.counts())  # those without rows are relevant to no query
             self.sets, row_set = np.unique(database.y[:, self.classes], axis=0, return_inverse=True)
             n_sets = len(self.sets)
@@ -129,12 +129,12 @@ def same_classes(
 
     Raises ConfigError where they are of two kinds, matrices of two widths without names, or classes do not match.
     """
-    if queries.many == database.many:
+    if queries.multilabel == database.multilabel:
         queries, database = together(queries, database, name, database_name)
-    if queries.many != database.many or (queries.many and queries.C != database.C):
+    if queries.multilabel != database.multilabel or (queries.multilabel and queries.C != database.C):
         raise ConfigError(
-            f"{name} has {'many labels' if queries.many else 'one label'} a row and {queries.C} classes, "
-            f"the database has {'many labels' if database.many else 'one label'} a row and {database.C}"
+            f"{name} has {'many labels' if queries.multilabel else 'one label'} a row and {queries.C} classes, "
+            f"the database has {'many labels' if database.multilabel else 'one label'} a row and {database.C}"
         )
     C = max(queries.C, database.C)  # class numbers without names: the larger range holds both
     return Labels(queries.y, C, queries.class_names), Labels(database.y, C, database.class_names)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from .. import bundle, signals
 from ..arrays import bad_rows
 from ..contract import Progress
-from ..errors import CheckpointError, ConfigError, DataError, ScqError, Stopped, WriteError, shown, warn
-from ..files import clear_folder, make_folder, numbered, reserve
+from ..errors import CheckpointError, ConfigError, DataError, ScqError, Stopped, WriteError, printable, warn
+from ..files import atomic_write, clear_folder, make_folder, numbered
 from .source import FeatureSource
 
 _PART = re.compile(r"part-(\d+)\.safetensors")
@@ -34,7 +34,7 @@ class Parts:
 
     def __init__(self, out: Path, rows: FeatureSource, identity: Mapping[str, Any], dtype: str, step: int) -> None:
         self.folder = out.with_name(f"{out.name}.parts")
-        self.name = shown(self.folder.name)
+        self.name = printable(self.folder.name)
         self.rows, self.dtype, self.step = rows, np.dtype(dtype), step
         self.identity = dict(json.loads(json.dumps(dict(identity))))
         self.count = -(-len(rows) // step)
@@ -53,7 +53,7 @@ class Parts:
         """
         folder = next(path for path in (self.folder, self.folder.parent) if os.path.lexists(path))
         if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise WriteError(f"{self.name}: parts cannot be written in {shown(folder)}")
+            raise WriteError(f"{self.name}: parts cannot be written in {printable(folder)}")
         existing = self.there()
         if existing and not resume:
             raise ConfigError(
@@ -63,11 +63,11 @@ class Parts:
             warn(f"{self.name} holds no part: the work starts at the beginning")
 
     def range(self, k: int) -> range:
-        """The pictures of part k."""
+        """The images of part k."""
         return range(k * self.step, min((k + 1) * self.step, len(self.rows)))
 
-    def pictures(self, k: int) -> str:
-        """SHA-256 of the files of part k's pictures."""
+    def images(self, k: int) -> str:
+        """SHA-256 of the files of part k's images."""
         rows = self.range(k)
         sha256: str = self.rows.source.digest(np.arange(rows.start, rows.stop))
         return sha256
@@ -82,15 +82,15 @@ class Parts:
         for k in self.there():
             try:
                 part, _ = bundle.read(self.path(k))
-                identity, pictures = dict(part.config["identity"]), part.config["pictures"]
+                identity, images = dict(part.config["identity"]), part.config["pictures"]
             except (ScqError, KeyError, TypeError, ValueError):
                 warn(f"{self.name}: part {k} is damaged and is computed again")
                 continue
             wrong = bundle.differences(identity, self.identity)
-            if not wrong and k < self.count and pictures != (current := self.pictures(k)):
+            if not wrong and k < self.count and images != (current := self.images(k)):
                 rows = self.range(k)
-                theirs, ours = bundle.short(pictures), bundle.short(current)
-                wrong = [f"pictures {rows.start:,} to {rows.stop - 1:,} are {theirs} there and {ours} here"]
+                theirs, ours = bundle.short(images), bundle.short(current)
+                wrong = [f"images {rows.start:,} to {rows.stop - 1:,} are {theirs} there and {ours} here"]
             if wrong:
                 raise ConfigError(f"{self.name} holds parts of another request: {', '.join(wrong)}")
             out.add(k)
@@ -107,16 +107,16 @@ class Parts:
                 x[here] = features
             bad = np.flatnonzero(bad_rows(x[here]))
             if len(bad):
-                name = shown(self.rows.source.names[i + int(bad[0])])
+                name = printable(self.rows.source.names[i + int(bad[0])])
                 raise DataError(f"{self.rows.name}: features of {name} are too large for float16; use --dtype float32")
             done = i + len(features)
             speed = (done - rows.start) / max(time.monotonic() - begun, 1e-9)
-            progress("features", done, len(self.rows), f"{speed:,.0f} pictures a second")
-        config = {"identity": self.identity, "pictures": self.pictures(k)}
+            progress("features", done, len(self.rows), f"{speed:,.0f} images a second")
+        config = {"identity": self.identity, "pictures": self.images(k)}
         data = bundle.Bundle({"features": x}, config).to_bytes()
         make_folder(self.folder)
-        with reserve(self.path(k), what="written") as slot:
-            slot.write(lambda f: f.write(data), _check_part, len(data))
+        with atomic_write(self.path(k), what="written") as output:
+            output.write(lambda f: f.write(data), _check_part, len(data))
 
     def read(self, k: int) -> NDArray[Any]:
         """Features of part k. Raises CheckpointError where it is damaged by now."""
@@ -141,7 +141,7 @@ def resumable(parts: Parts) -> Iterator[None]:
 
     def done() -> str | None:
         count = sum(len(parts.range(k)) for k in parts.there())
-        return f"stopped at {count:,} of {len(parts.rows):,} pictures; continue with --resume" if count else None
+        return f"stopped at {count:,} of {len(parts.rows):,} images; continue with --resume" if count else None
 
     try:
         with signals.saying(done):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..arrays import Floats, bad_rows
 from ..data import Source
 from ..data.items import ItemSource
-from ..errors import CheckpointError, ConfigError, DataError, shown
+from ..errors import CheckpointError, ConfigError, DataError, printable
 from ..model import Model, read_ahead
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ BATCH = 256  # items read while the encoder works on as many
 
 
 @dataclass(frozen=True)
-class Seeing:
-    """How a model's network looks at pictures.
+class InferenceOptions:
+    """How a model's network looks at images.
 
     encoder: the factory 'package.module:function' that a model file may have imported and called, where it is none of our own.
     device: auto, cpu, cuda or cuda:N. precision: float32 or bfloat16.
@@ -38,7 +38,7 @@ class Seeing:
     precision: str = "float32"
 
 
-USUAL = Seeing()
+DEFAULT_INFERENCE = InferenceOptions()
 
 
 class FeatureSource(Source):
@@ -86,7 +86,7 @@ class FeatureSource(Source):
             x = self.encoder.features(items)
             bad = np.flatnonzero(bad_rows(x))
             if len(bad):
-                name = shown(self.source.names[first + int(bad[0])])
+                name = printable(self.source.names[first + int(bad[0])])
                 raise DataError(f"{self.name}: the network gives features of {name} that are not finite")
             yield first, x
 
@@ -95,24 +95,28 @@ class FeatureSource(Source):
             yield first, self.source.read(first, min(first + BATCH, j))
 
 
-def front_encoder_of(model: Model, seeing: Seeing = USUAL, name: str = "the model") -> FrontEncoder:
+def front_encoder_of(
+    model: Model, inference_options: InferenceOptions = DEFAULT_INFERENCE, name: str = "the model"
+) -> FrontEncoder:
     """What stands in front of the chain of a model, ready to give features.
 
     Raises ConfigError where there is none, where its factory is neither ours nor the one that `seeing` names, and on an
     unknown device or precision.
     """
     if model.backbone is None:
-        raise ConfigError(f"{name} has no network for pictures, it takes rows of d={model.d_in}")
+        raise ConfigError(f"{name} has no network for images, it takes rows of d={model.d_in}")
     from ..encoders import front_encoder_class, inference
 
     load = front_encoder_class(model.modality).load
-    encoder = load(model.backbone, model.config["backbone"], trusted=seeing.encoder)
+    encoder = load(model.backbone, model.config["backbone"], trusted=inference_options.encoder)
     if encoder.width != model.d_in:
         raise CheckpointError(f"{name}: its network gives d={encoder.width}, what follows needs d={model.d_in}")
-    return inference.ready(encoder, seeing.device, seeing.precision)
+    return inference.ready(encoder, inference_options.device, inference_options.precision)
 
 
-def as_rows(source: Source, model: Model, seeing: Seeing = USUAL, name: str = "the model") -> Source:
+def as_rows(
+    source: Source, model: Model, inference_options: InferenceOptions = DEFAULT_INFERENCE, name: str = "the model"
+) -> Source:
     """What `model` encodes: rows of features as they are, items of its modality as a FeatureSource.
 
     Raises ConfigError where the model takes no such items, and as front_encoder_of does.
@@ -127,4 +131,4 @@ def as_rows(source: Source, model: Model, seeing: Seeing = USUAL, name: str = "t
         raise ConfigError(
             f"{source.name} holds {source.modality.noun}, {name} takes {kind}: {source.modality.make_features}"
         )
-    return FeatureSource(source, front_encoder_of(model, seeing, name))
+    return FeatureSource(source, front_encoder_of(model, inference_options, name))

@@ -19,9 +19,9 @@ from ..contract import Progress, silent
 from ..data import ArraySource, Source, open_rows
 from ..data.idlist import read_ids
 from ..encoders.chain import Chain
-from ..errors import ConfigError, DataError, IndexFileError, shown, size
-from ..features.source import USUAL, Seeing, as_rows
-from ..files import PathLike, Slot, reserve
+from ..errors import ConfigError, DataError, IndexFileError, format_bytes, printable
+from ..features.source import DEFAULT_INFERENCE, InferenceOptions, as_rows
+from ..files import AtomicFile, PathLike, atomic_write
 from ..model import Model, encode_source
 from ..targets.pretransform import chain, kind_of, layers, prepend
 from .exporting import SUFFIX, facts, write
@@ -36,16 +36,16 @@ class _Content:
     """An open file taken apart: codebooks and codes as they are stored, or as they were where an encoder must know."""
 
     def __init__(self, path: PathLike, as_stored: bool = True) -> None:
-        self.name = shown(path)
+        self.name = printable(path)
         self.stored: Stored = read_gallery(path)
-        if self.stored.card is None:
+        if self.stored.metadata is None:
             raise IndexFileError(f"{self.name}: no checksum: written by another program, or cut off; export it again")
         assert self.stored.target is not None
-        self.card: Mapping[str, Any] = self.stored.card
-        if not all(isinstance(self.card.get(key), str) for key in ("model_sha256", "method")):
-            raise IndexFileError(f"{self.name}: the card does not say which model its codes came from")
+        self.metadata: Mapping[str, Any] = self.stored.metadata
+        if not all(isinstance(self.metadata.get(key), str) for key in ("model_sha256", "method")):
+            raise IndexFileError(f"{self.name}: the metadata does not say which model its codes came from")
         shape = None if as_stored else self.stored.shape
-        self.books, self.codes, self.ids = self.stored.target.unpack(self.stored.index, shape)
+        self.codebooks, self.codes, self.ids = self.stored.target.unpack(self.stored.index, shape)
 
     @property
     def target(self) -> Any:
@@ -59,9 +59,9 @@ def append(gallery: PathLike, xb: Any, *, ids: Any = None, model: Model | PathLi
     not stand inside the file. Raises DataError on bad rows and on ids that are taken, ConfigError on another model, WriteError
     when nothing could be written; the file is then as it was.
     """
-    with reserve(gallery, suffix=SUFFIX, what="changed") as slot:
+    with atomic_write(gallery, suffix=SUFFIX, what="changed") as output:
         source = ArraySource(xb, ids=ids, name="xb")
-        return _rewrite(slot, *_joined(slot, gallery, source, model, silent)[:4])
+        return _rewrite(output, *_joined(output, gallery, source, model, silent)[:4])
 
 
 def append_file(
@@ -70,35 +70,37 @@ def append_file(
     *,
     model: PathLike | None = None,
     keys: Mapping[str, Any],
-    seeing: Seeing = USUAL,
+    inference_options: InferenceOptions = DEFAULT_INFERENCE,
     progress: Progress = silent,
 ) -> str:
-    """Append a file of rows, or pictures; returns what to tell the user. seeing: how the model looks at pictures."""
-    with reserve(gallery, inputs=[p for p in (rows, model) if p is not None], suffix=SUFFIX, what="changed") as slot:
+    """Append a file of rows, or images; returns what to tell the user. seeing: how the model looks at images."""
+    with atomic_write(
+        gallery, inputs=[p for p in (rows, model) if p is not None], suffix=SUFFIX, what="changed"
+    ) as output:
         with open_rows(rows, **{**keys, "labels_key": None}, role="keys") as source:
-            content, books, codes, ids, new = _joined(slot, gallery, source, model, progress, seeing)
+            content, codebooks, codes, ids, new = _joined(output, gallery, source, model, progress, inference_options)
         # Closing says whether the rows were changed while they were read: only then is anything written.
-        n = _rewrite(slot, content, books, codes, ids)
+        n = _rewrite(output, content, codebooks, codes, ids)
         return (
-            f"{slot.name}: {len(new):,} vectors added (ids {new.min()} to {new.max()}), {n:,} in all, "
-            f"{size(slot.path.stat().st_size)}"
+            f"{output.name}: {len(new):,} vectors added (ids {new.min()} to {new.max()}), {n:,} in all, "
+            f"{format_bytes(output.path.stat().st_size)}"
         )
 
 
 def _joined(
-    slot: Slot,
+    output: AtomicFile,
     path: PathLike,
     source: Source,
     model: Model | PathLike | None,
     progress: Progress,
-    seeing: Seeing = USUAL,
+    inference_options: InferenceOptions = DEFAULT_INFERENCE,
 ) -> tuple[_Content, Codebooks, Codes, Ints, Ints]:
     """The content of the file, codebooks, codes and ids of old rows and new, and the ids of the new ones."""
     content = _Content(path, as_stored=False)
     if source.modality.needs_encoder and model is None:
-        raise ConfigError(lacks_network(source, content.card, content.name, int(content.stored.index.d)))
+        raise ConfigError(lacks_network(source, content.metadata, content.name, int(content.stored.index.d)))
     encoder = _encoder(content, model)
-    source = as_rows(source, encoder, seeing)
+    source = as_rows(source, encoder, inference_options)
     if source.d != encoder.d_in:
         how = transposed(len(source), source.d, encoder.d_in)
         raise ConfigError(f"{source.name}: rows have d={source.d}, {content.name} needs d={encoder.d_in}{how}")
@@ -118,34 +120,34 @@ def _joined(
         )
     source.merge_copies()
     ids = source.ids if source.has_ids else ids
-    books = encoder.codebooks
-    slot.check_space(content.target.nbytes(books.shape, len(content.ids) + len(ids)))
+    codebooks = encoder.codebooks
+    output.check_space(content.target.nbytes(codebooks.shape, len(content.ids) + len(ids)))
     codes = np.concatenate([content.codes, encode_source(encoder, source, progress)])
-    return content, books, codes, np.concatenate([content.ids, ids]), ids
+    return content, codebooks, codes, np.concatenate([content.ids, ids]), ids
 
 
 def _encoder(content: _Content, model: Model | PathLike | None) -> Model:
     """The model given, if it is the gallery's own, or the one that stands in the file."""
     if model is not None:
         loaded = model if isinstance(model, Model) else Model.load(model)
-        if loaded.origin != content.card["model_sha256"]:
-            made_by = str(content.card["model_sha256"])[:12]
+        if loaded.origin != content.metadata["model_sha256"]:
+            made_by = str(content.metadata["model_sha256"])[:12]
             raise ConfigError(
                 f"the model is {loaded.origin[:12]}, {content.name} was made by {made_by}; give that model"
             )
-        bits = content.card["M"] * content.card["nbits"]
+        bits = content.metadata["M"] * content.metadata["nbits"]
         if bits > loaded.codebooks.bits:
             raise ConfigError(
                 f"{content.name} holds codes of {bits} bits, the model is cut to {loaded.codebooks.bits}; give the whole one"
             )
         return loaded.prefix(bits)
-    if content.card["encoder"] == "model" or "rule" not in content.card or content.books.kind != "product":
-        # A merged additive book does not tell which part of a sum was whose, and encoding would ask.
-        made_by = str(content.card["model_sha256"])[:12]
+    if content.metadata["encoder"] == "model" or "rule" not in content.metadata or content.codebooks.kind != "product":
+        # A merged additive codebook does not tell which part of a sum was whose, and encoding would ask.
+        made_by = str(content.metadata["model_sha256"])[:12]
         raise ConfigError(f"{content.name}: new rows need the model its codes came from ({made_by}); give --model")
-    encoder = Chain(content.card["d_in"]).then(*layers(content.stored.index))
-    config = {"method": content.card["method"], "rule": content.card["rule"], "encoder": "folded"}
-    return Model(encoder, content.books, config)
+    encoder = Chain(content.metadata["d_in"]).then(*layers(content.stored.index))
+    config = {"method": content.metadata["method"], "rule": content.metadata["rule"], "encoder": "folded"}
+    return Model(encoder, content.codebooks, config)
 
 
 def remove(gallery: PathLike, ids: Any) -> tuple[int, int]:
@@ -153,20 +155,20 @@ def remove(gallery: PathLike, ids: Any) -> tuple[int, int]:
 
     Raises DataError on bad ids and where no row would be left; the file is then as it was.
     """
-    with reserve(gallery, suffix=SUFFIX, what="changed") as slot:
-        removed, _, n = _remove(slot, gallery, as_id_set(ids))
+    with atomic_write(gallery, suffix=SUFFIX, what="changed") as output:
+        removed, _, n = _remove(output, gallery, as_id_set(ids))
         return removed, n
 
 
 def remove_file(gallery: PathLike, ids: str) -> str:
     """Remove by '1,2,3' or a file of ids; returns what to tell the user."""
-    with reserve(gallery, inputs=[ids], suffix=SUFFIX, what="changed") as slot:
-        removed, absent, n = _remove(slot, gallery, read_ids(ids))
+    with atomic_write(gallery, inputs=[ids], suffix=SUFFIX, what="changed") as output:
+        removed, absent, n = _remove(output, gallery, read_ids(ids))
     more = f", {absent:,} ids were not there" if absent else ""
-    return f"{slot.name}: {removed:,} vectors removed{more}, {n:,} left"
+    return f"{output.name}: {removed:,} vectors removed{more}, {n:,} left"
 
 
-def _remove(slot: Slot, path: PathLike, ids: Ints) -> tuple[int, int, int]:
+def _remove(output: AtomicFile, path: PathLike, ids: Ints) -> tuple[int, int, int]:
     content, ids = _Content(path), np.unique(ids)
     gone = _among(content.ids, ids)
     removed = int(gone.sum())
@@ -175,7 +177,7 @@ def _remove(slot: Slot, path: PathLike, ids: Ints) -> tuple[int, int, int]:
     absent = len(ids) - len(np.unique(content.ids[gone]))
     if not removed:
         return 0, absent, len(content.ids)
-    return removed, absent, _rewrite(slot, content, content.books, content.codes[~gone], content.ids[~gone])
+    return removed, absent, _rewrite(output, content, content.codebooks, content.codes[~gone], content.ids[~gone])
 
 
 def merge(galleries: Sequence[PathLike], path: PathLike) -> int:
@@ -186,15 +188,15 @@ def merge(galleries: Sequence[PathLike], path: PathLike) -> int:
         raise ConfigError(f"galleries are {galleries!r}, needs a list of files")
     if len(galleries) < 2:
         raise ConfigError("a merge needs at least 2 galleries")
-    with reserve(path, inputs=galleries, suffix=SUFFIX, what="merged") as slot:
+    with atomic_write(path, inputs=galleries, suffix=SUFFIX, what="merged") as output:
         parts = [_Content(gallery) for gallery in galleries]
         first = parts[0]
         for part in parts[1:]:
             for key in ("model_sha256", "bits", "target", "encoder", "d_in"):
-                if part.card.get(key) != first.card.get(key):
+                if part.metadata.get(key) != first.metadata.get(key):
                     raise ConfigError(
-                        f"{part.name} has {key} {str(part.card.get(key))[:12]}, "
-                        f"{first.name} has {str(first.card.get(key))[:12]}"
+                        f"{part.name} has {key} {str(part.metadata.get(key))[:12]}, "
+                        f"{first.name} has {str(first.metadata.get(key))[:12]}"
                     )
         ids = np.concatenate([part.ids for part in parts])
         each = np.sort(np.concatenate([_distinct(part.ids) for part in parts]))
@@ -202,12 +204,12 @@ def merge(galleries: Sequence[PathLike], path: PathLike) -> int:
         if len(twice):
             named = ", ".join(map(str, twice[:FIRST_IDS]))
             raise DataError(f"ids {named} stand in more than one of the galleries ({len(twice):,} such ids)")
-        return _rewrite(slot, first, first.books, np.concatenate([part.codes for part in parts]), ids)
+        return _rewrite(output, first, first.codebooks, np.concatenate([part.codes for part in parts]), ids)
 
 
 def merge_files(galleries: Sequence[PathLike], out: PathLike) -> str:
     n = merge(galleries, out)
-    return f"{shown(out)}: {n:,} vectors from {len(galleries)} galleries"
+    return f"{printable(out)}: {n:,} vectors from {len(galleries)} galleries"
 
 
 def _among(ids: Ints, others: Ints) -> NDArray[np.bool_]:
@@ -222,13 +224,15 @@ def _distinct(ids: Ints) -> Ints:
     return out
 
 
-def _rewrite(slot: Slot, content: _Content, books: Codebooks, codes: Codes, ids: Ints) -> int:
+def _rewrite(output: AtomicFile, content: _Content, codebooks: Codebooks, codes: Codes, ids: Ints) -> int:
     """Build the container anew from codes, behind the encoder that the file had, and write it."""
-    index = content.target.build(books, codes, ids, options_of(content.card, content.target), like=content.stored.index)
+    index = content.target.build(
+        codebooks, codes, ids, options_of(content.metadata, content.target), like=content.stored.index
+    )
     old = chain(content.stored.index)
     if kind_of(content.stored.index) == "additive":
         old = old[:-1]  # build has made a new tile
     index = prepend(old, index)
-    card = {**content.card, "n": len(codes), **facts(content.target, index)}
-    write(slot, index, card, content.target.nbytes(books.shape, len(codes)))
+    metadata = {**content.metadata, "n": len(codes), **facts(content.target, index)}
+    write(output, index, metadata, content.target.nbytes(codebooks.shape, len(codes)))
     return len(codes)

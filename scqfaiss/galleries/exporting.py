@@ -10,13 +10,13 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import files
+from .. import files, footer
 from ..codebooks import Codes
 from ..contract import Progress, silent
 from ..data import ArraySource, Source, open_rows
-from ..errors import ConfigError, DataError, IndexFileError, shown, size
-from ..features.source import USUAL, Seeing, as_rows
-from ..files import PathLike, Slot, reserve
+from ..errors import ConfigError, DataError, IndexFileError, format_bytes, printable
+from ..features.source import DEFAULT_INFERENCE, InferenceOptions, as_rows
+from ..files import AtomicFile, PathLike, atomic_write
 from ..model import Model, check_width, encode_source
 from ..targets import gpu, make_options
 from ..targets import target as find_target
@@ -38,43 +38,45 @@ def build(
     target: str | None = None,
     options: Mapping[str, Any] = NO_OPTIONS,
 ) -> tuple[Any, dict[str, Any]]:
-    """-> (faiss.Index with the encoder folded in where it can be, index card). Raises ConfigError, DataError."""
+    """-> (faiss.Index with the encoder folded in where it can be, index metadata). Raises ConfigError, DataError."""
     container, chosen_options = check_target(model, target, options, len(codes))
-    books = model.codebooks
-    index = container.build(books, books.check_codes(codes), np.ascontiguousarray(ids, np.int64), chosen_options)
+    codebooks = model.codebooks
+    index = container.build(
+        codebooks, codebooks.check_codes(codes), np.ascontiguousarray(ids, np.int64), chosen_options
+    )
     # What comes out of a network's encoder is z: no gallery of it takes what lies between the two.
     folds = model.chain.foldable and not model.modality.needs_encoder
     if folds:
         index = wrap_index(index, model.d_in, model.chain.layers)
-    card = {
+    metadata = {
         "target": container.INFO.name,
         "options": chosen(chosen_options),
         "rule": model.config["rule"],
         "method": model.config["method"],
-        "kind": books.kind,
-        "M": books.M,
-        "K": books.K,
-        "nbits": books.nbits,
-        "bits": books.bits,
-        "d": books.d,
+        "kind": codebooks.kind,
+        "M": codebooks.M,
+        "K": codebooks.K,
+        "nbits": codebooks.nbits,
+        "bits": codebooks.bits,
+        "d": codebooks.d,
         "d_in": model.d_in,
-        "metric": books.metric,
+        "metric": codebooks.metric,
         "n": len(codes),
         "encoder": "none" if not model.chain.layers else "folded" if folds else "model",
         "model_sha256": model.origin,
         "class_names": model.config.get("class_names"),
     }
     if "classes" in model.config:
-        card["classes"] = model.config["classes"]
+        metadata["classes"] = model.config["classes"]
     if model.modality.needs_encoder:
-        card["pictures"] = True  # they can be searched for, with the model
+        metadata["pictures"] = True  # they can be searched for, with the model
     if "prefix" in model.config:
-        card["model_bits"] = model.config["prefix"]["bits"]  # of which the codes hold the first
-    return index, card | facts(container, index)
+        metadata["model_bits"] = model.config["prefix"]["bits"]  # of which the codes hold the first
+    return index, metadata | facts(container, index)
 
 
 def facts(container: Target, index: Any) -> dict[str, Any]:
-    """What a card says of the container as it was built."""
+    """What a metadata says of the container as it was built."""
     return {"faiss": faiss.__version__, "repeated_ids": lowest_and_repeated(index)[1], **container.facts(index)}
 
 
@@ -94,36 +96,36 @@ def check_target(model: Model, name: str | None, values: Mapping[str, Any], n: i
     return container, options
 
 
-def write(slot: Slot, index: Any, card: Mapping[str, Any], nbytes: int = 0) -> None:
-    """Write index and card into a Slot, read back and compared before it takes its place."""
+def write(output: AtomicFile, index: Any, metadata: Mapping[str, Any], nbytes: int = 0) -> None:
+    """Write index and metadata into a AtomicFile, read back and compared before it takes its place."""
 
     def stream(put: Callable[[bytes], None]) -> None:
         faiss.write_index(index, faiss.PyCallbackIOWriter(put))
 
     def fill(f: BinaryIO) -> None:
-        files.seal(f, stream, dict(card))
+        footer.write_sealed(f, stream, dict(metadata))
 
     def check(temporary: Path) -> None:
         stored = read_gallery(temporary)
         if stored.index.ntotal != index.ntotal:
-            raise IndexFileError(f"{slot.name}: read back {stored.index.ntotal:,} rows, wrote {index.ntotal:,}")
+            raise IndexFileError(f"{output.name}: read back {stored.index.ntotal:,} rows, wrote {index.ntotal:,}")
 
-    slot.write(fill, check, nbytes)
+    output.write(fill, check, nbytes)
 
 
 def encode_for(
-    model: Model, source: Source, slot: Slot, target: str | None, options: Mapping[str, Any], progress: Progress
+    model: Model, source: Source, output: AtomicFile, target: str | None, options: Mapping[str, Any], progress: Progress
 ) -> tuple[Any, dict[str, Any], int]:
-    """(index, card, expected bytes) for the rows of a source; the checks that need no rows come first."""
+    """(index, metadata, expected bytes) for the rows of a source; the checks that need no rows come first."""
     if len(source) == 0:
         raise DataError(f"{source.name} holds 0 rows, a gallery needs at least 1")
     container, _ = check_target(model, target, options, len(source))
     check_width(model, source)
     source.merge_copies()
     nbytes = container.nbytes(model.codebooks.shape, len(source))
-    slot.check_space(nbytes)
-    index, card = build(model, encode_source(model, source, progress), source.ids, target, options)
-    return index, card | {"skipped_rows": source.dropped}, nbytes
+    output.check_space(nbytes)
+    index, metadata = build(model, encode_source(model, source, progress), source.ids, target, options)
+    return index, metadata | {"skipped_rows": source.dropped}, nbytes
 
 
 def export(
@@ -149,8 +151,8 @@ def export(
     if not isinstance(model, Model):
         model = Model.load(model)
     model = _cut(model, bits)
-    with reserve(path, suffix=SUFFIX, what="exported") as slot:
-        write(slot, *encode_for(model, ArraySource(xb, ids=ids, name="xb"), slot, target, options, progress))
+    with atomic_write(path, suffix=SUFFIX, what="exported") as output:
+        write(output, *encode_for(model, ArraySource(xb, ids=ids, name="xb"), output, target, options, progress))
 
 
 def _length(model: Model) -> str:
@@ -176,24 +178,24 @@ def export_file(
     target: str | None = None,
     bits: int | None = None,
     keys: Mapping[str, Any],
-    seeing: Seeing = USUAL,
+    inference_options: InferenceOptions = DEFAULT_INFERENCE,
     progress: Progress = silent,
     **options: Any,
 ) -> str:
-    """Export a file of rows, or pictures; returns what to tell the user. keys: arguments of open_rows. seeing: how the
-    model looks at pictures. options: those of the target, by name.
+    """Export a file of rows, or images; returns what to tell the user. keys: arguments of open_rows. seeing: how the
+    model looks at images. options: those of the target, by name.
     """
-    with reserve(out, inputs=[model_path, rows_path], suffix=SUFFIX, what="exported") as slot:
+    with atomic_write(out, inputs=[model_path, rows_path], suffix=SUFFIX, what="exported") as output:
         model = _cut(Model.load(model_path), bits)
         with open_rows(rows_path, **{**keys, "labels_key": None}, role="keys") as source:
-            rows = as_rows(source, model, seeing, shown(model_path))
-            index, card, nbytes = encode_for(model, rows, slot, target, options, progress)
+            rows = as_rows(source, model, inference_options, printable(model_path))
+            index, metadata, nbytes = encode_for(model, rows, output, target, options, progress)
         # Closing says whether the rows were changed while they were read: only then is anything written.
-        write(slot, index, card, nbytes)
+        write(output, index, metadata, nbytes)
         encoder = {"none": "no encoder needed", "folded": "encoder inside", "model": "queries need the model"}
         return (
-            f"{slot.name}: {card['n']:,} vectors, {_length(model)} each, target {card['target']}, "
-            f"{size(slot.path.stat().st_size)}, {encoder[card['encoder']]}"
+            f"{output.name}: {metadata['n']:,} vectors, {_length(model)} each, target {metadata['target']}, "
+            f"{format_bytes(output.path.stat().st_size)}, {encoder[metadata['encoder']]}"
         )
 
 
@@ -205,15 +207,15 @@ def export_plan(
     target: str | None,
     bits: int | None = None,
     keys: Mapping[str, Any],
-    seeing: Seeing = USUAL,
+    inference_options: InferenceOptions = DEFAULT_INFERENCE,
     **options: Any,
 ) -> str:
-    """What an export would write; reads no features and looks at no picture."""
+    """What an export would write; reads no features and looks at no image."""
     files.check_target(out, inputs=[model_path, rows_path], suffix=SUFFIX)
     model = _cut(Model.load(model_path), bits)
     with open_rows(rows_path, **{**keys, "labels_key": None}, role="keys") as source:
-        if as_rows(source, model, seeing, shown(model_path)).d != model.d_in:
-            raise ConfigError(f"{source.name}: rows have d={source.d}, {shown(model_path)} needs d={model.d_in}")
+        if as_rows(source, model, inference_options, printable(model_path)).d != model.d_in:
+            raise ConfigError(f"{source.name}: rows have d={source.d}, {printable(model_path)} needs d={model.d_in}")
         what = source.modality.items + (
             ": {:,}, to features of d={}" if source.modality.needs_encoder else ": {:,} of d={}"
         )
@@ -224,7 +226,7 @@ def export_plan(
         [
             what.format(n, model.d_in),
             *([] if bits is None else [f"codes: {_length(model)}"]),
-            f"file: about {size(container.nbytes(model.codebooks.shape, n))}",
+            f"file: about {format_bytes(container.nbytes(model.codebooks.shape, n))}",
             f"target {container.INFO.name}: CPU yes, GPU {'yes' if on_gpu is None else f'no ({on_gpu})'}",
         ]
     )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .. import faiss_calls, files
 from ..arrays import Floats, Ints, as_features, as_id_set, transposed
 from ..codebooks import Codebooks, Codes
-from ..errors import ConfigError, DataError, shown, warn
+from ..errors import ConfigError, DataError, printable, warn
 from ..files import PathLike
 from ..forks import Lock
 from ..model import Model
@@ -39,12 +39,12 @@ def _whole(value: Any, name: str) -> int:
 class Gallery:
     """An open gallery. Any number of threads may search at a time; `refresh` may run beside them.
 
-    index: the faiss.Index (on the CPU, also where searches run on a GPU). card: facts as written by the export, None for
+    index: the faiss.Index (on the CPU, also where searches run on a GPU). metadata: facts as written by the export, None for
     plain FAISS files. model: the Model that encodes queries, None where the index holds its encoder.
     """
 
     def __init__(self, snapshot: Snapshot, model: Model | None, name: str, origin: Origin | None = None) -> None:
-        """As open_gallery makes it; Snapshot(Stored.of(index, card)) is one in memory, without an origin."""
+        """As open_gallery makes it; Snapshot(Stored.of(index, metadata)) is one in memory, without an origin."""
         self._snapshot, self.model, self.name, self._origin = snapshot, model, name, origin
         self._refreshing, self._reconstructing = Lock(), Lock()
 
@@ -76,8 +76,8 @@ class Gallery:
         return self._snapshot.stored.index
 
     @property
-    def card(self) -> Mapping[str, Any] | None:
-        return self._snapshot.stored.card
+    def metadata(self) -> Mapping[str, Any] | None:
+        return self._snapshot.stored.metadata
 
     @property
     def target(self) -> str | None:
@@ -99,7 +99,7 @@ class Gallery:
     @property
     def needs_model(self) -> bool:
         """True where queries must go through the model first."""
-        return self.card is not None and self.card.get("encoder") == "model"
+        return self.metadata is not None and self.metadata.get("encoder") == "model"
 
     @property
     def d(self) -> int:
@@ -312,7 +312,7 @@ class Gallery:
                 return False
             stored = read_gallery(origin.path, verify=origin.verify, mmap=origin.mmap)
             _check_model(self.model, stored, self.name)
-            before, after = self._snapshot.stored.card or {}, stored.card or {}
+            before, after = self._snapshot.stored.metadata or {}, stored.metadata or {}
             # Queries that were encoded outside the file fit the codes of their own model alone.
             keys = ("encoder", "model_sha256") if before.get("encoder") == "model" else ("encoder",)
             if any(before.get(key) != after.get(key) for key in keys) or stored.index.d != self.index.d:
@@ -325,13 +325,15 @@ def _reopened(origin: Origin, stamp: Any, model: Model | None) -> Gallery:
     """The gallery that was pickled. Raises as open_gallery does, and ConfigError where another file stands there now."""
     gallery = open_gallery(origin.path, model=model, device=origin.device, mmap=origin.mmap, verify=origin.verify)
     if gallery._snapshot.stored.stamp != stamp:
-        raise ConfigError(f"{shown(origin.path)} is another file than the one whose gallery was pickled; open it anew")
+        raise ConfigError(
+            f"{printable(origin.path)} is another file than the one whose gallery was pickled; open it anew"
+        )
     return gallery
 
 
 def _check_model(model: Model | None, stored: Stored, name: str, model_name: str = "the model") -> None:
-    if model is not None and stored.card is not None and model.origin != stored.card.get("model_sha256"):
-        made_by = str(stored.card.get("model_sha256"))[:12]
+    if model is not None and stored.metadata is not None and model.origin != stored.metadata.get("model_sha256"):
+        made_by = str(stored.metadata.get("model_sha256"))[:12]
         raise ConfigError(f"{model_name} is {model.origin[:12]}, {name} was made by {made_by}; give that model")
 
 
@@ -353,11 +355,11 @@ def open_gallery(
     """
     if device != "cpu":
         gpu.number_of(device)  # before any slow step
-    name = shown(path)
+    name = printable(path)
     stored = read_gallery(path, verify=verify, mmap=mmap)
-    if stored.card is None:
+    if stored.metadata is None:
         warn(f"{name}: no checksum: written by another program, or cut off")
-    model_name = "the model" if isinstance(model, Model) else shown(model) if model is not None else ""
+    model_name = "the model" if isinstance(model, Model) else printable(model) if model is not None else ""
     loaded = model if isinstance(model, Model) or model is None else Model.load(model)
     _check_model(loaded, stored, name, model_name)
     return Gallery(

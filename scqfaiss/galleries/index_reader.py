@@ -18,7 +18,7 @@ MIN_FAISS = (1, 14, 2)  # the first with limits on what a file may make it alloc
 # FAISS holds sizes that never stand in the file (d_in * d_out * 4 of a transform) to the limit too, hence the floor.
 BYTE_LIMIT_FLOOR = 256 << 20
 LOOP_LIMIT_FLOOR = 10**6
-LOOK_BYTES = 96 << 20  # read to find out whether a file without a card has inverted lists
+LOOK_BYTES = 96 << 20  # read to find out whether a file without a metadata has inverted lists
 _limits_lock = Lock()  # the limits are process-wide
 
 

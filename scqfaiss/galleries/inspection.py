@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data import Source, open_rows
 from ..data.items import ItemSource
-from ..errors import IndexFileError, shown, size
+from ..errors import IndexFileError, format_bytes, printable
 from ..files import PathLike
 
 
@@ -41,7 +41,7 @@ def facts(path: PathLike, keys: Mapping[str, Any]) -> dict[str, Any]:
         if source.labels is not None and len(used) < source.labels.C:
             kind_facts["class_numbers"] = used
         return kind_facts | {
-            "labels": "none" if source.labels is None else "many" if source.labels.many else "one",
+            "labels": "none" if source.labels is None else "many" if source.labels.multilabel else "one",
             "classes": len(used),
             "class_names": source.labels.class_names if source.labels else None,
             "ids": "given" if source.has_ids else "row numbers",
@@ -59,17 +59,17 @@ def gallery_facts(path: PathLike) -> dict[str, Any]:
 
     gallery = open_gallery(path)
     codebooks, codes, _ = gallery.unpack()
-    out = dict(gallery.card or {})
+    out = dict(gallery.metadata or {})
     out |= {
         "kind": "gallery",
         "vectors": gallery.ntotal,
-        "query_d": gallery.card["d_in"] if gallery.card else gallery.d,
+        "query_d": gallery.metadata["d_in"] if gallery.metadata else gallery.d,
         "bits": codebooks.bits,
         "bytes": os.stat(path).st_size,
         "codewords_used": [len(np.unique(codes[:, m])) for m in range(codebooks.M)],
     }
-    if gallery.card:
-        container = target(gallery.card["target"])
+    if gallery.metadata:
+        container = target(gallery.metadata["target"])
         info = container.INFO
         on_gpu = gpu.unsupported_reason(codebooks.shape)
         out["gpu"] = "yes" if on_gpu is None else f"no: {on_gpu}"
@@ -86,16 +86,16 @@ def model_facts(path: PathLike) -> dict[str, Any]:
     from ..model import Model
 
     model = Model.load(path)
-    books = model.codebooks
+    codebooks = model.codebooks
     return model.config | {
         "kind": "model",
         "sha256": model.sha256,
         "d_in": model.d_in,
-        "d": books.d,
-        "M": books.M,
-        "nbits": books.nbits,
-        "metric": books.metric,
-        "codebooks": books.kind,
+        "d": codebooks.d,
+        "M": codebooks.M,
+        "nbits": codebooks.nbits,
+        "metric": codebooks.metric,
+        "codebooks": codebooks.kind,
         "encoder_layers": [op for op, _ in model.chain.layers],
         "encoder_folds_into_index": model.chain.foldable,
         "bytes": os.stat(path).st_size,
@@ -107,7 +107,7 @@ def describe_file(path: PathLike, as_json: bool, keys: Mapping[str, Any]) -> str
     file_facts = facts(path, keys)
     if as_json:
         return json.dumps(file_facts, sort_keys=True)
-    lines = [f"{shown(path)}: {file_facts.pop('kind')}"]
+    lines = [f"{printable(path)}: {file_facts.pop('kind')}"]
     for key, value in file_facts.items():
         # Keys are text out of the file, too.
         if value is None or (isinstance(value, dict) and not value):
@@ -117,8 +117,8 @@ def describe_file(path: PathLike, as_json: bool, keys: Mapping[str, Any]) -> str
         elif isinstance(value, (list, tuple)):
             value = ", ".join(map(str, value)) if len(value) <= 20 else f"{len(value)} values"
         elif key == "bytes" and type(value) is int:
-            value = f"{value:,} ({size(value)})"
-        lines.append(f"  {shown(key.replace('_', ' '))}: {shown(str(value))}")
+            value = f"{value:,} ({format_bytes(value)})"
+        lines.append(f"  {printable(key.replace('_', ' '))}: {printable(str(value))}")
     return "\n".join(lines)
 
 
@@ -129,8 +129,10 @@ def verify_file(path: PathLike) -> str:
 
     if Path(path).suffix == ".safetensors":
         model = Model.load(path)
-        return f"{shown(path)}: valid, model of method {shown(model.config['method'])}, SHA-256 {model.sha256[:12]}"
+        return f"{printable(path)}: valid, model of method {printable(model.config['method'])}, SHA-256 {model.sha256[:12]}"
     stored = read_gallery(path)
-    if stored.card is None:
-        raise IndexFileError(f"{shown(path)}: no checksum, nothing to verify: written by another program, or cut off")
-    return f"{shown(path)}: valid, {stored.index.ntotal:,} vectors, checksum and card agree"
+    if stored.metadata is None:
+        raise IndexFileError(
+            f"{printable(path)}: no checksum, nothing to verify: written by another program, or cut off"
+        )
+    return f"{printable(path)}: valid, {stored.index.ntotal:,} vectors, checksum and metadata agree"

@@ -21,9 +21,9 @@ from torch import Tensor
 from ..arrays import Floats
 from ..encoders.chain import Chain
 from ..encoders.torch_chain import TorchChain
-from ..errors import ConfigError, ScqError, shown, size
-from ..features.source import Seeing, front_encoder_of
-from ..files import PathLike, reserve
+from ..errors import ConfigError, ScqError, format_bytes, printable
+from ..features.source import InferenceOptions, front_encoder_of
+from ..files import PathLike, atomic_write
 from ..modality import IMAGES, ROWS
 from ..model import Model
 
@@ -41,7 +41,7 @@ _CHATTY = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 
 
 class Portable(TorchChain):
-    """pictures (n, 3, size, size) uint8, or rows (n, d_in) float32 where there is no backbone -> z (n, d) float32."""
+    """images (n, 3, size, size) uint8, or rows (n, d_in) float32 where there is no backbone -> z (n, d) float32."""
 
     def __init__(self, chain: Chain, backbone: Backbone | None = None) -> None:
         super().__init__(chain)
@@ -55,35 +55,37 @@ class Portable(TorchChain):
 def export_encoder(model_path: PathLike, out: PathLike, *, encoder: str | None = None) -> str:
     """Write the encoder of a model as ONNX; returns what to tell the user.
 
-    Input `pictures` (n, 3, size, size) uint8 RGB of a picture model, `rows` (n, d_in) float32 of any other; output `z` (n, d)
-    float32, any n. Metadata: model_sha256, method, d, and of pictures size and fit. encoder: as in features.Seeing.
+    Input `images` (n, 3, size, size) uint8 RGB of an image model, `rows` (n, d_in) float32 of any other; output `z` (n, d)
+    float32, any n. Metadata: model_sha256, method, d, and of images size and fit. encoder: as in features.InferenceOptions.
     Raises ConfigError where ONNX's parts are too old or the network has a form that they cannot write, and where onnxruntime
     computes something else than the model does: nothing is written then.
     """
-    with reserve(out, inputs=[model_path], suffix=SUFFIX, what="exported") as slot:
+    with atomic_write(out, inputs=[model_path], suffix=SUFFIX, what="exported") as output:
         model = Model.load(model_path)
         if model.chain.foldable and not model.modality.needs_encoder:
             raise ConfigError(
-                f"galleries of {shown(model_path)} hold their encoder: they are searched with rows as they are, and none is "
+                f"galleries of {printable(model_path)} hold their encoder: they are searched with rows as they are, and none is "
                 "needed before"
             )
         if model.modality not in (ROWS, IMAGES):
-            raise ConfigError(f"{shown(model_path)} takes {model.modality.noun}, ONNX is for rows and pictures")
+            raise ConfigError(f"{printable(model_path)} takes {model.modality.noun}, ONNX is for rows and images")
         backbone: Any = None
         if model.modality == IMAGES:
-            backbone = front_encoder_of(model, Seeing(encoder, device="cpu"), shown(model_path))
+            backbone = front_encoder_of(model, InferenceOptions(encoder, device="cpu"), printable(model_path))
         weights = [a for _, arrays in model.chain.layers for a in arrays.values()]
-        slot.check_space(sum(a.nbytes for a in [*weights, *(model.backbone or {}).values()]))
-        data = to_bytes(model, backbone, shown(model_path))
-        slot.write(
+        output.check_space(sum(a.nbytes for a in [*weights, *(model.backbone or {}).values()]))
+        data = to_bytes(model, backbone, printable(model_path))
+        output.write(
             lambda f: f.write(data),
-            check=lambda temporary: check_file(temporary, model, backbone, slot.name),
+            check=lambda temporary: check_file(temporary, model, backbone, output.name),
             nbytes=len(data),
         )
         takes = f"rows (n, {model.d_in})"
         if backbone is not None:
-            takes = f"pictures (n, 3, {backbone.size}, {backbone.size}) uint8"
-        return f"{slot.name}: {takes} to z (n, {model.codebooks.d}), {size(len(data))}, checked with onnxruntime"
+            takes = f"images (n, 3, {backbone.size}, {backbone.size}) uint8"
+        return (
+            f"{output.name}: {takes} to z (n, {model.codebooks.d}), {format_bytes(len(data))}, checked with onnxruntime"
+        )
 
 
 def to_bytes(model: Model, backbone: Backbone | None = None, name: str = "the model") -> bytes:
@@ -96,7 +98,7 @@ def to_bytes(model: Model, backbone: Backbone | None = None, name: str = "the mo
     if backbone is None:
         input_name, example = "rows", torch.zeros(2, model.d_in)
     else:
-        input_name, example = "pictures", torch.zeros(2, 3, backbone.size, backbone.size, dtype=torch.uint8)
+        input_name, example = "images", torch.zeros(2, 3, backbone.size, backbone.size, dtype=torch.uint8)
     module = Portable(model.chain, backbone).eval()
     try:
         with _quiet(), _whole(backbone), torch.no_grad():
@@ -130,7 +132,7 @@ def to_bytes(model: Model, backbone: Backbone | None = None, name: str = "the mo
     onnx.helper.set_model_props(proto, {f"scqfaiss.{key}": str(value) for key, value in facts.items()})
     if proto.ByteSize() > MAX_BYTES:
         raise ConfigError(
-            f"{name}: its encoder takes {size(proto.ByteSize())}, ONNX holds at most {size(MAX_BYTES)} in a file"
+            f"{name}: its encoder takes {format_bytes(proto.ByteSize())}, ONNX holds at most {format_bytes(MAX_BYTES)} in a file"
         )
     return bytes(proto.SerializeToString(deterministic=True))
 

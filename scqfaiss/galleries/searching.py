@@ -13,9 +13,9 @@ from ..arrays import Ints, transposed
 from ..contract import Progress, silent
 from ..data import Source, open_rows
 from ..data.idlist import read_ids
-from ..errors import ConfigError, shown
-from ..features.source import USUAL, FeatureSource, Seeing, as_rows
-from ..files import PathLike, Slot, reserve
+from ..errors import ConfigError, printable
+from ..features.source import DEFAULT_INFERENCE, FeatureSource, InferenceOptions, as_rows
+from ..files import AtomicFile, PathLike, atomic_write
 from ..modality import ROWS
 from .gallery import Gallery, open_gallery
 
@@ -26,29 +26,29 @@ SHOWN = 10  # hits a query in the text of a search
 def require_model(gallery: Gallery) -> None:
     """Raise ConfigError where queries need a model and none was given: before any query is read."""
     if gallery.needs_model and gallery.model is None:
-        made_by = str((gallery.card or {}).get("model_sha256"))[:12]
+        made_by = str((gallery.metadata or {}).get("model_sha256"))[:12]
         raise ConfigError(f"{gallery.name}: queries need the model its codes came from ({made_by}); give --model")
 
 
-def as_queries(gallery: Gallery, queries: Source, seeing: Seeing = USUAL) -> Source:
-    """What a gallery is searched with: rows as they are, pictures as rows of its model's features.
+def as_queries(gallery: Gallery, queries: Source, inference_options: InferenceOptions = DEFAULT_INFERENCE) -> Source:
+    """What a gallery is searched with: rows as they are, images as rows of its model's features.
 
     Raises ConfigError where the model is not there, even if the file holds its encoder for rows; and as features.as_rows.
     """
     if queries.modality == ROWS:
         return queries
     if gallery.model is None:
-        raise ConfigError(lacks_network(queries, gallery.card or {}, gallery.name, gallery.d))
-    return as_rows(queries, gallery.model, seeing)
+        raise ConfigError(lacks_network(queries, gallery.metadata or {}, gallery.name, gallery.d))
+    return as_rows(queries, gallery.model, inference_options)
 
 
-def lacks_network(source: Source, card: Mapping[str, Any], name: str, d: int) -> str:
-    """Why a gallery by itself takes no pictures, and what to do."""
-    if card.get("pictures"):
-        made_by = str(card.get("model_sha256"))[:12]
+def lacks_network(source: Source, metadata: Mapping[str, Any], name: str, d: int) -> str:
+    """Why a gallery by itself takes no images, and what to do."""
+    if metadata.get("pictures"):
+        made_by = str(metadata.get("model_sha256"))[:12]
         return f"{source.name} holds {source.modality.noun}, which only the model of {name} can see ({made_by}); give --model"
-    if card.get("encoder") == "model":
-        made_by = str(card.get("model_sha256"))[:12]
+    if metadata.get("encoder") == "model":
+        made_by = str(metadata.get("model_sha256"))[:12]
         return f"{name}: queries need the model its codes came from ({made_by}); give --model"
     return f"{source.name} holds {source.modality.noun}, {name} takes rows of d={d}: {source.modality.make_features}"
 
@@ -103,14 +103,14 @@ def search_file(
     deny_ids: str | None = None,
     nprobe: int | None = None,
     keys: Mapping[str, Any],
-    seeing: Seeing = USUAL,
+    inference_options: InferenceOptions = DEFAULT_INFERENCE,
     progress: Progress = silent,
 ) -> str:
     """Search with a file of queries; hits go to the HDF5 file `out`, the first few into the returned text.
 
-    Queries may be pictures, a single one too; the text names them by their files. k: hits per query, DEFAULT_K where
+    Queries may be images, a single one too; the text names them by their files. k: hits per query, DEFAULT_K where
     neither it nor `threshold` is given, which asks for all hits beyond it. filter_ids, deny_ids: "1,2,3" or a file of ids.
-    seeing: how the model looks at pictures. Raises ConfigError for k together with a threshold.
+    seeing: how the model looks at images. Raises ConfigError for k together with a threshold.
     """
     from ..data.writing import write_hits, write_ranges
 
@@ -121,14 +121,14 @@ def search_file(
     k = DEFAULT_K if k is None else k
     lists = {"allow": filter_ids, "deny": deny_ids}
 
-    def run(slot: Slot | None = None) -> tuple[Any, Any, Any]:
+    def run(output: AtomicFile | None = None) -> tuple[Any, Any, Any]:
         options: dict[str, Any] = {option: read_ids(ids) for option, ids in lists.items() if ids is not None}
         with open_rows(queries, **{**keys, "labels_key": None}, role="queries") as source:
             gallery = open_gallery(path, model=model, device=device, mmap=mmap)
-            source = as_queries(gallery, source, seeing)
-            names = [shown(name) for name in source.names] if isinstance(source, FeatureSource) else source.ids
-            if slot is not None and threshold is None:
-                slot.check_space(12 * len(source) * min(k, gallery.ntotal))
+            source = as_queries(gallery, source, inference_options)
+            names = [printable(name) for name in source.names] if isinstance(source, FeatureSource) else source.ids
+            if output is not None and threshold is None:
+                output.check_space(12 * len(source) * min(k, gallery.ntotal))
             if threshold is not None:
                 return range_search_source(gallery, source, threshold, progress, **options), source.ids, names
             return search_source(gallery, source, k, progress, nprobe=nprobe, **options), source.ids, names
@@ -137,11 +137,11 @@ def search_file(
         hits, query_ids, names = run()
     else:
         given = (path, queries, model, *(ids for ids in lists.values() if ids is not None and os.path.exists(ids)))
-        with reserve(out, inputs=[p for p in given if p is not None]) as slot:
-            hits, query_ids, names = run(slot)
+        with atomic_write(out, inputs=[p for p in given if p is not None]) as output:
+            hits, query_ids, names = run(output)
             write: Callable[..., None] = write_hits if threshold is None else write_ranges
-            slot.write(lambda f: write(f, *hits, query_ids), nbytes=12 * hits[-1].size)
-    return _said(hits, query_ids) + (f", written to {shown(out)}" if out is not None else "") + _first(hits, names)
+            output.write(lambda f: write(f, *hits, query_ids), nbytes=12 * hits[-1].size)
+    return _said(hits, query_ids) + (f", written to {printable(out)}" if out is not None else "") + _first(hits, names)
 
 
 def _said(hits: tuple[Any, ...], query_ids: Ints) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 CHUNK_ELEMENTS = 1 << 22  # distances held at a time, 16 MB
 
 
-def deal(K: int, counts: Tensor) -> Tensor:
+def allocate_codewords(K: int, counts: Tensor) -> Tensor:
     """The K codewords dealt to the classes present, sizes differing by at most 1 -> owner (K,) int64.
 
     counts (C,): training rows of each class; classes without rows get nothing. Needs K >= classes present.
@@ -51,8 +51,8 @@ def blocks_of(
     order = group.argsort(stable=True)
     start = counts.cumsum(0) - counts
     place = torch.arange(R, device=pattern.device)
-    slot = order[start[:, None] + torch.minimum(place, counts[:, None] - 1)]
-    return slot.flatten(), own[patterns], valid[patterns][:, None], place < counts[:, None]
+    output = order[start[:, None] + torch.minimum(place, counts[:, None] - 1)]
+    return output.flatten(), own[patterns], valid[patterns][:, None], place < counts[:, None]
 
 
 def nearest(z: Tensor, w: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def nearest(z: Tensor, w: Tensor) -> Tensor:
 
 def decode(w: Tensor, codes: Tensor) -> Tensor:
     """w (M, K, dsub), codes (n, M) -> the codewords side by side, (n, M dsub)."""
-    return torch.cat([book[code] for book, code in zip(w, codes.T)], 1)
+    return torch.cat([codebook[code] for codebook, code in zip(w, codes.T)], 1)
 
 
 class ARSQ(nn.Module):
@@ -101,15 +101,15 @@ class ARSQ(nn.Module):
             self.register_buffer(name, value)
 
     def rebuild_error(self, z: Tensor, pattern: Tensor) -> tuple[Tensor, Tensor]:
-        """z (b, d) without gradient, pattern (b,) -> (soft, hard) errors: sum over books of the mean over b and e."""
+        """z (b, d) without gradient, pattern (b,) -> (soft, hard) errors: sum over codebooks of the mean over b and e."""
         M, _, dsub = self.centroids.shape
-        slot, own, valid, present = blocks_of(pattern, self.owned, self.own, self.own_valid)
-        (G, S), R = own.shape, len(slot) // len(own)
-        x = z[slot].view(G, R, M, dsub).permute(2, 0, 1, 3).reshape(M * G, R, dsub)  # (m g) r e
+        output, own, valid, present = blocks_of(pattern, self.owned, self.own, self.own_valid)
+        (G, S), R = own.shape, len(output) // len(own)
+        x = z[output].view(G, R, M, dsub).permute(2, 0, 1, 3).reshape(M * G, R, dsub)  # (m g) r e
         w = self.centroids.index_select(1, own.flatten()).view(M * G, S, dsub)  # (m g) s e
         norms = x.square().sum(2, keepdim=True) + w.square().sum(2)[:, None]
         dist = torch.baddbmm(norms, x, w.transpose(1, 2), alpha=-2).clamp_min(0).view(M, G, R, S)
-        # Dividing by the farthest own codeword lets one temperature fit all books. The divisor keeps its gradient, as in
+        # Dividing by the farthest own codeword lets one temperature fit all codebooks. The divisor keeps its gradient, as in
         # the authors' code. Padding is masked last: an infinite distance divided by `far` would make its gradient NaN.
         all_valid = bool(valid.all())
         far = (dist if all_valid else dist.masked_fill(~valid, 0)).amax(-1, keepdim=True).clamp_min(1e-12)
@@ -124,7 +124,7 @@ class ARSQ(nn.Module):
         return soft, hard
 
     def regulation(self) -> Tensor:
-        """R = -tanh of the mean, over books and classes, of the smallest squared distance between own codewords."""
+        """R = -tanh of the mean, over codebooks and classes, of the smallest squared distance between own codewords."""
         M, _, dsub = self.centroids.shape
         G, S = self.apart.shape
         if G == 0:

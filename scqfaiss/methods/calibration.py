@@ -23,7 +23,7 @@ def default_kappa(C: int, epsilon: float = EPSILON) -> float:
 def held_out(labels: Labels, share: float, seed: int) -> Ints:
     """A stratified share of the rows; classes with one row stay in training. -> row numbers, sorted."""
     rng = np.random.default_rng(seed)
-    one = labels.y if not labels.many else labels.y.argmax(1)  # stratified by a row's first label
+    one = labels.y if not labels.multilabel else labels.y.argmax(1)  # stratified by a row's first label
     order = rng.permutation(len(labels))
     order = order[np.argsort(one[order], kind="stable")]
     counts = np.bincount(one, minlength=labels.C)

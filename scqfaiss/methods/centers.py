@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..arrays import Labels
-from ..errors import ConfigError, DataError, shown, warn
+from ..errors import ConfigError, DataError, printable, warn
 
 Matrix = NDArray[np.float64]
 
@@ -39,7 +39,7 @@ class Centers:
 def simplex(C: int, d: int, seed: int = 0) -> Matrix:
     """C unit vectors (C, d) float64 whose cosines are all -1/(C-1): the minimum of the SCA loss for identity S.
 
-    Needs d >= C - 1. Turned by a random rotation, because product books cut vectors into contiguous pieces: without it
+    Needs d >= C - 1. Turned by a random rotation, because product codebooks cut vectors into contiguous pieces: without it
     most pieces would be zero. Raises ConfigError for C < 2 or d < C - 1.
     """
     if C < 2 or d < C - 1:
@@ -57,7 +57,7 @@ def simplex(C: int, d: int, seed: int = 0) -> Matrix:
 def aligned_simplex(C: int, d: int) -> Matrix:
     """The same simplex with every class on an axis of its own, the axes spread evenly over the d places. Needs d >= C.
 
-    Rows of I - 11'/C, normalised. A book then codes the posterior of its own few classes, sparse and far easier to quantize
+    Rows of I - 11'/C, normalised. A codebook then codes the posterior of its own few classes, sparse and far easier to quantize
     than a random mixture of all: the squared error of 2 x 8 bits falls by 40 %.
     """
     corners = np.eye(C) - 1 / C
@@ -80,8 +80,8 @@ def cooccurrence(labels: Labels) -> Matrix:
     both = np.zeros((labels.C, labels.C))
     step = max(1, min(1 << 24, (1 << 26) // labels.C))  # float32 counts exactly up to 2^24
     for i in range(0, len(labels), step):
-        hot = labels.take(slice(i, i + step)).hot().astype(np.float32)
-        both += hot.T @ hot
+        multi_hot = labels.take(slice(i, i + step)).multi_hot().astype(np.float32)
+        both += multi_hot.T @ multi_hot
     n = both.diagonal()
     either = n[:, None] + n[None, :] - both
     S = np.divide(both, either, out=np.zeros_like(both), where=either > 0)
@@ -106,7 +106,7 @@ def read_matrix(path: str, labels: Labels, square: bool) -> tuple[Matrix, str]:
 
     Where classes without rows were left out the file may hold all that were declared: those left out are passed over.
     """
-    name = shown(path)
+    name = printable(path)
     if not Path(path).is_file():
         raise ConfigError(f"{name}: no such file")
     try:
@@ -189,7 +189,7 @@ def similarity_matrix(
             raise ConfigError("similarity and class_vectors exclude each other; give one")
         vectors, sha = read_matrix(class_vectors, labels, square=False)
         return from_vectors(vectors, labels), f"class vectors {sha[:12]}"
-    if similarity == "cooccurrence" or (similarity == "auto" and labels.many):
+    if similarity == "cooccurrence" or (similarity == "auto" and labels.multilabel):
         return cooccurrence(labels), "cooccurrence"
     if similarity in ("auto", "identity"):
         return np.eye(labels.C), "identity"
@@ -197,7 +197,7 @@ def similarity_matrix(
         assert means is not None
         return from_vectors(means - means.mean(0), labels), similarity
     S, sha = read_matrix(similarity, labels, square=True)
-    return check_similarity(S, shown(similarity)), f"similarity {sha[:12]}"
+    return check_similarity(S, printable(similarity)), f"similarity {sha[:12]}"
 
 
 def class_centers(S: Matrix, source: str, target: str, d: int, M: int, seed: int, align: bool = True) -> Centers:
@@ -226,7 +226,7 @@ def class_means(rows: Any, labels: Labels) -> Matrix:
     """(C, d) float64 mean of each class's rows; the overall mean for classes without rows. One pass over the rows."""
     sums, hot_count = np.zeros((labels.C, rows.d)), labels.counts()
     for i, x in rows.blocks():
-        sums += labels.take(slice(i, i + len(x))).hot().T.astype(np.float64) @ x
+        sums += labels.take(slice(i, i + len(x))).multi_hot().T.astype(np.float64) @ x
     means = sums / np.maximum(hot_count, 1)[:, None]
     means[hot_count == 0] = means[hot_count > 0].mean(0)
     return np.asarray(means)

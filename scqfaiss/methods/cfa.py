@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..arrays import Ints, Labels
-from ..contract import Layers, Rows, Stage, Task, Turn, batch_count, setting
+from ..contract import Layers, OptimizerStep, RowStream, Stage, Task, batch_count, setting
 from ..errors import ConfigError, DataError, warn
 from . import centers as sca
 from . import items, reference_cfa
@@ -43,7 +43,7 @@ class FeatureStage:
     lr: float = setting(4e-3, low=0)
     decay: float = setting(0.3, low=0)
     warmup: float = setting(0.1, low=0.01, high=0.9)  # share of the steps in which the learning rate rises
-    fast_products: bool = True  # train with bfloat16 or TF32 products where the device has them
+    allow_reduced_precision: bool = True  # train with bfloat16 or TF32 products where the device has them
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Features(nn.Module):
         self.encoder: Any = task.encoder
         self.kind = kind_of_cfa(config, task.encoder_name)
         self.members = members(config, task.encoder_name)
-        self.sigmoid = config.multi == "sigmoid" and labels.many and self.kind == "calibrated"
+        self.sigmoid = config.multi == "sigmoid" and labels.multilabel and self.kind == "calibrated"
         C = labels.C
         if self.sigmoid:  # orthonormal directions, so that <z_q, z_x> counts shared labels
             axes = np.eye(d)[np.linspace(0, d - 1, C).round().astype(int)]
@@ -163,14 +163,14 @@ class Features(nn.Module):
         axes = self.centers if self.axes is None else self.axes.to(self.centers.device)
         return self.kappa * F.normalize(axes, dim=1)
 
-    def hot(self, index: Tensor) -> Tensor:
+    def multi_hot(self, index: Tensor) -> Tensor:
         """Multi-hot labels (b, C) float32 of the rows `index`."""
         y = self.y[index]
-        return y.float() if self.labels.many else F.one_hot(y, self.labels.C).float()
+        return y.float() if self.labels.multilabel else F.one_hot(y, self.labels.C).float()
 
     def shares(self, index: Tensor) -> Tensor:
         """Labels of the rows `index` as a distribution over the classes, (b, C): Y / |Y|."""
-        t = self.hot(index)
+        t = self.multi_hot(index)
         return t / t.sum(1, keepdim=True)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ class Features(nn.Module):
 
     def targets(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """t = sum of the row's centers, normalised (b, d), and which rows have one: a sum below 1e-6 has no direction."""
-        total = self.hot(index) @ self.centers
+        total = self.multi_hot(index) @ self.centers
         length = total.norm(dim=1, keepdim=True)
         return total / length.clamp_min(1e-6), length.squeeze(1) >= 1e-6
 
@@ -204,14 +204,16 @@ class Features(nn.Module):
         if self.kind == "reference":
             g = self.encoder(x)[0]
             z, logits = torch.tanh(g @ self.project[0] + self.shift[0]), self.classify(g)
-            if self.labels.many:
-                return reference_cfa.loss(z, logits, *self.targets(index), self.hot(index))
+            if self.labels.multilabel:
+                return reference_cfa.loss(z, logits, *self.targets(index), self.multi_hot(index))
             return reference_cfa.loss_of_one_label(z, logits, self.centers, self.y[index])
         logits = self.logits(x)  # e b c
         if self.sigmoid:
-            hot = self.hot(index).expand_as(logits)
-            return {"bce": F.binary_cross_entropy_with_logits(logits, hot) * self.labels.C * self.members}
-        target = self.shares(index).repeat(self.members, 1) if self.labels.many else self.y[index].repeat(self.members)
+            multi_hot = self.multi_hot(index).expand_as(logits)
+            return {"bce": F.binary_cross_entropy_with_logits(logits, multi_hot) * self.labels.C * self.members}
+        target = (
+            self.shares(index).repeat(self.members, 1) if self.labels.multilabel else self.y[index].repeat(self.members)
+        )
         return {"ce": F.cross_entropy(logits.flatten(0, 1), target) * self.members}
 
     def stage(self) -> Stage:
@@ -252,15 +254,15 @@ class Features(nn.Module):
             epochs=epochs,
             steps_per_epoch=steps,
             batches=lambda generator: task.rows.batches(batch, generator, rows),
-            turns=[Turn(self.loss, make_optimizer)],
+            optimizer_steps=[OptimizerStep(self.loss, make_optimizer)],
             on_epoch=self.encoder.on_epoch,
             validate=self.validate if validation is not None else None,
             end=self.calibrate,
-            fast_products=c.features.fast_products and not reference,
+            allow_reduced_precision=c.features.allow_reduced_precision and not reference,
         )
 
     def groups(self, lr: float, decay: float) -> list[dict[str, Any]]:
-        """All that trains, as groups for an optimiser; a network for pictures has rates of its own."""
+        """All that trains, as groups for an optimiser; a network for images has rates of its own."""
         if not self.encoder.modality.needs_encoder:  # in one group, in the order of the model
             return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr, "weight_decay": decay}]
         of_encoder = {id(p) for p in self.encoder.parameters()}
@@ -293,13 +295,13 @@ class Features(nn.Module):
             self.y = y
         return sum(total / max(rows[name], 1) for name, total in sums.items())
 
-    def _labelled(self, rows: Rows) -> Iterator[tuple[Tensor, Tensor]]:
+    def _labelled(self, rows: RowStream) -> Iterator[tuple[Tensor, Tensor]]:
         """x (b, d_in) and row numbers (b,) on the device, of the rows to which self.y gives a label."""
         for i, block in rows.blocks():
             for at in range(i, i + len(block), 4096):
                 x = torch.from_numpy(block[at - i : at - i + 4096]).to(self.y.device)
                 index = torch.arange(at, at + len(x), device=self.y.device)
-                if self.labels.many:
+                if self.labels.multilabel:
                     labelled = self.y[index].bool().any(1)
                     x, index = x[labelled], index[labelled]
                 if len(x):
@@ -311,9 +313,9 @@ class Features(nn.Module):
         """
         logits = self.logits(x).double()
         if self.sigmoid:
-            hot = self.hot(index)
+            multi_hot = self.multi_hot(index)
             log_p, log_not = (F.logsigmoid(t).logsumexp(0) - math.log(len(t)) for t in (logits, -logits))
-            return -(hot * log_p + (1 - hot) * log_not).sum(1)
+            return -(multi_hot * log_p + (1 - multi_hot) * log_not).sum(1)
         log_p = logits.log_softmax(2).logsumexp(0) - math.log(len(logits))
         return -(self.shares(index) * log_p).sum(1)
 
@@ -332,10 +334,10 @@ class Features(nn.Module):
         for batch in self.task.rows.batches(size, torch.Generator().manual_seed(0), self.held_out):
             x, index = batch
             parts = self.logits(x).double() / trained, self.shares(index).double()
-            if isinstance(batch, distributed.Own):  # every process has seen its share of the pictures
+            if isinstance(batch, distributed.LocalBatch):  # every process has seen its share of the images
                 parts = (
-                    torch.cat(distributed.from_all(parts[0].contiguous()), 1),
-                    torch.cat(distributed.from_all(parts[1])),
+                    torch.cat(distributed.all_gather(parts[0].contiguous()), 1),
+                    torch.cat(distributed.all_gather(parts[1])),
                 )
             logits.append(parts[0])
             targets.append(parts[1])

@@ -20,7 +20,7 @@ def soft_codes(x: Tensor, w: Tensor, alpha: float) -> Tensor:
 
 
 def decoded(p: Tensor, w: Tensor) -> Tensor:
-    """p (b, M, K), w (M, K, dsub) -> u (b, M dsub): the soft rebuild sum_k p_mk w_mk of all books, at unit length."""
+    """p (b, M, K), w (M, K, dsub) -> u (b, M dsub): the soft rebuild sum_k p_mk w_mk of all codebooks, at unit length."""
     return unit(torch.einsum("bmk,mke->bme", p, w).flatten(1))
 
 
@@ -66,7 +66,7 @@ def entropy(log_p: Tensor) -> Tensor:
 
 
 def omega(w: Tensor) -> Tensor:
-    """Omega of w (M, K, dsub): mean over books and pairs of <w_mk, w_mk'>, which is mean_m ||mean_k w_mk||^2."""
+    """Omega of w (M, K, dsub): mean over codebooks and pairs of <w_mk, w_mk'>, which is mean_m ||mean_k w_mk||^2."""
     return w.mean(1).square().sum(1).mean()
 
 

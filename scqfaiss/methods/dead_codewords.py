@@ -4,7 +4,7 @@ A codeword that no row is coded by learns nothing more: every loss of the rows p
 drawn by its squared error as k-means++ draws seeds (Arthur and Vassilvitskii, SODA 2007). Several rows are drawn at once,
 without replacement, as the largest of log weight + Gumbel noise (Efraimidis and Spirakis, Inf. Process. Letters 97(5), 2006).
 
-m book (M)   n row   k codeword (K)   e place in a sub-vector (dsub)   q seed: a row and one class that it carries
+m codebook (M)   n row   k codeword (K)   e place in a sub-vector (dsub)   q seed: a row and one class that it carries
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def revive(
     owner: Tensor | None = None,
     seeds: Seeds | None = None,
 ) -> tuple[Tensor, int]:
-    """Product books w (M, K, dsub) with every codeword that no row uses moved onto a row -> (new w, how many moved).
+    """Product codebooks w (M, K, dsub) with every codeword that no row uses moved onto a row -> (new w, how many moved).
 
     codes (n, M) int64 of the rows z (n, M dsub); generator of the CPU. Where codewords are private, owner (K,) is the class
-    of each and `seeds` the classes of the rows: a codeword moves to a row of its own class. No two codewords of a book move
+    of each and `seeds` the classes of the rows: a codeword moves to a row of its own class. No two codewords of a codebook move
     to the same row, none to a row that is exact already (repeated rows have nothing to gain), and one for which no row is
     left stays where it is. `w` itself is not changed.
     """
@@ -99,7 +99,7 @@ def _first_of_each(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def renew(
+def reset_dead_codewords(
     parameter: Tensor,
     codes: Tensor,
     z: Tensor,
@@ -109,22 +109,22 @@ def renew(
     optimizer: torch.optim.Optimizer | None = None,
     only_count: bool = False,
 ) -> dict[str, Any]:
-    """`revive` on a parameter in training, in place -> {"codewords_used": [of each book], "revived": how many moved}.
+    """`revive` on a parameter in training, in place -> {"codewords_used": [of each codebook], "revived": how many moved}.
 
     What Adam remembers of a moved codeword belongs to its old place: its mean gradient becomes 0, its mean squared ones those
-    of the book's codewords in use, on average. only_count=True moves nothing.
+    of the codebook's codewords in use, on average. only_count=True moves nothing.
     """
     counts = use(codes, parameter.shape[1])
     moved = 0
     if not only_count:
         w, moved = revive(parameter, codes, z, generator, owner, seeds)
         if moved and optimizer is not None:
-            forget(optimizer, parameter, (w != parameter).any(2), counts > 0)
+            reset_optimizer_state(optimizer, parameter, (w != parameter).any(2), counts > 0)
         parameter.copy_(w)
     return {"codewords_used": (counts > 0).sum(1).tolist(), "revived": moved}
 
 
-def forget(optimizer: torch.optim.Optimizer, parameter: Tensor, moved: Tensor, used: Tensor) -> None:
+def reset_optimizer_state(optimizer: torch.optim.Optimizer, parameter: Tensor, moved: Tensor, used: Tensor) -> None:
     """Set what Adam (or AdamW) remembers of the codewords `moved` (M, K) bool; `used` (M, K) bool: those with rows."""
     state = optimizer.state.get(parameter, {})
     for name, value in state.items():

@@ -1,4 +1,4 @@
-"""Deep Progressive Quantization: additive books learned level by level, so that every prefix of a code is a code.
+"""Deep Progressive Quantization: additive codebooks learned level by level, so that every prefix of a code is a code.
 
 Gao, Zhu, Song, Zhao, Shen, "Beyond product quantization: deep progressive quantization for image retrieval", IJCAI 2019,
 pp. 723-729, DOI 10.24963/ijcai.2019/102, arXiv 1906.06698. (Not "Deep Product Quantization", Klein and Wolf, CVPR 2019, which
@@ -20,24 +20,24 @@ from torch import Tensor, nn
 
 from ..arrays import Labels
 from ..codebooks import Codebooks
-from ..contract import Layers, Stage, Task, Turn, Usual, batch_count, seed_of, setting
+from ..contract import Layers, MethodDefaults, OptimizerStep, Stage, Task, batch_count, seed_of, setting
 from ..errors import ConfigError
 from ..modality import Modality
 from . import centers as sca
 from . import cfa, cfa_checks, dead_codewords, residual
 from .progressive import FLOOR, greedy, margin_loss, prefix_errors, quantization_loss
-from .rows import BookRows, warn_of_few
+from .rows import CodebookRows, warn_of_few
 
 USE_ROWS = 256  # rows per codeword on which the use of codewords is counted after an epoch
-MULTIPLE = 4  # d, where it is free, is one of this: additive books need not divide it, vector units like it
+MULTIPLE = 4  # d, where it is free, is one of this: additive codebooks need not divide it, vector units like it
 
 
 @dataclass(frozen=True)
 class CodebookStage:
-    """Which rows the books learn from, and how."""
+    """Which rows the codebooks learn from, and how."""
 
-    rows: int = setting(1_000_000, low=1)  # at most so many rows teach the books
-    copies: int = setting(4, low=1, high=100)  # passes over the training rows, dropout on, for the books
+    rows: int = setting(1_000_000, low=1)  # at most so many rows teach the codebooks
+    copies: int = setting(4, low=1, high=100)  # passes over the training rows, dropout on, for the codebooks
     epochs: int = setting(10, low=0)  # 0: residual k-means alone
     batch_size: int = setting(256, low=1)
     lr: float = setting(1e-3, low=0)
@@ -47,8 +47,10 @@ class CodebookStage:
 @dataclass(frozen=True)
 class Settings(cfa.Settings):
     recipe: str = setting("calibrated", choices=("calibrated", "reference"))  # reference: the paper's own, as published
-    guidance: str = setting("labels", choices=("labels", "none"))  # none: rows are z as they are, labels are not needed
-    # Inverse temperature of the soft choice; without bound it is k-means. 20 blurs the books and costs 0.001 mAP, measured.
+    supervision: str = setting(
+        "labels", choices=("labels", "none")
+    )  # none: rows are z as they are, labels are not needed
+    # Inverse temperature of the soft choice; without bound it is k-means. 20 blurs the codebooks and costs 0.001 mAP, measured.
     gamma: float = setting(1000.0, low=0)
     choice: str = setting("l2", choices=("l2", "cosine"))  # what training compares; encoding is by l2 whatever it is
     tau: float = setting(1.0, low=0)  # weight of all three terms; matters where the encoder learns by them too
@@ -56,12 +58,12 @@ class Settings(cfa.Settings):
     nu: float = setting(0.1, low=0)  # weight of hard and soft rebuild being one
     codebooks: CodebookStage = CodebookStage()
     start: str = setting("kmeans", choices=("kmeans", "normal"))  # normal: N(0, 0.01^2), as published
-    rescale: bool = True  # books learn on g z, g = sqrt(d / mean ||z||^2): rates and start are made for that scale
-    end_to_end: bool = False  # the books' loss trains the encoder too, beside its own loss
+    rescale: bool = True  # codebooks learn on g z, g = sqrt(d / mean ||z||^2): rates and start are made for that scale
+    end_to_end: bool = False  # the codebooks' loss trains the encoder too, beside its own loss
 
     @property
     def what_moves(self) -> str:
-        """The setting by which the encoder goes on learning beside the books, or ''."""
+        """The setting by which the encoder goes on learning beside the codebooks, or ''."""
         return "end_to_end=true" if self.end_to_end else "recipe=reference" if self.recipe == "reference" else ""
 
 
@@ -111,17 +113,17 @@ class Guide(cfa.Features):
         """
         if self.kind != "reference":
             return super().loss(x, index)
-        g, hot = self.encoder(x)[0], self.hot(index)
+        g, multi_hot = self.encoder(x)[0], self.multi_hot(index)
         z, logits = torch.tanh(g @ self.project[0] + self.shift[0]), self.classify(g)
-        if self.labels.many:
-            classified = F.binary_cross_entropy_with_logits(logits, hot)
+        if self.labels.multilabel:
+            classified = F.binary_cross_entropy_with_logits(logits, multi_hot)
         else:
             classified = F.cross_entropy(logits, self.y[index])
-        return {"margin": margin_loss(z, hot, self.centers), "cls": 0.1 * classified}
+        return {"margin": margin_loss(z, multi_hot, self.centers), "cls": 0.1 * classified}
 
     def reference_optimizer(self, before: int = 0) -> tuple[Any, Any]:
         """SGD of the authors' code: momentum 0.9, new layers x 10, biases x 20, x 0.9 per 10,000 steps, of which `before` are
-        done. A network for pictures takes its own multiple of what new layers have.
+        done. A network for images takes its own multiple of what new layers have.
         """
         lr = self.config.features.lr
         network = {id(p) for p in self.encoder.parameters()} if self.encoder.modality.needs_encoder else set()
@@ -138,11 +140,11 @@ class Guide(cfa.Features):
         stage = super().stage()
         if self.kind != "reference":
             return stage
-        return replace(stage, turns=[Turn(self.loss, lambda steps: self.reference_optimizer())])
+        return replace(stage, optimizer_steps=[OptimizerStep(self.loss, lambda steps: self.reference_optimizer())])
 
 
 # ---------------------------------------------------------------------------------------------------------------- method
-class DPQ(Usual, nn.Module):
+class DPQ(MethodDefaults, nn.Module):
     """Additive codebooks whose prefixes are codebooks: one training serves every length."""
 
     Config = Settings
@@ -163,11 +165,11 @@ class DPQ(Usual, nn.Module):
 
     @classmethod
     def needs_of(cls, config: Settings) -> frozenset[str]:
-        return frozenset() if config.guidance == "none" else cls.needs
+        return frozenset() if config.supervision == "none" else cls.needs
 
     @staticmethod
     def default_encoder(config: Settings) -> str:
-        return "identity" if config.guidance == "none" else "mlp"
+        return "identity" if config.supervision == "none" else "mlp"
 
     @staticmethod
     def members(config: Settings, encoder: str) -> int:
@@ -177,71 +179,73 @@ class DPQ(Usual, nn.Module):
     def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
         cfa_checks.check(config, d_in, C, MULTIPLE, encoder, modality)
         cfa.smallest_d(config, d_in, C, MULTIPLE, encoder)
-        if config.guidance == "none" and encoder != "identity":
+        if config.supervision == "none" and encoder != "identity":
             if modality.needs_encoder:
-                raise ConfigError("guidance=none codes rows as they are, and pictures need a network that trains")
-            raise ConfigError(f"guidance=none trains no encoder; choose --encoder identity, not {encoder}")
-        if config.guidance == "labels" and encoder == "identity":
-            raise ConfigError("labels guide an encoder, and identity has nothing to train; add --set guidance=none")
-        if config.guidance == "none" and config.what_moves:
-            raise ConfigError(f"{config.what_moves} trains an encoder, which guidance=none leaves out")
+                raise ConfigError("supervision=none codes rows as they are, and images need a network that trains")
+            raise ConfigError(f"supervision=none trains no encoder; choose --encoder identity, not {encoder}")
+        if config.supervision == "labels" and encoder == "identity":
+            raise ConfigError("labels guide an encoder, and identity has nothing to train; add --set supervision=none")
+        if config.supervision == "none" and config.what_moves:
+            raise ConfigError(f"{config.what_moves} trains an encoder, which supervision=none leaves out")
 
     def __init__(self, config: Settings, task: Task) -> None:
         super().__init__()
         self.config, self.task = config, task
         self.features: Guide | None = None
         d = task.rows.d
-        if config.guidance == "labels":
+        if config.supervision == "labels":
             assert task.labels is not None
             d = cfa.smallest_d(config, d, task.labels.C, MULTIPLE, task.encoder_name)
             self.features = Guide(config, task, d, task.labels)
-        self.moving = bool(config.what_moves)  # the encoder goes on learning beside the books
+        self.moving = bool(config.what_moves)  # the encoder goes on learning beside the codebooks
         if self.moving and task.codebook_rows is not None:
             raise ConfigError(
-                f"{config.what_moves} trains encoder and books on the same rows; leave --codebook-rows out"
+                f"{config.what_moves} trains encoder and codebooks on the same rows; leave --codebook-rows out"
             )
         if self.moving and task.head is not None:
             raise ConfigError(
                 f"{config.what_moves} trains the network on, and that of the model to start from stays as it is"
             )
-        self.rows = BookRows(self.features, task, config.codebooks.rows, config.codebooks.copies)
+        self.rows = CodebookRows(self.features, task, config.codebooks.rows, config.codebooks.copies)
         self.codewords = nn.Parameter(torch.zeros(task.M, task.K, d))
         self.scale = 1.0  # the codewords rebuild scale * z
-        self.z: Tensor  # (n, d) rows for the books, scaled, on the device
+        self.z: Tensor  # (n, d) rows for the codebooks, scaled, on the device
         self.held: Tensor | None = None  # validation rows, of an encoder that rests
         self.optimizer: Any = None
 
     # --------------------------------------------------------------------------------------------------------- stages
     def stages(self) -> list[Stage]:
         first = [self.features.stage()] if self.features is not None else []
-        return [*first, Stage(name="encode rows", begin=self.encode_rows), self.book_stage(first)]
+        return [*first, Stage(name="encode rows", begin=self.encode_rows), self.codebook_stage(first)]
 
-    def book_stage(self, before: list[Stage]) -> Stage:
-        """Books alone on encoded rows; or encoder and books, in turn (reference) or by one loss (end_to_end)."""
+    def codebook_stage(self, before: list[Stage]) -> Stage:
+        """Codebooks alone on encoded rows; or encoder and codebooks, in turn (reference) or by one loss (end_to_end)."""
         c, task = self.config, self.task
         epochs = task.epochs if task.epochs is not None else c.codebooks.epochs
         batch = task.batch_size or ((self.moving and c.features.batch_size) or c.codebooks.batch_size)
-        turns = [Turn(self.quantization, self.book_optimizer)]
+        optimizer_steps = [OptimizerStep(self.quantization, self.codebook_optimizer)]
 
         def on_epoch(epoch: int) -> None:
             if self.features is not None and self.moving:  # its epochs go on from those before
                 self.features.encoder.on_epoch(sum(stage.epochs for stage in before) + epoch)
 
         if c.end_to_end:
-            turns = [Turn(self.joint, self.joint_optimizer)]
+            optimizer_steps = [OptimizerStep(self.joint, self.joint_optimizer)]
         elif self.features is not None and self.moving:
             features, done = self.features, sum(stage.epochs * stage.steps_per_epoch for stage in before)
-            turns = [
-                Turn(features.loss, lambda steps: features.reference_optimizer(done)),
-                Turn(lambda x, index: self.quantization(features(x).detach() * self.scale), self.book_optimizer),
+            optimizer_steps = [
+                OptimizerStep(features.loss, lambda steps: features.reference_optimizer(done)),
+                OptimizerStep(
+                    lambda x, index: self.quantization(features(x).detach() * self.scale), self.codebook_optimizer
+                ),
             ]
         return Stage(
             name="codebooks",
-            begin=self.start_books,
+            begin=self.start_codebooks,
             epochs=epochs,
             steps_per_epoch=batch_count(len(task.rows) if self.moving else len(self.rows), batch),
             batches=lambda generator: self.batches(batch, generator),
-            turns=turns,
+            optimizer_steps=optimizer_steps,
             on_epoch=on_epoch,
             after_epoch=self.renew,
             validate=None if task.validation is None else self.validate,
@@ -261,7 +265,7 @@ class DPQ(Usual, nn.Module):
         self.z = self.rows.encoded()[0]
 
     @torch.no_grad()
-    def start_books(self) -> None:
+    def start_codebooks(self) -> None:
         """Set the scale, start the codewords: residual k-means, or small noise."""
         c, task, z = self.config, self.task, self.z
         warn_of_few(len(z), task.K)
@@ -287,7 +291,7 @@ class DPQ(Usual, nn.Module):
         assert self.features is not None
         return self.features.loss(x, index) | self.quantization(self.features(x) * self.scale)
 
-    def book_optimizer(self, steps: int) -> tuple[Any, Any]:
+    def codebook_optimizer(self, steps: int) -> tuple[Any, Any]:
         """Adam, the rate falling to 0 by a cosine; reference: constant."""
         self.optimizer = torch.optim.Adam([self.codewords], self.config.codebooks.lr, fused=True)
         if self.config.recipe == "reference":
@@ -295,7 +299,7 @@ class DPQ(Usual, nn.Module):
         return self.optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
 
     def joint_optimizer(self, steps: int) -> tuple[Any, Any]:
-        """AdamW on encoder and head, Adam on the books, in one; both rates fall to 0 by a cosine."""
+        """AdamW on encoder and head, Adam on the codebooks, in one; both rates fall to 0 by a cosine."""
         c = self.config
         assert self.features is not None
         groups = [
@@ -322,11 +326,11 @@ class DPQ(Usual, nn.Module):
         counts, moved, remaining = dead_codewords.use(codes, task.K), 0, z
         moved_to = w.detach().clone()
         for m in range(task.M):
-            book, count = dead_codewords.revive(w[m : m + 1], codes[:, m : m + 1], remaining, generator)
-            moved_to[m], moved = book[0], moved + count
+            codebook, count = dead_codewords.revive(w[m : m + 1], codes[:, m : m + 1], remaining, generator)
+            moved_to[m], moved = codebook[0], moved + count
             remaining = remaining - w[m, codes[:, m]]
         if moved and self.optimizer is not None:
-            dead_codewords.forget(self.optimizer, w, (moved_to != w).any(2), counts > 0)
+            dead_codewords.reset_optimizer_state(self.optimizer, w, (moved_to != w).any(2), counts > 0)
         w.copy_(moved_to)
         return {"codewords_used": (counts > 0).sum(1).tolist(), "revived": moved}
 
@@ -337,7 +341,7 @@ class DPQ(Usual, nn.Module):
         z = self.held
         if z is None:
             rows = replace(self.task, codebook_rows=self.task.validation.rows)  # encoded without the noise of training
-            z = BookRows(self.features, rows, len(self.task.validation.rows)).encoded()[0].to(self.task.device)
+            z = CodebookRows(self.features, rows, len(self.task.validation.rows)).encoded()[0].to(self.task.device)
             self.held = None if self.moving else z
         z = z * self.scale
         energy = z.double().square().sum().clamp_min(FLOOR)

@@ -38,7 +38,7 @@ LIMIT = 100_000  # iterations
 
 @dataclass(frozen=True)
 class Grid:
-    """Levels (K,) float64, rising, and how they were reached."""
+    """Levels (K,) float64, ascending, and how they were reached."""
 
     levels: Array
     iterations: int  # evaluations of G

@@ -12,13 +12,13 @@ from torch import Generator, Tensor
 
 from .. import distributed
 from ..arrays import Ints
-from ..contract import Rows
+from ..contract import RowStream
 
-BATCH = 256  # pictures held at a time: 39 MB of 224 x 224 pixels
+BATCH = 256  # images held at a time: 39 MB of 224 x 224 pixels
 
 
 @torch.no_grad()
-def map_items(rows: Rows, numbers: Ints, make: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def map_items(rows: RowStream, numbers: Ints, make: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """make(x (b, ...) items) -> (b, ...) of the items `numbers`, a batch at a time -> (n, ...), and their numbers (n,).
 
     In the order of `numbers`, which ascend; on the CPU. Several processes make a share each and hand it around; then the few
@@ -28,8 +28,8 @@ def map_items(rows: Rows, numbers: Ints, make: Callable[[Tensor], Tensor]) -> tu
     for batch in rows.batches(BATCH, Generator().manual_seed(0), numbers):
         x, index = batch
         part = make(x).cpu()
-        if isinstance(batch, distributed.Own):
-            part, index = (torch.cat(distributed.from_all(t.contiguous())) for t in (part, index.cpu()))
+        if isinstance(batch, distributed.LocalBatch):
+            part, index = (torch.cat(distributed.all_gather(t.contiguous())) for t in (part, index.cpu()))
         parts.append(part)
         numbers_of_parts.append(index.cpu())
     index = torch.cat(numbers_of_parts)

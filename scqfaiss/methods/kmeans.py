@@ -1,6 +1,6 @@
-"""Plain Lloyd k-means of all books at once, over all codewords or over each class's own: where codebooks start from.
+"""Plain Lloyd k-means of all codebooks at once, over all codewords or over each class's own: where codebooks start from.
 
-m book (M)   n row   k codeword (K)   e place in a sub-vector (dsub)   p pattern: a set of classes that rows carry (P)
+m codebook (M)   n row   k codeword (K)   e place in a sub-vector (dsub)   p pattern: a set of classes that rows carry (P)
 g block of rows of one pattern   r place in a block   s place among a pattern's own codewords
 """
 
@@ -26,10 +26,10 @@ def lloyd(
     generator: torch.Generator,
     iterations: int = 25,
 ) -> Tensor:
-    """k-means of M books, each row only among the codewords its classes own.
+    """k-means of M codebooks, each row only among the codewords its classes own.
 
     z (M, n, dsub) float32; pattern (n,) row -> p; allowed (P, K) bool; owner (K,) class of each codeword;
-    seeds: rows (q,) and classes (q,), a pair for every label of every row, which codewords start from. Books that own all
+    seeds: rows (q,) and classes (q,), a pair for every label of every row, which codewords start from. Codebooks that own all
     codewords in common are the case P = 1 with one class, 0. -> centroids (M, K, dsub). Where rows are fewer than
     codewords, jittered copies fill up.
 
@@ -44,9 +44,9 @@ def lloyd(
     row, row_class = seeds
     w = _start(z, owner, seeds, generator)
     own, valid = table(allowed)
-    slot, codewords, counted, present = blocks_of(pattern, allowed, own, valid)
-    (G, S), R = codewords.shape, len(slot) // len(codewords)
-    x = z[:, slot].view(M, G, R, dsub)
+    output, codewords, counted, present = blocks_of(pattern, allowed, own, valid)
+    (G, S), R = codewords.shape, len(output) // len(codewords)
+    x = z[:, output].view(M, G, R, dsub)
     weight = torch.ones(G, R) if present is None else present.float()
     barred = torch.zeros(counted.shape).masked_fill_(~counted, torch.inf)  # g (1 or r) s
     chunk = max(1, CHUNK_ELEMENTS // (M * G * S))
@@ -61,7 +61,7 @@ def lloyd(
             if barred.shape[1] > 1:
                 dist += barred[:, i : i + chunk]
             near, code = dist.min(3)
-            rows = slot.view(G, R)[:, i : i + chunk].flatten()
+            rows = output.view(G, R)[:, i : i + chunk].flatten()
             far[:, rows] = (near + part.square().sum(3)).flatten(1)
             code = codewords[torch.arange(G)[:, None], code] + offset  # m g r
             heavy = weight[:, i : i + chunk]
@@ -89,7 +89,7 @@ def _start(z: Tensor, owner: Tensor, seeds: tuple[Tensor, Tensor], generator: to
 
 
 def shared_lloyd(z: Tensor, K: int, generator: torch.Generator) -> Tensor:
-    """k-means of M books whose K codewords all rows share: z (M, n, dsub) float32 -> centroids (M, K, dsub)."""
+    """k-means of M codebooks whose K codewords all rows share: z (M, n, dsub) float32 -> centroids (M, K, dsub)."""
     n = z.shape[1]
     one_pattern, one_class = torch.zeros(n, dtype=torch.int64), torch.zeros(K, dtype=torch.int64)
     everything = torch.ones(1, K, dtype=torch.bool)

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from ..codebooks import Codebooks
-from ..contract import Layers, Stage, Task, Usual
+from ..contract import Layers, MethodDefaults, Stage, Task
 from ..errors import ConfigError
 from ..modality import Modality
 from . import cfa, cfa_checks
@@ -23,7 +23,7 @@ class Settings(cfa.Settings):
     pass
 
 
-class LabelCode(Usual, nn.Module):
+class LabelCode(MethodDefaults, nn.Module):
     """One label a row: M=1, codewords are unit vectors, ceil(log2 C) bits, score = posterior of the stored class.
 
     Many labels: one bit a class, set where its probability is above 0.5; score = expected number of shared labels.
@@ -41,9 +41,9 @@ class LabelCode(Usual, nn.Module):
         return config.unlabeled
 
     @staticmethod
-    def shape(C: int, many: bool, M: int = 1, nbits: int = 1) -> tuple[int, int]:
+    def shape(C: int, multilabel: bool, M: int = 1, nbits: int = 1) -> tuple[int, int]:
         """(M, nbits) that C classes need, whatever was asked for."""
-        return (C, 1) if many else (1, max(1, (C - 1).bit_length()))
+        return (C, 1) if multilabel else (1, max(1, (C - 1).bit_length()))
 
     @staticmethod
     def default_encoder(config: Settings) -> str:
@@ -69,8 +69,8 @@ class LabelCode(Usual, nn.Module):
         super().__init__()
         assert task.labels is not None
         self.task = task
-        self.many, C = task.labels.many, task.labels.C
-        if self.many:
+        self.multilabel, C = task.labels.multilabel, task.labels.C
+        if self.multilabel:
             config = replace(config, multi="sigmoid", d=max(config.d, C))
             self.rule = "l2"
         self.C = C
@@ -82,12 +82,12 @@ class LabelCode(Usual, nn.Module):
 
     def layers(self) -> Layers:
         layers = list(self.features.layers(upto="posterior"))
-        if not self.many and self.C < 3:  # FAISS has no 2-dimensional books of fewer than 8 codewords
+        if not self.multilabel and self.C < 3:  # FAISS has no 2-dimensional codebooks of fewer than 8 codewords
             layers.append(("linear", {"A": np.eye(3, self.C, dtype=np.float32)}))
         return layers
 
     def codebooks(self) -> Codebooks:
-        if self.many:
+        if self.multilabel:
             return Codebooks("product", np.tile(np.array([[[0.0], [1.0]]], np.float32), (self.C, 1, 1)))
         K = 1 << self.shape(self.C, False)[1]
         return Codebooks("product", np.eye(K, max(self.C, 3), dtype=np.float32)[None])

@@ -1,12 +1,10 @@
 """MeCoQ: codes without labels, from views of a row that should decode alike, and a memory of codes that should not.
 
 Wang, Zeng, Chen, Dai, Xia, "Contrastive quantization with code memory for unsupervised image retrieval", AAAI 2022,
-DOI 10.1609/aaai.v36i3.20147, arXiv 2109.05205. The paper's views are augmented images, and so are those of pictures here: the
-network draws both (its settings augment, flip, ...). They are not mixed or drawn towards others: a bank of features would be
-out of date while the network learns. Of stored features a view is a row drawn towards one of its nearest rows, as positives
-are in Dwibedi, Aytar, Tompson, Sermanet, Zisserman, "With a little help from my friends: nearest-neighbor contrastive learning
-of visual representations", ICCV 2021, and mixed as in Verma, Luong, Kawaguchi, Pham, Le, "Towards domain-agnostic contrastive
-learning", ICML 2021; plus noise and dropout.
+DOI 10.1609/aaai.v36i3.20147, arXiv 2109.05205. Views of images are augmented images, as in the paper; the network draws them
+(its settings augment, flip, ...). A view of a row of features is that row drawn towards one of its nearest rows (Dwibedi,
+Aytar, Tompson, Sermanet, Zisserman, "With a little help from my friends", ICCV 2021), mixed with another (Verma, Luong,
+Kawaguchi, Pham, Le, "Towards domain-agnostic contrastive learning", ICML 2021), plus noise and dropout.
 Debiasing: Chuang, Robinson, Lin, Torralba, Jegelka, "Debiased contrastive learning", NeurIPS 2020, arXiv 2007.00224.
 
 b row of this process   n row of all processes   q memory row   m codebook (M)   k codeword (K)   e place in a sub-vector
@@ -28,11 +26,11 @@ from .. import distributed
 from ..codebooks import Codebooks
 from ..contract import (
     Layers,
-    Rows,
+    MethodDefaults,
+    OptimizerStep,
+    RowStream,
     Stage,
     Task,
-    Turn,
-    Usual,
     batch_count,
     check_product_shape,
     drawn_rows,
@@ -43,15 +41,15 @@ from ..errors import ConfigError, warn
 from ..modality import Modality
 from . import items
 from .contrast import CodeMemory, contrast, decoded, entropy, negatives, omega, soft_codes
-from .dead_codewords import renew, use
+from .dead_codewords import reset_dead_codewords, use
 from .kmeans import shared_lloyd
 from .schedules import warmup_cosine
 from .tensors import EPSILON, as_array, rotated_principal, unit, unit_parts
 from .views import RowViews
 
-DSUB = 16  # dimensions of a book, unless d is set
-PICTURES = 64  # of a batch, unless its size is asked for
-COUNTED_PICTURES = 4096  # on which the use of codewords is counted after an epoch: each is encoded anew
+DSUB = 16  # dimensions of a codebook, unless d is set
+IMAGES = 64  # of a batch, unless its size is asked for
+COUNTED_IMAGES = 4096  # on which the use of codewords is counted after an epoch: each is encoded anew
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class TrainingStage:
     """How encoder, projection and codewords are trained."""
 
     epochs: int = setting(30, low=0)
-    batch_size: int = setting(256, low=2)  # of pictures at most 64, each in two views; --batch-size takes more
+    batch_size: int = setting(256, low=2)  # of images at most 64, each in two views; --batch-size takes more
     lr: float = setting(3e-3, low=0)
     decay: float = setting(1e-3, low=0)
     codeword_lr: float = setting(1.0, low=0, high=100)  # learning rate of codewords, as a multiple
@@ -68,7 +66,7 @@ class TrainingStage:
 
 @dataclass(frozen=True)
 class Settings:
-    d: int = setting(0, low=0, high=1 << 16)  # dimension of f; 0: 16 for each book
+    d: int = setting(0, low=0, high=1 << 16)  # dimension of f; 0: 16 for each codebook
     query_norm: str = setting("none", choices=("none", "intra"))  # intra: every sub-vector of a query weighs the same
     # Views of stored features, down to encoder_dropout. Two are drawn of every row in every step.
     neighbours: int = setting(5, low=0, high=1000)  # nearest rows, one of which a view is drawn towards
@@ -83,25 +81,25 @@ class Settings:
     alpha: float = setting(10.0, low=1e-3, high=1e6)  # inverse temperature of soft codes
     prior: float = setting(0.1, low=0, high=0.99)  # chance that two rows belong together
     entropy: float = setting(0.05, low=0, high=1e6)  # lambda: weight of the entropy of soft codes
-    gamma: float = setting(0.5, low=0, high=1e6)  # weight of Omega, which keeps the codewords of a book apart
+    gamma: float = setting(0.5, low=0, high=1e6)  # weight of Omega, which keeps the codewords of a codebook apart
     queue: int = setting(384, low=0, high=1 << 20)  # soft codes remembered
     queue_from: int = setting(3, low=0)  # first epoch, counted from 0, whose loss uses them
     # The start and the training.
     start: str = setting("kmeans", choices=("kmeans", "random"))  # codewords
     projection: str = setting("pca", choices=("pca", "random"))  # A and a
     train_codewords: bool = True  # False: they stay as they start, as in the authors' code
-    # After an epoch that left less than this share of a book's codewords in use, the dead ones move to rows that are coded
+    # After an epoch that left less than this share of a codebook's codewords in use, the dead ones move to rows that are coded
     # badly. Rows of their own make codewords of outliers: always done (1), it costs mAP.
     revive_below: float = setting(0.25, low=0, high=1)
     training: TrainingStage = TrainingStage()
 
 
-# Settings that views of pictures have no use for.
+# Settings that views of images have no use for.
 OF_ROWS = ("neighbours", "near_mix", "mixup", "noise", "feature_dropout", "encoder_dropout")
 
 
 # --------------------------------------------------------------------------------------------------------------- method
-class MeCoQ(Usual, nn.Module):
+class MeCoQ(MethodDefaults, nn.Module):
     """Unit codewords on f = A g + a, g the encoder's output, trained so that two views of a row decode alike.
 
     codewords (M, K, dsub), A (d, w), a (d,) are parameters beside the encoder's. Encoding takes the codeword of the largest
@@ -119,14 +117,14 @@ class MeCoQ(Usual, nn.Module):
         check_product_shape(d, M, nbits)
         if d == M:
             raise ConfigError(
-                f"d={d} in M={M} books leaves 1 dimension a book, where the only unit codewords are +1 and -1; "
+                f"d={d} in M={M} codebooks leaves 1 dimension a codebook, where the only unit codewords are +1 and -1; "
                 f"need d of {2 * M} or more"
             )
         if modality.needs_encoder:
             of_rows = settings(Settings)
             idle = [name for name in OF_ROWS if getattr(config, name) != of_rows[name].default]
             if idle:
-                warn(f"views of pictures are drawn by the network (augment=...): {', '.join(idle)} ignored")
+                warn(f"views of images are drawn by the network (augment=...): {', '.join(idle)} ignored")
             return
         near = config.near_mix if config.neighbours else 0
         if near == config.mixup == config.noise == config.feature_dropout == 0:
@@ -137,9 +135,9 @@ class MeCoQ(Usual, nn.Module):
         super().__init__()
         assert task.encoder is not None
         self.config, self.task = config, task
-        self.of_pictures = task.encoder.modality.needs_encoder
+        self.of_images = task.encoder.modality.needs_encoder
         size = config.training.batch_size
-        self.batch = task.batch_size or (min(size, PICTURES) if self.of_pictures else size)
+        self.batch = task.batch_size or (min(size, IMAGES) if self.of_images else size)
         if len(task.rows) < 2:
             raise ConfigError(f"{len(task.rows)} rows cannot train mecoq, which tells rows apart; need at least 2")
         if task.validation is not None and len(task.validation.rows) < 2:
@@ -150,9 +148,9 @@ class MeCoQ(Usual, nn.Module):
             raise ConfigError(f"batch-size is {self.batch}, mecoq tells the rows of a batch apart; need at least 2")
         self.M, self.K, self.d = task.M, task.K, config.d or DSUB * task.M
         self.encoder: Any = task.encoder
-        network: Any = task.encoder if self.of_pictures else None
+        network: Any = task.encoder if self.of_images else None
         if network is not None and not (network.strengths.any or network.config.dropout):
-            warn("no augmentation and no dropout: both views of a picture are the picture itself")
+            warn("no augmentation and no dropout: both views of an image are the image itself")
         self.A = nn.Parameter(torch.zeros(self.d, task.encoder.width))
         self.a = nn.Parameter(torch.zeros(self.d))
         self.codewords = nn.Parameter(torch.zeros(self.M, self.K, self.d // self.M), config.train_codewords)
@@ -160,7 +158,7 @@ class MeCoQ(Usual, nn.Module):
         self.remembers = False  # whether the loss uses the memory; follows from the epoch
         self.fresh: tuple[Tensor, Tensor] | None = None  # what the memory takes in after the step
         self.optimizer: Any = None
-        # Made by begin(), and not changed by the epochs. Rows of the bank; of pictures, which rows:
+        # Made by begin(), and not changed by the epochs. Rows of the bank; of images, which rows:
         self.bank: Tensor
         self.views: RowViews  # of stored features
         self.near: Tensor  # (rows, neighbours) int32, places in the bank
@@ -189,7 +187,7 @@ class MeCoQ(Usual, nn.Module):
                 epochs=epochs,
                 steps_per_epoch=batch_count(len(task.rows), self.batch),
                 batches=self.batches,
-                turns=[Turn(self.loss, make_optimizer)],
+                optimizer_steps=[OptimizerStep(self.loss, make_optimizer)],
                 on_epoch=self.on_epoch,
                 after_step=self.after_step,
                 after_epoch=self.after_epoch,
@@ -208,8 +206,8 @@ class MeCoQ(Usual, nn.Module):
             warn(f"{len(task.rows):,} rows can use at most {len(task.rows):,} of {self.K} codewords")
         self.eval()
         generator = torch.Generator().manual_seed(task.seed)
-        if self.of_pictures:
-            g, self.bank = self.encoded_pictures(task.rows)
+        if self.of_images:
+            g, self.bank = self.encoded_images(task.rows)
             self.near = torch.zeros(len(task.rows), 0, dtype=torch.int32)
         else:
             x, numbers = task.rows.sample(c.bank, task.seed)
@@ -224,8 +222,8 @@ class MeCoQ(Usual, nn.Module):
         A, a = self.start_projection(g, generator)
         self.A.copy_(A)
         self.a.copy_(a)
-        if task.codebook_rows is not None and self.of_pictures:
-            g, _ = self.encoded_pictures(task.codebook_rows)
+        if task.codebook_rows is not None and self.of_images:
+            g, _ = self.encoded_images(task.codebook_rows)
         elif task.codebook_rows is not None:
             g = self.encoded(torch.from_numpy(task.codebook_rows.sample(c.bank, task.seed)[0]))
         self.codewords.copy_(self.start_codewords(g @ A.T + a, generator))
@@ -234,8 +232,8 @@ class MeCoQ(Usual, nn.Module):
         """x (n, i) -> g (n, w), both whole; on the CPU."""
         return torch.cat([self.encoder(part.to(self.task.device))[0].cpu() for part in x.split(4096)])
 
-    def encoded_pictures(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """g (n, w) of at most `bank` of the pictures, whole, and their numbers (n,); on the CPU."""
+    def encoded_images(self, rows: RowStream) -> tuple[Tensor, Tensor]:
+        """g (n, w) of at most `bank` of the images, whole, and their numbers (n,); on the CPU."""
         numbers = drawn_rows(len(rows), self.config.bank, self.task.seed)
         return items.map_items(rows, numbers, lambda x: self.encoder(x)[0])
 
@@ -261,7 +259,7 @@ class MeCoQ(Usual, nn.Module):
 
     # --------------------------------------------------------------------------------------------------------- training
     def forward(self, x: Tensor) -> Tensor:
-        """x (b, i), or pictures (b, 3, size, size) uint8 -> f (b, d)."""
+        """x (b, i), or images (b, 3, size, size) uint8 -> f (b, d)."""
         return F.linear(self.encoder(x)[0], self.A, self.a)
 
     def parts(self, x: Tensor) -> Tensor:
@@ -269,17 +267,17 @@ class MeCoQ(Usual, nn.Module):
         return unit(self(x).unflatten(1, (self.M, -1)))
 
     def drawn(self, x: Tensor) -> Tensor:
-        """Pictures (b, 3, size, size) uint8 -> parts of the two views of each that the network draws, (b, 2, M, dsub).
+        """Images (b, 3, size, size) uint8 -> parts of the two views of each that the network draws, (b, 2, M, dsub).
 
-        Both views of a picture stand side by side on the way through: so several processes, which cut a batch, draw the views
+        Both views of an image stand side by side on the way through: so several processes, which cut a batch, draw the views
         of one process.
         """
         parts: Tensor = self.parts(x.repeat_interleave(2, 0)).unflatten(0, (-1, 2))
         return parts
 
     def loss(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """The terms for the rows x (b, i), or pictures, as numbered; see loss_of_parts."""
-        if self.of_pictures:
+        """The terms for the rows x (b, i), or images, as numbered; see loss_of_parts."""
+        if self.of_images:
             return self.loss_of_parts(self.drawn(x).transpose(0, 1).flatten(0, 1), index)
         near = self.near[index.cpu()]
         return self.loss_of_views(self.views.draw(x, near), self.views.draw(x, near), index)
@@ -301,11 +299,11 @@ class MeCoQ(Usual, nn.Module):
         log_p = soft_codes(x, w, c.alpha)  # 2b m k
         p = log_p.exp()
         u = decoded(p, w)  # 2b d
-        columns = [distributed.gathered(u[:b]), distributed.gathered(u[b:])]
+        columns = [distributed.all_gather_with_grad(u[:b]), distributed.all_gather_with_grad(u[b:])]
         n, first = len(columns[0]), distributed.rank() * b
         with torch.no_grad():
-            rows = torch.cat(distributed.from_all(index))
-            codes = [torch.cat(distributed.from_all(part.detach().contiguous())) for part in (p[:b], p[b:])]
+            rows = torch.cat(distributed.all_gather(index))
+            codes = [torch.cat(distributed.all_gather(part.detach().contiguous())) for part in (p[:b], p[b:])]
             self.fresh = torch.cat(codes), rows.repeat(2)
             remembered, remembered_rows = self.memory.held() if self.remembers else (p[:0], rows[:0])
             columns.append(decoded(remembered.to(w.dtype), w))
@@ -331,8 +329,8 @@ class MeCoQ(Usual, nn.Module):
     def after_epoch(self, epoch: int) -> dict[str, Any]:
         """Count the codewords that the bank uses; where they are too few, move the dead ones onto its sub-vectors."""
         self.eval()
-        if self.of_pictures:
-            numbers = self.bank.numpy()[:: -(-len(self.bank) // COUNTED_PICTURES)]
+        if self.of_images:
+            numbers = self.bank.numpy()[:: -(-len(self.bank) // COUNTED_IMAGES)]
             parts = items.map_items(self.task.rows, numbers, self.parts)[0].to(self.codewords.device)
         else:
             parts = torch.cat([self.parts(x) for x in self.bank.split(4096)])  # n m e
@@ -340,7 +338,9 @@ class MeCoQ(Usual, nn.Module):
         generator = torch.Generator().manual_seed(self.task.seed * 1_000_003 + epoch)
         fewest = int((use(codes, self.K) > 0).sum(1).min())
         enough = fewest >= self.config.revive_below * min(self.K, len(codes)) or not self.config.train_codewords
-        return renew(self.codewords, codes, parts.flatten(1), generator, optimizer=self.optimizer, only_count=enough)
+        return reset_dead_codewords(
+            self.codewords, codes, parts.flatten(1), generator, optimizer=self.optimizer, only_count=enough
+        )
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -365,7 +365,7 @@ class MeCoQ(Usual, nn.Module):
     def validation_parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Parts (2b, M, dsub) of two views of b validation rows, one behind the other, and the rows' numbers (b,)."""
         device = self.task.device
-        both = self.validation_pictures() if self.validation_views is None else self.validation_views[0]
+        both = self.validation_images() if self.validation_views is None else self.validation_views[0]
         for part in torch.arange(len(both)).tensor_split(batch_count(len(both), self.batch)):
             if self.validation_views is None:
                 yield both[part].transpose(0, 1).flatten(0, 1).to(device), part.to(device)
@@ -373,8 +373,8 @@ class MeCoQ(Usual, nn.Module):
                 x, near = both[part].to(device), self.validation_views[1][part]
                 yield self.parts(torch.cat([self.views.draw(x, near), self.views.draw(x, near)])), part.to(device)
 
-    def validation_pictures(self) -> Tensor:
-        """Parts (n, 2, M, dsub) of two views each of at most `bank` validation pictures, on the CPU; the same views each time."""
+    def validation_images(self) -> Tensor:
+        """Parts (n, 2, M, dsub) of two views each of at most `bank` validation images, on the CPU; the same views each time."""
         assert self.task.validation is not None
         rows, draws = self.task.validation.rows, int(self.encoder.draws)
         self.encoder.train()  # in which it draws views, and without gradients learns nothing from them

@@ -1,8 +1,8 @@
-"""MoPQ: product books trained for matching, so that a query picks its own quantized key among all others.
+"""MoPQ: product codebooks trained for matching, so that a query picks its own quantized key among all others.
 
 Xiao, Liu, Shao, Lian, Xie, "Matching-oriented Product Quantization for Ad-hoc Retrieval", EMNLP 2021, arXiv 2104.07858.
 Where the paper leaves a choice open, the authors' released code decides; written anew, nothing copied. Ours are the
-temperatures, the start of map and books from the data, the revival of dead codewords, the masking of keys that are known
+temperatures, the start of map and codebooks from the data, the revival of dead codewords, the masking of keys that are known
 answers, and cross-device sampling with its exact gradient.
 
 b pair   m codebook (M)   k codeword (K)   e place in a sub-vector (dsub)   d dimension of z   w width of the encoder's output
@@ -22,14 +22,24 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..codebooks import Codebooks
-from ..contract import Layers, Part, Stage, Task, Turn, Usual, batch_count, check_product_shape, setting
+from ..contract import (
+    Layers,
+    MethodDefaults,
+    OptimizerStep,
+    Stage,
+    Subset,
+    Task,
+    batch_count,
+    check_product_shape,
+    setting,
+)
 from ..errors import ConfigError, DataError, warn
 from ..modality import Modality
 from .arsq import decode, nearest
-from .dead_codewords import renew
+from .dead_codewords import reset_dead_codewords
 from .kmeans import shared_lloyd
 
-DSUB = 16  # dimensions of z a book: of 7,500 pairs, 8 and 12 a book lose recall, 24 gain none
+DSUB = 16  # dimensions of z a codebook: of 7,500 pairs, 8 and 12 a codebook lose recall, 24 gain none
 START_ROWS = 256  # pairs per codeword that the start and the revival look at
 MIN_STEPS = 600  # few pairs make short epochs
 VALIDATION_ROWS = 16_384  # pairs that are ranked against one another after an epoch; the square of it is computed
@@ -37,7 +47,7 @@ VALIDATION_ROWS = 16_384  # pairs that are ranked against one another after an e
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """How map and books are trained."""
+    """How map and codebooks are trained."""
 
     epochs: int = setting(20, low=0)  # at least 600 steps, unless epochs are set
     batch_size: int = setting(512, low=1)  # pairs that are one another's negatives, over all processes
@@ -48,11 +58,11 @@ class TrainingStage:
 @dataclass(frozen=True)
 class Settings:
     recipe: str = setting("tuned", choices=("tuned", "reference"))  # reference: the authors' own, as published
-    d: int = setting(0, low=0, high=1 << 16)  # dimension of z; 0: 16 a book, or that of the rows where it is less
+    d: int = setting(0, low=0, high=1 << 16)  # dimension of z; 0: 16 a codebook, or that of the rows where it is less
     # How far the start evens out the variances of the axes it keeps: 0 principal components, 1 whitened ones.
     whitening: float = setting(0.5, low=0, high=1)
     scale: float = setting(20.0, low=0)  # inverse temperature of the loss, for keys of mean squared length 1; 0: none
-    # Inverse temperature of the soft choice of a codeword, in units of a book's squared error at the start; 0: none.
+    # Inverse temperature of the soft choice of a codeword, in units of a codebook's squared error at the start; 0: none.
     sharpness: float = setting(3.0, low=0)
     dense: float = setting(1.0, low=0)  # weight of the loss of keys before they are quantized
     rebuild: float = setting(1e-8, low=0)  # weight of the squared error of the quantized keys
@@ -73,7 +83,7 @@ REFERENCE: dict[str, Any] = {
 
 
 def z_dimension(config: Settings, d_in: int, M: int, encoder: str) -> int:
-    """The dimension of z: as set, that of rows which no map changes, or 16 a book as far as the rows have so many."""
+    """The dimension of z: as set, that of rows which no map changes, or 16 a codebook as far as the rows have so many."""
     if encoder == "identity":
         if config.d not in (0, d_in):
             raise ConfigError(f"d is {config.d}, but without a map (--encoder identity) z are the rows, d={d_in}")
@@ -119,8 +129,8 @@ def known_answers(own: Tensor, ids: Tensor, first: int = 0) -> tuple[Tensor, Ten
     return target, masked
 
 
-class MoPQ(Usual, nn.Module):
-    """A linear map of queries and keys alike (none with --encoder identity), and product books for the keys."""
+class MoPQ(MethodDefaults, nn.Module):
+    """A linear map of queries and keys alike (none with --encoder identity), and product codebooks for the keys."""
 
     Config = Settings
     PRESETS: ClassVar[dict[str, Any]] = {"recipe": {"reference": REFERENCE}}
@@ -168,7 +178,7 @@ class MoPQ(Usual, nn.Module):
             self.map = nn.Parameter(torch.zeros(d, self.encoder.width))
             self.shift = nn.Parameter(torch.zeros(d))
         # Of the start. Training works on gain (g - mean), of mean squared length 1, which its rates are made for; `error` is
-        # the mean squared error of a book.
+        # the mean squared error of a codebook.
         self.register_buffer("mean", torch.zeros(self.encoder.width))
         self.register_buffer("gain", torch.ones(()))
         self.register_buffer("error", torch.ones(()))
@@ -204,13 +214,13 @@ class MoPQ(Usual, nn.Module):
         q, k = self(torch.cat(self.halves(x))).chunk(2)
         quantized, _ = straight_through(k, self.centroids, self.sharpness)
         own = self.ids[index]
-        everyone = torch.cat(distributed.from_all(own))
+        everyone = torch.cat(distributed.all_gather(own))
         target, masked = known_answers(own, everyone, distributed.rank() * len(own))
         scale = c.scale or 1.0
         terms = {}
         if c.dense:
-            terms["dense"] = c.dense * matching_loss(q, distributed.gathered(k), target, masked, scale)
-        terms["quantized"] = matching_loss(q, distributed.gathered(quantized), target, masked, scale)
+            terms["dense"] = c.dense * matching_loss(q, distributed.all_gather_with_grad(k), target, masked, scale)
+        terms["quantized"] = matching_loss(q, distributed.all_gather_with_grad(quantized), target, masked, scale)
         if c.rebuild:
             terms["rebuild"] = c.rebuild * (k - quantized).square().sum(1).mean()
         return terms
@@ -231,7 +241,7 @@ class MoPQ(Usual, nn.Module):
                 epochs=epochs,
                 steps_per_epoch=steps,
                 batches=lambda generator: task.rows.batches(self.batch, generator),
-                turns=[Turn(self.loss, self.make_optimizer)],
+                optimizer_steps=[OptimizerStep(self.loss, self.make_optimizer)],
                 after_epoch=self.after_epoch,
                 validate=None if task.validation is None else self.validate,
             )
@@ -250,7 +260,7 @@ class MoPQ(Usual, nn.Module):
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Start map and books."""
+        """Start map and codebooks."""
         c, task = self.config, self.task
         generator = torch.Generator().manual_seed(task.seed)
         pairs, _ = task.rows.sample(START_ROWS * task.K, task.seed)
@@ -272,12 +282,12 @@ class MoPQ(Usual, nn.Module):
             self.gain.fill_(1 / math.sqrt(energy) if energy > 0 else 1.0)
         if task.codebook_rows is not None:
             keys = torch.from_numpy(task.codebook_rows.sample(START_ROWS * task.K, task.seed)[0])
-        self.start_books(self.encoded(keys).cpu(), generator)
+        self.start_codebooks(self.encoded(keys).cpu(), generator)
 
     def start_map(self, queries: Tensor, keys: Tensor, generator: torch.Generator) -> None:
         """The d largest principal axes of the keys, their variances evened out, turned at random.
 
-        Turned, because product books cut z into pieces that code alike and should carry alike.
+        Turned, because product codebooks cut z into pieces that code alike and should carry alike.
         """
         training, width, d = self.training, self.encoder.width, self.d
         self.eval()
@@ -297,7 +307,7 @@ class MoPQ(Usual, nn.Module):
         self.mean.copy_(mean)
         gain = math.sqrt(len(keys) / energy) if energy > 0 else 1.0
         self.gain.fill_(gain)
-        variance, axes = torch.linalg.eigh(moments * (gain**2 / len(keys)))  # rising
+        variance, axes = torch.linalg.eigh(moments * (gain**2 / len(keys)))  # ascending
         r = min(d, width)
         variance, axes = variance[-r:].clamp_min(1e-6 * float(variance[-1].clamp_min(1e-30))), axes[:, -r:]
         turn = torch.linalg.qr(torch.randn(d, r, generator=generator, dtype=torch.float64))[0]
@@ -306,7 +316,7 @@ class MoPQ(Usual, nn.Module):
         self.map.copy_(start / math.sqrt(kept) if kept > 0 else start)
         self.shift.zero_()
 
-    def start_books(self, z: Tensor, generator: torch.Generator) -> None:
+    def start_codebooks(self, z: Tensor, generator: torch.Generator) -> None:
         """k-means of z (s, d), and what it leaves."""
         M, K, _ = self.centroids.shape
         parts = z.unflatten(1, (M, -1)).transpose(0, 1).contiguous()  # m s e
@@ -331,13 +341,15 @@ class MoPQ(Usual, nn.Module):
         z = self.encoded(self.sample)
         codes = nearest(z, self.centroids)
         generator = torch.Generator().manual_seed((self.task.seed << 20) + epoch)
-        return renew(self.centroids, codes, z, generator, optimizer=self.optimizer, only_count=not self.config.revive)
+        return reset_dead_codewords(
+            self.centroids, codes, z, generator, optimizer=self.optimizer, only_count=not self.config.revive
+        )
 
     @torch.no_grad()
     def validate(self) -> float:
         """MCL of the validation pairs' quantized keys, each query among all of them."""
         part = self.task.validation
-        assert isinstance(part, Part) and part.ids is not None
+        assert isinstance(part, Subset) and part.ids is not None
         pairs, rows = part.rows.sample(VALIDATION_ROWS, self.task.seed)
         queries, keys = self.halves(torch.from_numpy(pairs))
         ids = torch.from_numpy(part.ids[rows]).to(self.task.device)

@@ -27,11 +27,11 @@ from ..arrays import Labels
 from ..codebooks import Codebooks
 from ..contract import (
     Layers,
-    Rows,
+    MethodDefaults,
+    OptimizerStep,
+    RowStream,
     Stage,
     Task,
-    Turn,
-    Usual,
     batch_count,
     check_product_shape,
     drawn_rows,
@@ -43,21 +43,21 @@ from ..modality import Modality
 from . import centers as sca
 from . import items
 from .arsq import nearest
-from .dead_codewords import renew, use
+from .dead_codewords import reset_dead_codewords, use
 from .kmeans import shared_lloyd
 from .rows import warn_of_few
 from .tensors import EPSILON, as_array, rotated_principal
 
 D = 128  # dimensions of z, unless d is set
-SCALE_ROWS = 512  # pictures from which the place and the scale of z are taken
-START_ROWS = 64  # pictures per codeword that k-means looks at
+SCALE_ROWS = 512  # images from which the place and the scale of z are taken
+START_ROWS = 64  # images per codeword that k-means looks at
 RECENT_ROWS = 4096  # rows of z kept of an epoch, to which codewords that nothing attended to may move
 FLOOR = 1e-12  # of the mean squared sub-vector that distances are divided by
 
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """How network, projection and books are trained."""
+    """How network, projection and codebooks are trained."""
 
     epochs: int = setting(30, low=0)
     batch_size: int = setting(64, low=1)
@@ -72,7 +72,7 @@ class Settings:
     d: int = setting(0, low=0, high=1 << 16)  # dimension of z; 0: 128, or the next number that M divides
     top: int = setting(16, low=1, high=1 << 16)  # nearest codewords that a sub-vector attends to; those of K at most
     beta: float = setting(10.0, low=0)  # inverse temperature of the attention
-    # Inverse temperature of the classifier. A surer one, such as 16, fits the training pictures and ranks others far worse.
+    # Inverse temperature of the classifier. A surer one, such as 16, fits the training images and ranks others far worse.
     kappa: float = setting(4.0, low=0)
     commit: float = setting(0.25, low=0)  # weight of drawing z to its codewords, beside codewords to z
     vectors: str = setting("centers", choices=("learned", "centers"))  # of the classes; centers: fixed, those of SCA
@@ -82,7 +82,7 @@ class Settings:
 
 
 def z_dimension(config: Settings, M: int) -> int:
-    """The dimension of z: as set, or 128 as nearly as M books let."""
+    """The dimension of z: as set, or 128 as nearly as M codebooks let."""
     return config.d or -(-D // M) * M
 
 
@@ -145,14 +145,14 @@ def feature_maps(encoder: Any) -> int:
 
 
 # --------------------------------------------------------------------------------------------------------------- method
-class PHPQ(Usual, nn.Module):
-    """z = A g + a in product books, trained by class vectors for z and for its soft rebuild alike.
+class PHPQ(MethodDefaults, nn.Module):
+    """z = A g + a in product codebooks, trained by class vectors for z and for its soft rebuild alike.
 
-    The books start by k-means when the first epoch is over; until then the class vectors alone shape z.
+    The codebooks start by k-means when the first epoch is over; until then the class vectors alone shape z.
     """
 
     Config = Settings
-    # Most of a pooled map is the same in all pictures: dropout of it is more noise than what tells them apart.
+    # Most of a pooled map is the same in all images: dropout of it is more noise than what tells them apart.
     encoder_defaults: ClassVar[dict[str, Any]] = {"pool": "hybrid", "dropout": 0.0}
     long_name = "pyramid hybrid pooling quantization, after PHPQ's abstract"
     needs = frozenset({"labels", "feature maps"})
@@ -170,7 +170,7 @@ class PHPQ(Usual, nn.Module):
     @classmethod
     def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
         if not modality.needs_encoder:
-            raise ConfigError("phpq pools feature maps of pictures; for stored features use method scq")
+            raise ConfigError("phpq pools feature maps of images; for stored features use method scq")
         check_product_shape(z_dimension(config, M), M, nbits)
         K = 1 << nbits
         if config.top > K:
@@ -186,13 +186,13 @@ class PHPQ(Usual, nn.Module):
         self.maps = feature_maps(self.encoder)
         validation_labels = None if task.validation is None else task.validation.labels
         if validation_labels is not None and not validation_labels.counts().any():
-            raise DataError(f"none of {len(validation_labels):,} validation pictures has a label, at least 1 must")
+            raise DataError(f"none of {len(validation_labels):,} validation images has a label, at least 1 must")
         warn_of_few(len(task.rows), task.K)
-        d, M, K, C, many = z_dimension(config, task.M), task.M, task.K, self.labels.C, self.labels.many
+        d, M, K, C, multilabel = z_dimension(config, task.M), task.M, task.K, self.labels.C, self.labels.multilabel
         self.A = nn.Parameter(torch.zeros(d, self.encoder.width))
         self.a = nn.Parameter(torch.zeros(d))
         self.codewords = nn.Parameter(torch.zeros(M, K, d // M))  # m k e
-        self.bias = nn.Parameter(torch.zeros(C)) if many else None
+        self.bias = nn.Parameter(torch.zeros(C)) if multilabel else None
         if config.vectors == "learned":
             self.centers = nn.Parameter(torch.randn(C, d, generator=Generator().manual_seed(seed_of(task.seed, C))))
             self.source = "learned"
@@ -203,12 +203,14 @@ class PHPQ(Usual, nn.Module):
         self.y = torch.from_numpy(self.labels.y).to(task.device)
         # What the epochs change beside the parameters. Of the epoch: how often a codeword was among the nearest, and how
         # often the nearest; the last rows of z, and how many of them there are.
-        self.register_buffer("started", torch.zeros((), dtype=torch.int64))  # whether the books are
+        self.register_buffer("started", torch.zeros((), dtype=torch.int64))  # whether the codebooks are
         self.register_buffer("attended", torch.zeros(M, K, dtype=torch.int64))
         self.register_buffer("chosen", torch.zeros(M, K, dtype=torch.int64))
         self.register_buffer("recent", torch.zeros(RECENT_ROWS, d))
         self.register_buffer("held", torch.zeros((), dtype=torch.int64))
-        self.quantizes = False  # whether the loss uses the books: `started`, without a look at the device in every step
+        self.quantizes = (
+            False  # whether the loss uses the codebooks: `started`, without a look at the device in every step
+        )
         self.fresh: list[tuple[Tensor, Tensor, Tensor]] = []  # of the step: z, and what its rows attended to and chose
         self.optimizer: Any = None
 
@@ -218,13 +220,13 @@ class PHPQ(Usual, nn.Module):
         return F.linear(self.encoder(x)[0], self.A, self.a)
 
     def loss(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """L of the pictures x as numbered, by named, weighted terms; see loss_of."""
+        """L of the images x as numbered, by named, weighted terms; see loss_of."""
         return self.loss_of(self(x), self.y[index])
 
     def loss_of(self, z: Tensor, y: Tensor) -> dict[str, Tensor]:
         """CE(z) + CE(z~) + mse(sg[z], z^) + commit mse(z, sg[z^]) of z (b, d), as named, weighted terms.
 
-        y (b,) classes, or (b, C) 0/1. mse(a, b) = ||a - b||^2 / d, mean over b. Before the books are started CE(z) alone.
+        y (b,) classes, or (b, C) 0/1. mse(a, b) = ||a - b||^2 / d, mean over b. Before the codebooks are started CE(z) alone.
         Over parts of a batch (--accumulate) the v_m of the attention are those of the part.
         """
         c, w = self.config, self.codewords
@@ -259,12 +261,12 @@ class PHPQ(Usual, nn.Module):
 
         return [
             Stage(
-                name="pictures",
+                name="images",
                 begin=self.begin,
                 epochs=self.epochs,
                 steps_per_epoch=batch_count(len(task.rows), batch),
                 batches=lambda generator: task.rows.batches(batch, generator),
-                turns=[Turn(self.loss, make_optimizer)],
+                optimizer_steps=[OptimizerStep(self.loss, make_optimizer)],
                 on_epoch=self.on_epoch,
                 after_step=self.after_step,
                 after_epoch=self.after_epoch,
@@ -274,7 +276,7 @@ class PHPQ(Usual, nn.Module):
 
     @torch.no_grad()
     def begin(self) -> None:
-        """A and a: principal components under a random rotation, so that every book gets its share, z of mean square 1, which
+        """A and a: principal components under a random rotation, so that every codebook gets its share, z of mean square 1, which
         the rates are made for.
         """
         rows, task = self.task.rows, self.task
@@ -284,7 +286,7 @@ class PHPQ(Usual, nn.Module):
         self.A.copy_(A)
         self.a.copy_(a)
         if not self.epochs:
-            self.start_books()
+            self.start_codebooks()
 
     def on_epoch(self, epoch: int) -> None:
         self.encoder.on_epoch(epoch)
@@ -293,18 +295,18 @@ class PHPQ(Usual, nn.Module):
     def after_step(self) -> None:
         """Note what the rows of all processes attended to, and the rows."""
         for z, near, nearest_ones in self.fresh:
-            self.attended += distributed.total(near)
-            self.chosen += distributed.total(nearest_ones)
-            new = torch.cat(distributed.from_all(z.contiguous()))
+            self.attended += distributed.all_reduce_sum(near)
+            self.chosen += distributed.all_reduce_sum(nearest_ones)
+            new = torch.cat(distributed.all_gather(z.contiguous()))
             self.recent.copy_(torch.cat([new, self.recent])[: len(self.recent)])
             self.held.copy_((self.held + len(new)).clamp_max(len(self.recent)))
         self.fresh = []
 
     @torch.no_grad()
     def after_epoch(self, epoch: int) -> dict[str, Any]:
-        """Start the books after the first epoch; after any other, move codewords that nothing attended to."""
+        """Start the codebooks after the first epoch; after any other, move codewords that nothing attended to."""
         if not self.started:
-            return {"codewords_used": self.start_books(), "revived": 0}
+            return {"codewords_used": self.start_codebooks(), "revived": 0}
         w, used = self.codewords, (self.chosen > 0).sum(1).tolist()
         z = self.recent[: int(self.held)]
         # Attended codewords count as used: each stands as a row of its own, which is exact already and draws none to it.
@@ -312,7 +314,7 @@ class PHPQ(Usual, nn.Module):
         codes = torch.where(self.attended > 0, torch.arange(w.shape[1], device=w.device), best)  # m k
         stand = w.detach().gather(1, codes[..., None].expand_as(w)).transpose(0, 1).flatten(1)  # k (m e)
         generator = Generator().manual_seed(seed_of(self.task.seed, epoch))
-        facts = renew(
+        facts = reset_dead_codewords(
             w,
             torch.cat([nearest(z, w), codes.T]),
             torch.cat([z, stand]),
@@ -325,8 +327,8 @@ class PHPQ(Usual, nn.Module):
         return facts | {"codewords_used": used}
 
     @torch.no_grad()
-    def start_books(self) -> list[int]:
-        """k-means of z, as it is now -> how many codewords of each book its rows use."""
+    def start_codebooks(self) -> list[int]:
+        """k-means of z, as it is now -> how many codewords of each codebook its rows use."""
         task, (M, K, _) = self.task, self.codewords.shape
         task.progress("k-means", 0, 1, "")
         self.eval()
@@ -345,8 +347,8 @@ class PHPQ(Usual, nn.Module):
         assert part is not None and part.labels is not None
         self.eval()
         labels: Labels = part.labels
-        numbers = np.flatnonzero(labels.y.any(1)) if labels.many else np.arange(len(labels))
-        rows: Rows = part.rows
+        numbers = np.flatnonzero(labels.y.any(1)) if labels.multilabel else np.arange(len(labels))
+        rows: RowStream = part.rows
         z, index = items.map_items(rows, numbers, self)
         z, y = z.to(w.device), torch.from_numpy(labels.y)[index].to(w.device)
         v, total = spread(z, len(w)), 0.0

@@ -1,4 +1,4 @@
-"""Additive books level by level: the losses of Deep Progressive Quantization, and its greedy encoding.
+"""Additive codebooks level by level: the losses of Deep Progressive Quantization, and its greedy encoding.
 
 Gao, Zhu, Song, Zhao, Shen, "Beyond product quantization: deep progressive quantization for image retrieval", IJCAI 2019.
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from .. import distributed
 
-CHUNK_ELEMENTS = 1 << 22  # distances to a book held at a time: 16 MB
+CHUNK_ELEMENTS = 1 << 22  # distances to a codebook held at a time: 16 MB
 FLOOR = 1e-12  # of the mean squared residual that distances are divided by
 
 
 def levels(z: Tensor, w: Tensor, gamma: float, choice: str = "l2") -> tuple[Tensor, Tensor, Tensor]:
-    """Rebuilds of z (b, d) by the books w (M, K, d), level by level -> T, H (M, b, d), codes (M, b) int64.
+    """Rebuilds of z (b, d) by the codebooks w (M, K, d), level by level -> T, H (M, b, d), codes (M, b) int64.
 
     T_l sums soft choices, H_l hard ones; what a level chooses for is what the hard choices before leave, r = z - H:
 
@@ -28,15 +28,17 @@ def levels(z: Tensor, w: Tensor, gamma: float, choice: str = "l2") -> tuple[Tens
     choice 'cosine': softmax_k( gamma cos(r_{l-1}, w_lk) ); a residual of 0 has the cosine 0 with everything.
     """
     left, soft, hard, T, H, codes = z, torch.zeros_like(z), torch.zeros_like(z), [], [], []
-    for book in w:
+    for codebook in w:
         if choice == "l2":
             v = distributed.average(left.detach().square().sum(1).mean()).clamp_min(FLOOR)
-            logits = (2 * (left @ book.T) - book.square().sum(1)) * (gamma / v)  # ||r||^2 is the same for all k
+            logits = (2 * (left @ codebook.T) - codebook.square().sum(1)) * (gamma / v)  # ||r||^2 is the same for all k
         else:
-            logits = gamma * (_unit(left) @ _unit(book).T)
+            logits = gamma * (_unit(left) @ _unit(codebook).T)
         code = logits.argmax(1)
-        chosen = F.embedding(code, book)  # not book[code], whose gradient threads sum up in an order of their own
-        soft, hard, left = soft + logits.softmax(1) @ book, hard + chosen, left - chosen
+        chosen = F.embedding(
+            code, codebook
+        )  # not codebook[code], whose gradient threads sum up in an order of their own
+        soft, hard, left = soft + logits.softmax(1) @ codebook, hard + chosen, left - chosen
         T.append(soft)
         H.append(hard)
         codes.append(code)
@@ -64,20 +66,20 @@ def quantization_loss(
     }
 
 
-def margin_loss(z: Tensor, hot: Tensor, vectors: Tensor) -> Tensor:
+def margin_loss(z: Tensor, multi_hot: Tensor, vectors: Tensor) -> Tensor:
     """1/(C |pos|) sum over rows x, i in Y, j not in Y of [delta_ij - cos(z, v_i) + cos(z, v_j)]_+, delta = 1 - cos(v_i, v_j).
 
     z (b, d), hot (b, C) 0/1 labels Y, vectors (C, d); |pos| counts the labels of the batch. The authors' code lets j run
     over all classes, the row's own among them; the paper's formula, which we follow, does not. A row with all classes has
     no negatives and adds 0.
     """
-    rows, i = hot.nonzero(as_tuple=True)  # p
+    rows, i = multi_hot.nonzero(as_tuple=True)  # p
     v = F.normalize(vectors, dim=1)
     cos = F.normalize(z, dim=1) @ v.T  # b c
     of_row = F.embedding(rows, cos)  # p c; not cos[rows], as above
     hinge = (1 - v[i] @ v.T - of_row.gather(1, i[:, None]) + of_row).relu()
     positives = distributed.average(torch.as_tensor(float(len(rows)), device=z.device)).clamp_min(1)
-    return hinge.masked_fill(hot[rows] > 0, 0).sum() / (positives * hot.shape[1])
+    return hinge.masked_fill(multi_hot[rows] > 0, 0).sum() / (positives * multi_hot.shape[1])
 
 
 def greedy(z: Tensor, w: Tensor) -> Tensor:
@@ -86,16 +88,16 @@ def greedy(z: Tensor, w: Tensor) -> Tensor:
     step = max(1, CHUNK_ELEMENTS // w.shape[1])
     for i in range(0, len(z), step):
         left = z[i : i + step]
-        for m, book in enumerate(w):
-            code = (2 * (left @ book.T) - book.square().sum(1)).argmax(1)
-            codes[i : i + step, m], left = code, left - book[code]
+        for m, codebook in enumerate(w):
+            code = (2 * (left @ codebook.T) - codebook.square().sum(1)).argmax(1)
+            codes[i : i + step, m], left = code, left - codebook[code]
     return codes
 
 
 def prefix_errors(z: Tensor, w: Tensor) -> Tensor:
     """Sum over the rows of ||z - H_l||^2 for every prefix l, encoded greedily: (M,) float64."""
     codes, left, out = greedy(z, w), z, []
-    for m, book in enumerate(w):
-        left = left - book[codes[:, m]]
+    for m, codebook in enumerate(w):
+        left = left - codebook[codes[:, m]]
         out.append(left.double().square().sum())
     return torch.stack(out)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def loss(z: Tensor, logits: Tensor, t: Tensor, has_target: Tensor, hot: Tensor) -> dict[str, Tensor]:
+def loss(z: Tensor, logits: Tensor, t: Tensor, has_target: Tensor, multi_hot: Tensor) -> dict[str, Tensor]:
     """The feature loss of the authors' code: -cos(z, t) + 0.01 ||z - 360 t|| + 0.1 CE, means over the batch.
 
     z, t (b, d); logits, hot (b, C). The second term is a norm, not a square. Rows without a target direction leave the
@@ -23,7 +23,7 @@ def loss(z: Tensor, logits: Tensor, t: Tensor, has_target: Tensor, hot: Tensor) 
     n = has_target.sum().clamp_min(1)
     cos = (F.cosine_similarity(z, t) * has_target).sum() / n
     pull = ((z - 360 * t).norm(dim=1) * has_target).sum() / n
-    ce = -logits.log_softmax(1).masked_fill(hot == 0, -torch.inf).logsumexp(1).mean()
+    ce = -logits.log_softmax(1).masked_fill(multi_hot == 0, -torch.inf).logsumexp(1).mean()
     return {"align": -cos, "pull": 0.01 * pull, "ce": 0.1 * ce}
 
 

@@ -18,9 +18,9 @@ from .dead_codewords import gumbel_keys
 from .kmeans import shared_lloyd
 
 SEED_ROWS = 256  # rows per codeword that k-means looks at; the rounds after it look at all
-ROUNDS = 10  # of encoding and least squares: 8 books of 4 bits lose a third of their error in them, half in 30
+ROUNDS = 10  # of encoding and least squares: 8 codebooks of 4 bits lose a third of their error in them, half in 30
 RIDGE = 0.1  # weight, in rows, of a codeword's old place: least squares alone leaves M - 1 directions open
-MAX_CODEWORDS = 8192  # of all books: the matrix of the least squares takes half a gigabyte there
+MAX_CODEWORDS = 8192  # of all codebooks: the matrix of the least squares takes half a gigabyte there
 
 
 def encode(z: Tensor, w: Tensor, beam: int) -> Tensor:
@@ -31,13 +31,13 @@ def encode(z: Tensor, w: Tensor, beam: int) -> Tensor:
 def remainder(z: Tensor, w: Tensor, codes: Tensor) -> Tensor:
     """z - x^, (n, d)."""
     left = z.clone()
-    for m, book in enumerate(w):
-        left -= book[codes[:, m]]
+    for m, codebook in enumerate(w):
+        left -= codebook[codes[:, m]]
     return left
 
 
 def start(z: Tensor, M: int, K: int, beam: int, generator: torch.Generator, progress: Progress = silent) -> Tensor:
-    """Residual k-means: each book is k-means on what the books before leave of z (n, d), encoded by beam -> (M, K, d)."""
+    """Residual k-means: each codebook is k-means on what the codebooks before leave of z (n, d), encoded by beam -> (M, K, d)."""
     w = z.new_zeros(0, K, z.shape[1])
     for m in range(M):
         progress("k-means", m, M, "")
@@ -75,10 +75,10 @@ def revive(w: Tensor, codes: Tensor, left: Tensor, generator: torch.Generator) -
     """
     w = w.clone()
     energy = left.square().sum(1)
-    for m, book in enumerate(w):
-        dead = (torch.bincount(codes[:, m], minlength=len(book)) == 0).nonzero()[:, 0]
+    for m, codebook in enumerate(w):
+        dead = (torch.bincount(codes[:, m], minlength=len(codebook)) == 0).nonzero()[:, 0]
         rows = gumbel_keys(energy, generator).topk(min(len(dead), len(left))).indices
-        book[dead[: len(rows)]] = book[codes[rows, m]] + left[rows]
+        codebook[dead[: len(rows)]] = codebook[codes[rows, m]] + left[rows]
     return w
 
 
@@ -91,10 +91,11 @@ def train(
     rounds: int = ROUNDS,
     progress: Progress = silent,
 ) -> Tensor:
-    """Additive books for the rows z (n, d) float32 on the CPU -> (M, K, d) float32.
+    """Additive codebooks for the rows z (n, d) float32 on the CPU -> (M, K, d) float32.
 
     After the start, `rounds` of least squares on the codes and encoding by the new codewords; the first that does not lower
-    the distortion ends them. One book is k-means, and books of more codewords than can be solved for stay as they started.
+    the distortion ends them. One codebook is k-means, and codebooks of more codewords than can be solved for stay as they
+    started.
     """
     w = start(z, M, K, beam, generator, progress)
     if M == 1 or M * K > MAX_CODEWORDS:

@@ -19,13 +19,13 @@ from .cfa import Features
 
 
 def warn_of_few(n: int, K: int) -> None:
-    """Say so where a book cannot use all of its codewords."""
+    """Say so where a codebook cannot use all of its codewords."""
     if n < K:
         warn(f"{n:,} rows can use at most {n:,} of {K} codewords")
 
 
 @dataclass(frozen=True)
-class BookRows:
+class CodebookRows:
     """Training rows, or the task's own rows for codebooks, as the encoder leaves them.
 
     features: encoder and head; None where rows are z already. limit: at most so many rows. wanted: passes over the training
@@ -45,7 +45,7 @@ class BookRows:
     def noisy(self) -> bool:
         """Whether the rows are encoded with the dropout of training on.
 
-        On the rows it was trained on a classifier is surer than on any others, and books fitted to that would waste their
+        On the rows it was trained on a classifier is surer than on any others, and codebooks fitted to that would waste their
         codewords on the corners; with dropout on it is as unsure as it will be. Unlabelled rows need no such help.
         """
         calibrated = self.features is not None and self.features.kind == "calibrated"
@@ -87,5 +87,5 @@ class BookRows:
                 task.progress("encode rows", copy * n + i + len(block), copies * n, "")
         if task.codebook_rows is None and task.labels is not None:
             y = torch.from_numpy(task.labels.y if keep is None else task.labels.y[keep])
-            return torch.cat(z), y.bool().repeat(copies, 1) if task.labels.many else y.repeat(copies)
+            return torch.cat(z), y.bool().repeat(copies, 1) if task.labels.multilabel else y.repeat(copies)
         return torch.cat(z), torch.cat(predicted) if predicted else None

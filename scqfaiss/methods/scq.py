@@ -14,25 +14,35 @@ import torch
 from torch import Tensor, nn
 
 from ..codebooks import MAX_BEAM, Codebooks
-from ..contract import Layers, Stage, Task, Turn, Usual, batch_count, check_product_shape, seed_of, setting
+from ..contract import (
+    Layers,
+    MethodDefaults,
+    OptimizerStep,
+    Stage,
+    Task,
+    batch_count,
+    check_product_shape,
+    seed_of,
+    setting,
+)
 from ..errors import ConfigError, warn
 from ..modality import Modality
 from . import cfa, cfa_checks, residual
-from .arsq import ARSQ, deal, decode, nearest
-from .dead_codewords import Seeds, renew
+from .arsq import ARSQ, allocate_codewords, decode, nearest
+from .dead_codewords import Seeds, reset_dead_codewords
 from .kmeans import lloyd
-from .rows import BookRows, warn_of_few
+from .rows import CodebookRows, warn_of_few
 
 SEED_ROWS = 256  # rows per codeword that k-means looks at; more do not change the start
 
 
 @dataclass(frozen=True)
 class CodebookStage:
-    """What the books are and which rows they learn from; how product books are trained."""
+    """What the codebooks are and which rows they learn from; how product codebooks are trained."""
 
     kind: str = setting("product", choices=("product", "additive"))
-    rows: int = setting(1_000_000, low=1)  # at most so many rows teach the books
-    # Passes over the training rows, each with dropout on, so that every pass gives other rows for the books to learn from.
+    rows: int = setting(1_000_000, low=1)  # at most so many rows teach the codebooks
+    # Passes over the training rows, each with dropout on, so that every pass gives other rows for the codebooks to learn from.
     copies: int = setting(4, low=1, high=100)
     epochs: int = setting(5, low=0)
     batch_size: int = setting(512, low=1)
@@ -43,8 +53,10 @@ class CodebookStage:
 class Settings(cfa.Settings):
     recipe: str = setting("calibrated", choices=("calibrated", "reference"))  # reference: the paper's own, as published
     codebooks: CodebookStage = CodebookStage()
-    beam: int = setting(8, low=1, high=MAX_BEAM)  # additive books: partial sums that encoding carries from book to book
-    # From here on: for product books alone.
+    beam: int = setting(
+        8, low=1, high=MAX_BEAM
+    )  # additive codebooks: partial sums that encoding carries from codebook to codebook
+    # From here on: for product codebooks alone.
     quantizer: str = setting("arsq", choices=("arsq", "kmeans"))
     private: str = setting("auto", choices=("auto", "class", "public"))  # codewords owned by classes, or by all
     start: str = setting("kmeans", choices=("kmeans", "normal"))  # normal: N(0, 1e-4^2), as published
@@ -81,8 +93,8 @@ REFERENCE: dict[str, Any] = {
 }
 
 
-def feature_books(config: Settings, M: int) -> int:
-    """How many parts z is cut into: one for each product book, none for additive books, which span all of it."""
+def feature_codebooks(config: Settings, M: int) -> int:
+    """How many parts z is cut into: one for each product codebook, none for additive codebooks, which span all of it."""
     return 1 if config.codebooks.kind == "additive" else M
 
 
@@ -94,8 +106,8 @@ def classes_of(y: Tensor) -> Seeds:
     return row, carried
 
 
-class SCQ(Usual, nn.Module):
-    """Codebooks on features drawn to class centers: product books in which every class owns private codewords, or
+class SCQ(MethodDefaults, nn.Module):
+    """Codebooks on features drawn to class centers: product codebooks in which every class owns private codewords, or
     additive ones.
     """
 
@@ -123,7 +135,7 @@ class SCQ(Usual, nn.Module):
 
     @classmethod
     def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
-        cfa_checks.check(config, d_in, C, feature_books(config, M), encoder, modality)
+        cfa_checks.check(config, d_in, C, feature_codebooks(config, M), encoder, modality)
         if config.codebooks.kind == "additive":
             if config.private == "class":
                 warn("additive codebooks are shared by all classes: private=class is ignored")
@@ -142,18 +154,18 @@ class SCQ(Usual, nn.Module):
         self.config, self.task = config, task
         self.additive = config.codebooks.kind == "additive"
         self.beam = config.beam if self.additive else 1
-        d = cfa.smallest_d(config, task.rows.d, task.labels.C, feature_books(config, task.M), task.encoder_name)
+        d = cfa.smallest_d(config, task.rows.d, task.labels.C, feature_codebooks(config, task.M), task.encoder_name)
         self.features = cfa.Features(config, task, d, task.labels)
-        self.rows = BookRows(self.features, task, config.codebooks.rows, config.codebooks.copies)
+        self.rows = CodebookRows(self.features, task, config.codebooks.rows, config.codebooks.copies)
         self.z: Tensor
         self.y: Tensor
         self.pattern: Tensor
         self.scale = 1.0
-        self.books: ARSQ
+        self.quantizer: ARSQ
         self.optimizer: torch.optim.Optimizer | None = None
         self.private_to: tuple[Tensor, Seeds] | None = None  # owner (K,) of the codewords, and the classes of the rows
         self.z_validation: Tensor
-        self.sums: Tensor  # additive books, (M, K, d)
+        self.sums: Tensor  # additive codebooks, (M, K, d)
         self.counts = torch.from_numpy(task.labels.counts())
         present = int((self.counts > 0).sum())
         self.public = self.additive or config.private == "public" or (config.private == "auto" and task.K < 2 * present)
@@ -161,8 +173,8 @@ class SCQ(Usual, nn.Module):
             warn(f"K={task.K} codewords are fewer than 2 for each of {present} classes: all classes share them")
 
     def stages(self) -> list[Stage]:
-        books = Stage(name="codebooks", begin=self.add_books) if self.additive else self.arsq_stage()
-        return [self.features.stage(), Stage(name="encode rows", begin=self.encode_rows), books]
+        codebooks = Stage(name="codebooks", begin=self.add_codebooks) if self.additive else self.arsq_stage()
+        return [self.features.stage(), Stage(name="encode rows", begin=self.encode_rows), codebooks]
 
     def arsq_stage(self) -> Stage:
         c, task = self.config, self.task
@@ -171,12 +183,12 @@ class SCQ(Usual, nn.Module):
 
         def anneal(epoch: int) -> None:
             """The hard rebuild gets harder and the soft one softer."""
-            self.books.hard = min(c.hard * 1.5 ** (epoch // c.anneal_every), max(c.hard_max, c.hard))
-            self.books.soft = max(c.soft * 0.5 ** (epoch // c.anneal_every), 0.01)
+            self.quantizer.hard = min(c.hard * 1.5 ** (epoch // c.anneal_every), max(c.hard_max, c.hard))
+            self.quantizer.soft = max(c.soft * 0.5 ** (epoch // c.anneal_every), 0.01)
 
         def make_optimizer(steps: int) -> tuple[Any, Any]:
             optimizer = torch.optim.Adam(
-                self.books.parameters(), c.codebooks.lr, weight_decay=1e-5, amsgrad=True, fused=True
+                self.quantizer.parameters(), c.codebooks.lr, weight_decay=1e-5, amsgrad=True, fused=True
             )
             if c.recipe == "reference":
                 per_epoch = max(1, steps // max(epochs, 1))
@@ -188,11 +200,11 @@ class SCQ(Usual, nn.Module):
 
         return Stage(
             name="codebooks",
-            begin=self.start_books,
+            begin=self.start_codebooks,
             epochs=epochs,
             steps_per_epoch=batch_count(len(self.rows), batch),
             batches=lambda generator: self.batches(batch, generator),
-            turns=[Turn(lambda z, pattern: self.books.loss(z, pattern), make_optimizer)],
+            optimizer_steps=[OptimizerStep(lambda z, pattern: self.quantizer.loss(z, pattern), make_optimizer)],
             on_epoch=anneal,
             after_epoch=self.renew,
             validate=self.validate if task.validation is not None else None,
@@ -209,18 +221,18 @@ class SCQ(Usual, nn.Module):
     @torch.no_grad()
     def encode_rows(self) -> None:
         """Encode the rows once: from here the encoder is frozen."""
-        self.z, self.y = self.rows_for_books()
+        self.z, self.y = self.rows_for_codebooks()
 
     @torch.no_grad()
-    def add_books(self) -> None:
-        """Additive books, from start to end; on the CPU, where they are encoded with too."""
+    def add_codebooks(self) -> None:
+        """Additive codebooks, from start to end; on the CPU, where they are encoded with too."""
         task = self.task
         warn_of_few(len(self.z), task.K)
         generator = torch.Generator().manual_seed(task.seed)
         self.sums = residual.train(self.z, task.M, task.K, self.beam, generator, progress=task.progress)
 
     @torch.no_grad()
-    def start_books(self) -> None:
+    def start_codebooks(self) -> None:
         """Deal the codewords, start them."""
         c, task, z, y = self.config, self.task, self.z, self.y
         generator = torch.Generator().manual_seed(task.seed)
@@ -243,7 +255,7 @@ class SCQ(Usual, nn.Module):
                 seeds = classes_of(y[sample])
             parts = z[sample].unflatten(1, (task.M, -1)).transpose(0, 1).contiguous()  # m n e
             start = lloyd(parts, pattern[sample], owned, owner, seeds, generator)
-        self.books = ARSQ(start, owned, groups, c.omega, c.rho, c.detach_divisor).to(task.device)
+        self.quantizer = ARSQ(start, owned, groups, c.omega, c.rho, c.detach_divisor).to(task.device)
         self.z, self.pattern = z.to(task.device), pattern.to(task.device)
         if not self.public:
             row, row_class = classes_of(y)
@@ -254,15 +266,17 @@ class SCQ(Usual, nn.Module):
 
     def renew(self, epoch: int) -> dict[str, Any]:
         """Codewords in use by the rule of encoding; dead ones move to rows, private ones to rows of their class."""
-        w, c = self.books.centroids, self.config
+        w, c = self.quantizer.centroids, self.config
         # Of its own seed: the rows drawn do not depend on what ran before, in a training that was resumed either.
         generator = torch.Generator().manual_seed(seed_of(self.task.seed, epoch))
         owner, seeds = self.private_to or (None, None)
-        return renew(w, nearest(self.z, w), self.z, generator, owner, seeds, self.optimizer, only_count=not c.revive)
+        return reset_dead_codewords(
+            w, nearest(self.z, w), self.z, generator, owner, seeds, self.optimizer, only_count=not c.revive
+        )
 
     def validate(self) -> float:
         """Mean of ||z - x^||^2 over the validation rows, coded by the rule of encoding."""
-        w, z = self.books.centroids.detach(), self.z_validation
+        w, z = self.quantizer.centroids.detach(), self.z_validation
         x = decode(w, nearest(z, w))
         return float((z - x).square().sum(dtype=torch.float64)) / (len(z) * self.scale**2)
 
@@ -274,16 +288,16 @@ class SCQ(Usual, nn.Module):
             return torch.zeros(K, dtype=torch.int64), torch.zeros(len(y), dtype=torch.int64), everything, everything
         if y.ndim == 1:
             present = torch.bincount(y, minlength=len(self.counts)) > 0
-            owner = deal(K, present.long())
+            owner = allocate_codewords(K, present.long())
             groups = owner == present.nonzero()  # c k
             return owner, present.cumsum(0)[y] - 1, groups, groups
         present = y.any(0)
-        owner = deal(K, present.long())
+        owner = allocate_codewords(K, present.long())
         sets, pattern = torch.unique(y, dim=0, return_inverse=True)  # p c
         return owner, pattern, sets[:, owner], owner == present.nonzero()
 
-    def rows_for_books(self) -> tuple[Tensor, Tensor]:
-        """z (n, d) of the rows the books learn from, and their labels: (n,) int64, predicted ones for unlabelled rows, or
+    def rows_for_codebooks(self) -> tuple[Tensor, Tensor]:
+        """z (n, d) of the rows the codebooks learn from, and their labels: (n,) int64, predicted ones for unlabelled rows, or
         (n, C) bool.
         """
         z, y = self.rows.encoded()
@@ -299,7 +313,7 @@ class SCQ(Usual, nn.Module):
 
         Training chooses among own codewords, encoding among all: this takes the difference out of the means.
         """
-        w = self.books.centroids
+        w = self.quantizer.centroids
         M, K, _ = w.shape
         for _ in range(self.config.refit if self.config.quantizer == "arsq" else 0):
             sums, counts = torch.zeros_like(w), w.new_zeros(M, K)
@@ -316,7 +330,7 @@ class SCQ(Usual, nn.Module):
     def codebooks(self) -> Codebooks:
         if self.additive:
             return Codebooks("additive", self.sums.numpy())
-        centroids = self.books.centroids.detach().double() / self.scale
+        centroids = self.quantizer.centroids.detach().double() / self.scale
         return Codebooks("product", centroids.float().cpu().numpy())
 
     def summary(self) -> dict[str, Any]:

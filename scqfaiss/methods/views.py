@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..contract import Progress, Rows
+from ..contract import Progress, RowStream
 from .neighbours import NearestNeighbours, places_in
 
 
@@ -37,7 +37,7 @@ class RowViews:
             return torch.zeros(len(x), 0, dtype=torch.int32)
         return self.search.search(x, self.neighbours, own)
 
-    def near_rows(self, rows: Rows, numbers: Tensor, progress: Progress) -> Tensor:
+    def near_rows(self, rows: RowStream, numbers: Tensor, progress: Progress) -> Tensor:
         """The near rows of all rows, (n, neighbours) int32; numbers: which rows the bank holds, ascending."""
         if self.search is None:
             return torch.zeros(len(rows), 0, dtype=torch.int32)

@@ -45,7 +45,7 @@ def _titles(model: type[Part], some: bool = False) -> dict[str, str]:
 
 
 def _may_be_none(document: Document, part: str) -> bool:
-    # Without names of classes, and without pictures, results are whole; a key that is not there at all is missing.
+    # Without names of classes, and without images, results are whole; a key that is not there at all is missing.
     if part == "embedding":
         return not any(borrows(row) for row in document["rows"])
     return part in document and part in ("classes", "left_out", "pictures")

@@ -24,8 +24,8 @@ from ..comparison.results import FILE, read_results
 from ..comparison.schema import clean, cleaned
 from ..comparison.selection import Document, Row, embedded, get, name_of
 from ..data.decoding import Refused, decode, prove
-from ..errors import shown, size
-from ..files import PathLike, make_folder, reserve
+from ..errors import format_bytes, printable
+from ..files import PathLike, atomic_write, make_folder
 from .charts import Chart, Missing, charts
 from .gaps import Gap, gaps
 from .tables import Table, tables
@@ -33,14 +33,14 @@ from .words import Point, class_name, count, embedding_of, summary
 
 KINDS = {"comparison": "Codes at equal length", "scale": "Time and memory by size", "training": "Training steps"}
 SHOWN = ("image/png", "image/jpeg", "image/webp")  # what every browser shows
-SMALL = 64  # pixels; pictures narrower than this are scaled up with their pixels left sharp
-SIDE, BYTES = 192, 1 << 15  # the page shows pictures at 128 px at most, and repeats them: larger ones are made smaller
+SMALL = 64  # pixels; images narrower than this are scaled up with their pixels left sharp
+SIDE, BYTES = 192, 1 << 15  # the page shows images at 128 px at most, and repeats them: larger ones are made smaller
 QUERIES, SIDES, HITS = 50, 4, 10  # that the gallery shows
 LACKING = 20  # parts that are missing, of which the command tells
 
 
 @dataclass(frozen=True)
-class Picture:
+class ExampleImage:
     uri: str
     width: int
     height: int
@@ -49,11 +49,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Tile:
-    """One row of the gallery. right: of hits, None where nothing says so; picture: None where there is none."""
+    """One row of the gallery. right: of hits, None where nothing says so; image: None where there is none."""
 
     name: str
     id: str
-    picture: Picture | None
+    image: ExampleImage | None
     right: bool | None
     alt: str
 
@@ -85,7 +85,7 @@ class Source:
 @dataclass(frozen=True)
 class Result:
     """One results file as the page shows it. name: numbered where another has it; slug: that as part of file names;
-    asked: what the cards show of the gallery.
+    asked: what the metadata show of the gallery.
     """
 
     slug: str
@@ -110,27 +110,27 @@ def write_report(
     """Draw results files, or folders that hold one each, into the page `out` (.html), and charts into the folder `png`.
 
     Returns a line of what was written, and one for each part that is missing, at most LACKING. Raises what
-    `results.read_results` and `files.reserve` raise.
+    `results.read_results` and `files.atomic_write` raise.
     """
     files = [Path(path) / FILE if Path(path).is_dir() else Path(path) for path in paths]
     with ExitStack() as held:
         documents = [read_results(path) for path in paths]
-        slot = held.enter_context(reserve(out, inputs=files, suffix=".html", what="written"))
+        output = held.enter_context(atomic_write(out, inputs=files, suffix=".html", what="written"))
         if png is not None:
             make_folder(png)
         found = results(documents)
         written = 0
-        for name, data in pictures(found) if png is not None else ():
-            with reserve(Path(png or "") / name, inputs=files, suffix=".png", what="written") as place:
+        for name, data in images(found) if png is not None else ():
+            with atomic_write(Path(png or "") / name, inputs=files, suffix=".png", what="written") as place:
                 place.write(lambda f, data=data: f.write(data))  # type: ignore[misc]
             written += 1
         text = page(found, title).encode("utf-8")
-        slot.write(lambda f: f.write(text))
-    done = f"{slot.name}: {_many(len(found), 'result')}, {_many(sum(len(r.drawn) for r in found), 'chart')}, "
-    done += size(len(text)) + (f"; {_many(written, 'PNG file')} in {shown(png)}" if png is not None else "")
+        output.write(lambda f: f.write(text))
+    done = f"{output.name}: {_many(len(found), 'result')}, {_many(sum(len(r.drawn) for r in found), 'chart')}, "
+    done += format_bytes(len(text)) + (f"; {_many(written, 'PNG file')} in {printable(png)}" if png is not None else "")
     lacking = [f"{result.name}: {gap.title} ({gap.reason})" for result in found for gap in result.gaps]
     more = [f"and {len(lacking) - LACKING} more"] if len(lacking) > LACKING else []
-    return "\n".join([done, *(shown(f"missing: {' '.join(text.split())}") for text in lacking[:LACKING]), *more])
+    return "\n".join([done, *(printable(f"missing: {' '.join(text.split())}") for text in lacking[:LACKING]), *more])
 
 
 def _many(n: int, what: str) -> str:
@@ -164,7 +164,7 @@ def _room() -> jinja2.Environment:
     return room
 
 
-def pictures(found: Sequence[Result]) -> list[tuple[str, bytes]]:
+def images(found: Sequence[Result]) -> list[tuple[str, bytes]]:
     """(file name, PNG) of every chart."""
     names: set[str] = set()
     return [
@@ -223,7 +223,7 @@ def gallery(document: Document) -> list[Card]:
     """The first queries of the results, each with the hits of every side. What is no object keeps its place, and is not shown."""
     queries, sides = _asked(document)
     rows = {row["key"]: row for row in document["rows"]}
-    pictures: dict[str, Picture | None] = {}
+    images: dict[str, ExampleImage | None] = {}
     cards = []
     for place, query in queries[:QUERIES]:
         shown_sides = []
@@ -231,14 +231,14 @@ def gallery(document: Document) -> list[Card]:
             hits = (side.get("hits") or [])[place : place + 1]
             name = _side_name(rows.get(str(side.get("key"))), side)
             tiles = [
-                _tile(document, hit, pictures, f"hit {rank} of {name}", query)
+                _tile(document, hit, images, f"hit {rank} of {name}", query)
                 for rank, hit in enumerate(((hits and hits[0]) or [])[:HITS], 1)
                 if hit is not None
             ]
             judged = [tile.right for tile in tiles if tile.right is not None]
             right = f"{sum(judged)} of {len(judged)} right" if judged else "not judged" if tiles else "nothing found"
             shown_sides.append(Side(name, tiles, right))
-        cards.append(Card(_tile(document, query, pictures, "query"), shown_sides))
+        cards.append(Card(_tile(document, query, images, "query"), shown_sides))
     return cards
 
 
@@ -265,21 +265,21 @@ def _side_name(row: Row | None, side: Row) -> str:
 
 
 def _tile(
-    document: Document, row: Row, pictures: dict[str, Picture | None], what: str, query: Row | None = None
+    document: Document, row: Row, images: dict[str, ExampleImage | None], what: str, query: Row | None = None
 ) -> Tile:
     labels, key = row.get("labels") or [], row.get("picture") or ""
     name = ", ".join(class_name(document, label) for label in labels) or "no label"
     right = row.get("right") if query else None
     if query and right is None and labels and query.get("labels"):
         right = any(label in query["labels"] for label in labels)
-    if key not in pictures:
-        pictures[key] = picture((document.get("pictures") or {}).get(key))
+    if key not in images:
+        images[key] = image((document.get("pictures") or {}).get(key))
     alt = f"{what}: {name}" + ("" if right is None else ", right" if right else ", wrong")
-    return Tile(name, str(row.get("id", "")), pictures.get(key), right, alt)
+    return Tile(name, str(row.get("id", "")), images.get(key), right, alt)
 
 
-def picture(held: Any) -> Picture | None:
-    """A picture of `pictures` as a data URI; None where it is no picture that every browser shows.
+def image(held: Any) -> ExampleImage | None:
+    """An image of `images` as a data URI; None where it is no image that every browser shows.
 
     What it is, its bytes say, not the type beside them. Large ones are made smaller, and of moving ones the first image stands.
     """
@@ -297,19 +297,19 @@ def picture(held: Any) -> Picture | None:
                 kind, (data, width, height) = "image/jpeg", _smaller(data, width, height)
     except (binascii.Error, ValueError, Refused):
         return None
-    return Picture(f"data:{kind};base64,{base64.b64encode(data).decode()}", width, height, width < SMALL)
+    return ExampleImage(f"data:{kind};base64,{base64.b64encode(data).decode()}", width, height, width < SMALL)
 
 
 def _turned(image: Image.Image) -> bool:
-    """Whether EXIF has the picture lie on its side."""
+    """Whether EXIF has the image lie on its side."""
     try:
         return image.getexif().get(0x0112) in (5, 6, 7, 8)
-    except Exception:  # broken EXIF raises whatever Pillow meets there, and the picture is none the worse
+    except Exception:  # broken EXIF raises whatever Pillow meets there, and the image is none the worse
         return False
 
 
 def _smaller(data: bytes, width: int, height: int) -> tuple[bytes, int, int]:
-    """(JPEG, width, height) of a picture of that size, the whole of it within SIDE x SIDE pixels."""
+    """(JPEG, width, height) of an image of that size, the whole of it within SIDE x SIDE pixels."""
     longest = max(width, height)
     side = min(SIDE, longest)
     pixels = decode(io.BytesIO(data), side, "pad")  # in the middle, between bars
@@ -330,7 +330,7 @@ def source(document: Document) -> Source:
         "seed": document.get("seed"),
         "processor": machine.get("cpu"),
         "cores": machine.get("cores"),
-        "memory": None if memory is None else size(memory),
+        "memory": None if memory is None else format_bytes(memory),
         "GPU": machine.get("gpu") or ("none" if "gpu" in machine else None),
         "system": machine.get("system"),
         "versions": _pairs(machine.get("versions")),

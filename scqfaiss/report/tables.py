@@ -8,7 +8,7 @@ from typing import Any
 
 from ..comparison import selection
 from ..comparison.selection import Document, Row, codings, fastest, get, name_of, number
-from .words import RECALL, amount, count, nbytes, score, target_of
+from .words import RECALL, count, format_number, nbytes, score, target_of
 
 LOW, HIGH = -1, 1  # which end of a column is the best one; 0: neither
 Value = Callable[[Row], float | None]
@@ -182,12 +182,12 @@ def _columns(
         _Column("mAP, unseen classes", "", quality("unseen_map"), score, HIGH),
         _Column("recall@10, floats coded", "", quality("neighbours", "coded", "10"), score, HIGH),
         _Column("recall@10, rows", "", quality("neighbours", "raw", "10"), score, HIGH),
-        _Column("search", "ms a query", lambda row: costs[str(row["key"])][1], amount, LOW),
-        _Column("encoding", "ms a query", encoder, lambda ms: "none" if ms == 0 else amount(ms), LOW),
+        _Column("search", "ms a query", lambda row: costs[str(row["key"])][1], format_number, LOW),
+        _Column("encoding", "ms a query", encoder, lambda ms: "none" if ms == 0 else format_number(ms), LOW),
         _Column("memory", "bytes a vector", memory, _few, LOW),
         _Column("on disk", "", cost("bytes", "disk"), nbytes, LOW),
-        _Column("building", "s", building, amount, LOW, at_least),
-        _Column("opening", "ms", cost("open_ms"), amount, LOW),
+        _Column("building", "s", building, format_number, LOW, at_least),
+        _Column("opening", "ms", cost("open_ms"), format_number, LOW),
     ]
 
 
@@ -221,7 +221,10 @@ def everything(document: Document) -> Table:
         ),
         *(
             _Column(
-                f"{what} {batch} at a time, {threads} thread{'s' * (threads == 'all')}, {p}", "ms", _at(*path), amount
+                f"{what} {batch} at a time, {threads} thread{'s' * (threads == 'all')}, {p}",
+                "ms",
+                _at(*path),
+                format_number,
             )
             for what, key in (("search", "ms"), ("encoding", "encode_ms"))
             for batch in ("1", "1000")
@@ -229,10 +232,10 @@ def everything(document: Document) -> Table:
             for p in ("p50", "p95", "p99")
             for path in [(key, batch, threads, p)]
         ),
-        *(_Column(part, "s", _at("seconds", part), amount) for part in ("train", "encode", "add")),
+        *(_Column(part, "s", _at("seconds", part), format_number) for part in ("train", "encode", "add")),
         _Column("memory", "", _at("bytes", "memory"), nbytes),
         _Column("on disk", "", _at("bytes", "disk"), nbytes),
-        _Column("opening", "ms", _at("open_ms"), amount),
+        _Column("opening", "ms", _at("open_ms"), format_number),
         _Column("distinct codes", "", _at("distinct_codes"), count),
         _Column("coding error", "mean square", _at("mse"), _fine),
     ]
@@ -261,10 +264,10 @@ def _fine(value: float | None) -> str:
 def scale(document: Document) -> Table:
     """Each target at each number of rows."""
     columns = [
-        _Column("search, 1,000 at a time", "ms a query", _at("ms"), amount, LOW),
-        _Column("search, one by one", "ms a query", _at("single_ms"), amount, LOW),
+        _Column("search, 1,000 at a time", "ms a query", _at("ms"), format_number, LOW),
+        _Column("search, one by one", "ms a query", _at("single_ms"), format_number, LOW),
         _Column("recall@10", "", _at("recall"), score, HIGH),
-        _Column("building", "s", _at("build_seconds"), amount, LOW),
+        _Column("building", "s", _at("build_seconds"), format_number, LOW),
         _Column("memory", "", _at("memory"), nbytes, LOW),
         _Column("on disk", "", _at("disk"), nbytes, LOW),
         _Column("distinct codes", "", _at("distinct"), count),
@@ -286,9 +289,9 @@ def training(document: Document) -> Table:
     """Each stage and batch."""
     columns = [
         _Column("batch", "", _at("batch"), count),
-        _Column("ratio", "median", _at("ratio"), amount),
-        _Column("ratio", "lower quartile", _at("ratio_low"), amount),
-        _Column("ratio", "upper quartile", _at("ratio_high"), amount),
+        _Column("ratio", "median", _at("ratio"), format_number),
+        _Column("ratio", "lower quartile", _at("ratio_low"), format_number),
+        _Column("ratio", "upper quartile", _at("ratio_high"), format_number),
         _Column("rounds", "", _at("pairs"), count),
         _Column("ours", "rows a second", _at("ours_rows_per_s"), count),
         _Column("released recipe", "rows a second", _at("plain_rows_per_s"), count),

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..comparison import selection
 from ..comparison.selection import SPACES, Document, Row, best_of, codings, embedded, get, name_of, shared
-from ..errors import size
+from ..errors import format_bytes
 
 AHEAD, EVEN, BEHIND, MIXED, OPEN = "ahead", "even", "behind", "mixed", ""
 RECALL = 0.95  # of the operating points that times are taken from
@@ -41,7 +41,7 @@ def count(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
 
 
-def amount(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """A time or ratio as people say it: two digits below 1, three above, whole from 100 on. 0.021, 1.25, 12.3, 4,210."""
     if value is None:
         return ""
@@ -55,7 +55,7 @@ def amount(value: float | None) -> str:
 
 def nbytes(value: float | None) -> str:
     """Bytes in the unit a person would choose; of vectors, of which one takes few, with one decimal."""
-    return "" if value is None else size(value)
+    return "" if value is None else format_bytes(value)
 
 
 def listed(parts: list[str]) -> str:
@@ -164,9 +164,9 @@ def speed(document: Document, bits: int, ours: Row, theirs: Row | None) -> Point
     first = min(timed, key=lambda method: timed[method], default="")
     usual = next((m for m in ("ivfpq", str((theirs or {}).get("method"))) if m in timed), first)
     # Where the usual one is the fastest, or shows the same figure, one is enough.
-    if first and amount(timed[first]) == amount(timed[usual]):
+    if first and format_number(timed[first]) == format_number(timed[usual]):
         first = usual
-    said = [f"{name_of(rows[m])} takes {amount(timed[m])} ms" for m in dict.fromkeys((usual, first)) if m]
+    said = [f"{name_of(rows[m])} takes {format_number(timed[m])} ms" for m in dict.fromkeys((usual, first)) if m]
     if len(said) > 1:
         said[1] = said[1].replace(" takes", ", the fastest of FAISS's own codes of the rows, takes")
     if own is None:
@@ -175,11 +175,11 @@ def speed(document: Document, bits: int, ours: Row, theirs: Row | None) -> Point
     took, encode = float(own[1]["ms"]), selection.encoding(document, own[0])
     whole = took + (encode or 0.0)
     container = f", in {own[0]['container']}" if own[0].get("container") else ""
-    text = f"A search takes {amount(took)} ms a query ({name_of(ours)}{container})"
-    more = f"Encoding the query takes {amount(encode)} ms more" if encode else "Nothing has to be encoded"
+    text = f"A search takes {format_number(took)} ms a query ({name_of(ours)}{container})"
+    more = f"Encoding the query takes {format_number(encode)} ms more" if encode else "Nothing has to be encoded"
     more = "The time to encode a query was not measured" if encode is None else more
     if not said:
-        return Point(topic, f"{text}. {more}. Nothing else was timed. {setting}", f"{amount(whole)} ms")
+        return Point(topic, f"{text}. {more}. Nothing else was timed. {setting}", f"{format_number(whole)} ms")
     verdict, held = _slower(took, timed[first])
     text += f"; {listed(said)}: {held}. {more}"
     if encode is None:
@@ -187,9 +187,9 @@ def speed(document: Document, bits: int, ours: Row, theirs: Row | None) -> Point
         verdict = BEHIND if verdict == BEHIND else OPEN
     elif encode:
         verdict, held = _slower(whole, timed[first])
-        text += f": {amount(whole)} ms with the search, and {held}"
-    against = f"{name_of(rows[first])} {amount(timed[first])} ms"
-    return Point(topic, f"{text}. {setting}", f"{amount(whole)} ms", against, verdict)
+        text += f": {format_number(whole)} ms with the search, and {held}"
+    against = f"{name_of(rows[first])} {format_number(timed[first])} ms"
+    return Point(topic, f"{text}. {setting}", f"{format_number(whole)} ms", against, verdict)
 
 
 def _codes_rows(row: Row) -> bool:
@@ -197,7 +197,7 @@ def _codes_rows(row: Row) -> bool:
 
 
 def _slower(ours: float, theirs: float) -> tuple[str, str]:
-    if amount(ours) == amount(theirs):
+    if format_number(ours) == format_number(theirs):
         return EVEN, "ours is as fast"
     return (AHEAD, "ours is faster") if ours < theirs else (BEHIND, "ours is slower")
 
@@ -309,11 +309,13 @@ def largest(document: Document) -> Point:
     n = max(r["rows"] for r in timed)
     first, *others = sorted((r for r in timed if r["rows"] == n), key=lambda r: float(r["ms"]))
     recall = get(first, "recall")
-    text = f"Of {count(n)} rows, the most that were measured, {target_of(first)} needs {amount(first['ms'])} ms a query"
+    text = f"Of {count(n)} rows, the most that were measured, {target_of(first)} needs {format_number(first['ms'])} ms a query"
     text += "" if recall is None else f" and finds {100 * recall:.0f} of 100 of the first 10"
     if others:
-        text += f"; {target_of(others[-1])}, the slowest of {len(others) + 1} targets, {amount(others[-1]['ms'])} ms"
-    return Point(topic, f"{text}.", f"{amount(first['ms'])} ms", f"{target_of(first)}, {count(n)} rows")
+        text += (
+            f"; {target_of(others[-1])}, the slowest of {len(others) + 1} targets, {format_number(others[-1]['ms'])} ms"
+        )
+    return Point(topic, f"{text}.", f"{format_number(first['ms'])} ms", f"{target_of(first)}, {count(n)} rows")
 
 
 def target_of(row: Row) -> str:
@@ -328,7 +330,7 @@ def growth(document: Document) -> Point:
         return Point("Growth", "No growth was fitted to these times.")
     name, power = min(known.items(), key=lambda item: item[1])
     text = f"Of {len(known)} targets {name} grows slowest: its time rises with the power {power:.2f} of the rows,"
-    text += f" so that ten times the rows take {amount(10**power)} times as long."
+    text += f" so that ten times the rows take {format_number(10**power)} times as long."
     if len(known) > 1:
         last, worst = max(known.items(), key=lambda item: item[1])
         text += f" The fastest growth is that of {last}, with the power {worst:.2f}."
@@ -344,10 +346,10 @@ def extrapolated(document: Document) -> Point | None:
         return None
     name, took = min(timed.items(), key=lambda item: item[1])
     memory = get(targets, name, "memory")
-    text = f"Carried on to {count(n)} rows, {name} would need {amount(took)} ms a query"
+    text = f"Carried on to {count(n)} rows, {name} would need {format_number(took)} ms a query"
     text += f" and {nbytes(memory)} of memory" if memory is not None else ""
     text += ". This was not measured: it rests on the growth fitted, and on the assumptions below."
-    return Point("Carried on", text, f"{amount(took)} ms", f"{name}, {count(n)} rows, not measured")
+    return Point("Carried on", text, f"{format_number(took)} ms", f"{name}, {count(n)} rows, not measured")
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -367,11 +369,15 @@ def training(document: Document) -> list[Point]:
         verdict = AHEAD if ratio > 1 else BEHIND if ratio < 1 else EVEN
         if low is not None and high is not None and low <= 1 <= high:
             verdict = EVEN
-        text = f"A step of the {what}{f' at batches of {batch}' if batch else ''} runs {amount(ratio)} times as fast as the "
-        text += "released recipe's arithmetic"
+        text = f"A step of the {what}{f' at batches of {batch}' if batch else ''} runs {format_number(ratio)} times as fast as "
+        text += "the released recipe's arithmetic"
         text += {AHEAD: "", EVEN: ", which is no clear difference", BEHIND: ", which is slower"}[verdict]
         rounds = f" of {pairs} rounds" if pairs else " of the rounds"
-        text += f"; in the middle half{rounds} between {amount(low)} and {amount(high)} times." if sure else "."
+        text += (
+            f"; in the middle half{rounds} between {format_number(low)} and {format_number(high)} times."
+            if sure
+            else "."
+        )
         topic = f"{what[:1].upper()}{what[1:]}{f', batch {batch}' if batch else ''}"
-        points.append(Point(topic, text, f"{amount(ratio)} ×", "released recipe 1 ×", verdict))
+        points.append(Point(topic, text, f"{format_number(ratio)} ×", "released recipe 1 ×", verdict))
     return points or [Point("Training steps", "No ratio was measured.")]

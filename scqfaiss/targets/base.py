@@ -72,7 +72,7 @@ class Target(ABC):
 
     @abstractmethod
     def shape_of(self, index: Any) -> Shape:
-        """The shape as stored: 4-bit books may stand merged in pairs (see reshape.py)."""
+        """The shape as stored: 4-bit codebooks may stand merged in pairs (see reshape.py)."""
 
     @abstractmethod
     def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
@@ -91,7 +91,7 @@ class Target(ABC):
         return self.INFO.range
 
     def facts(self, index: Any) -> dict[str, Any]:
-        """What the card says of the container beside its name."""
+        """What the metadata says of the container beside its name."""
         ivf = unwrap_index(index)
         if not isinstance(ivf, faiss.IndexIVF):
             return {}
@@ -147,7 +147,7 @@ def unpack_codes(packed: NDArray[np.uint8], M: int, nbits: int) -> Codes:
     return faiss_calls.unpack(packed, M, nbits).astype(dtype)
 
 
-def product_books(index: Any, kind: str = "product") -> Codebooks:
+def product_codebooks(index: Any, kind: str = "product") -> Codebooks:
     """The codebooks inside an index with a faiss.ProductQuantizer; additive ones lie there as they are (see lift.py)."""
     pq = index.pq
     table = np.asarray(faiss.vector_to_array(pq.centroids)).reshape(pq.M, pq.ksub, pq.dsub)
@@ -164,10 +164,10 @@ def table_bytes(shape: Shape) -> int:
 
 
 def kind_reason(info: TargetInfo, shape: Shape) -> str | None:
-    """Why codebooks of this kind, or product books of this shape, do not fit, or None."""
+    """Why codebooks of this kind, or product codebooks of this shape, do not fit, or None."""
     if shape.kind not in info.kinds:
         other = "lift, residual or buckets" if shape.kind == "additive" else "ivfpq, pq or buckets"
         return f"it holds {' and '.join(info.kinds)} codebooks, these are {shape.kind}; use {other}"
     if shape.kind == "product" and shape.d // shape.M == 2 and shape.nbits < 3:
-        return "books of 2 dimensions need at least 8 codewords (nbits 3)"
+        return "codebooks of 2 dimensions need at least 8 codewords (nbits 3)"
     return None

@@ -18,7 +18,7 @@ from .. import faiss_calls
 from ..codebooks import Codebooks, Codes
 from ..errors import warn
 from ..faiss_calls import Hits, Ranges
-from .base import COMPARED, Ids, parameters, product_books, unpack_codes
+from .base import COMPARED, Ids, parameters, product_codebooks, unpack_codes
 from .lists import DECODED_BYTES, Partition, add, code_keys, decoded, ivfpq, list_sizes
 from .pretransform import apply_transforms, chain, prepend, unwrap_index
 
@@ -50,14 +50,14 @@ def is_over_boxes(core: Any) -> bool:
 
 def box_disagreement(core: Any, kind: str) -> str | None:
     """None, or of the bounding boxes: a list with a row outside its own, or a box outside the larger one around it."""
-    boxes, books = unwrap_index(core.quantizer), product_books(core, kind)
-    if boxes.d != 2 * books.d:
-        return f"boxes are of {boxes.d // 2} dimensions, codes of {books.d}"
+    boxes, codebooks = unwrap_index(core.quantizer), product_codebooks(core, kind)
+    if boxes.d != 2 * codebooks.d:
+        return f"boxes are of {boxes.d // 2} dimensions, codes of {codebooks.d}"
     highs_lows = all_boxes(boxes)
     numbers, packed = _some_rows(core)
     step = max(1, DECODED_BYTES // (4 * core.d))
     for i in range(0, len(numbers), step):
-        x = books.decode(unpack_codes(packed[i : i + step], core.pq.M, core.pq.nbits))
+        x = codebooks.decode(unpack_codes(packed[i : i + step], core.pq.M, core.pq.nbits))
         high, low = np.split(highs_lows[numbers[i : i + step]], 2, axis=1)
         slack = ROUNDING * np.maximum(1e-30, np.maximum(np.abs(high).max(1), np.abs(low).max(1)))[:, None]
         wrong = ((x > high + slack) | (x < low - slack)).any(axis=1)
@@ -96,18 +96,18 @@ def all_boxes(boxes: Any) -> NDArray[np.float32]:
     return out
 
 
-def build_boxes(books: Codebooks, product: Codebooks, codes: Codes, ids: Ids, nlist: int) -> Any:
-    """books as they decode, product as they are stored; codes (n, M) -> IndexIVFPQ over bounding boxes."""
-    n, d = len(codes), books.d
+def build_boxes(codebooks: Codebooks, product: Codebooks, codes: Codes, ids: Ids, nlist: int) -> Any:
+    """codebooks as they decode, product as they are stored; codes (n, M) -> IndexIVFPQ over bounding boxes."""
+    n, d = len(codes), codebooks.d
     nlist = min(nlist or list_count(n), n)
     sample = min(n, 64 * nlist, max(nlist, SAMPLE_FLOATS // d))
     sampled = np.linspace(0, n, sample, endpoint=False).astype(int)
-    partition = Partition(books.decode(codes[sampled]), nlist)
-    lists = np.concatenate([partition(x) for _, x in decoded(books, codes)])
-    lists = cut_lists(lists, code_keys(codes, books.nbits), -(-LONGEST * n // nlist))
+    partition = Partition(codebooks.decode(codes[sampled]), nlist)
+    lists = np.concatenate([partition(x) for _, x in decoded(codebooks, codes)])
+    lists = cut_lists(lists, code_keys(codes, codebooks.nbits), -(-LONGEST * n // nlist))
     high, low = np.full((2, lists.max() + 1, d), -np.inf, np.float32)
     low = -low
-    for i, x in decoded(books, codes):
+    for i, x in decoded(codebooks, codes):
         order = np.argsort(lists[i : i + len(x)], kind="stable")
         ordered = lists[i : i + len(x)][order]
         starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
@@ -240,10 +240,10 @@ def _search_preassigned(ivf: Any, x: NDArray[np.float32], k: int, bounds: Any, l
     return faiss_calls.search_preassigned(ivf, x, k, bounds, lists, parameters(ivf, sel, lists.shape[1]))
 
 
-def tune_nprobe(index: Any, books: Codebooks, codes: Codes) -> None:
+def tune_nprobe(index: Any, codebooks: Codebooks, codes: Codes) -> None:
     """Set the nprobe of plain FAISS: twice the lists in which nearly all rows that serve as queries find their 10 best."""
     tried = np.linspace(0, len(codes), min(len(codes), TRIED), endpoint=False).astype(int)
-    core, x, k = unwrap_index(index), apply_transforms(index, books.decode(codes[tried])), min(10, len(codes))
+    core, x, k = unwrap_index(index), apply_transforms(index, codebooks.decode(codes[tried])), min(10, len(codes))
     exact, _ = search_boxes(core, x, k, None)
     core.nprobe = min(FIRST, core.nlist)
     while core.nprobe < core.nlist:

@@ -31,7 +31,7 @@ from .base import (
     inject,
     kind_reason,
     parameters,
-    product_books,
+    product_codebooks,
     product_shape,
     table_bytes,
 )
@@ -72,19 +72,19 @@ class Buckets(Target):
         """-> faiss.IndexIVFPQ, behind a tile if the codebooks are additive. options.nlist: lists with bounding boxes, about."""
         if options.nlist and codebooks.metric == "l2":
             raise ConfigError("lists of neighbours have bounds for inner products only; leave --nlist out")
-        books, codes = merged(codebooks, codes)
-        product, tile = as_product(books)
-        first, inverse = np.unique(code_keys(codes, books.nbits), return_index=True, return_inverse=True)[1:]
+        stored_codebooks, codes = merged(codebooks, codes)
+        product, tile = as_product(stored_codebooks)
+        first, inverse = np.unique(code_keys(codes, stored_codebooks.nbits), return_index=True, return_inverse=True)[1:]
         repeat = len(first) <= MAX_UNIQUE and len(first) * ROWS_PER_CODE <= len(codes)
-        if options.nlist == 0 and (repeat or len(codes) <= FEW_ROWS or books.metric == "l2"):
+        if options.nlist == 0 and (repeat or len(codes) <= FEW_ROWS or stored_codebooks.metric == "l2"):
             index = _build_unique_codes(product, codes[first], inverse.ravel(), ids)
         else:
-            index = build_boxes(books, product, codes, ids, options.nlist)
+            index = build_boxes(stored_codebooks, product, codes, ids, options.nlist)
         index = prepend(tile, index)
         if options.nprobe:
             unwrap_index(index).nprobe = min(options.nprobe, unwrap_index(index).nlist)
         elif not _holds_unique_codes(unwrap_index(index)):
-            tune_nprobe(index, books, codes)
+            tune_nprobe(index, stored_codebooks, codes)
         return index
 
     def holds(self, index: Any) -> bool:
@@ -114,8 +114,8 @@ class Buckets(Target):
         lists, codes, ids = rows_of(core)
         if _holds_unique_codes(core):
             coarse = faiss.downcast_index(core.quantizer)
-            return *split(product_books(coarse, kind), codes_of(coarse)[lists], shape), ids
-        return *split(product_books(core, kind), codes, shape), ids
+            return *split(product_codebooks(coarse, kind), codes_of(coarse)[lists], shape), ids
+        return *split(product_codebooks(core, kind), codes, shape), ids
 
     def search(self, index: Any, x: NDArray[np.float32], k: int, *, sel: Any = None, nprobe: int | None = None) -> Hits:
         """Exact, ids up to ties; with nprobe, what plain FAISS finds in so many lists."""
@@ -154,8 +154,8 @@ def _build_unique_codes(product: Codebooks, unique: Codes, inverse: NDArray[np.i
     if not len(unique):
         unique = np.zeros((1, product.M), unique.dtype)
     coarse = index_pq(product, unique)
-    # Beside its unique code a row has nothing to tell: one book of two zero codewords, a byte a row. (0 bits do not load; 8 would
-    # make FAISS's readers count U tables of 256.)
+    # Beside its unique code a row has nothing to tell: one codebook of two zero codewords, a byte a row. (0 bits do not load; 8
+    # would make FAISS's readers count U tables of 256.)
     index = faiss.IndexIVFPQ(coarse, product.d, len(unique), 1, 1, METRIC[product.metric])
     index.own_fields = True
     coarse.this.disown()

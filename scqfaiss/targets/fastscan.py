@@ -3,8 +3,8 @@
 The scan rounds its look-up tables to 8 bits. With the refine stage (the default) `refine` candidates per hit are scored
 again with the same codes, exactly, which doubles the code bytes. FAISS offers no id selectors here.
 
-Additive books are spread first (see reshape.py): three quarters as many bytes again and a quarter more time, and the scan
-alone finds 98 of 100 where it found 89. Product books of SCQ hold classes of their own, so that any of them may be the widest
+Additive codebooks are spread first (see reshape.py): three quarters as many bytes again and a quarter more time, and the scan
+alone finds 98 of 100 where it found 89. Product codebooks of SCQ hold classes of their own, so that any of them may be the widest
 for a query: they need more candidates.
 """
 
@@ -29,7 +29,7 @@ from .base import (
     TargetInfo,
     kind_reason,
     pack,
-    product_books,
+    product_codebooks,
     product_shape,
     table_bytes,
 )
@@ -71,7 +71,7 @@ class FastScan(Target):
         faiss_calls.one_thread_after_fork()
         index = faiss.IndexPQFastScan(index_pq(narrow, codes))  # filled first: it takes no codes itself
         if options.refine >= 0:
-            exact = index_pq(*merged(narrow, codes))  # 8-bit books score faster
+            exact = index_pq(*merged(narrow, codes))  # 8-bit codebooks score faster
             refine = faiss.IndexRefine(index, exact)
             refine.own_fields = refine.own_refine_index = True
             index.this.disown()
@@ -93,7 +93,10 @@ class FastScan(Target):
         if shape != refined:
             of_stage = f"{refined.M} x {refined.nbits}, not {shape.M} x {shape.nbits}"
             return f"the scan holds {scan.pq.M} x 4 bits, its second stage {of_stage}"
-        expected, stored = merged(product_books(scan), np.zeros((0, scan.pq.M), np.uint8))[0], product_books(exact)
+        expected, stored = (
+            merged(product_codebooks(scan), np.zeros((0, scan.pq.M), np.uint8))[0],
+            product_codebooks(exact),
+        )
         different = np.argwhere(expected.centroids != stored.centroids)
         if len(different):
             at = tuple(different[0])
@@ -111,15 +114,17 @@ class FastScan(Target):
     def shape_of(self, index: Any) -> Shape:
         scan, kind = _parts(index)[0], kind_of(index)
         shape = product_shape(scan, kind)
-        return shape if kind == "product" else replace(shape, M=len(parts_of(product_books(scan, kind).centroids)))
+        return shape if kind == "product" else replace(shape, M=len(parts_of(product_codebooks(scan, kind).centroids)))
 
     def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
         scan, exact = _parts(index)
         codes = (
-            unblocked(scan) if exact is None else split(product_books(exact), codes_of(exact), product_shape(scan))[1]
+            unblocked(scan)
+            if exact is None
+            else split(product_codebooks(exact), codes_of(exact), product_shape(scan))[1]
         )
-        books, kind = product_books(scan, kind_of(index)), kind_of(index)
-        return *(gathered(books, codes) if kind == "additive" else (books, codes)), ids_of(index)
+        stored_codebooks, kind = product_codebooks(scan, kind_of(index)), kind_of(index)
+        return *(gathered(stored_codebooks, codes) if kind == "additive" else (stored_codebooks, codes)), ids_of(index)
 
     def search(self, index: Any, x: NDArray[np.float32], k: int, *, sel: Any = None, nprobe: int | None = None) -> Hits:
         """As FAISS scans, but for what it passes over: rows of the lowest rounded score, all rows for a query of zeros."""
@@ -136,7 +141,7 @@ class FastScan(Target):
         if len(short):
             queries = apply_transforms(index, np.ascontiguousarray(x[short]))
             if exact is None:
-                exact = index_pq(product_books(scan), unblocked(scan))
+                exact = index_pq(product_codebooks(scan), unblocked(scan))
             D[short], I[short] = faiss_calls.search(exact, queries, k)
             I[short] = np.where(I[short] < 0, -1, ids_at(index, I[short]))
         return D, I
@@ -168,7 +173,7 @@ class FastScan(Target):
 
 
 def _spread(codebooks: Codebooks, codes: Codes) -> tuple[Codebooks, Codes]:
-    """Spread books, or the books as they are where they could not be told apart again.
+    """Spread codebooks, or the codebooks as they are where they could not be told apart again.
 
     Raises ConfigError where one is a multiple of the next: nothing in the file would say that they are two.
     """
@@ -177,7 +182,9 @@ def _spread(codebooks: Codebooks, codes: Codes) -> tuple[Codebooks, Codes]:
         return wide, wide_codes
     if len(parts_of(codebooks.centroids)) == codebooks.M:
         return codebooks, codes
-    raise ConfigError("one additive book is a multiple of another: fast scan cannot keep them apart; use target lift")
+    raise ConfigError(
+        "one additive codebook is a multiple of another: fast scan cannot keep them apart; use target lift"
+    )
 
 
 def _parts(index: Any) -> tuple[Any, Any]:

@@ -1,8 +1,8 @@
 """Codes on a GPU: one form that FAISS can move there, whatever container they came from.
 
-Of our containers FAISS's classical GPU kernels know IndexIVFPQ alone, with 8-bit books, by_residual, and certain numbers of
-books. Codes and codebooks are all that any container holds, so every one of them is put into that form: additive codes
-lifted, 4-bit books merged, books added up to the next number that is taken. Scores are those of the CPU, and exact also
+Of our containers FAISS's classical GPU kernels know IndexIVFPQ alone, with 8-bit codebooks, by_residual, and certain numbers of
+codebooks. Codes and codebooks are all that any container holds, so every one of them is put into that form: additive codes
+lifted, 4-bit codebooks merged, codebooks added up to the next number that is taken. Scores are those of the CPU, and exact also
 where the container itself was approximate.
 """
 
@@ -26,7 +26,7 @@ from .ivfpq import one_list
 from .pretransform import chain, prepend, unwrap_index
 from .reshape import as_product, merged, merged_shape, padded
 
-# Books that the kernels of IVFPQ take (faiss/gpu/impl/IVFPQ.cu) and whose look-up tables, 4 M 256 bytes, fit into the 48 KiB
+# Codebooks that the kernels of IVFPQ take (faiss/gpu/impl/IVFPQ.cu) and whose look-up tables, 4 M 256 bytes, fit into the 48 KiB
 # of memory that the threads of a block share.
 GPU_M = (1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48)
 MAX_K = 2048
@@ -41,9 +41,11 @@ def unsupported_reason(shape: Shape) -> str | None:
     """None, or why codes of this shape cannot be searched on a GPU."""
     stored = merged_shape(shape)
     if stored.nbits != 8:
-        return f"the GPU kernels need nbits 8, or 4 in an even number of books; got {shape.M} x {shape.nbits}"
+        return f"the GPU kernels need nbits 8, or 4 in an even number of codebooks; got {shape.M} x {shape.nbits}"
     if stored.M > GPU_M[-1]:
-        return f"the look-up tables of {stored.M} books exceed the shared memory of the GPU; at most {GPU_M[-1]} fit"
+        return (
+            f"the look-up tables of {stored.M} codebooks exceed the shared memory of the GPU; at most {GPU_M[-1]} fit"
+        )
     if shape.kind == "additive" and shape.metric != "ip":
         return "additive codes are searched there by inner product alone"
     return None
@@ -82,8 +84,8 @@ def form(codebooks: Codebooks, codes: Codes, ids: Ids, nlist: int = ZERO_LISTS) 
     if why is not None:
         raise ConfigError(f"these codes cannot be searched on a GPU: {why}")
     # Merged first: the sum of two additive codewords is half as wide as both side by side.
-    books, codes = merged(codebooks, codes)
-    product, tile = as_product(books)
+    stored_codebooks, codes = merged(codebooks, codes)
+    product, tile = as_product(stored_codebooks)
     product, codes, zeros = padded(product, codes, min(M for M in GPU_M if M >= product.M))
     return prepend([*tile, *zeros], one_list(product, codes, ids, min(nlist, max(1, len(codes)))))
 
@@ -126,7 +128,7 @@ class OnGpu:
     def search(self, x: NDArray[np.float32], k: int) -> Hits:
         """x: encoded rows, (nq, d of the codebooks) or wider by repeating themselves, as additive containers ask for.
 
-        The rows are finite, as queries.prepared gives them: no list is found for any other, and the kernels for wide books
+        The rows are finite, as queries.prepared gives them: no list is found for any other, and the kernels for wide codebooks
         do not look. Raises ConfigError for k above 2,048, ResourceError without memory.
         """
         if k > MAX_K:

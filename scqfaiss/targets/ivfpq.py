@@ -22,7 +22,7 @@ from .base import (
     TargetInfo,
     kind_reason,
     metric_of,
-    product_books,
+    product_codebooks,
     product_shape,
     table_bytes,
 )
@@ -98,8 +98,8 @@ class IVFPQ(Target):
             lists[i : i + len(x)] = faiss_calls.nearest(x, centroids)
         coarse = faiss.IndexFlat(codebooks.d, METRIC[codebooks.metric])
         faiss_calls.add(coarse, centroids)
-        books, codes = merged(codebooks, codes)
-        index = ivfpq(books, coarse, lists, codes, ids, by_residual=False)
+        stored_codebooks, codes = merged(codebooks, codes)
+        index = ivfpq(stored_codebooks, coarse, lists, codes, ids, by_residual=False)
         index.nprobe = min(options.nprobe, nlist) or -(-nlist // NPROBE_SHARE)
         return index
 
@@ -118,7 +118,7 @@ class IVFPQ(Target):
         if index.by_residual and faiss_calls.stored_rows(index.quantizer).any():
             raise ConfigError("the codes stand for residuals of coarse centroids, not for vectors")
         _, codes, ids = rows_of(index)
-        return *split(product_books(index), codes, shape), ids
+        return *split(product_codebooks(index), codes, shape), ids
 
     def nbytes(self, shape: Shape, n: int) -> int:
         return n * (shape.code_size + 8) + table_bytes(merged_shape(shape)) + 4 * shape.d + 1000

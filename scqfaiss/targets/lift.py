@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..codebooks import Codebooks, Codes, Shape
-from .base import Ids, Target, TargetInfo, kind_reason, product_books, product_shape, table_bytes
+from .base import Ids, Target, TargetInfo, kind_reason, product_codebooks, product_shape, table_bytes
 from .ivfpq import is_flat_ivfpq, one_list, residual_centroids
 from .lists import rows_of
 from .pretransform import kind_of, prepend, unwrap_index
@@ -27,8 +27,8 @@ class Lift(Target):
 
     def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Any = None, like: Any = None) -> Any:
         """-> faiss.IndexPreTransform(tile, IndexIVFPQ of dimension M d with one list)."""
-        books, codes = merged(codebooks, codes)
-        lifted, tile = as_product(books)
+        stored_codebooks, codes = merged(codebooks, codes)
+        lifted, tile = as_product(stored_codebooks)
         return prepend(tile, one_list(lifted, codes, ids))
 
     def holds(self, index: Any) -> bool:
@@ -43,7 +43,7 @@ class Lift(Target):
     def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
         index = unwrap_index(index)
         _, codes, ids = rows_of(index)
-        return *split(product_books(index, "additive"), codes, shape), ids
+        return *split(product_codebooks(index, "additive"), codes, shape), ids
 
     def nbytes(self, shape: Shape, n: int) -> int:
         stored = merged_shape(shape)

@@ -19,7 +19,7 @@ from .base import (
     inject,
     kind_reason,
     pack,
-    product_books,
+    product_codebooks,
     product_shape,
     table_bytes,
     unpack_codes,
@@ -62,7 +62,7 @@ class PQ(Target):
 
     def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
         index, ids = without_ids(index)
-        return *split(product_books(index), codes_of(index), shape), ids
+        return *split(product_codebooks(index), codes_of(index), shape), ids
 
     def nbytes(self, shape: Shape, n: int) -> int:
         return n * (shape.code_size + 8) + table_bytes(merged_shape(shape)) + 1000

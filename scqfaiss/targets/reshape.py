@@ -1,6 +1,7 @@
-"""The same codes in another form: 4-bit books two by two as 8-bit books, additive books as product books, books added.
+"""The same codes in another form: 4-bit codebooks two by two as 8-bit codebooks, additive codebooks as
+product codebooks, codebooks added.
 
-Scores do not change, and neither do the packed code bytes (but for added books). Merged books are scanned several times
+Scores do not change, and neither do the packed code bytes (but for added codebooks). Merged codebooks are scanned several times
 faster by FAISS, and the GPU takes nothing else.
 """
 
@@ -23,7 +24,7 @@ def merged_shape(shape: Shape) -> Shape:
 
 
 def merged(codebooks: Codebooks, codes: Codes) -> tuple[Codebooks, Codes]:
-    """4-bit books (2m, 2m + 1) as the 8-bit book m, whose codeword i + 16 j joins codewords i and j of the two."""
+    """4-bit codebooks (2m, 2m + 1) as the 8-bit codebook m, whose codeword i + 16 j joins codewords i and j of the two."""
     C, shape = codebooks.centroids, merged_shape(codebooks.shape)
     if shape == codebooks.shape:
         return codebooks, codes
@@ -33,15 +34,15 @@ def merged(codebooks: Codebooks, codes: Codes) -> tuple[Codebooks, Codes]:
     else:
         both = (shape.M, 16, 16, C.shape[2])
         pairs = np.concatenate([np.broadcast_to(low, both), np.broadcast_to(high, both)], axis=3)
-    books = Codebooks(codebooks.kind, pairs.reshape(shape.M, 256, -1), codebooks.metric)
-    return books, books.check_codes(codes[:, 0::2] | codes[:, 1::2] << 4)
+    stored_codebooks = Codebooks(codebooks.kind, pairs.reshape(shape.M, 256, -1), codebooks.metric)
+    return stored_codebooks, stored_codebooks.check_codes(codes[:, 0::2] | codes[:, 1::2] << 4)
 
 
 def split(codebooks: Codebooks, codes: Codes, shape: Shape | None) -> tuple[Codebooks, Codes]:
-    """The inverse of merged, where `shape` says that books were merged.
+    """The inverse of merged, where `shape` says that codebooks were merged.
 
-    Product books come back as they were. Additive ones come back with the same sums, to rounding: which part of a sum was
-    whose is not in the merged book, and does not matter to any score.
+    Product codebooks come back as they were. Additive ones come back with the same sums, to rounding: which part of a sum was
+    whose is not in the merged codebook, and does not matter to any score.
     """
     if shape is None or codebooks.shape == shape or merged_shape(shape) != codebooks.shape:
         return codebooks, codes
@@ -52,10 +53,10 @@ def split(codebooks: Codebooks, codes: Codes, shape: Shape | None) -> tuple[Code
     else:
         half = C.shape[3] // 2
         low, high = low[..., :half], high[..., half:]
-    books = np.stack([low, high], axis=1).reshape(shape.M, 16, -1)
+    stored_codebooks = np.stack([low, high], axis=1).reshape(shape.M, 16, -1)
     out = np.empty((len(codes), shape.M), codes.dtype)
     out[:, 0::2], out[:, 1::2] = codes & 15, codes >> 4
-    return Codebooks(codebooks.kind, books, codebooks.metric), out
+    return Codebooks(codebooks.kind, stored_codebooks, codebooks.metric), out
 
 
 def as_product(codebooks: Codebooks) -> tuple[Codebooks, list[faiss.VectorTransform]]:
@@ -72,9 +73,9 @@ def as_product(codebooks: Codebooks) -> tuple[Codebooks, list[faiss.VectorTransf
 
 
 def spread(codebooks: Codebooks, codes: Codes) -> tuple[Codebooks, Codes]:
-    """Additive books of wide scores as several books that add up to them, three quarters as many books again in all.
+    """Additive codebooks of wide scores as several codebooks that add up to them, three quarters as many codebooks again in all.
 
-    Fast scan rounds all look-up tables of a query by one step, 1/255 of the widest. Residual books are of very unequal
+    Fast scan rounds all look-up tables of a query by one step, 1/255 of the widest. Residual codebooks are of very unequal
     width: the first, in 4 parts, lets the step be a quarter.
     """
     C = codebooks.centroids
@@ -88,8 +89,8 @@ def spread(codebooks: Codebooks, codes: Codes) -> tuple[Codebooks, Codes]:
 
 
 def _shares(r: int) -> NDArray[np.float64]:
-    """(r,) shares of the parts of a book, summing to 1. The first is a power of 2, so that the book can be had back to the
-    bit; the others are unequal, so that their roundings differ.
+    """(r,) shares of the parts of a codebook, summing to 1. The first is a power of 2, so that the codebook can be had back to
+    the bit; the others are unequal, so that their roundings differ.
     """
     first = 2.0 ** -np.ceil(np.log2(r))
     others = np.linspace(0.95, 1.05, r - 1) if r > 2 else np.ones(r - 1)
@@ -98,7 +99,7 @@ def _shares(r: int) -> NDArray[np.float64]:
 
 
 def parts_of(table: NDArray[np.float32]) -> NDArray[np.int64]:
-    """table (M', K, d) -> the first part of each book that `spread` took apart: neighbours that differ by a factor."""
+    """table (M', K, d) -> the first part of each codebook that `spread` took apart: neighbours that differ by a factor."""
     flat = table.reshape(len(table), -1).astype(np.float64)
     before, here = flat[:-1], flat[1:]
     dot, size = (before * here).sum(1), np.square(here).sum(1)
@@ -119,7 +120,7 @@ def gathered(codebooks: Codebooks, codes: Codes) -> tuple[Codebooks, Codes]:
 
 
 def padded(codebooks: Codebooks, codes: Codes, M: int) -> tuple[Codebooks, Codes, list[faiss.VectorTransform]]:
-    """Product codebooks with all-zero books added up to M, and what gives their sub-spaces zeros in the query."""
+    """Product codebooks with all-zero codebooks added up to M, and what gives their sub-spaces zeros in the query."""
     extra, (_, K, dsub) = M - codebooks.M, codebooks.centroids.shape
     if not extra:
         return codebooks, codes, []

@@ -68,11 +68,11 @@ class Residual(Target):
         core = behind_ids(index)
         if metric_of(core) != "l2" or not core.ntotal:
             return None
-        books, s = self._books(core), self.shape_of(index)
+        codebooks, s = self._codebooks(core), self.shape_of(index)
         step = max(1, core.ntotal // COMPARED)
         stored_codes = faiss.rev_swig_ptr(core.codes.data(), core.codes.size()).reshape(core.ntotal, -1)[::step]
         packed = np.ascontiguousarray(stored_codes[:, : s.code_size])
-        squares = np.square(books.decode(unpack_codes(packed, s.M, s.nbits)).astype(np.float64)).sum(1)
+        squares = np.square(codebooks.decode(unpack_codes(packed, s.M, s.nbits)).astype(np.float64)).sum(1)
         stored = np.concatenate([norms for _, norms in stored_norms(core)])[::step]
         wrong = np.flatnonzero(np.abs(stored - squares) > 1e-4 * squares.max() + 1e-30)
         if len(wrong):
@@ -81,7 +81,7 @@ class Residual(Target):
         return None
 
     @staticmethod
-    def _books(core: Any) -> Codebooks:
+    def _codebooks(core: Any) -> Codebooks:
         s = Shape("additive", core.rq.M, core.rq.nbits.at(0), core.d, metric_of(core))
         return Codebooks(s.kind, np.asarray(faiss.vector_to_array(core.rq.codebooks)).reshape(s.M, s.K, s.d), s.metric)
 
@@ -94,7 +94,7 @@ class Residual(Target):
         index, ids = without_ids(index)
         packed = faiss.vector_to_array(index.codes).reshape(index.ntotal, index.code_size)
         codes = unpack_codes(np.ascontiguousarray(packed[:, : s.code_size]), s.M, s.nbits)  # a norm follows the code
-        return self._books(index), codes, ids
+        return self._codebooks(index), codes, ids
 
     def nbytes(self, shape: Shape, n: int) -> int:
         return n * (shape.code_size + 8 + 4 * (shape.metric == "l2")) + table_bytes(shape) + 2000

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import bundle, files
-from ..errors import CheckpointError, ConfigError, ScqError, WriteError, shown, size, warn
-from ..files import PathLike, Slot, make_folder, reserve
+from ..errors import CheckpointError, ConfigError, ScqError, WriteError, format_bytes, printable, warn
+from ..files import AtomicFile, PathLike, atomic_write, make_folder
 
 KEPT = 2  # a damaged newest one leaves the one before it
 SECONDS = 60.0  # between two checkpoints, unless steps are asked for: a short training writes none
@@ -48,7 +48,7 @@ def flatten(value: Any, path: str, tensors: dict[str, NDArray[Any]]) -> Any:
     raise TypeError(f"{path} is a {type(value).__name__}, which no checkpoint holds")
 
 
-def rebuild(value: Any, tensors: Mapping[str, NDArray[Any]]) -> Any:
+def restore_tree(value: Any, tensors: Mapping[str, NDArray[Any]]) -> Any:
     """The inverse of flatten. Raises KeyError, TypeError or ValueError where the JSON is not its work."""
     if not isinstance(value, dict):
         return value
@@ -57,8 +57,8 @@ def rebuild(value: Any, tensors: Mapping[str, NDArray[Any]]) -> Any:
         return t.reshape(()) if value["scalar"] else t
     kind, items = next(iter(value.items()))
     if kind == "dict":
-        return {k: rebuild(v, tensors) for k, v in items}
-    return {"list": list, "tuple": tuple}[kind](rebuild(v, tensors) for v in items)
+        return {k: restore_tree(v, tensors) for k, v in items}
+    return {"list": list, "tuple": tuple}[kind](restore_tree(v, tensors) for v in items)
 
 
 class Checkpoints:
@@ -72,7 +72,7 @@ class Checkpoints:
     def __init__(
         self, folder: PathLike, identity: Callable[[], Mapping[str, Any]] = dict, every: int = 0, writes: bool = True
     ) -> None:
-        self.folder, self.name, self.every, self.writes = Path(folder), shown(Path(folder).name), every, writes
+        self.folder, self.name, self.every, self.writes = Path(folder), printable(Path(folder).name), every, writes
         self._identity = identity
         self.hints: dict[str, Any] = {}
         self._last = (0, time.monotonic())
@@ -89,7 +89,7 @@ class Checkpoints:
         """
         there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
-            raise WriteError(f"{self.name}: checkpoints cannot be written in {shown(there)}")
+            raise WriteError(f"{self.name}: checkpoints cannot be written in {printable(there)}")
         steps = self.steps()
         if steps and not resume:
             raise ConfigError(
@@ -103,25 +103,25 @@ class Checkpoints:
         if resume and not steps and not over:
             warn(f"{self.name} holds no checkpoint: training starts at the beginning")
 
-    def check_room(self, nbytes: int, slot: Slot | None, model: int) -> None:
+    def check_room(self, nbytes: int, output: AtomicFile | None, model: int) -> None:
         """Raise WriteError unless as many checkpoints of `nbytes` find room as stand side by side for a moment.
 
-        slot, model: where the model goes, if into a file, and its bytes, for which there must be room on the same disk.
+        output, model: where the model goes, if into a file, and its bytes, for which there must be room on the same disk.
         """
         if not self.writes:
             return
         there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         need = nbytes * max(KEPT + 1 - len(self.steps()), 1)
         try:
-            if slot is not None and os.stat(there).st_dev == os.stat(slot.path.parent).st_dev:
+            if output is not None and os.stat(there).st_dev == os.stat(output.path.parent).st_dev:
                 need += model
             free = shutil.disk_usage(there).free
         except OSError as error:
             raise WriteError(f"{self.name}: {os.strerror(error.errno or 0)}") from error
         if need > free:
             raise WriteError(
-                f"{self.name}: checkpoints of {size(nbytes)} need {size(need)}, {size(free)} free; make room, or name a "
-                "folder on another disk with --checkpoints"
+                f"{self.name}: checkpoints of {format_bytes(nbytes)} need {format_bytes(need)}, {format_bytes(free)} free; "
+                "make room, or name a folder on another disk with --checkpoints"
             )
 
     def steps(self) -> list[int]:
@@ -155,8 +155,8 @@ class Checkpoints:
             bundle.read(temporary)
 
         make_folder(self.folder)
-        with reserve(path, suffix=".safetensors", what="written") as slot:
-            slot.write(lambda f: f.write(data), check, len(data))
+        with atomic_write(path, suffix=".safetensors", what="written") as output:
+            output.write(lambda f: f.write(data), check, len(data))
 
     def keep(self, model: bytes) -> str:
         """Keep the model of a training that is over -> where what is left stands, for a message; "" where nothing is left.
@@ -168,7 +168,7 @@ class Checkpoints:
         while True:
             try:
                 self._write(self.folder / _FINISHED, held, {})
-                return f"the finished model is kept in {shown(self.folder)}"
+                return f"the finished model is kept in {printable(self.folder)}"
             except WriteError:
                 if not older:
                     break
@@ -177,7 +177,7 @@ class Checkpoints:
         with suppress(OSError):  # made in vain; one with checkpoints stays
             self.folder.rmdir()
         steps = self.steps()
-        return f"step {steps[0]:,} is kept in {shown(self.folder)}" if steps else ""
+        return f"step {steps[0]:,} is kept in {printable(self.folder)}" if steps else ""
 
     def finished(self) -> bytes | None:
         """The model that `keep` kept, if there is one; a damaged one is named and passed over.
@@ -218,7 +218,7 @@ class Checkpoints:
                 found, _ = bundle.read(self.path(step))
                 identity, tree = found.config["identity"], found.config["state"]
                 wrong = bundle.differences(identity, self.identity)
-                state = None if wrong else rebuild(tree, found.tensors)
+                state = None if wrong else restore_tree(tree, found.tensors)
             except (ScqError, KeyError, TypeError, ValueError, StopIteration):
                 damaged.append(f"step-{step}")
                 continue

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import Ints, Labels
-from ..errors import ConfigError, DataError, shown, warn
+from ..errors import ConfigError, DataError, printable, warn
 from ..model import Model
 
 NAMED = 5  # classes that a message names
@@ -17,13 +17,13 @@ def trained(labels: Labels, name: str) -> Labels:
     """Labels by the classes that occur. Says which of those that were declared, by name or as a column, do not."""
     counts = labels.counts()
     present = np.flatnonzero(counts)
-    if len(labels) < labels.C and not labels.many and counts.max() == 1:
+    if len(labels) < labels.C and not labels.multilabel and counts.max() == 1:
         warn(
             f"{name}: every row has a class of its own, numbered up to {labels.C - 1:,}; are the labels class numbers?"
         )
     if len(present) in (0, labels.C):
         return labels
-    if labels.class_names or labels.many:
+    if labels.class_names or labels.multilabel:
         missing = [labels.class_name(int(c)) for c in np.flatnonzero(counts == 0)[:NAMED]]
         warn(f"{labels.C - len(present)} of {labels.C} classes have no rows ({', '.join(missing)})")
     return labels.among(present)
@@ -37,7 +37,7 @@ def of_start(labels: Labels, start: Model, name: str) -> Labels:
     unknown = np.setdiff1d(np.flatnonzero(labels.counts()), numbers)
     if len(unknown):
         raise ConfigError(
-            f"{name}: the model to start from was not trained on class {_listed(labels, unknown)}; leave such pictures out"
+            f"{name}: the model to start from was not trained on class {_listed(labels, unknown)}; leave such images out"
         )
     return labels.among(numbers)
 
@@ -54,7 +54,7 @@ def of_validation(theirs: Labels, labels: Labels, name: str) -> tuple[Labels, In
     if not len(strange):
         return found, None
     what = f"classes that no training row has ({_listed(theirs, strange)})"
-    if theirs.many:
+    if theirs.multilabel:
         warn(
             f"{name}: left out labels of {what}, of {int(theirs.y[:, strange].any(1).sum()):,} of {len(theirs):,} rows"
         )
@@ -74,5 +74,5 @@ def described(labels: Labels | None) -> str:
 
 
 def _listed(labels: Labels, numbers: Ints) -> str:
-    names = [shown(labels.class_name(int(c))) for c in numbers[:NAMED]]
+    names = [printable(labels.class_name(int(c))) for c in numbers[:NAMED]]
     return ", ".join(names) + (", ..." if len(numbers) > NAMED else "")

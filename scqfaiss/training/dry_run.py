@@ -9,7 +9,7 @@ from ..codebooks import Shape
 from ..data.items import ItemSource
 from ..dependencies import missing
 from ..encoders.chain import Chain
-from ..errors import size
+from ..errors import format_bytes
 from ..files import PathLike, check_target
 from ..model import SUFFIX
 from ..options import TrainOptions
@@ -43,14 +43,14 @@ def dry_run(
         stages = method.stages()
         n, chain = len(source), Chain(plan.d_in).then(*method.layers())
     shape = Shape(plan.method.kind(plan.config), plan.M, plan.nbits, chain.d_out)
-    form = f"of d={plan.d_in} ({size(4 * n * source.d)} as float32)"
+    form = f"of d={plan.d_in} ({format_bytes(4 * n * source.d)} as float32)"
     if isinstance(source, ItemSource):
-        form = f"{source.form} ({size(n * source.d)}), to features of d={plan.d_in}"
+        form = f"{source.form} ({format_bytes(n * source.d)}), to features of d={plan.d_in}"
     lines = [
         f"{'pairs' if source.pairs else source.modality.items}: {n:,} {form}",
         f"classes: {class_numbers.described(plan.labels)}",
         f"codes: {shape.M} x {shape.nbits} bits, {shape.code_size} bytes a vector, z of d={shape.d}",
-        f"model: about {size(model_bytes(plan, chain))}",
+        f"model: about {format_bytes(model_bytes(plan, chain))}",
         *(f"stage {s.name}: {s.epochs} epochs, {s.epochs * s.steps_per_epoch:,} steps" for s in stages if s.epochs),
         f"device: {plan.device}",
     ]
@@ -75,4 +75,4 @@ def describe_support(name: str, shape: Shape) -> str:
         return f"target {name}: no ({reason})"
     on_gpu = gpu.unsupported_reason(shape)
     answer = f"CPU yes, GPU {'yes' if on_gpu is None else f'no ({on_gpu})'}"
-    return f"target {name}: {size(container.nbytes(shape, 1_000_000))} a million rows, {answer}"
+    return f"target {name}: {format_bytes(container.nbytes(shape, 1_000_000))} a million rows, {answer}"

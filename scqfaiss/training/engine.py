@@ -27,7 +27,7 @@ from .epoch_log import Log
 
 
 @dataclass
-class Place:
+class TrainState:
     """Where a training stands: everything that a checkpoint holds beside the method's own parameters and buffers."""
 
     stage: int = 0
@@ -81,11 +81,11 @@ class Engine:
         resume: go on from the newest checkpoint, if there is one. Raises ConfigError when a loss is not finite, Stopped
         (with a checkpoint written) on the first SIGINT or SIGTERM where checkpoints are kept.
         """
-        place, state = Place(), None
+        place, state = TrainState(), None
         found = self.checkpoints.newest() if resume and self.checkpoints is not None else None
         if found is not None:
             state = found[1]
-            place = Place(**state["place"])
+            place = TrainState(**state["place"])
         self.log.start(place.step - place.batch)  # the end of the last whole epoch
         for number, stage in enumerate(self.method.stages()):
             if number < place.stage:
@@ -104,7 +104,7 @@ class Engine:
                 self.method.load_state_dict(left)
         stage.end()
 
-    def _stage(self, stage: Stage, number: int, place: Place, state: Mapping[str, Any] | None) -> None:
+    def _stage(self, stage: Stage, number: int, place: TrainState, state: Mapping[str, Any] | None) -> None:
         if state is None:
             place.stage, place.epoch, place.batch, place.stage_step = number, 0, 0, 0
             place.sums, place.means, place.over = {}, {}, False
@@ -112,7 +112,7 @@ class Engine:
         with _arithmetic(stage, self._device() == "cpu"):
             stage.begin()
             if stage.epochs:
-                if stage.fast_products:
+                if stage.allow_reduced_precision:
                     torch.set_float32_matmul_precision("medium")
                 with self._signals() as asked:
                     self._epochs(stage, place, state, asked)
@@ -123,13 +123,15 @@ class Engine:
         stage.end()
         place.losses[stage.name] = place.means
 
-    def _epochs(self, stage: Stage, place: Place, state: Mapping[str, Any] | None, asked: Callable[[], bool]) -> None:
-        assert stage.batches and stage.turns
+    def _epochs(
+        self, stage: Stage, place: TrainState, state: Mapping[str, Any] | None, asked: Callable[[], bool]
+    ) -> None:
+        assert stage.batches and stage.optimizer_steps
         total = stage.epochs * stage.steps_per_epoch
-        turns = [(turn.loss, *turn.make_optimizer(total)) for turn in stage.turns]
+        optimizer_steps = [(turn.loss, *turn.make_optimizer(total)) for turn in stage.optimizer_steps]
         scaler = torch.amp.GradScaler(self._device(), enabled=self.precision == "float16")
         if state is not None:
-            self._restore(state, turns, scaler)
+            self._restore(state, optimizer_steps, scaler)
         while place.epoch < stage.epochs and not place.over:
             epoch = place.epoch
             # Every epoch starts from its own seed: what is drawn does not depend on what ran before.
@@ -145,17 +147,19 @@ class Engine:
             begun = time.monotonic()
             waited = Waited()
             for batch in waited.of(batches):
-                value = self._step(stage, turns, scaler, distributed.share(batch), place)
+                value = self._step(stage, optimizer_steps, scaler, distributed.shard(batch), place)
                 place.batch, place.step, place.stage_step = place.batch + 1, place.step + 1, place.stage_step + 1
                 self.progress(stage.name, min(place.stage_step, total), total, f"loss {value:.4f}")
-                self._pause(place, turns, scaler, asked)
-            self._end_of_epoch(stage, place, turns, time.monotonic() - begun, waited.seconds)
-            self._pause(place, turns, scaler, asked)
+                self._pause(place, optimizer_steps, scaler, asked)
+            self._end_of_epoch(stage, place, optimizer_steps, time.monotonic() - begun, waited.seconds)
+            self._pause(place, optimizer_steps, scaler, asked)
 
-    def _step(self, stage: Stage, turns: Any, scaler: Any, batch: tuple[Any, ...], place: Place) -> float:
+    def _step(
+        self, stage: Stage, optimizer_steps: Any, scaler: Any, batch: tuple[Any, ...], place: TrainState
+    ) -> float:
         """The turns of one batch -> the last one's loss."""
         value = 0.0
-        for loss_of, optimizer, scheduler in turns:
+        for loss_of, optimizer, scheduler in optimizer_steps:
             found: dict[str, Tensor] = {}
             optimizer.zero_grad(set_to_none=True)
             for part, weight in _parts(batch, self.accumulate):
@@ -183,12 +187,14 @@ class Engine:
             stage.after_step()
         return value
 
-    def _end_of_epoch(self, stage: Stage, place: Place, turns: Any, seconds: float, waited: float) -> None:
+    def _end_of_epoch(
+        self, stage: Stage, place: TrainState, optimizer_steps: Any, seconds: float, waited: float
+    ) -> None:
         steps = max(place.batch, 1)
         place.means = {name: s / steps for name, s in place.sums.items()}
         epoch = place.epoch
         facts: dict[str, Any] = {"stage": stage.name, "epoch": epoch + 1, "step": place.step, "loss": place.means}
-        facts["lr"] = [optimizer.param_groups[0]["lr"] for _, optimizer, _ in turns]
+        facts["lr"] = [optimizer.param_groups[0]["lr"] for _, optimizer, _ in optimizer_steps]
         with torch.no_grad():
             facts |= stage.after_epoch(epoch)
             if isinstance(self.method, torch.nn.Module):
@@ -204,7 +210,7 @@ class Engine:
     def _validate(self, stage: Stage) -> float:
         assert stage.validate is not None
         self.method.eval()
-        value = distributed.agreed(float(stage.validate()))
+        value = distributed.all_reduce_max(float(stage.validate()))
         if not np.isfinite(value):
             raise ConfigError(f"the validation rows give a loss of {value} (stage {stage.name}), needs a finite one")
         self._train_mode()
@@ -222,19 +228,19 @@ class Engine:
         found = next(self.method.parameters(), None) if isinstance(self.method, torch.nn.Module) else None
         return "cpu" if found is None else found.device.type
 
-    def _pause(self, place: Place, turns: Any, scaler: Any, asked: Callable[[], bool]) -> None:
+    def _pause(self, place: TrainState, optimizer_steps: Any, scaler: Any, asked: Callable[[], bool]) -> None:
         """Between two steps: write a checkpoint where it is time, and stop where that was asked."""
         if self.checkpoints is None:
             return
-        wish = distributed.agreed(2.0 if asked() else 1.0 if self.checkpoints.due(place.step) else 0.0)
+        wish = distributed.all_reduce_max(2.0 if asked() else 1.0 if self.checkpoints.due(place.step) else 0.0)
         if wish:
-            random = {"cpu": torch.stack(distributed.from_all(torch.get_rng_state()))}
+            random = {"cpu": torch.stack(distributed.all_gather(torch.get_rng_state()))}
             if self._device() == "cuda":
-                random["cuda"] = torch.stack(distributed.from_all(torch.cuda.get_rng_state()))
+                random["cuda"] = torch.stack(distributed.all_gather(torch.cuda.get_rng_state()))
             state = {
                 "place": vars(place),
                 "method": self._state_dict(),
-                "turns": [(o.state_dict(), None if s is None else s.state_dict()) for _, o, s in turns],
+                "turns": [(o.state_dict(), None if s is None else s.state_dict()) for _, o, s in optimizer_steps],
                 "scaler": scaler.state_dict(),
                 "random": random,
             }
@@ -247,13 +253,15 @@ class Engine:
         if wish == 2:
             raise Stopped(f"stopped at step {place.step:,}; continue with --resume")
 
-    def _restore(self, state: Mapping[str, Any], turns: Any, scaler: Any) -> None:
+    def _restore(self, state: Mapping[str, Any], optimizer_steps: Any, scaler: Any) -> None:
         """Method, optimisers and schedules as they were at a checkpoint."""
         try:
             self.method.load_state_dict(state["method"])
         except RuntimeError as error:
             raise CheckpointError("the checkpoint is of a model of another form; train anew") from error
-        for (_, optimizer, scheduler), (of_optimizer, of_scheduler) in zip(turns, state["turns"], strict=True):
+        for (_, optimizer, scheduler), (of_optimizer, of_scheduler) in zip(
+            optimizer_steps, state["turns"], strict=True
+        ):
             optimizer.load_state_dict(of_optimizer)
             for p, kept in optimizer.state.items():  # in the parameter's layout of memory, along which fused steps run
                 for name, value in kept.items():
@@ -354,7 +362,7 @@ def _arithmetic(stage: Stage, on_cpu: bool) -> Iterator[None]:
 
 
 def _diverged(
-    stage: Stage, place: Place, terms: Mapping[str, float], optimizer: Any, checkpoints: Checkpoints | None
+    stage: Stage, place: TrainState, terms: Mapping[str, float], optimizer: Any, checkpoints: Checkpoints | None
 ) -> ConfigError:
     name, term = next(((n, t) for n, t in terms.items() if not np.isfinite(t)), next(iter(terms.items())))
     what = "NaN" if np.isnan(term) else "infinite"

@@ -9,30 +9,30 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, WriteError, warn
-from ..files import PathLike, Slot, open_regular, parse_json, reserve
+from ..files import AtomicFile, PathLike, atomic_write, open_regular, parse_json
 
 
 class Log:
     """Takes the facts of an epoch: stage, epoch (from 1), step, loss by term, lr, and what the method adds."""
 
-    def __init__(self, slot: Slot | None = None, board: Any = None) -> None:
-        self.slot, self.board = slot, board
+    def __init__(self, output: AtomicFile | None = None, board: Any = None) -> None:
+        self.output, self.board = output, board
         self.waiting = b""  # lines that found no room on the disk
 
     def start(self, step: int) -> None:
         """Begin at `step`: lines of later steps are those of a training that was cut off, and are written anew."""
-        if self.slot is not None:
+        if self.output is not None:
             lines = []
-            if step and self.slot.path.is_file():
-                for line in self.slot.path.read_bytes().splitlines(keepends=True):
+            if step and self.output.path.is_file():
+                for line in self.output.path.read_bytes().splitlines(keepends=True):
                     facts = parse_json(line)
                     if facts is not None and line.endswith(b"\n") and type(facts.get("step")) is int:
                         if facts["step"] <= step:
                             lines.append(line)
-            self.slot.write(lambda f: f.write(b"".join(lines)))
+            self.output.write(lambda f: f.write(b"".join(lines)))
 
     def __call__(self, facts: Mapping[str, Any]) -> None:
-        if self.slot is not None:
+        if self.output is not None:
             self.waiting += (json.dumps(facts) + "\n").encode()
             self.flush()
         if self.board is not None:
@@ -41,10 +41,10 @@ class Log:
 
     def flush(self) -> None:
         """Write the lines that wait; where there is no room for them, say so: the training is worth more than its log."""
-        if self.slot is not None and self.waiting:
+        if self.output is not None and self.waiting:
             first = self.waiting.count(b"\n") == 1
             try:
-                self.slot.append(self.waiting)
+                self.output.append(self.waiting)
                 self.waiting = b""
             except WriteError as error:
                 if first:
@@ -54,9 +54,9 @@ class Log:
         """Write what waits, or say what is lost."""
         self.flush()
         if self.waiting:
-            assert self.slot is not None
+            assert self.output is not None
             lost = self.waiting.count(b"\n")
-            warn(f"{self.slot.name}: the last {lost:,} epochs are missing, there was no room for them")
+            warn(f"{self.output.name}: the last {lost:,} epochs are missing, there was no room for them")
 
 
 def _scalars(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -69,13 +69,13 @@ def _scalars(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", float(value)
 
 
-def check_ours(slot: Slot) -> None:
+def check_ours(output: AtomicFile) -> None:
     """Raise ConfigError where a file that is no log stands in the place of one: it is not ours to replace."""
-    if slot.path.is_file() and slot.path.stat().st_size:
-        with open_regular(slot.path) as f:
+    if output.path.is_file() and output.path.stat().st_size:
+        with open_regular(output.path) as f:
             first = parse_json(f.readline(1 << 20))
         if first is None or "stage" not in first:
-            raise ConfigError(f"{slot.name} is there and holds no metrics; choose another name")
+            raise ConfigError(f"{output.name} is there and holds no metrics; choose another name")
 
 
 @contextmanager
@@ -84,9 +84,9 @@ def log_to(path: PathLike | None, tensorboard: PathLike | None) -> Iterator[Log]
     is something else than metrics.
     """
     with ExitStack() as stack:
-        slot = stack.enter_context(reserve(path, what="written")) if path is not None else None
-        if slot is not None:
-            check_ours(slot)
+        output = stack.enter_context(atomic_write(path, what="written")) if path is not None else None
+        if output is not None:
+            check_ours(output)
         board = None
         if tensorboard is not None:
             try:
@@ -96,6 +96,6 @@ def log_to(path: PathLike | None, tensorboard: PathLike | None) -> Iterator[Log]
                 raise ConfigError(f"tensorboard {what}: pip install tensorboard") from error
             board = SummaryWriter(str(Path(tensorboard)))
             stack.callback(board.close)
-        log = Log(slot, board)
+        log = Log(output, board)
         stack.callback(log.close)
         yield log

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from .. import __version__, distributed
-from ..contract import Part, Task, flat
-from ..errors import shown
+from ..contract import Subset, Task, flat
+from ..errors import printable
 from ..files import open_regular
 from .planning import Plan
-from .rows import PictureRows
+from .rows import ImageRows
 
 
 def run_fingerprint(plan: Plan, task: Task) -> dict[str, Any]:
@@ -23,12 +23,12 @@ def run_fingerprint(plan: Plan, task: Task) -> dict[str, Any]:
     named = ("method", "encoder", "seed", "epochs", "batch_size", "precision", "clip_norm", "accumulate")
     out: dict[str, Any] = {name: getattr(options, name) for name in named}
     out |= {"bits": plan.M * plan.nbits, "nbits": plan.nbits, "device": torch.device(plan.device).type}
-    out |= {"scqfaiss": __version__, "torch": torch.__version__, "processes": distributed.world()}
+    out |= {"scqfaiss": __version__, "torch": torch.__version__, "processes": distributed.world_size()}
     if task.labels is not None:
         out |= {"classes": task.labels.C, "class names": list(task.labels.class_names or ())}
-    out |= {"training rows": fingerprint(Part(task.rows, task.labels, task.ids))}
+    out |= {"training rows": fingerprint(Subset(task.rows, task.labels, task.ids))}
     if task.codebook_rows is not None:
-        out["codebook rows"] = fingerprint(Part(task.codebook_rows))
+        out["codebook rows"] = fingerprint(Subset(task.codebook_rows))
     if task.validation is not None:
         out |= {"patience": options.patience, "validation rows": fingerprint(task.validation)}
     values = flat(plan.config) | (flat(plan.encoder_config) if plan.encoder else {})
@@ -36,14 +36,14 @@ def run_fingerprint(plan: Plan, task: Task) -> dict[str, Any]:
     out |= {f"argument {name}": value for name, value in options.encoder_args.items()}
     for name in [*setting_files(values), *(f for f in (options.weights, options.start) if f is not None)]:
         with open_regular(name) as f:
-            out[f"contents of {shown(name)}"] = hashlib.sha256(f.read()).hexdigest()
+            out[f"contents of {printable(name)}"] = hashlib.sha256(f.read()).hexdigest()
     return out
 
 
-def fingerprint(part: Part) -> str:
+def fingerprint(part: Subset) -> str:
     """SHA-256 (hex) of rows, labels and ids."""
     sha = hashlib.sha256(f"{len(part.rows)} {part.rows.d}".encode())
-    if isinstance(part.rows, PictureRows):
+    if isinstance(part.rows, ImageRows):
         sha.update(part.rows.digest().encode())
     else:
         for _, x in part.rows.blocks():

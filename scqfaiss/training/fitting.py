@@ -10,14 +10,14 @@ import torch
 
 from .. import distributed
 from ..arrays import Ints
-from ..contract import Method, Part, Progress, Task, silent
+from ..contract import Method, Progress, Subset, Task, silent
 from ..data import Source
 from ..data.items import ItemSource
 from ..devices import torch_dtype
 from ..encoders.base import Stats
 from ..encoders.chain import Chain
-from ..errors import CheckpointError, ConfigError, DataError, ResourceError, WriteError, shown
-from ..files import Slot
+from ..errors import CheckpointError, ConfigError, DataError, ResourceError, WriteError, printable
+from ..files import AtomicFile
 from ..model import Model
 from ..options import NOTHING_KEPT, RunOptions, check_numbers
 from . import class_numbers
@@ -28,7 +28,7 @@ from .fingerprint import run_fingerprint
 from .labelled_rows import labelled_rows
 from .outcome import model_bytes, outcome
 from .planning import Plan, adapt
-from .rows import MEMORY_SHARE, PictureRows, SourceRows, free_memory, statistics
+from .rows import MEMORY_SHARE, ImageRows, SourceRows, free_memory, statistics
 from .threads import considerate
 
 HEADER = 1 << 16  # bytes of a model's file that hold no weights
@@ -40,10 +40,10 @@ class _RowsOf:
     def __init__(self, plan: Plan, memory: int | None) -> None:
         self.plan, self.memory = plan, memory
 
-    def __call__(self, source: Source, kept: Ints | None = None) -> SourceRows | PictureRows:
+    def __call__(self, source: Source, kept: Ints | None = None) -> SourceRows | ImageRows:
         if not isinstance(source, ItemSource):
             return SourceRows(source, self.plan.device, self.memory, kept)
-        rows = PictureRows(source, self.plan.d_in, self.plan.device, self.memory, kept)
+        rows = ImageRows(source, self.plan.d_in, self.plan.device, self.memory, kept)
         # All parts are held out of one share: items come alike, held or not.
         if self.memory is not None and rows.x is not None:
             self.memory -= rows.x.nbytes
@@ -95,7 +95,7 @@ def build(plan: Plan, *, memory: int | None = None, progress: Progress = silent,
     return method
 
 
-def _encoder(plan: Plan, rows: SourceRows | PictureRows, dry: bool) -> Any:
+def _encoder(plan: Plan, rows: SourceRows | ImageRows, dry: bool) -> Any:
     """The encoder to train, on its device; None for methods that bring their own."""
     if plan.network is not None:
         encoder = plan.network.to(plan.device)
@@ -111,15 +111,15 @@ def _encoder(plan: Plan, rows: SourceRows | PictureRows, dry: bool) -> Any:
     return encoder
 
 
-def _validation(plan: Plan, task: Task, rows_of: _RowsOf) -> Part | None:
+def _validation(plan: Plan, task: Task, rows_of: _RowsOf) -> Subset | None:
     """The validation rows whose classes are trained on."""
     source = plan.sources.validation
     if source is None or not plan.method.needs_encoder:
         return None
     if task.labels is None or source.labels is None:
-        return Part(rows_of(source), None, source.ids)
+        return Subset(rows_of(source), None, source.ids)
     labels, known = class_numbers.of_validation(source.labels, task.labels, source.name)
-    return Part(rows_of(source, known), labels, source.ids if known is None else source.ids[known])
+    return Subset(rows_of(source, known), labels, source.ids if known is None else source.ids[known])
 
 
 def fit(
@@ -128,11 +128,11 @@ def fit(
     run: RunOptions = NOTHING_KEPT,
     memory: int | None = None,
     progress: Progress = silent,
-    slot: Slot | None = None,
+    output: AtomicFile | None = None,
 ) -> Model:
     """Train what a plan asks for. Same rows, same settings, same machine: the same bytes (on CPU).
 
-    memory: bytes for held rows, None: a share of what is free. slot: where to prepare the model's file, for which room is
+    memory: bytes for held rows, None: a share of what is free. output: where to prepare the model's file, for which room is
     asked before the first step. Raises ConfigError on a loss that is not finite, ResourceError where memory runs out.
     """
     distributed.one_thread_after_fork()
@@ -141,7 +141,7 @@ def fit(
     with log_to(run.metrics, run.tensorboard) as log, torch.random.fork_rng(devices=devices), considerate():
         torch.manual_seed(plan.options.seed)  # forked: the caller's random state stays as it was
         try:
-            return _fit(plan, run, memory, progress, slot, log)
+            return _fit(plan, run, memory, progress, output, log)
         except torch.OutOfMemoryError as error:
             raise ResourceError(f"the {plan.device} is out of memory; lower --batch-size") from error
         except RuntimeError as error:
@@ -150,7 +150,9 @@ def fit(
             raise ResourceError("out of memory; lower --batch-size, or train on fewer rows or shorter codes") from error
 
 
-def _fit(plan: Plan, run: RunOptions, memory: int | None, progress: Progress, slot: Slot | None, log: Any) -> Model:
+def _fit(
+    plan: Plan, run: RunOptions, memory: int | None, progress: Progress, output: AtomicFile | None, log: Any
+) -> Model:
     method: Method | None = None
     checkpoints = None
     if run.checkpoints is not None:
@@ -166,46 +168,46 @@ def _fit(plan: Plan, run: RunOptions, memory: int | None, progress: Progress, sl
             # Held or streamed, and how much at a time, decides the order of the rows: as it was, whatever is free now.
             memory = checkpoints.last_hints().get("memory")
     # Several processes are on one machine, as a rule, and all must see one order of the rows.
-    if memory is None and distributed.world() > 1:
-        memory = int(-distributed.agreed(-MEMORY_SHARE * free_memory() / distributed.world()))
+    if memory is None and distributed.world_size() > 1:
+        memory = int(-distributed.all_reduce_max(-MEMORY_SHARE * free_memory() / distributed.world_size()))
     method = build(plan, memory=memory, progress=progress)
-    if checkpoints is not None and isinstance(method.task.rows, SourceRows | PictureRows):
+    if checkpoints is not None and isinstance(method.task.rows, SourceRows | ImageRows):
         checkpoints.hints["memory"] = method.task.rows.memory
-    check_room(plan, method, slot, checkpoints)
+    check_room(plan, method, output, checkpoints)
     finished = checkpoints.finished() if checkpoints is not None and run.resume else None
     if finished is not None:  # all that is missing is its file
-        return prepared(Model.from_bytes(finished, "the finished model"), slot, checkpoints)
+        return prepared(Model.from_bytes(finished, "the finished model"), output, checkpoints)
     losses = Engine.of(method, plan.options, progress, checkpoints, log).run(run.resume)
-    return prepared(outcome(plan, method, losses), slot, checkpoints)
+    return prepared(outcome(plan, method, losses), output, checkpoints)
 
 
-def check_room(plan: Plan, method: Method, slot: Slot | None, checkpoints: Checkpoints | None) -> None:
+def check_room(plan: Plan, method: Method, output: AtomicFile | None, checkpoints: Checkpoints | None) -> None:
     """Hold room for the model on its disk. Raises WriteError unless there is, and for the checkpoints that stand side by side."""
     model = 0
-    if slot is not None:
+    if output is not None:
         model = model_bytes(plan, Chain(plan.d_in).then(*method.layers()))
-        slot.check_space(model + HEADER)
+        output.check_space(model + HEADER)
     if checkpoints is not None and isinstance(method, torch.nn.Module):
         stages = sum(stage.epochs > 0 for stage in method.stages())
         state = sum(t.nbytes for t in method.state_dict().values())
         # As it is, as finished stages left it, the best one; and two moments of each parameter, as the optimisers keep them.
         copies = max(stages, 1) + (method.task.validation is not None)
-        checkpoints.check_room(copies * state + 2 * sum(p.nbytes for p in method.parameters()), slot, model)
-    if slot is not None:
-        slot.hold(model + HEADER)
+        checkpoints.check_room(copies * state + 2 * sum(p.nbytes for p in method.parameters()), output, model)
+    if output is not None:
+        output.hold(model + HEADER)
 
 
-def prepared(model: Model, slot: Slot | None, checkpoints: Checkpoints | None) -> Model:
+def prepared(model: Model, output: AtomicFile | None, checkpoints: Checkpoints | None) -> Model:
     """The model, with its file ready to take its place; where that fails, the training is not lost."""
-    if slot is None:
+    if output is None:
         return model
     try:
-        model.prepare(slot)
+        model.prepare(output)
     except (WriteError, CheckpointError) as error:
         kept = checkpoints.keep(model.to_bytes()) if checkpoints is not None else ""
         if not kept or checkpoints is None:
             raise
-        folder = shown(checkpoints.folder)
+        folder = printable(checkpoints.folder)
         raise type(error)(
             f"{error}; {kept}: make room and type the same with --resume, or with --resume --checkpoints {folder} and "
             "another -o"

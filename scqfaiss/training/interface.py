@@ -13,8 +13,8 @@ from .. import distributed, signals
 from ..contract import Progress, silent
 from ..data import ArraySource, Source, open_rows
 from ..data.pairs import PairSource
-from ..errors import ConfigError, shown
-from ..files import PathLike, reserve
+from ..errors import ConfigError, printable
+from ..files import PathLike, atomic_write
 from ..methods import method_class
 from ..model import SUFFIX, Model
 from ..options import NOTHING_KEPT, RunOptions, TrainOptions, parse_request
@@ -99,26 +99,26 @@ def train_file(
     train together, and the first one writes; the others return "".
     """
     inputs = input_files(path, codebook_rows, validation, options)
-    with distributed.joined(distributed.pick_device(options.device)), ExitStack() as stack:
-        slot, folder = None, Path(os.path.realpath(out)).with_suffix(".checkpoints")
+    with distributed.process_group(distributed.pick_device(options.device)), ExitStack() as stack:
+        output, folder = None, Path(os.path.realpath(out)).with_suffix(".checkpoints")
         if distributed.rank() == 0:
-            slot = stack.enter_context(reserve(out, inputs=inputs, suffix=SUFFIX, what="trained"))
+            output = stack.enter_context(atomic_write(out, inputs=inputs, suffix=SUFFIX, what="trained"))
         else:
             run, progress = replace(run, metrics=None, tensorboard=None), silent
         run = replace(run, checkpoints=run.checkpoints or folder)
         if os.path.realpath(run.checkpoints or "") == os.path.realpath(out):
-            raise ConfigError(f"{shown(out)} is the model; choose another folder for checkpoints")
+            raise ConfigError(f"{printable(out)} is the model; choose another folder for checkpoints")
         checkpoints = Checkpoints(run.checkpoints or folder)
         with open_sources(path, codebook_rows, validation, keys, options.method) as sources:
             plan = make_plan(options, sources.rows, sources.validation, sources.codebooks)
             with signals.saying(lambda: "stopped; continue with --resume" if checkpoints.steps() else None):
-                model = fit(plan, run=run, memory=memory, progress=progress, slot=slot)
+                model = fit(plan, run=run, memory=memory, progress=progress, output=output)
         # Closing says whether the rows were changed while they were read: only then does the file take its place.
-        if slot is None:
+        if output is None:
             return ""
-        slot.place()
+        output.place()
         checkpoints.clear()
-    return f"{slot.name}: {describe(model)}"
+    return f"{output.name}: {describe(model)}"
 
 
 def input_files(

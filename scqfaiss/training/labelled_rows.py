@@ -14,7 +14,7 @@ def labelled_rows(labels: Labels, method: str, unlabeled: str) -> Ints | None:
     Raises DataError for one class alone and for rows without any label unless unlabeled='drop'.
     """
     rows = None
-    if labels.many:
+    if labels.multilabel:
         empty = np.flatnonzero(labels.y.sum(1) == 0)
         if len(empty):
             if unlabeled != "drop":

@@ -25,19 +25,21 @@ def outcome(plan: Plan, method: Method, losses: Any) -> Model:
     """The model that a trained method comes to, with all that its file tells of the training."""
     options, source = plan.options, plan.sources.rows
     chain = Chain(plan.d_in).then(*method.layers())
-    books: Codebooks = method.codebooks()
+    codebooks: Codebooks = method.codebooks()
     labels = plan.labels
-    unlabeled = int((labels.y.sum(1) == 0).sum()) if labels and labels.many else 0  # present only with unlabeled=drop
+    unlabeled = (
+        int((labels.y.sum(1) == 0).sum()) if labels and labels.multilabel else 0
+    )  # present only with unlabeled=drop
     config = {
         "method": options.method,
         "long_name": plan.method.long_name,
         "rule": method.rule,
-        "bits": books.bits,
+        "bits": codebooks.bits,
         "encoder": options.encoder if plan.method.needs_encoder else "identity",
         "seed": options.seed,
         "settings": recorded(plan.config) | (recorded(plan.encoder_config) if plan.encoder else {}),
         "C": labels.C if labels else 0,
-        "labels": "none" if labels is None else "many" if labels.many else "one",
+        "labels": "none" if labels is None else "many" if labels.multilabel else "one",
         "class_names": list(source.labels.class_names)
         if labels and source.labels and source.labels.class_names
         else None,
@@ -53,27 +55,27 @@ def outcome(plan: Plan, method: Method, losses: Any) -> Model:
     weights = None
     if plan.network is not None:
         weights, config["backbone"] = plan.network.record()
-    model = Model(chain, books, config, weights)
+    model = Model(chain, codebooks, config, weights)
     use, looked_at = codeword_use(model, source, plan.network)
     model.config["training"]["codewords_used"] = use
     for m, used in enumerate(use):
-        if used <= max(1.0, 0.02 * min(books.K, looked_at)) and len(source) > 1:
-            warn(f"codebook {m} uses {used} of {books.K} codewords")
+        if used <= max(1.0, 0.02 * min(codebooks.K, looked_at)) and len(source) > 1:
+            warn(f"codebook {m} uses {used} of {codebooks.K} codewords")
     return model
 
 
 def model_bytes(plan: Plan, chain: Chain) -> int:
     """About the bytes of the model's file."""
     shape = Shape(plan.method.kind(plan.config), plan.M, plan.nbits, chain.d_out)
-    of_books = shape.K * shape.d * (shape.M if shape.kind == "additive" else 1)
-    weights = sum(a.size for _, arrays in chain.layers for a in arrays.values()) + of_books
+    of_codebooks = shape.K * shape.d * (shape.M if shape.kind == "additive" else 1)
+    weights = sum(a.size for _, arrays in chain.layers for a in arrays.values()) + of_codebooks
     if plan.network is not None:
         weights += sum(t.numel() for t in plan.network.state_dict().values())
     return 4 * weights
 
 
 def codeword_use(model: Model, source: Source, network: Any = None) -> tuple[list[int], int]:
-    """How many codewords of each book the first rows use, or items evenly spaced; and how many were looked at."""
+    """How many codewords of each codebook the first rows use, or items evenly spaced; and how many were looked at."""
     seen = np.zeros((model.codebooks.M, model.codebooks.K), bool)
 
     def blocks() -> Iterator[Floats]:

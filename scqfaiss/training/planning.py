@@ -14,7 +14,7 @@ from ..contract import Method, configure, flat, near_settings, settings
 from ..data import Source, classes
 from ..devices import check_precision
 from ..encoders import encoder_class
-from ..errors import ConfigError, DataError, ResourceError, size, warn
+from ..errors import ConfigError, DataError, ResourceError, format_bytes, warn
 from ..methods import ALIASES, method_class
 from ..modality import ROWS
 from ..model import Model
@@ -81,7 +81,7 @@ def make_plan(
     check_options(options, method)
     labels = _labels(options, method, config, source, validation, start)
     _warn_of_unused(options, method, validation)
-    C, multilabel = (labels.C, labels.many) if labels else (0, False)
+    C, multilabel = (labels.C, labels.multilabel) if labels else (0, False)
     check_memory(C, source)
     M, nbits = method.shape(C, multilabel, *split_bits(options.bits, options.nbits))
     device, network = distributed.pick_device(options.device), None
@@ -205,7 +205,7 @@ def check_memory(C: int, source: Source) -> None:
     """Raise ResourceError where centers of C classes do not fit: a handful of (C, C) matrices in float64."""
     if 48 * C * C > free_memory():
         raise ResourceError(
-            f"{source.name}: centers of {C:,} classes need about {size(48 * C * C)}, {size(free_memory())} free; "
+            f"{source.name}: centers of {C:,} classes need about {format_bytes(48 * C * C)}, {format_bytes(free_memory())} free; "
             "are the labels class numbers?"
         )
 
@@ -224,7 +224,7 @@ def check_modality(options: TrainOptions, source: Source, chosen: str, encoder: 
     if not takes.needs_encoder:
         for option, given in (("--weights", options.weights), ("--encoder-arg", options.encoder_args)):
             if given:
-                raise ConfigError(f"{option} goes with a network for pictures, encoder {chosen} is none")
+                raise ConfigError(f"{option} goes with a network for images, encoder {chosen} is none")
 
 
 def check_pairs(source: Source, method: str, needed: bool) -> None:
@@ -269,8 +269,10 @@ def check_validation(validation: Source, source: Source, labels: Labels | None) 
     theirs = validation.labels
     if theirs is None:
         raise DataError(f"{validation.name} has no labels, which validation needs; name them with --labels-key")
-    if theirs.many != labels.many or (labels.many and theirs.C != labels.C):
-        kinds = [f"{'many labels' if of.many else 'one label'} a row and {of.C} classes" for of in (theirs, labels)]
+    if theirs.multilabel != labels.multilabel or (labels.multilabel and theirs.C != labels.C):
+        kinds = [
+            f"{'many labels' if of.multilabel else 'one label'} a row and {of.C} classes" for of in (theirs, labels)
+        ]
         raise ConfigError(f"{validation.name} has {kinds[0]}, {source.name} has {kinds[1]}")
 
 

@@ -1,4 +1,4 @@
-"""Rows for training: held in memory or streamed, features or pictures; the methods cannot tell."""
+"""Rows for training: held in memory or streamed, features or images; the methods cannot tell."""
 
 from __future__ import annotations
 
@@ -125,12 +125,12 @@ class SourceRows:
             rest_x, rest_index = x[order[at:]], index[order[at:]]
 
 
-class PictureRows:
-    """The pictures of a Source for training, as the network takes them: (b, 3, size, size) uint8.
+class ImageRows:
+    """The images of a Source for training, as the network takes them: (b, 3, size, size) uint8.
 
     Decoded once and held if they fit into `memory` bytes; else decoded for every batch, by threads and ahead of the training.
     Over several processes each decodes its own share of a batch. d: dimension of the features that the network makes of a
-    picture. kept: row numbers to use (default all); every row number given out counts among these.
+    image. kept: row numbers to use (default all); every row number given out counts among these.
     """
 
     def __init__(self, source: Any, d: int, device: str, memory: int | None = None, kept: Ints | None = None) -> None:
@@ -170,21 +170,21 @@ class PictureRows:
         index = torch.arange(len(self)) if rows is None else torch.from_numpy(rows)
         index = index[torch.randperm(len(index), generator=generator)]
         # Cut before decoding: what a process does not train on it need not decode.
-        parts = (distributed.share((part,)) for part in index.tensor_split(batch_count(len(index), size)))
+        parts = (distributed.shard((part,)) for part in index.tensor_split(batch_count(len(index), size)))
 
         def decoded() -> Iterator[tuple[Tensor, Tensor]]:
             for (part,) in parts:
                 yield torch.from_numpy(self._take(part.numpy())), part
 
-        # Held pictures are picked out here: torch in a second thread would bring threads of its own, which wait by spinning
+        # Held images are picked out here: torch in a second thread would bring threads of its own, which wait by spinning
         # on the cores that the training needs.
         held = self.x
         batches = read_ahead(decoded()) if held is None else ((held[part], part) for (part,) in parts)
         for x, part in batches:
-            yield distributed.Own((x.to(self.device), part.to(self.device)))
+            yield distributed.LocalBatch((x.to(self.device), part.to(self.device)))
 
     def digest(self) -> str:
-        """SHA-256 (hex) of the pictures as they are stored, not decoded."""
+        """SHA-256 (hex) of the images as they are stored, not decoded."""
         found: str = self.source.digest(self.kept)
         return found
 

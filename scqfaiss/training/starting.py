@@ -8,7 +8,7 @@ from ..contract import Method
 from ..data import Source, classes
 from ..data.items import ItemSource
 from ..encoders import BACKBONES
-from ..errors import CheckpointError, ConfigError, shown
+from ..errors import CheckpointError, ConfigError, printable
 from ..modality import IMAGES
 from ..model import Model
 from ..options import TrainOptions
@@ -18,7 +18,7 @@ def model_to_start_from(options: TrainOptions, method: type[Method], source: Sou
     """The model of --start. Raises ConfigError where the method, the rows or other options do not go with it."""
     if options.start is None:
         return None
-    name = shown(options.start)
+    name = printable(options.start)
     if not method.starts:
         raise ConfigError(
             f"method {options.method} cannot start from a model: its codebooks and its network learn together"
@@ -33,8 +33,8 @@ def model_to_start_from(options: TrainOptions, method: type[Method], source: Sou
 
     model = Model.load(options.start)
     if not model.modality == source.modality == IMAGES:
-        what = f"{name} has no network for pictures" if model.modality != IMAGES else f"{source.name} holds no pictures"
-        raise ConfigError(f"{what}; only trainings on pictures, which take long, start from one another")
+        what = f"{name} has no network for images" if model.modality != IMAGES else f"{source.name} holds no images"
+        raise ConfigError(f"{what}; only trainings on images, which take long, start from one another")
     try:
         factory = record.check_record(model.config["backbone"])["factory"]
     except CheckpointError as error:
@@ -45,12 +45,12 @@ def model_to_start_from(options: TrainOptions, method: type[Method], source: Sou
 
 
 def align_with(start: Model, source: Source) -> None:
-    """Number the classes of pictures as the classifier of a trained model does. Raises ConfigError where it knows others."""
+    """Number the classes of images as the classifier of a trained model does. Raises ConfigError where it knows others."""
     assert isinstance(source, ItemSource) and source.labels is not None
-    names, kind = start.config.get("class_names"), "many" if source.labels.many else "one"
+    names, kind = start.config.get("class_names"), "many" if source.labels.multilabel else "one"
     if start.config.get("labels") != kind:
         raise ConfigError(
-            f"{source.name} has {kind} label{'s' if kind == 'many' else ''} a picture, the model to start from was trained with "
+            f"{source.name} has {kind} label{'s' if kind == 'many' else ''} an image, the model to start from was trained with "
             f"{start.config.get('labels')}"
         )
     if names:
@@ -67,7 +67,7 @@ def of_network(model: Model) -> dict[str, Any]:
 
 
 def make_network(options: TrainOptions, name: str, encoder: type[Any], config: Any, start: Model | None) -> Any:
-    """The network for pictures of that name, with its weights, or with those of a model; reads no rows."""
+    """The network for images of that name, with its weights, or with those of a model; reads no rows."""
     from ..encoders import record
 
     if start is not None:

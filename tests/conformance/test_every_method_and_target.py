@@ -41,8 +41,8 @@ from scqfaiss.training.interface import train_file
 pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
 
 METHODS, TARGETS = list(scqfaiss.methods.REGISTRY), list(scqfaiss.targets.REGISTRY)
-OF_PICTURES = [m for m in METHODS if "feature maps" in method_class(m).needs]  # stored rows have none
-METHODS = [m for m in METHODS if m not in OF_PICTURES]
+OF_IMAGES = [m for m in METHODS if "feature maps" in method_class(m).needs]  # stored rows have none
+METHODS = [m for m in METHODS if m not in OF_IMAGES]
 # A method whose settings change what it hands over stands here once more.
 VARIANTS = {
     "scq additive": ("scq", {"codebooks.kind": "additive", "beam": 4}),
@@ -85,13 +85,13 @@ _trained = {}
 
 
 @pytest.fixture
-def trained(request, one, many):
+def trained(request, one, multilabel):
     """(method, labels, nbits) -> a model, trained once."""
 
     def get(method, labels, nbits):
         key = method, labels, nbits
         if key not in _trained:
-            x, y = {"one": one, "many": many, "none": (one[0], None)}[labels]
+            x, y = {"one": one, "many": multilabel, "none": (one[0], None)}[labels]
             _trained[key] = train(method, x, y, nbits)
         return _trained[key]
 
@@ -166,16 +166,16 @@ def between(scores, share):
     return float(values[i : i + 2].mean())
 
 
-def assert_same_codes(found, books, codes, ids):
-    """Codebooks, codes, ids (in any order) are what was stored. Of merged additive books only sums come back."""
-    found_books, found_codes, found_ids = found
-    if books.kind == "product" or merged_shape(books.shape) == books.shape:
-        np.testing.assert_array_equal(found_books.centroids, books.centroids)
-    assert (found_books.shape, found_codes.dtype) == (books.shape, codes.dtype)
+def assert_same_codes(found, codebooks, codes, ids):
+    """Codebooks, codes, ids (in any order) are what was stored. Of merged additive codebooks only sums come back."""
+    found_codebooks, found_codes, found_ids = found
+    if codebooks.kind == "product" or merged_shape(codebooks.shape) == codebooks.shape:
+        np.testing.assert_array_equal(found_codebooks.centroids, codebooks.centroids)
+    assert (found_codebooks.shape, found_codes.dtype) == (codebooks.shape, codes.dtype)
     order, wanted = np.argsort(found_ids), np.argsort(ids)
     np.testing.assert_array_equal(found_ids[order], ids[wanted])
     np.testing.assert_array_equal(found_codes[order], codes[wanted])
-    np.testing.assert_allclose(found_books.decode(found_codes[order]), books.decode(codes[wanted]), atol=1e-5)
+    np.testing.assert_allclose(found_codebooks.decode(found_codes[order]), codebooks.decode(codes[wanted]), atol=1e-5)
 
 
 def serving(shape):
@@ -190,15 +190,15 @@ def serving(shape):
 @pytest.mark.parametrize("method, labels, nbits", CASES)
 def test_codes_have_their_shape_and_range(method, labels, nbits, trained, one):
     model, x = trained(method, labels, nbits), one[0]
-    books, codes = model.codebooks, model.encode(x)
+    codebooks, codes = model.codebooks, model.encode(x)
     method = base(method)[0]
     C, asked = 0 if labels == "none" else 4, (16 // nbits, nbits)
-    assert (books.M, books.nbits) == method_class(method).shape(C, labels == "many", *asked)
-    assert codes.shape == (400, books.M)
-    assert codes.dtype == books.code_dtype
-    assert codes.max() < books.K
-    assert np.isfinite(books.centroids).all()
-    assert model.embed(x).shape == (400, books.d)
+    assert (codebooks.M, codebooks.nbits) == method_class(method).shape(C, labels == "many", *asked)
+    assert codes.shape == (400, codebooks.M)
+    assert codes.dtype == codebooks.code_dtype
+    assert codes.max() < codebooks.K
+    assert np.isfinite(codebooks.centroids).all()
+    assert model.embed(x).shape == (400, codebooks.d)
     # Nothing depends on what stands beside a row, on NumPy's layout, or on state left by training; up to ties, as products
     # of one row are summed in another order than those of many.
     for n in (0, 1, 7):
@@ -209,12 +209,12 @@ def test_codes_have_their_shape_and_range(method, labels, nbits, trained, one):
         facts["rule"],
         labels,
     ) == ("label", "l2", "many")
-    assert facts["bits"] == books.bits
+    assert facts["bits"] == codebooks.bits
 
 
 @pytest.mark.parametrize("method, labels, nbits", CASES)
-def test_training_twice_gives_the_same_bytes_and_another_seed_others(method, labels, nbits, trained, one, many):
-    x, y = {"one": one, "many": many, "none": (one[0], None)}[labels]
+def test_training_twice_gives_the_same_bytes_and_another_seed_others(method, labels, nbits, trained, one, multilabel):
+    x, y = {"one": one, "many": multilabel, "none": (one[0], None)}[labels]
     assert train(method, x, y, nbits).to_bytes() == trained(method, labels, nbits).to_bytes()
     if nbits == 4:
         other, same = train(method, x, y, nbits, seed=1), trained(method, labels, nbits)
@@ -273,7 +273,7 @@ def test_plain_faiss_gives_the_scores_of_the_codes(method, labels, nbits, target
                 gallery.range_search(xq, 0.0, **{which: ids[:3]})
 
 
-# M, nbits, and dimensions of a codeword of a product book and of an additive one.
+# M, nbits, and dimensions of a codeword of a product codebook and of an additive one.
 SHAPES = [(4, 8, 2, 6), (3, 4, 4, 5), (6, 4, 4, 5), (5, 1, 1, 3), (2, 10, 3, 4)]
 
 
@@ -287,7 +287,7 @@ def name_of(shape):
     return f"{shape.kind}-{shape.M}x{shape.nbits}-{shape.metric}"
 
 
-def books_of(shape, rng):
+def codebooks_of(shape, rng):
     dsub = shape.d // shape.M if shape.kind == "product" else shape.d
     return Codebooks(shape.kind, rng.standard_normal((shape.M, shape.K, dsub)).astype(np.float32), shape.metric)
 
@@ -316,11 +316,13 @@ def test_any_codes_come_back_and_score_as_they_should(target, shape, tmp_path, p
 
 def check_codes_come_back(target, shape, n, ids, tmp_path, plain_faiss):
     rng = np.random.default_rng(0)
-    books, container = books_of(shape, rng), find_target(target)
-    codes = books.check_codes(rng.integers(0, books.K, (n, books.M)))  # random: not what FAISS itself would choose
+    codebooks, container = codebooks_of(shape, rng), find_target(target)
+    codes = codebooks.check_codes(
+        rng.integers(0, codebooks.K, (n, codebooks.M))
+    )  # random: not what FAISS itself would choose
     codes[n // 2 :: 7] = codes[:1]
     names = rng.permutation(n).astype(np.int64) * 3 + 5 if ids == "given" else np.arange(n)
-    index = container.build(books, codes, names)
+    index = container.build(codebooks, codes, names)
     path = str(tmp_path / "g.faissindex")
     faiss.write_index(index, path)
     # The stream is about as long as announced.
@@ -333,13 +335,13 @@ def check_codes_come_back(target, shape, n, ids, tmp_path, plain_faiss):
     assert {name for name in TARGETS if find_target(name).holds(index)} == {target}
     assert container.shape_of(index) in (shape, merged_shape(shape))
     assert (index.ntotal, index.d) == (n, shape.d)
-    assert_same_codes(container.unpack(index, shape), books, codes, names)
+    assert_same_codes(container.unpack(index, shape), codebooks, codes, names)
     if not n:
         return
-    q = rng.standard_normal((6, books.d)).astype(np.float32)
+    q = rng.standard_normal((6, codebooks.d)).astype(np.float32)
     q[5] = 0
     q[4] = np.abs(q[4])
-    scores, metric = books.scores(q, codes), shape.metric
+    scores, metric = codebooks.scores(q, codes), shape.metric
     D, I, _ = plain_faiss(path, q[:5], K)
     assert_hits(D[:, :n], I[:, :n], scores[:5], names, min(n, K), metric)
     for k in (1, K, n, n + 3):
@@ -359,30 +361,30 @@ def check_codes_come_back(target, shape, n, ids, tmp_path, plain_faiss):
 
 @pytest.mark.parametrize("target, shape", [p for p in SERVED if p.values[1].M in (3, 4, 6)])
 def test_a_plain_faiss_file_is_read_by_its_class(target, shape, tmp_path):
-    """Without a card nobody knows of merged books: the codes then are those of the books as they stand."""
+    """Without a metadata nobody knows of merged codebooks: the codes then are those of the codebooks as they stand."""
     rng = np.random.default_rng(0)
-    books = books_of(shape, rng)
-    codes, ids = books.check_codes(rng.integers(0, books.K, (30, books.M))), rng.permutation(30) + 100
-    faiss.write_index(find_target(target).build(books, codes, ids), str(tmp_path / "g.faissindex"))
+    codebooks = codebooks_of(shape, rng)
+    codes, ids = codebooks.check_codes(rng.integers(0, codebooks.K, (30, codebooks.M))), rng.permutation(30) + 100
+    faiss.write_index(find_target(target).build(codebooks, codes, ids), str(tmp_path / "g.faissindex"))
     gallery = scqfaiss.open(tmp_path / "g.faissindex")
-    assert (gallery.card, gallery.target) == (None, target)
-    held_books, held, held_ids = gallery.unpack()
+    assert (gallery.metadata, gallery.target) == (None, target)
+    held_codebooks, held, held_ids = gallery.unpack()
     order = np.argsort(held_ids)
     np.testing.assert_array_equal(held_ids[order], np.sort(ids))
-    np.testing.assert_allclose(held_books.decode(held[order]), books.decode(codes[np.argsort(ids)]), atol=1e-5)
-    if held_books.shape == shape:
+    np.testing.assert_allclose(held_codebooks.decode(held[order]), codebooks.decode(codes[np.argsort(ids)]), atol=1e-5)
+    if held_codebooks.shape == shape:
         np.testing.assert_array_equal(held[order], codes[np.argsort(ids)])
 
 
 @pytest.mark.parametrize("kind, metric", [("product", "ip"), ("product", "l2"), ("additive", "ip")])
 def test_fast_scan_alone_finds_most_of_the_best(kind, metric, tmp_path, plain_faiss):
     rng = np.random.default_rng(0)
-    books = books_of(Shape(kind, 16, 4, 64, metric), rng)
-    codes, q = books.check_codes(rng.integers(0, 16, (2000, 16))), rng.standard_normal((40, 64)).astype(np.float32)
+    codebooks = codebooks_of(Shape(kind, 16, 4, 64, metric), rng)
+    codes, q = codebooks.check_codes(rng.integers(0, 16, (2000, 16))), rng.standard_normal((40, 64)).astype(np.float32)
     container = find_target("fastscan")
-    index = container.build(books, codes, np.arange(2000), RefineOptions(refine=-1))
+    index = container.build(codebooks, codes, np.arange(2000), RefineOptions(refine=-1))
     faiss.write_index(index, str(tmp_path / "g.faissindex"))
-    scores = books.scores(q, codes) * (1 if metric == "ip" else -1)
+    scores = codebooks.scores(q, codes) * (1 if metric == "ip" else -1)
     tenth = -np.sort(-scores, axis=1)[:, 9:10]
     D, I, _ = plain_faiss(tmp_path / "g.faissindex", q, 10)
     of_ids = np.take_along_axis(scores, I, 1)
@@ -423,7 +425,7 @@ def test_raw_queries_search_a_folded_encoder(method, encoder, settings, target, 
     D, I, _ = plain_faiss(path, xq, K)
     assert_hits(D, I, model.codebooks.scores(model.embed(xq), model.encode(xb)), np.arange(N_BASE), K)
     gallery = scqfaiss.open(path)  # no model needed
-    assert gallery.card["encoder"] == ("folded" if model.chain.layers else "none")
+    assert gallery.metadata["encoder"] == ("folded" if model.chain.layers else "none")
     np.testing.assert_allclose(gallery.search(xq, K)[0], D, rtol=1e-5, atol=1e-5)
 
 
@@ -450,11 +452,11 @@ def test_one_row_is_a_gallery_and_none_is_not(target, trained, one, tmp_path):
     scqfaiss.export(model, one[0][:1], ids=[2**62], path=tmp_path / "g.faissindex", target=target)
     D, I = scqfaiss.open(tmp_path / "g.faissindex", model=model).search(one[0][:3], 1)
     assert I.ravel().tolist() == [2**62] * 3
-    z, books = model.embed(one[0][:3]), model.codebooks
+    z, codebooks = model.embed(one[0][:3]), model.codebooks
     code = model.encode(one[0][:1])
     # One dot product, of z that was computed beside others or not; additive codes are sums of M.
-    size = np.linalg.norm(z, axis=1).max() * np.linalg.norm(books.decode(code))
-    assert_close(D, books.scores(z, code), roundings(model.chain) + 2 * books.d + books.M, size)
+    size = np.linalg.norm(z, axis=1).max() * np.linalg.norm(codebooks.decode(code))
+    assert_close(D, codebooks.scores(z, code), roundings(model.chain) + 2 * codebooks.d + codebooks.M, size)
     with pytest.raises(DataError, match=r"^xb holds 0 rows, a gallery needs at least 1$"):
         scqfaiss.export(model, one[0][:0], path=tmp_path / "none.faissindex", target=target)
     assert not (tmp_path / "none.faissindex").exists()
@@ -482,11 +484,11 @@ def test_rows_that_cannot_train_are_refused(method, one):
             train(method, x[:1], None, nbits=4)
 
 
-@pytest.mark.parametrize("method", OF_PICTURES)
+@pytest.mark.parametrize("method", OF_IMAGES)
 def test_a_method_of_feature_maps_refuses_stored_rows(method, one):
     for encoder in ("auto", "identity", "linear", "mlp"):
         with pytest.raises(
-            ConfigError, match=f"^{method} pools feature maps of pictures; for stored features use method"
+            ConfigError, match=f"^{method} pools feature maps of images; for stored features use method"
         ):
             train(method, *one, encoder=encoder)
 
@@ -532,7 +534,7 @@ class ToyMethod:
         self.config, self.task = config, task
 
     @staticmethod
-    def shape(C, many, M, nbits):
+    def shape(C, multilabel, M, nbits):
         return M, nbits
 
     @staticmethod
@@ -602,8 +604,8 @@ def test_a_toy_method_and_a_toy_target_work_by_a_line_in_their_registry(monkeypa
     loaded = Model.load(model)
     scores = loaded.codebooks.scores(one[0][:20], loaded.encode(one[0]))
     assert_hits(D, I, scores, np.arange(400) + 1000, K)
-    assert open_gallery(gallery).card["target"] == "toy"
-    assert open_gallery(gallery).card["options"] == {"spare": 7}
+    assert open_gallery(gallery).metadata["target"] == "toy"
+    assert open_gallery(gallery).metadata["options"] == {"spare": 7}
     export = arguments.target_options(click.command(lambda **options: options))
     assert export.main(["--spare", "7"], standalone_mode=False) == {
         "spare": 7,

@@ -1,4 +1,4 @@
-"""Sound pictures: what comes out of every form they may have. Those that cannot be used are in faults/test_i_pictures.py."""
+"""Sound images: what comes out of every form they may have. Those that cannot be used are in faults/test_i_images.py."""
 
 import hashlib
 import io
@@ -45,7 +45,7 @@ def write(path, data):
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """photos/: 12 pictures of 8 x 8 in classes of 3, 4, 5, one a folder deeper, beside hidden files; {name: pixels}."""
+    """photos/: 12 images of 8 x 8 in classes of 3, 4, 5, one a folder deeper, beside hidden files; {name: pixels}."""
     monkeypatch.chdir(tmp_path)
     names = [
         f"{c}/{'deep/er/' if c == 'dog' and i == 2 else ''}{c}{i}.png"
@@ -56,7 +56,7 @@ def photos(tmp_path, monkeypatch):
     for name, x in pixels.items():
         write(tmp_path / "photos" / name, x)
     for hidden in (".thumbs/a.png", "cat/.hidden", ".DS_Store", "cat/.git/HEAD"):
-        write(tmp_path / "photos" / hidden, b"no picture")
+        write(tmp_path / "photos" / hidden, b"no image")
     return pixels
 
 
@@ -165,7 +165,7 @@ def test_cmyk_as_pillow_turns_it_to_rgb():
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_the_first_picture_of_an_animation(format):
+def test_the_first_image_of_an_animation(format):
     first, second = (Image.fromarray(np.full((8, 8, 3), v, np.uint8)) for v in (40, 200))
     options = {"lossless": True} if format == "WEBP" else {}
     data = encoded(first, format, save_all=True, append_images=[second], **options)
@@ -175,7 +175,7 @@ def test_the_first_picture_of_an_animation(format):
 def test_pixels_without_an_agreed_range_are_refused(tmp_path):
     (tmp_path / "f.tiff").write_bytes(encoded(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"))
     with pytest.raises(
-        DataError, match=r"f.tiff cannot be used: no picture, its pixels of 32 bits have no agreed range$"
+        DataError, match=r"f.tiff cannot be used: no image, its pixels of 32 bits have no agreed range$"
     ):
         open_rows(tmp_path / "f.tiff").read(0, 1)
 
@@ -190,7 +190,7 @@ def ramp(h, w):
 @pytest.mark.parametrize("h, w", [(40, 100), (100, 40), (41, 100), (64, 64)])
 def test_crop_squash_and_pad_on_straight_lines(h, w):
     side = 20
-    inner = slice(3, -3)  # at the edges of a picture bicubic sees one half of the line
+    inner = slice(3, -3)  # at the edges of an image bicubic sees one half of the line
     out = {fit: decoded(encoded(ramp(h, w)), side, fit).astype(float) for fit in FITS}
     places = np.arange(side) + 0.5
 
@@ -323,7 +323,7 @@ def test_links_are_followed_but_not_round_in_circles(photos, tmp_path):
         source.read(0, 15)
 
 
-def test_one_picture(photos, tmp_path):
+def test_one_image(photos, tmp_path):
     with opened("photos/cat/cat1.png") as source:
         assert (len(source), source.names, source.labels, source.ids.tolist()) == (1, ["cat1.png"], None, [0])
         np.testing.assert_array_equal(source.read(0, 1)[0].transpose(1, 2, 0), photos["cat/cat1.png"])
@@ -356,7 +356,7 @@ def test_any_order_any_partition_any_number_of_threads(photos, locked, monkeypat
         opened(workers=-1)
 
 
-def test_large_pictures_are_decoded_in_turns(photos, tmp_path, monkeypatch):
+def test_large_images_are_decoded_in_turns(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "LOCKED", 1e-9)
     with opened() as source:
         whole = source.read(0, 12)
@@ -383,7 +383,7 @@ def test_shaped(photos):
         source.shaped(4096, "squash")
         assert source.block_rows == 16
         for size in (0, 4097):
-            with pytest.raises(ConfigError, match=f"^pictures of size={size}, needs 1 to 4,096 pixels$"):
+            with pytest.raises(ConfigError, match=f"^images of size={size}, needs 1 to 4,096 pixels$"):
                 source.shaped(size, "crop")
         with pytest.raises(ConfigError, match=r"^fit is 'corp', needs one of crop, squash, pad; did you mean 'crop'"):
             source.shaped(8, "corp")
@@ -419,7 +419,7 @@ def test_align_numbers_classes_by_name(photos):
     ):
         source.align(["cat", "doe", "dog"])
     os.mkdir("photos/empty")
-    with opened() as source:  # a class without pictures has nothing to be numbered
+    with opened() as source:  # a class without images has nothing to be numbered
         assert source.labels.class_names == (*CLASSES, "empty")
         source.align(CLASSES)
         np.testing.assert_array_equal(source.labels.y, y)
@@ -428,13 +428,13 @@ def test_align_numbers_classes_by_name(photos):
         assert source.labels is None
 
 
-def test_bad_pictures_may_be_left_out(photos, tmp_path):
+def test_bad_images_may_be_left_out(photos, tmp_path):
     (tmp_path / "photos/deer/a0.png").write_bytes(b"")
     (tmp_path / "photos/cat/zz.txt").write_bytes(b"hello")
     with pytest.warns(ScqWarning) as caught:
         source = opened(skip_bad_rows=True)
     assert [str(w.message) for w in caught] == [
-        "photos: left out 2 of 14 files: 1 empty, 1 no picture (cat/zz.txt, deer/a0.png)"
+        "photos: left out 2 of 14 files: 1 empty, 1 no image (cat/zz.txt, deer/a0.png)"
     ]
     with source:
         assert (len(source), source.dropped, source.names) == (12, 2, sorted(photos))
@@ -454,7 +454,7 @@ def lines(path, *text):
 def test_csv(photos, tmp_path):
     names = ["deer/deer1.png", "cat/cat0.png", "dog/dog1.png", "cat/cat0.png"]
     text = [f"{i + 5},{name},{name[:3]}x" for i, name in enumerate(names)]
-    with pytest.warns(ScqWarning, match=r"1 picture stands on more than one line \(cat/cat0.png on lines 4 and 6\)"):
+    with pytest.warns(ScqWarning, match=r"1 image stands on more than one line \(cat/cat0.png on lines 4 and 6\)"):
         source = opened(lines("photos/l.csv", "\ufeffid, path ,labels", text[0], "", *text[1:]))
     with source:
         assert (source.names, source.ids.tolist(), source.has_ids) == (names, [5, 6, 7, 8], True)
@@ -518,7 +518,7 @@ def test_ids_of_a_list_may_repeat_where_that_is_allowed(photos):
 
 # ----------------------------------------------------------------------------------------------------------------- HDF5
 def forms(stored):
-    """The same encoded pictures in every form that a dataset may have them in."""
+    """The same encoded images in every form that a dataset may have them in."""
     longest = max(map(len, stored))
     fixed = np.array([data.ljust(longest, b"\0") for data in stored], f"S{longest}")
     return {
@@ -583,17 +583,17 @@ def test_hdf5_left_out(photos):
     with pytest.raises(DataError) as caught, opened("p.h5") as source:
         source.read(0, 3)
     assert str(caught.value) == (
-        "p.h5: 2 of 12 pictures cannot be used: 2 no picture "
-        "(first: #2: no picture, it is neither JPEG, PNG, WebP, GIF, BMP nor TIFF); --skip-bad-rows leaves them out"
+        "p.h5: 2 of 12 images cannot be used: 2 no image "
+        "(first: #2: no image, it is neither JPEG, PNG, WebP, GIF, BMP nor TIFF); --skip-bad-rows leaves them out"
     )
-    with pytest.warns(ScqWarning, match=r"left out 2 of 12 pictures: 2 no picture \(#2, #5\)$"):
+    with pytest.warns(ScqWarning, match=r"left out 2 of 12 images: 2 no image \(#2, #5\)$"):
         source = opened("p.h5", skip_bad_rows=True)
     with source:
         assert (len(source), source.names[2], source.ids[2]) == (10, "#3", 3)
 
 
 # -------------------------------------------------------------------------------------------------------------- library
-def test_pillow_is_loaded_by_pictures_alone_and_its_absence_told(photos):
+def test_pillow_is_loaded_by_images_alone_and_its_absence_told(photos):
     code = """
 import sys
 import scqfaiss.data.images

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from scqfaiss.contract import Part
+from scqfaiss.contract import Subset
 from scqfaiss.data import open_rows
 from scqfaiss.data.pairs import PairSource
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
@@ -281,4 +281,4 @@ def test_training_sees_whole_pairs_streamed_or_not(file, memory):
             np.testing.assert_array_equal(x.numpy(), both()[index.numpy()])
             seen += index.tolist()
         assert sorted(seen) == list(range(90))
-        assert fingerprint(Part(rows, None, source.ids)) != fingerprint(Part(rows, None, source.ids + 1))
+        assert fingerprint(Subset(rows, None, source.ids)) != fingerprint(Subset(rows, None, source.ids + 1))

@@ -1,4 +1,4 @@
-"""Views of pictures against a slow twin that samples pixel by pixel."""
+"""Views of images against a slow twin that samples pixel by pixel."""
 
 import math
 
@@ -13,7 +13,7 @@ from scqfaiss.encoders.augment import COLUMNS, PRESETS, Strengths, strengths, ta
 GREY = torch.tensor([0.485, 0.456, 0.406])
 
 
-def pictures(b=5, size=12, seed=0):
+def images(b=5, size=12, seed=0):
     return torch.rand(b, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
@@ -83,7 +83,7 @@ def slow_coloured(x, u, s):
     ids=["flip", "shift", "zoom", "far beyond the border", "light"],
 )
 def test_places_equal_the_slow_twin(s):
-    x, u = pictures(), numbers()
+    x, u = images(), numbers()
     want = slow_placed(x.double().numpy(), u.numpy(), s)
     np.testing.assert_allclose(views(x, u, s, GREY).numpy(), want, atol=2e-5)
     assert len(set((u[:, 0] < 0.5).tolist())) == 2  # some are mirrored, some are not
@@ -92,7 +92,7 @@ def test_places_equal_the_slow_twin(s):
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "all"])
 def test_colours_equal_the_slow_twin(name):
     s = Strengths(brightness=0.9, contrast=0.7, saturation=0.8) if name == "all" else Strengths(**{name: 0.9})
-    x, u = pictures(), numbers()
+    x, u = images(), numbers()
     want = slow_coloured(x.double().numpy(), u.numpy(), s)
     np.testing.assert_allclose(views(x, u, s, GREY).numpy(), want, atol=2e-6)
 
@@ -100,49 +100,49 @@ def test_colours_equal_the_slow_twin(name):
 def test_places_and_colours_come_one_after_the_other():
     s = Strengths(flip=0.5, shift=0.1, zoom=0.15, brightness=0.3, saturation=0.1)
     assert s == PRESETS["auto"]
-    x, u = pictures(), numbers()
+    x, u = images(), numbers()
     want = slow_coloured(slow_placed(x.double().numpy(), u.numpy(), s), u.numpy(), s)
     np.testing.assert_allclose(views(x, u, s, GREY).numpy(), want, atol=2e-5)
 
 
 # ------------------------------------------------------------------------------------------------------ edge cases
-def test_without_strength_a_view_is_the_picture_bit_for_bit():
-    x = pictures()
+def test_without_strength_a_view_is_the_image_bit_for_bit():
+    x = images()
     assert views(x, numbers(), Strengths(), GREY) is x
     assert not Strengths().any and all(s.any for name, s in PRESETS.items() if name != "none")
 
 
-def test_mirrored_twice_is_the_picture():
-    x, u = pictures(), numbers()
+def test_mirrored_twice_is_the_image():
+    x, u = images(), numbers()
     s = Strengths(flip=1.0)
     assert torch.equal(views(x, u, s, GREY), x.flip(3))
     assert torch.equal(views(views(x, u, s, GREY), u, s, GREY), x)
 
 
-def test_a_constant_picture_stays_constant_wherever_it_is_put():
+def test_a_constant_image_stays_constant_wherever_it_is_put():
     x = torch.full((64, 3, 9, 9), 0.25)
     got = views(x, numbers(64), Strengths(flip=0.5, shift=0.5, zoom=0.9), GREY)
     assert_close(got, torch.full_like(got, 0.25), terms=8)  # weights of four pixels, which sum to 1
 
 
-def test_noise_has_its_deviation_and_is_each_pictures_own():
+def test_noise_has_its_deviation_and_is_each_images_own():
     s = Strengths(noise=0.1)
     x = torch.full((8, 3, 32, 32), 0.5)
     u = numbers(8)
     noise = (views(x, u, s, GREY) - x) / 0.1
     assert abs(float(noise.mean())) < 0.02 and abs(float(noise.std()) - 1) < 0.02
     assert abs(float((noise[0] * noise[1]).mean())) < 0.1
-    for i in range(8):  # whatever pictures stand beside it; a product and a sum
+    for i in range(8):  # whatever images stand beside it; a product and a sum
         assert_close(views(x[i : i + 1], u[i : i + 1], s, GREY)[0], views(x, u, s, GREY)[i], terms=2)
 
 
 def test_colours_and_noise_stay_between_black_and_white():
-    x = views(pictures(32), numbers(32), Strengths(brightness=1, contrast=1, saturation=1, noise=1), GREY)
+    x = views(images(32), numbers(32), Strengths(brightness=1, contrast=1, saturation=1, noise=1), GREY)
     assert 0 <= float(x.min()) and float(x.max()) <= 1
 
 
 def test_a_patch_is_a_rectangle_of_the_given_colour():
-    x, u = 2 + pictures(200, 20), numbers(200)
+    x, u = 2 + images(200, 20), numbers(200)
     got = views(x, u, Strengths(erase=0.5), GREY)
     covered = (got != x).any(1)
     count = 0
@@ -162,15 +162,15 @@ def test_a_patch_is_a_rectangle_of_the_given_colour():
     assert float((got == x).double().mean()) > 0.5
 
 
-def test_pictures_without_probability_of_a_patch_have_none():
-    x = pictures()
+def test_images_without_probability_of_a_patch_have_none():
+    x = images()
     assert torch.equal(views(x, numbers(), Strengths(erase=1e-9), GREY), x)
 
 
 # ------------------------------------------------------------------------------------------------------- random numbers
 @pytest.mark.parametrize("s", [PRESETS["auto"], PRESETS["paper"], Strengths(erase=1.0, noise=0.1, contrast=0.5)])
-def test_a_pictures_view_depends_on_its_row_alone(s):
-    x, u = pictures(6), numbers(6)
+def test_a_images_view_depends_on_its_row_alone(s):
+    x, u = images(6), numbers(6)
     whole = views(x, u, s, GREY)
     parts = torch.cat([views(x[i : i + 2], u[i : i + 2], s, GREY) for i in (0, 2, 4)])
     # Places are off by a few eps of the 12 pixels of a side, a pixel by its distance to the next one, at most 1.
@@ -183,15 +183,15 @@ def test_a_longer_table_begins_like_a_shorter_one():
 
 
 def test_one_strength_leaves_the_numbers_of_the_others():
-    x, u = pictures(), numbers()
+    x, u = images(), numbers()
     moved = views(x, u, Strengths(shift=0.2), GREY)
     both = views(x, u, Strengths(shift=0.2, brightness=0.3), GREY)
     assert_close(both, views(moved, u, Strengths(brightness=0.3), GREY), terms=8)
 
 
 @pytest.mark.parametrize("s", [PRESETS["paper"], Strengths(shift=0.1, contrast=0.3, erase=0.5)])
-def test_reduced_precision_is_not_for_pictures(s):
-    x, u = pictures(), numbers()
+def test_reduced_precision_is_not_for_images(s):
+    x, u = images(), numbers()
     with torch.autocast("cpu", torch.bfloat16):
         got = views(x, u, s, GREY)
     assert got.dtype == torch.float32
@@ -199,8 +199,8 @@ def test_reduced_precision_is_not_for_pictures(s):
 
 
 def test_fast_products_leave_places_alone():
-    """Matrix products of a training may be bfloat16, which tells apart 256 places of a picture at best."""
-    x, u, s = pictures(4, 40), numbers(4), PRESETS["light"]
+    """Matrix products of a training may be bfloat16, which tells apart 256 places of an image at best."""
+    x, u, s = images(4, 40), numbers(4), PRESETS["light"]
     exact, before = views(x, u, s, GREY), torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
@@ -210,7 +210,7 @@ def test_fast_products_leave_places_alone():
 
 
 def test_no_gradient_and_no_change_of_what_came_in():
-    x, u = pictures().requires_grad_(), numbers()
+    x, u = images().requires_grad_(), numbers()
     before = x.detach().clone()
     got = views(x, u, Strengths(brightness=0.3, noise=0.1, erase=1.0), GREY)
     assert not got.requires_grad and torch.equal(x, before)
@@ -225,7 +225,7 @@ def test_presets_and_knobs():
     assert (1 - paper.zoom, 1 + paper.zoom) == (0.7, 1.3) and paper.flip == 0.5
 
 
-def test_the_papers_smallest_window_stays_within_the_picture():
+def test_the_papers_smallest_window_stays_within_the_image():
     """0.7 of the side, moved by 0.15 at most: nothing is mirrored in."""
     x = torch.arange(12.0).expand(1, 3, 12, 12) / 12
     u = numbers(1)

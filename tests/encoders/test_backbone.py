@@ -1,4 +1,4 @@
-"""Networks for pictures as encoders: what a factory may be, what is pooled, what trains, what a file may bring."""
+"""Networks for images as encoders: what a factory may be, what is pooled, what trains, what a file may bring."""
 
 import hashlib
 import json
@@ -122,7 +122,7 @@ def made(factory="nets_of_tests:small", arguments=None, seed=0, **settings):
     return Backbone(Settings(**(PLAIN | settings)), network(factory, arguments, seed), factory, arguments, seed)
 
 
-def pictures(b=6, size=SIZE, seed=0):
+def images(b=6, size=SIZE, seed=0):
     return torch.randint(256, (b, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
@@ -132,7 +132,7 @@ def test_names_of_encoders():
     assert (Backbone.modality, encoder_class("mlp").modality) == (IMAGES, ROWS)
     message = (
         r"^unknown encoder 'squeezenett'; did you mean 'squeezenet'\?; there are identity, linear, mlp, squeezenet, and any "
-        r"network for pictures as package.module:factory$"
+        r"network for images as package.module:factory$"
     )
     with pytest.raises(ConfigError, match=message):
         encoder_class("squeezenett")
@@ -215,7 +215,7 @@ def slow_keep(maps, name, module, inputs, out):
 
 
 def slow_features(net, layers, pool, x, mean, std, t=None):
-    """Pictures one by one, maps by hooks that copy, pooling in float64 NumPy."""
+    """Images one by one, maps by hooks that copy, pooling in float64 NumPy."""
     out = []
     for one in x.numpy():
         y = (one / 255 - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
@@ -265,14 +265,14 @@ def test_features_equal_the_slow_twin(factory, layers, pool, width, stages, chan
             b.t.copy_(torch.arange(len(b.t)) - 0.7)
         t = b.t.tolist()
     mean, std = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)) if "Maps" in factory else IMAGENET
-    x = pictures(3, size)
+    x = images(3, size)
     names = [n.strip() for n in layers.split(",")] if layers else list(b.names)
     want = slow_features(b.net, names, pool, x, mean, std, t)
     got = b.features(x.numpy())
     assert (b.width, b.d_in, b.stages, got.shape, got.dtype) == (width, width, stages, (3, width), np.float32)
     np.testing.assert_allclose(got, want, atol=2e-5, rtol=2e-4)
     with torch.no_grad():
-        np.testing.assert_array_equal(b.eval()(x)[0].numpy(), got)  # the same pictures, the same way
+        np.testing.assert_array_equal(b.eval()(x)[0].numpy(), got)  # the same images, the same way
     assert b(x).shape == (1, 3, width) and b.layers() == [] and b.members == 1
 
 
@@ -309,22 +309,22 @@ def test_the_network_stops_behind_the_last_layer_unless_it_is_wanted_whole():
     b = made(layers="first,second")
     runs = []
     b.net.tail.register_forward_hook(lambda *_: runs.append(1))
-    short = b.features(pictures().numpy())
+    short = b.features(images().numpy())
     assert not runs
     b.whole = True
-    assert np.array_equal(b.features(pictures().numpy()), short)
+    assert np.array_equal(b.features(images().numpy()), short)
     assert runs
     b.whole = False
     rows = torch.export.Dim("rows", min=1, max=64)
     with torch.no_grad():
-        exported = torch.export.export(b.eval(), (pictures(),), dynamic_shapes=({0: rows},)).module()
-        x = pictures(4, seed=3)
+        exported = torch.export.export(b.eval(), (images(),), dynamic_shapes=({0: rows},)).module()
+        x = images(4, seed=3)
         np.testing.assert_allclose(exported(x)[0].numpy(), b.features(x.numpy()), atol=1e-5)
 
 
 def test_what_overwrites_a_map_does_not_reach_its_gradient():
     b = made(layers="norm,second", pool="hybrid").train()  # ReLU in place follows norm
-    b(pictures()).sum().backward()
+    b(images()).sum().backward()
     assert b.net.first.weight.grad.abs().sum() > 0
     assert b.net.tail.weight.grad is None  # behind the last layer
 
@@ -347,7 +347,7 @@ def test_what_overwrites_a_map_does_not_reach_its_gradient():
         (
             "nets_of_tests:small",
             {"size": 2},
-            "network nets_of_tests:small cannot take pictures of 2 x 2: RuntimeError: "
+            "network nets_of_tests:small cannot take images of 2 x 2: RuntimeError: "
             "Calculated padded input size per channel: (2 x 2). Kernel size: (3 x 3). Kernel size can't be greater than "
             "actual input size",
         ),
@@ -371,7 +371,7 @@ def test_settings_that_do_not_fit_the_network(factory, settings, message):
             "whole",
             ": the network gives (1, 3, 16, 16), needs (b, c) or (b, c, h, w); name layers that do with --set layers=...",
         ),
-        ("raise", " cannot take pictures of 16 x 16: ZeroDivisionError: division by zero"),
+        ("raise", " cannot take images of 16 x 16: ZeroDivisionError: division by zero"),
     ],
 )
 def test_outputs_that_are_no_features(what, reason):
@@ -411,16 +411,16 @@ def test_the_size_is_the_networks_own_unless_asked():
 
 
 @pytest.mark.parametrize("x", [torch.zeros(2, 3, 8, 8), torch.zeros(2, SIZE, SIZE, 3), torch.zeros(3, SIZE, SIZE)])
-def test_pictures_of_another_shape_are_refused(x):
+def test_images_of_another_shape_are_refused(x):
     b = made()
-    with pytest.raises(ConfigError, match=r"^pictures are \(.*\), the network needs \(b, 3, 16, 16\)$"):
+    with pytest.raises(ConfigError, match=r"^images are \(.*\), the network needs \(b, 3, 16, 16\)$"):
         b(x.byte())
-    with pytest.raises(ConfigError, match=r"^pictures are float64, the network needs uint8$"):
+    with pytest.raises(ConfigError, match=r"^images are float64, the network needs uint8$"):
         b.features(np.zeros((2, 3, SIZE, SIZE)))
 
 
 def test_features_of_many_and_of_none(monkeypatch):
-    b, x = made("nets_of_tests:Maps").train(), pictures(10).numpy()
+    b, x = made("nets_of_tests:Maps").train(), images(10).numpy()
     whole = b.features(x)
     monkeypatch.setattr(backbone, "CHUNK", 3)
     x.setflags(write=False)
@@ -430,18 +430,18 @@ def test_features_of_many_and_of_none(monkeypatch):
     seen = []
     b.net[0].register_forward_hook(lambda _, __, out: seen.append(len(out)))
     with torch.no_grad():
-        assert b(pictures(10)).shape == (1, 10, 5)
-    b(pictures(10))
+        assert b(images(10)).shape == (1, 10, 5)
+    b(images(10))
     assert seen == [3, 3, 3, 1, 10]  # chunks where no gradient is wanted
 
 
 def test_mirrored_features_are_the_mean_of_both_sides():
     both, one = (made("nets_of_tests:Maps", mirror=mirror) for mirror in (True, False))
-    x = pictures()
+    x = images()
     sides = one.features(x.numpy()), one.features(x.flip(3).numpy())
     assert np.abs(sides[0] - sides[1]).max() > 1e-3
     assert_close(both.features(x.numpy()), (sides[0] + sides[1]) / 2, MAPS)
-    assert torch.equal(both.train()(x), one.train()(x))  # training sees mirrored pictures anyway
+    assert torch.equal(both.train()(x), one.train()(x))  # training sees mirrored images anyway
     again = from_record(*both.record(), trusted="nets_of_tests:Maps")
     np.testing.assert_array_equal(again.features(x.numpy()), both.features(x.numpy()))
 
@@ -449,7 +449,7 @@ def test_mirrored_features_are_the_mean_of_both_sides():
 # ---------------------------------------------------------------------------------------------- training: views, freezing
 def test_one_number_of_draws_gives_one_view():
     b = made("nets_of_tests:Maps", augment="paper", dropout=0.3).train()
-    x = pictures()
+    x = images()
     first, second = b(x), b(x)
     assert int(b.draws) == 2 and not torch.equal(first, second)
     b.draws.fill_(0)
@@ -464,7 +464,7 @@ def test_one_number_of_draws_gives_one_view():
 
 
 def test_views_do_not_hang_on_torchs_random_state():
-    b, x = made("nets_of_tests:Maps", augment="paper", dropout=0.3).train(), pictures()
+    b, x = made("nets_of_tests:Maps", augment="paper", dropout=0.3).train(), images()
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = b(x)
@@ -476,11 +476,11 @@ def test_views_do_not_hang_on_torchs_random_state():
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_two_processes_see_the_views_of_one(monkeypatch, grad):
-    x, parts = pictures(8), []
+    x, parts = images(8), []
     b = made("nets_of_tests:Maps", augment="paper", erase=0.5, dropout=0.3).train()
     with torch.set_grad_enabled(grad):
         whole = b(x)
-        monkeypatch.setattr(distributed, "world", lambda: 2)
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
         for rank in (0, 1):
             b.draws.fill_(0)
             monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
@@ -494,7 +494,7 @@ def test_two_processes_see_the_views_of_one(monkeypatch, grad):
 
 
 def test_views_without_gradient_are_those_of_training():
-    b, x = made("nets_of_tests:Maps", augment="light").train(), pictures()
+    b, x = made("nets_of_tests:Maps", augment="light").train(), images()
     with torch.no_grad():
         got = b(x)
     plain = made("nets_of_tests:Maps")
@@ -507,7 +507,7 @@ def test_views_without_gradient_are_those_of_training():
 
 def test_dropout_scales_up_what_it_keeps():
     b = made("nets_of_tests:Maps", {"c": "400"}, dropout=0.25).train()
-    x = pictures(20)
+    x = images(20)
     plain, dropped = b.eval()(x)[0], b.train()(x)[0]
     kept = dropped != 0
     alive = plain > 1e-3
@@ -519,11 +519,11 @@ def test_norms_follow_training_steps_alone():
     b = made(layers="second").train()
     fresh = {k: v.clone() for k, v in b.state_dict().items()}
     with torch.no_grad():
-        b(pictures())
+        b(images())
     assert torch.equal(b.net.norm.running_mean, fresh["net.norm.running_mean"]) and b.training
-    alone, beside = b.features(pictures(1).numpy()), b.features(pictures().numpy())
+    alone, beside = b.features(images(1).numpy()), b.features(images().numpy())
     assert_close(alone[0], beside[0], MAPS)
-    b(pictures())
+    b(images())
     assert not torch.equal(b.net.norm.running_mean, fresh["net.norm.running_mean"])
 
 
@@ -541,7 +541,7 @@ def test_the_network_is_frozen_first_and_learns_then():
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        b(pictures())[0, :, :3].sum().backward()
+        b(images())[0, :, :3].sum().backward()
         optimizer.step()
         return {k for k, v in b.state_dict().items() if not torch.equal(v, before[k])}
 
@@ -560,7 +560,7 @@ def test_a_network_of_rate_zero_never_learns():
     b = made(layers="second", backbone_lr=0.0).train()
     assert b.groups(0.01, 0.3) == []
     b.on_epoch(5)
-    assert not b(pictures()).requires_grad
+    assert not b(images()).requires_grad
 
 
 def test_what_the_factory_froze_stays_frozen():
@@ -575,7 +575,7 @@ def test_what_the_factory_froze_stays_frozen():
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_reduced_precision_is_for_training(grad):
-    b, x = made("nets_of_tests:Maps"), pictures()
+    b, x = made("nets_of_tests:Maps"), images()
     b.precision = torch.bfloat16
     seen = []
     b.net[0].register_forward_hook(lambda _, __, out: seen.append(out.dtype))
@@ -612,8 +612,8 @@ def test_joint_norms_equal_one_norm_of_the_joint_batch(monkeypatch, shape):
         one.weight.copy_(torch.tensor([0.5, 1, 2]))
     net = nn.Sequential(kind(3, momentum=None))
     net[0].load_state_dict(one.state_dict())
-    monkeypatch.setattr(distributed, "world", lambda: 2)
-    monkeypatch.setattr(distributed, "gathered", lambda t: torch.cat([t, t]))
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_gather_with_grad", lambda t: torch.cat([t, t]))
     two = joined(net)[0]
     assert isinstance(two, JointNorm) and list(net.state_dict()) == list(nn.Sequential(one).state_dict())
     for _ in range(2):
@@ -785,7 +785,7 @@ def test_a_record_gives_the_same_encoder_again(factory, arguments, settings):
     b = made(factory, arguments, **settings).train()
     if b.config.pool == "hybrid":
         b.t.data.fill_(0.7)
-    x = pictures(3, b.size)
+    x = images(3, b.size)
     b(x)  # moves the norms' statistics
     tensors, config = b.record()
     bundle = from_bytes(Bundle({f"backbone.{k}": v for k, v in tensors.items()}, {"backbone": config}).to_bytes(), "m")

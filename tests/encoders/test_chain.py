@@ -103,7 +103,7 @@ def test_the_label_code_stops_at_the_posterior(labels):
     with torch.no_grad():
         assert_close(p, method.features.posterior(torch.from_numpy(X)), roundings(chain, inputs=16), 1)
     assert p.shape == (50, 4)
-    assert_close(p.sum(1) if not labels.many else 1, np.ones(50 if not labels.many else ()), terms=16)
+    assert_close(p.sum(1) if not labels.multilabel else 1, np.ones(50 if not labels.multilabel else ()), terms=16)
 
 
 def test_any_block_size_gives_the_same_rows(monkeypatch):

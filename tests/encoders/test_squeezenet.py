@@ -1,4 +1,4 @@
-"""SqueezeNet 1.0: its shape, its parameters, and what it sees in a picture under ImageNet's weights."""
+"""SqueezeNet 1.0: its shape, its parameters, and what it sees in an image under ImageNet's weights."""
 
 import os
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_every_layer_is_as_wide_as_the_paper_says():
     assert sum(p.numel() for p in net.parameters()) == 1_248_424  # '1,248,424 (total)' of table 1
 
 
-def test_maps_of_a_picture_of_its_own_size():
+def test_maps_of_a_image_of_its_own_size():
     net, seen = squeezenet1_0().eval(), {}
     for name in ("features.2", "features.5", "features.10", "features.12"):
         net.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: seen.update({name: out.shape[1:]}))
@@ -87,7 +87,7 @@ def test_classes_below_zero_are_refused():
         squeezenet1_0(-1)
 
 
-def test_what_it_says_of_its_pictures():
+def test_what_it_says_of_its_images():
     assert (SqueezeNet.input_size, SqueezeNet.feature_layers) == (224, ("features.12",))
     assert SqueezeNet.mean == (0.485, 0.456, 0.406) and SqueezeNet.std == (0.229, 0.224, 0.225)
 
@@ -99,10 +99,10 @@ def test_a_chinese_temple_is_seen_as_one():
     images = pytest.importorskip("sklearn.datasets")
     PIL = pytest.importorskip("PIL.Image")
     path = Path(images.__file__).parent / "images" / "china.jpg"
-    picture = PIL.open(path).convert("RGB").resize((227, 227), PIL.Resampling.BILINEAR)
+    image = PIL.open(path).convert("RGB").resize((227, 227), PIL.Resampling.BILINEAR)
     net = network("squeezenet", {"classes": "1000"})
     assert len(load_weights(net, WEIGHTS)) == 64
-    x = torch.tensor(np.asarray(picture)).permute(2, 0, 1)[None] / 255
+    x = torch.tensor(np.asarray(image)).permute(2, 0, 1)[None] / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in (net.mean, net.std))
     with torch.no_grad():
         p, classes = net.eval()((x - mean) / std).softmax(1).topk(5)

@@ -70,10 +70,10 @@ def test_b3_whole_floats_convert(rows, dtype):
         assert source.labels.y.dtype == np.int64
 
 
-@pytest.mark.parametrize("value, shown", [(0.5, "0.5"), (np.nan, "nan"), (np.inf, "inf")])
-def test_b3_other_floats(rows, value, shown):
+@pytest.mark.parametrize("value, printable", [(0.5, "0.5"), (np.nan, "nan"), (np.inf, "inf")])
+def test_b3_other_floats(rows, value, printable):
     y = changed(np.zeros(20), 4, value)
-    refuse(rows, f"x.h5: labels: row 4 is {shown}, not a class number", y)
+    refuse(rows, f"x.h5: labels: row 4 is {printable}, not a class number", y)
 
 
 def test_b3_no_numbers(rows):
@@ -103,13 +103,13 @@ def test_b4_row_without_label_passes(rows):
     y = np.eye(20, 3, dtype=np.uint8)
     with rows(y) as source:
         np.testing.assert_array_equal(source.labels.y, y)
-        assert (source.labels.many, source.labels.C) == (True, 3)
+        assert (source.labels.multilabel, source.labels.C) == (True, 3)
 
 
-@pytest.mark.parametrize("value, shown", [(2, "2.0"), (np.nan, "nan"), (0.5, "0.5")])
-def test_b4_other_values(rows, value, shown):
+@pytest.mark.parametrize("value, printable", [(2, "2.0"), (np.nan, "nan"), (0.5, "0.5")])
+def test_b4_other_values(rows, value, printable):
     y = changed(np.zeros((20, 3)), ([7, 9], 1), value)
-    refuse(rows, f"x.h5: labels: row 7 holds {shown}, needs 0 or 1 (2 such rows)", y)
+    refuse(rows, f"x.h5: labels: row 7 holds {printable}, needs 0 or 1 (2 such rows)", y)
 
 
 def test_b4_shapes(rows):

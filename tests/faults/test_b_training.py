@@ -86,7 +86,7 @@ def test_b8_k_below_c(run, here):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--bits", "24", "--set", "d=16"], "d=16 is not divisible by M=3 books; need M of 2 or 4"),
+        (["--bits", "24", "--set", "d=16"], "d=16 is not divisible by M=3 codebooks; need M of 2 or 4"),
         (["--bits", "30"], "bits=30 is not a multiple of nbits=8; need 24 or 32"),
         (["--bits", "7"], "bits=7 is not a multiple of nbits=8; need 8"),
         (["--bits", "0"], "bits=0 is not a multiple of nbits=8; need 8"),
@@ -94,11 +94,11 @@ def test_b8_k_below_c(run, here):
         (["--bits", "1000000000"], "bits is 1,000,000,000, needs 8 to 4,096"),
         (["--nbits", "0"], "nbits is 0, needs 1 to 16"),
         (["--nbits", "17"], "nbits is 17, needs 1 to 16"),
-        (["--method", "pq", "--bits", "24"], "rows of d=16 is not divisible by M=3 books; need M of 2 or 4"),
-        (["--method", "opq", "--bits", "256"], "rows of d=16 cannot fill M=32 books"),
+        (["--method", "pq", "--bits", "24"], "rows of d=16 is not divisible by M=3 codebooks; need M of 2 or 4"),
+        (["--method", "opq", "--bits", "256"], "rows of d=16 cannot fill M=32 codebooks"),
         (
             ["--bits", "2", "--nbits", "1", "--set", "d=4"],
-            "d=4 in M=2 books leaves 2 dimensions a book, which needs --nbits 3 or more",
+            "d=4 in M=2 codebooks leaves 2 dimensions a codebook, which needs --nbits 3 or more",
         ),
     ],
 )
@@ -110,12 +110,14 @@ def test_b9_shapes_that_cannot_be(run, here, untouched, options, message):
 def test_b9_pairs_the_gpu_cannot_run_are_named_before_training(run, here, untouched):
     result = run("train", "train.h5", "-o", "x.safetensors", "--dry-run", "--bits", "12", "--nbits", "6")
     assert result.code == 0
-    needs = "nbits 8, or 4 in an even number of books; got 2 x 6"
+    needs = "nbits 8, or 4 in an even number of codebooks; got 2 x 6"
     assert f"CPU yes, GPU no (the GPU kernels need {needs})" in result.out
     result = run("train", "train.h5", "-o", "x.safetensors", "--dry-run", "--bits", "392")
-    assert "GPU no (the look-up tables of 49 books exceed the shared memory of the GPU; at most 48 fit)" in result.out
+    assert (
+        "GPU no (the look-up tables of 49 codebooks exceed the shared memory of the GPU; at most 48 fit)" in result.out
+    )
     result = run("train", "train.h5", "-o", "x.safetensors", "--dry-run", "--bits", "40")
-    assert "target ivfpq: 13.0 MB a million rows, CPU yes, GPU yes" in result.out  # 5 books are made 8 there
+    assert "target ivfpq: 13.0 MB a million rows, CPU yes, GPU yes" in result.out  # 5 codebooks are made 8 there
     untouched()
 
 
@@ -140,7 +142,7 @@ def test_b9_pairs_the_gpu_cannot_run_are_named_before_training(run, here, untouc
         (
             ["--encoder", "mpl"],
             "unknown encoder 'mpl'; did you mean 'mlp'?; there are identity, linear, mlp, "
-            "squeezenet, and any network for pictures as package.module:factory",
+            "squeezenet, and any network for images as package.module:factory",
         ),
         (["--device", "tpu"], "device is 'tpu', needs auto, cpu, cuda or cuda:N"),
         (["--epochs", "-1"], "epochs is -1, needs 0 or more"),
@@ -162,16 +164,16 @@ def test_b10_unknown_or_mistyped_setting(run, here, untouched, options, message)
 
 
 def test_b13_codes_do_not_fit():
-    books = Codebooks("product", np.zeros((2, 256, 4), np.float32))
+    codebooks = Codebooks("product", np.zeros((2, 256, 4), np.float32))
     for codes, message in (
-        (np.array([[0, 1], [2, 300]]), "codes: row 1 is [2, 300], books hold codewords 0 to 255"),
-        (np.array([[0, -1]]), "codes: row 0 is [0, -1], books hold codewords 0 to 255"),
+        (np.array([[0, 1], [2, 300]]), "codes: row 1 is [2, 300], codebooks hold codewords 0 to 255"),
+        (np.array([[0, -1]]), "codes: row 0 is [0, -1], codebooks hold codewords 0 to 255"),
         (np.zeros((3, 3), int), "codes are (3, 3) int64, need (n, 2) integers"),
         (np.zeros((3, 2)), "codes are (3, 2) float64, need (n, 2) integers"),
         (np.zeros(3, int), "codes are (3,) int64, need (n, 2) integers"),
     ):
         with pytest.raises(DataError) as caught:
-            books.check_codes(codes)
+            codebooks.check_codes(codes)
         assert (caught.value.exit_code, str(caught.value)) == (3, message)
 
 
@@ -224,7 +226,7 @@ def test_ragged_lists_are_data_errors(ragged):
 
 
 def test_size_is_what_a_person_would_say():
-    assert [errors.size(n) for n in (180, 1200, 1.2e9, 20.5e12, 999_999)] == [
+    assert [errors.format_bytes(n) for n in (180, 1200, 1.2e9, 20.5e12, 999_999)] == [
         "180 bytes",
         "1.2 kB",
         "1.2 GB",

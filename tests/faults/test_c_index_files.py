@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import scqfaiss
-from scqfaiss import files
+from scqfaiss import files, footer
 from scqfaiss.errors import ConfigError, IndexFileError, ResourceError, ScqError, ScqWarning
 from scqfaiss.galleries import gallery, reading
 
@@ -40,13 +40,13 @@ def rejected(data, message=None):
         assert (caught.value.exit_code, str(caught.value)) == (3, message)
 
 
-def sealed(index, card, change=None):
-    """A FAISS index under a valid card and trailer; change(stream) forges the stream first."""
+def sealed(index, metadata, change=None):
+    """A FAISS index under a valid metadata and trailer; change(stream) forges the stream first."""
     stream = index if isinstance(index, bytes) else faiss.serialize_index(index).tobytes()
     if change is not None:
         stream = change(stream)
     f = io.BytesIO()
-    files.seal(f, lambda put: put(stream), dict(card))
+    footer.write_sealed(f, lambda put: put(stream), dict(metadata))
     return f.getvalue()
 
 
@@ -68,8 +68,8 @@ def test_c1_every_bit(good):
             os.pwrite(shared.fileno(), bytes([data[i] ^ 1 << bit % 8]), i)
             try:
                 # Without the magic it is no footer: the stream is then read to its end, and something follows it.
-                if files.has_footer(shared):
-                    files.read_footer(shared, "g.faissindex")
+                if footer.has_footer(shared):
+                    footer.read_footer(shared, "g.faissindex")
                     accepted += 1
                 else:
                     reading.read_gallery("g.faissindex")
@@ -97,7 +97,7 @@ def test_c1_every_truncation(good):
     """One cut is sound: at the exact end of the FAISS stream. It warns and answers right."""
     data, stored = good
     with open("g.faissindex", "rb") as f:
-        stream = files.read_footer(f, "g.faissindex")[1]
+        stream = footer.read_footer(f, "g.faissindex")[1]
     passed = []
     for n in range(len(data)):
         try:
@@ -105,7 +105,7 @@ def test_c1_every_truncation(good):
         except IndexFileError:
             continue
         passed.append(n)
-        assert found.card is None
+        assert found.metadata is None
     assert passed == [stream]
     read(data[:stream])
     with pytest.warns(ScqWarning, match=r"^g\.faissindex: no checksum: written by another program, or cut off$"):
@@ -198,20 +198,20 @@ def remap(entry):
 
 def test_c3_forged_streams(good):
     _, stored = good
-    card = {k: v for k, v in stored.card.items() if k != "format"}
+    metadata = {k: v for k, v in stored.metadata.items() if k != "format"}
     for index, message in (
         (hnsw(), "class IndexHNSWFlat is not one that scqfaiss writes"),
         (remap(10**6), "RemapDimensionsTransform: places"),
         (remap(4), "RemapDimensionsTransform: places"),
         (remap(-2), "RemapDimensionsTransform: places"),
-        (remap(3), "the card says target=ivfpq, the index is a IndexFlatIP"),
+        (remap(3), "the metadata says target=ivfpq, the index is a IndexFlatIP"),
         (faiss.index_factory(4, "LSHt"), "class IndexLSH is not one that scqfaiss writes"),
         (faiss.index_factory(4, "SQ8"), "class IndexScalarQuantizer is not one that scqfaiss writes"),
-        (faiss.index_factory(4, "Flat"), "the card says target=ivfpq, the index is a IndexFlatL2"),
+        (faiss.index_factory(4, "Flat"), "the metadata says target=ivfpq, the index is a IndexFlatL2"),
         (b"hello, this is text\n" * 20, "not a FAISS index, or damaged"),
         (b"", "not a FAISS index, or damaged"),
     ):
-        rejected(sealed(index, card), f"g.faissindex: {message}")
+        rejected(sealed(index, metadata), f"g.faissindex: {message}")
     for where in ("codebooks", "coarse"):
         index = faiss.clone_index(stored.index)
         vector = index.pq.centroids if where == "codebooks" else faiss.downcast_index(index.quantizer).codes
@@ -220,13 +220,13 @@ def test_c3_forged_streams(good):
         faiss.copy_array_to_vector(values, vector)
         what = "IndexIVFPQ: codebooks" if where == "codebooks" else "IndexFlatIP: vectors"
         with pytest.raises(IndexFileError, match=f"{what} are not finite"):
-            read(sealed(index, card))
+            read(sealed(index, metadata))
 
 
 def test_c3_nested_transforms(good):
     """A few are only a strange index of ours; more than FAISS is willing to follow are refused, not a stack overflow."""
     _, stored = good
-    card = {k: v for k, v in stored.card.items() if k != "format"}
+    metadata = {k: v for k, v in stored.metadata.items() if k != "format"}
     flat = faiss.IndexFlatIP(4)
     flat.add(np.eye(4, dtype=np.float32))
     inside = faiss.serialize_index(flat).tobytes()
@@ -235,17 +235,17 @@ def test_c3_nested_transforms(good):
     one = faiss.serialize_index(outer).tobytes()
     head = one[: one.index(inside)]
     for depth in (3, 50, 100_000):
-        rejected(sealed(head * depth + inside, card))
+        rejected(sealed(head * depth + inside, metadata))
 
 
 def test_c3_lists_in_another_file(good, here):
     """Lists on disk name a file that FAISS would open: neither opened nor taken."""
     _, stored = good
-    card = {k: v for k, v in stored.card.items() if k != "format"}
+    metadata = {k: v for k, v in stored.metadata.items() if k != "format"}
     index = faiss.clone_index(stored.index)
     lists = faiss.OnDiskInvertedLists(index.nlist, index.code_size, "elsewhere.bin")
     index.replace_invlists(lists)
-    rejected(sealed(index, card), "g.faissindex: not a FAISS index, or damaged")
+    rejected(sealed(index, metadata), "g.faissindex: not a FAISS index, or damaged")
 
 
 SIZES = """
@@ -266,19 +266,19 @@ print("grew", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1
 def test_c3_claims_of_size(good, here):
     """Vectors of 200 GB and of just what the limit lets through, a table that exists in memory only, a wide transform."""
     _, stored = good
-    card = {k: v for k, v in stored.card.items() if k != "format"}
+    metadata = {k: v for k, v in stored.metadata.items() if k != "format"}
     stream = faiss.serialize_index(stored.index).tobytes()
     floats = np.uint64(256 * 4).tobytes()  # the length in front of the codebooks
     assert stream.count(floats) >= 1
     for name, claim in (("a", 50 * 10**9), ("b", (255 << 20) // 4)):
         forged = stream.replace(floats, np.uint64(claim).tobytes())
-        Path(f"{name}.faissindex").write_bytes(sealed(forged, card))
+        Path(f"{name}.faissindex").write_bytes(sealed(forged, metadata))
     wide = faiss.IndexPreTransform(faiss.IndexFlatIP(4))
     wide.prepend_transform(faiss.LinearTransform(4, 4))
     forged = faiss.serialize_index(wide).tobytes()
     four = np.int32(4).tobytes()
-    Path("c.faissindex").write_bytes(sealed(forged.replace(four, np.int32(2**31 - 1).tobytes()), card))
-    Path("d.faissindex").write_bytes(sealed(forged.replace(four, np.int32(-4).tobytes()), card))
+    Path("c.faissindex").write_bytes(sealed(forged.replace(four, np.int32(2**31 - 1).tobytes()), metadata))
+    Path("d.faissindex").write_bytes(sealed(forged.replace(four, np.int32(-4).tobytes()), metadata))
     done = subprocess.run(
         [sys.executable, "-c", SIZES, *(f"{n}.faissindex" for n in "abcd")], capture_output=True, text=True, timeout=50
     )
@@ -292,16 +292,16 @@ def test_c3_claims_of_size(good, here):
 FUZZ = """
 import sys
 import numpy as np, faiss, io, warnings
-from scqfaiss import files
+from scqfaiss import footer
 from scqfaiss.galleries import reading
 from scqfaiss.errors import ScqError
 warnings.simplefilter("ignore")
 faiss.omp_set_num_threads(1)
 path, out, seed, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 stored = reading.read_gallery(path)
-card = {k: v for k, v in stored.card.items() if k != "format"}
+metadata = {k: v for k, v in stored.metadata.items() if k != "format"}
 with open(path, "rb") as f:
-    stream = files.read_footer(f, path)[1]
+    stream = footer.read_footer(f, path)[1]
     f.seek(0)
     stream = f.read(stream)
 rng, rejected = np.random.default_rng(seed), 0
@@ -311,7 +311,7 @@ for i in range(count):
         at = int(rng.integers(min(len(forged), 400) if i % 2 else len(forged)))
         forged[at] = int(rng.integers(256)) if i % 3 else forged[at] ^ 1 << int(rng.integers(8))
     with open(out, "w+b") as f:
-        files.seal(f, lambda put: put(bytes(forged)), card)
+        footer.write_sealed(f, lambda put: put(bytes(forged)), metadata)
     try:
         index = reading.read_gallery(out).index
     except ScqError:
@@ -339,34 +339,34 @@ def test_c3_fuzzed_streams_under_valid_trailers(here, name):
 
 
 def recarded(data, **changes):
-    """The same stream under a card with other entries, hashed anew."""
-    stream_bytes, card_bytes, _, _ = files.TRAILER.unpack(data[-files.TRAILER.size :])
-    card = json.loads(data[stream_bytes : stream_bytes + card_bytes]) | changes
-    card = {k: v for k, v in card.items() if v is not ...}
+    """The same stream under a metadata with other entries, hashed anew."""
+    stream_bytes, metadata_bytes, _, _ = footer.TRAILER.unpack(data[-footer.TRAILER.size :])
+    metadata = json.loads(data[stream_bytes : stream_bytes + metadata_bytes]) | changes
+    metadata = {k: v for k, v in metadata.items() if v is not ...}
     f = io.BytesIO()
-    files.seal(f, lambda put: put(data[:stream_bytes]), card)
+    footer.write_sealed(f, lambda put: put(data[:stream_bytes]), metadata)
     return f.getvalue()
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"metric": "l2"}, "the card says metric=l2, the index has ip"),
-        ({"n": 201}, "the card says n=201, the index has 200"),
-        ({"d": 5}, "the card says d=5, the index has 4"),
-        ({"M": 1}, "the card says nbits=4, the index has 8"),
-        ({"M": 3}, "the card says M=3, the index has 1"),
-        ({"nbits": 8}, "the card says M=2, the index has 1"),
-        ({"kind": "additive"}, "the card says kind=additive, the index has product"),
-        ({"K": 256}, "the card says K=256, the index has 16"),
-        ({"target": "pq"}, "the card says target=pq, the index has ivfpq"),
-        ({"target": "lift"}, "the card says target=lift, the index has ivfpq"),
-        ({"target": ...}, "the card says target=None, needs text"),
-        ({"encoder": "none"}, "the card says d_in=16, the index has 4"),
-        ({"encoder": "shell"}, "the card does not say how queries are encoded"),
-        ({"encoder": ...}, "the card does not say how queries are encoded"),
-        ({"d_in": ...}, "the card does not say how queries are encoded"),
-        ({"d_in": "16"}, "the card does not say how queries are encoded"),
+        ({"metric": "l2"}, "the metadata says metric=l2, the index has ip"),
+        ({"n": 201}, "the metadata says n=201, the index has 200"),
+        ({"d": 5}, "the metadata says d=5, the index has 4"),
+        ({"M": 1}, "the metadata says nbits=4, the index has 8"),
+        ({"M": 3}, "the metadata says M=3, the index has 1"),
+        ({"nbits": 8}, "the metadata says M=2, the index has 1"),
+        ({"kind": "additive"}, "the metadata says kind=additive, the index has product"),
+        ({"K": 256}, "the metadata says K=256, the index has 16"),
+        ({"target": "pq"}, "the metadata says target=pq, the index has ivfpq"),
+        ({"target": "lift"}, "the metadata says target=lift, the index has ivfpq"),
+        ({"target": ...}, "the metadata says target=None, needs text"),
+        ({"encoder": "none"}, "the metadata says d_in=16, the index has 4"),
+        ({"encoder": "shell"}, "the metadata does not say how queries are encoded"),
+        ({"encoder": ...}, "the metadata does not say how queries are encoded"),
+        ({"d_in": ...}, "the metadata does not say how queries are encoded"),
+        ({"d_in": "16"}, "the metadata does not say how queries are encoded"),
     ],
 )
 def test_c4_card_and_index_disagree(good, run, changes, message):
@@ -377,12 +377,12 @@ def test_c4_card_and_index_disagree(good, run, changes, message):
 
 
 def test_c4_index_of_another_metric(good):
-    """The card is right and the index was changed under it."""
+    """The metadata is right and the index was changed under it."""
     _, stored = good
     index = faiss.clone_index(stored.index)
     index.metric_type = faiss.METRIC_L2
-    card = {k: v for k, v in stored.card.items() if k != "format"}
-    rejected(sealed(index, card), "g.faissindex: the card says metric=ip, the index has l2")
+    metadata = {k: v for k, v in stored.metadata.items() if k != "format"}
+    rejected(sealed(index, metadata), "g.faissindex: the metadata says metric=ip, the index has l2")
 
 
 def test_c4_cards_that_are_none(good):
@@ -393,13 +393,13 @@ def test_c4_cards_that_are_none(good):
         import struct
 
         body = stream + text + struct.pack("<QQ", len(stream), len(text))
-        return body + hashlib.sha256(body).digest() + files.MAGIC
+        return body + hashlib.sha256(body).digest() + footer.MAGIC
 
     for text in (b"", b"{}", b"[1]", b"null", b'{"format": "1"}', b'{"format": true}', b'{"format": 1, "format": 1}'):
-        rejected(with_card(text), "g.faissindex: the index card is not a JSON object with a format number")
+        rejected(with_card(text), "g.faissindex: the index metadata is not a JSON object with a format number")
     for text in (b"\xff\xfe", b"[" * 100_000, b"{" * 1000):
-        rejected(with_card(text), "g.faissindex: the index card is not a JSON object with a format number")
-    rejected(with_card(b" " * (files.MAX_CARD + 1)), MISMATCH)
+        rejected(with_card(text), "g.faissindex: the index metadata is not a JSON object with a format number")
+    rejected(with_card(b" " * (footer.MAX_METADATA + 1)), MISMATCH)
 
 
 def test_c5_newer_format(good, run):
@@ -456,16 +456,16 @@ def test_c8_codes_are_not_encoded_again_and_tables_are_fresh(here):
     checked = []
     for kind, metric, name in itertools.product(("product", "additive"), ("ip", "l2"), REGISTRY):
         dsub = 4 if kind == "product" else 8
-        books = Codebooks(kind, rng.standard_normal((2, 16, dsub)).astype(np.float32), metric)
-        if target(name).supports(books.shape) is not None:
+        codebooks = Codebooks(kind, rng.standard_normal((2, 16, dsub)).astype(np.float32), metric)
+        if target(name).supports(codebooks.shape) is not None:
             continue
-        index = target(name).build(books, codes, np.arange(60) + 5)
+        index = target(name).build(codebooks, codes, np.arange(60) + 5)
         again = faiss.deserialize_index(faiss.serialize_index(index))
         for i in (index, faiss.downcast_index(again)):
-            _, stored, ids = target(name).unpack(i, books.shape)
+            _, stored, ids = target(name).unpack(i, codebooks.shape)
             np.testing.assert_array_equal(stored[np.argsort(ids)], codes)
             D, I = target(name).search(i, xq, 60)
-            scores = books.scores(xq, codes)
+            scores = codebooks.scores(xq, codes)
             np.testing.assert_allclose(D, np.take_along_axis(scores, I - 5, 1), rtol=1e-4, atol=1e-4)
         checked.append((kind, metric, name))
     assert {name for _, _, name in checked} == set(REGISTRY)

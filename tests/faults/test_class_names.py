@@ -32,7 +32,7 @@ def labels(y, names=None, C=None):
 
 def told(found):
     """Each row's classes by name."""
-    return [[found.class_name(int(c)) for c in np.flatnonzero(row)] for row in found.hot()]
+    return [[found.class_name(int(c)) for c in np.flatnonzero(row)] for row in found.multi_hot()]
 
 
 # -------------------------------------------------------------------------------------------------------------- names
@@ -62,16 +62,16 @@ TOGETHER = {
 
 
 @pytest.mark.parametrize("case", TOGETHER)
-@pytest.mark.parametrize("many", [False, True])
-def test_queries_are_numbered_as_the_database(case, many):
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_queries_are_numbered_as_the_database(case, multilabel):
     (y, names), (yb, names_b), want = TOGETHER[case]
     a, b = labels(y, names), labels(yb, names_b)
-    if many:
-        a, b = (Labels(x.hot(), x.C, x.class_names) for x in (a, b))
+    if multilabel:
+        a, b = (Labels(x.multi_hot(), x.C, x.class_names) for x in (a, b))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScqWarning)
         a, again = classes.together(a, b, "q", "db")
-    assert (again is b, a.C, a.many, a.class_names, told(a)) == (True, b.C, many, names_b, want)
+    assert (again is b, a.C, a.multilabel, a.class_names, told(a)) == (True, b.C, multilabel, names_b, want)
 
 
 def test_a_database_of_numbers_meets_queries_of_some_named_ones():
@@ -221,9 +221,9 @@ def test_validation_rows(here, run):
         assert held.labels.y.tolist() == (3 - np.arange(60) % 4).tolist()
 
 
-# -------------------------------------------------------------------------------------------------------------- pictures
+# -------------------------------------------------------------------------------------------------------------- images
 @pytest.fixture
-def pictures(tmp_path, monkeypatch):
+def images(tmp_path, monkeypatch):
     pytest.importorskip("PIL")
     from PIL import Image
 
@@ -243,22 +243,22 @@ def listed(path, rows):
         csv.writer(f).writerows([("path", "labels"), *rows])
 
 
-def test_class_folders_that_are_numbers(pictures):
-    pictures("db", *(f"{c}/x{c}.png" for c in range(12)))
-    pictures("gaps", "07/a.png", "00/b.png", "2/c.png")
+def test_class_folders_that_are_numbers(images):
+    images("db", *(f"{c}/x{c}.png" for c in range(12)))
+    images("gaps", "07/a.png", "00/b.png", "2/c.png")
     with open_rows("db") as source:
         assert source.labels.class_names == tuple(map(str, range(12)))
         assert [source.names[k] for k in np.flatnonzero(source.labels.y == 2)] == ["2/x2.png"]
     with open_rows("gaps") as source:
         assert source.labels.class_names == ("00", "2", "07")
         assert source.labels.y.tolist() == [0, 2, 1]
-    pictures("gaps", "7/d.png")
+    images("gaps", "7/d.png")
     with pytest.raises(DataError, match="gaps: class folders 07 and 7 are one number; rename one"):
         open_rows("gaps")
 
 
-def test_a_list_of_numbers_meets_class_folders(pictures):
-    pictures("db", *(f"{c}/x{c}.png" for c in (0, 2, 7, 10)))
+def test_a_list_of_numbers_meets_class_folders(images):
+    images("db", *(f"{c}/x{c}.png" for c in (0, 2, 7, 10)))
     listed("q.csv", [(f"db/{c}/x{c}.png", c) for c in (7, 10, 2)])
     for first, second in (("q.csv", "db"), ("db", "q.csv")):
         with open_rows(first) as a, open_rows(second) as b:
@@ -276,17 +276,17 @@ def test_a_list_of_numbers_meets_class_folders(pictures):
         classes.align(a, b)
 
 
-def test_a_list_of_numbers_meets_names(pictures):
-    pictures("db", "cat/a.png", "dog/b.png")
+def test_a_list_of_numbers_meets_names(images):
+    images("db", "cat/a.png", "dog/b.png")
     listed("q.csv", [("db/cat/a.png", 1)])
     with open_rows("q.csv") as a, open_rows("db") as b, pytest.warns(ScqWarning, match="1 is taken for 'dog'$"):
         classes.align(a, b)
         assert told(a.labels) == [["dog"]]
 
 
-def test_lists_of_many_numbers_end_where_they_end(pictures):
+def test_lists_of_many_numbers_end_where_they_end(images):
     """The largest number in a list says nothing of the classes there are."""
-    pictures("p", "a.png", "b.png")
+    images("p", "a.png", "b.png")
     listed("q.csv", [("p/a.png", "0;2"), ("p/b.png", "1")])
     listed("db.csv", [("p/a.png", "0;5"), ("p/b.png", "1")])
     with open_rows("q.csv") as a, open_rows("db.csv") as b:
@@ -297,8 +297,8 @@ def test_lists_of_many_numbers_end_where_they_end(pictures):
         assert (a.labels.C, b.labels.C) == (6, 6)
 
 
-def test_folders_of_one_name_in_two_forms_of_unicode(pictures):
-    pictures("p", f"{NFC}/a.png", f"{NFD}/b.png", "ant/c.png")
+def test_folders_of_one_name_in_two_forms_of_unicode(images):
+    images("p", f"{NFC}/a.png", f"{NFD}/b.png", "ant/c.png")
     if len(os.listdir("p")) < 3:
         pytest.skip("this file system has one form of names")
     said = f"^p: two folders are called {NFC}, in two forms of Unicode; they are taken as one class$"
@@ -311,9 +311,9 @@ def test_folders_of_one_name_in_two_forms_of_unicode(pictures):
         assert unicodedata.is_normalized("NFC", source.labels.class_names[0])
 
 
-def test_evaluate_pictures_by_number(pictures, run):
+def test_evaluate_images_by_number(images, run):
     """From folders named by numbers to a list of numbers: 2 is '2', as its own folder says."""
-    import pictures as drawn
+    import images as drawn
 
     import scqfaiss
 
@@ -337,7 +337,7 @@ def test_evaluate_pictures_by_number(pictures, run):
 
 
 def decoded(path):
-    from pictures import SIZE
+    from images import SIZE
 
     with open_rows(path) as source:
         source.shaped(SIZE, "crop")

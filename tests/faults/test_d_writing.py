@@ -175,8 +175,8 @@ def test_d3_words_before_any_work(run, here, untouched, monkeypatch):
     monkeypatch.setattr("scqfaiss.galleries.exporting.build", None)  # not reached
     refused(run(*EXPORT, "g.faissindex"), 4, "g.faissindex: needs 7.3 kB, 1.0 kB free")
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: DISK(0, 0, 80 * 10**6))
-    with files.reserve("x.bin") as slot, pytest.raises(WriteError) as caught:
-        slot.check_space(1_142_857_143)
+    with files.atomic_write("x.bin") as output, pytest.raises(WriteError) as caught:
+        output.check_space(1_142_857_143)
     assert str(caught.value) == "x.bin: needs 1.2 GB, 80.0 MB free"
     untouched()
 
@@ -259,7 +259,7 @@ def test_d4_folder_without_rights(tmp_path):
                     break
             as_user_nobody()
             try:
-                with files.reserve(folder / "g.faissindex", suffix=".faissindex"):
+                with files.atomic_write(folder / "g.faissindex", suffix=".faissindex"):
                     code = 2
             except WriteError as error:
                 code = 0 if f"cannot write in folder {folder} (Permission denied)" in str(error) else 3
@@ -298,8 +298,8 @@ def test_d4_fsync_of_the_folder_fails_after_the_file_is_whole(here, monkeypatch)
         raise OSError(errno.EIO, "io")
 
     monkeypatch.setattr(files, "_sync_folder", refuse)
-    with files.reserve("x.bin") as slot, pytest.raises(WriteError) as caught:
-        slot.write(lambda f: f.write(b"whole"))
+    with files.atomic_write("x.bin") as output, pytest.raises(WriteError) as caught:
+        output.write(lambda f: f.write(b"whole"))
     assert str(caught.value) == "x.bin: written whole, but a power cut may undo it (Input/output error)"
     assert Path("x.bin").read_bytes() == b"whole"
 
@@ -397,7 +397,7 @@ def test_d7_wrong_suffix(run, here, untouched):
 HOLD = """
 import sys, time
 from scqfaiss import files
-with files.reserve(sys.argv[1], what=sys.argv[2] if len(sys.argv) > 2 else "") as slot:
+with files.atomic_write(sys.argv[1], what=sys.argv[2] if len(sys.argv) > 2 else "") as slot:
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -439,8 +439,8 @@ def test_d8_two_exporters_race(here):
         for _ in range(20):
             barrier.wait()
             try:
-                with files.reserve("race.bin") as slot:
-                    slot.write(lambda f: f.write(bytes([n]) * 10_000))
+                with files.atomic_write("race.bin") as output:
+                    output.write(lambda f: f.write(bytes([n]) * 10_000))
                 outcomes.append("wrote")
             except WriteError as error:
                 # The lock is taken a moment before the pid stands in it.
@@ -494,8 +494,8 @@ def test_d8_file_system_without_locks(here, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     words = r"^x\.bin: this file system has no locks; do not write the same file twice at a time$"
-    with pytest.warns(ScqWarning, match=words), files.reserve("x.bin") as slot:
-        slot.write(lambda f: f.write(b"whole"))
+    with pytest.warns(ScqWarning, match=words), files.atomic_write("x.bin") as output:
+        output.write(lambda f: f.write(b"whole"))
     assert Path("x.bin").read_bytes() == b"whole"
 
 
@@ -535,14 +535,14 @@ def test_d9_second_training_while_the_first_runs(run, here):
 def test_d10_readers_during_re_export(here):
     """Two readers, 60 swaps of the file beneath them: every read is the old gallery or the new one."""
     old, new = Path("g.faissindex").read_bytes(), Path("other.faissindex").read_bytes()
-    wanted = {read_gallery(n).card["model_sha256"] for n in ("g.faissindex", "other.faissindex")}
+    wanted = {read_gallery(n).metadata["model_sha256"] for n in ("g.faissindex", "other.faissindex")}
     shutil.copy("g.faissindex", "live.faissindex")
     done, errors, reads = threading.Event(), [], []
 
     def read():
         while not done.is_set():
             try:
-                reads.append(read_gallery("live.faissindex").card["model_sha256"])
+                reads.append(read_gallery("live.faissindex").metadata["model_sha256"])
             except Exception as error:
                 errors.append(error)
 
@@ -550,8 +550,8 @@ def test_d10_readers_during_re_export(here):
     for t in threads:
         t.start()
     for i in range(60):
-        with files.reserve("live.faissindex") as slot:
-            slot.write(lambda f, i=i: f.write(old if i % 2 else new))
+        with files.atomic_write("live.faissindex") as output:
+            output.write(lambda f, i=i: f.write(old if i % 2 else new))
     done.set()
     for t in threads:
         t.join()

@@ -77,9 +77,9 @@ def test_e2_another_model(run, here, untouched):
 def test_e3_k_out_of_range(run, here, untouched):
     for k in ("0", "-1"):
         refused(run(*SEARCH, "-k", k), 2, f"k is {k}, needs 1 or more")
-    for k, shown in (("201", "201"), ("9" * 20, "99,999,999,999,999,999,999")):
+    for k, printable in (("201", "201"), ("9" * 20, "99,999,999,999,999,999,999")):
         result = run(*SEARCH, "-k", k)
-        words = f"k={shown} is more than the 200 vectors of g.faissindex: returned all of them"
+        words = f"k={printable} is more than the 200 vectors of g.faissindex: returned all of them"
         assert (result.code, result.warnings) == (0, [words])
         assert result.out.startswith("20 queries, 200 hits each\n")
     refused(run(*SEARCH, "-k", "1.5"), 2, "Invalid value for '-k': '1.5' is not a valid integer.")
@@ -161,7 +161,7 @@ def test_f5_divergence(run, here, untouched):
 
 
 def test_f6_collapse(run, here):
-    """One row, again and again: every book needs one codeword, and says so."""
+    """One row, again and again: every codebook needs one codeword, and says so."""
     write_h5("same.h5", np.ones((100, 16), np.float32), np.arange(100) % 4)
     result = run("train", "same.h5", "-o", "x.safetensors", *TINY)
     assert (result.code, result.warnings) == (0, [f"codebook {m} uses 1 of 16 codewords" for m in (0, 1)])
@@ -276,9 +276,9 @@ def layer(name):
         (lambda t, c: t.pop("codebooks.centroids"), "a model without 'codebooks.centroids'"),
         (
             lambda t, c: t.update({"codebooks.centroids": np.full((2, 16, 2), np.nan, np.float32)}),
-            "codeword 0 of book 0 is not finite",
+            "codeword 0 of codebook 0 is not finite",
         ),
-        (lambda t, c: t.update({"codebooks.centroids": np.zeros((2, 15, 2), np.float32)}), "a book holds K=15"),
+        (lambda t, c: t.update({"codebooks.centroids": np.zeros((2, 15, 2), np.float32)}), "a codebook holds K=15"),
         (lambda t, c: t.update({"codebooks.centroids": np.zeros((2, 16, 2))}), "centroids are (2, 16, 2) float64"),
     ],
 )

@@ -303,16 +303,16 @@ def test_checkpoints_have_a_folder_of_their_own_from_the_start(run, here, untouc
 @pytest.mark.slow
 def test_a_full_disk_loses_checkpoints_not_the_training(run, here, whole, monkeypatch):
     from scqfaiss.errors import WriteError
-    from scqfaiss.files import Slot
+    from scqfaiss.files import AtomicFile
 
-    write = Slot.write
+    write = AtomicFile.write
 
     def refuse(self, fill, check=None, nbytes=0):
         if self.path.name.startswith("step-"):
             raise WriteError(f"{self.name}: no space left, 0 bytes free")
         write(self, fill, check, nbytes)
 
-    monkeypatch.setattr(Slot, "write", refuse)
+    monkeypatch.setattr(AtomicFile, "write", refuse)
     found = run(*KEPT)
     assert found.code == 0 and "no space left, 0 bytes free; training goes on, and will try again" in found.warnings[0]
     assert (here / "m.safetensors").read_bytes() == whole
@@ -405,7 +405,7 @@ def test_tree_of_a_checkpoint_and_back():
         "c": torch.tensor([True, False]),
     }
     tensors = {}
-    back = checkpoints.rebuild(json.loads(json.dumps(checkpoints.flatten(tree, "t", tensors))), tensors)
+    back = checkpoints.restore_tree(json.loads(json.dumps(checkpoints.flatten(tree, "t", tensors))), tensors)
     assert list(back) == list(tree) and back[0] == tree[0] and back["a"][1][1:] == (None, True)
     for new, old in ((back["a"][0], tree["a"][0]), (back["a"][1][0], tree["a"][1][0]), (back["b"], tree["b"])):
         assert new.shape == old.shape and new.dtype == old.dtype and torch.equal(new, old)

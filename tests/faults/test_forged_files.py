@@ -12,7 +12,7 @@ import pytest
 from targets.conftest import valid, write
 
 import scqfaiss
-from scqfaiss import bundle
+from scqfaiss import bundle, footer
 from scqfaiss.errors import CheckpointError, IndexFileError, ResourceError
 from scqfaiss.galleries.reading import read_gallery
 from scqfaiss.metadata import check_card, check_config
@@ -52,9 +52,9 @@ def test_a_few_forged_files_do_no_harm():
 @pytest.mark.parametrize("value", [None, True, -1, 10**400, float("nan"), "x", ["x"], {"x": 1}])
 @pytest.mark.parametrize("key", ["target", "kind", "M", "d", "n", "metric", "options", "encoder", "d_in", "bits"])
 def test_a_value_of_the_card_is_looked_at_before_it_is_used(key, value, tmp_path):
-    index, card = valid("pq")
-    check_card(card, "g")
-    forged = card | {key: value}
+    index, metadata = valid("pq")
+    check_card(metadata, "g")
+    forged = metadata | {key: value}
     try:
         write(tmp_path / "g.faissindex", index, forged)
     except ValueError:  # NaN is no JSON: what writes refuses it
@@ -83,10 +83,9 @@ def test_an_absent_index_is_refused(stream, mmap, tmp_path):
 
 
 def write_stream(path, stream):
-    from scqfaiss import files
 
     with open(path, "x+b") as f:
-        files.seal(f, lambda put: put(stream), dict(valid("pq")[1]))
+        footer.write_sealed(f, lambda put: put(stream), dict(valid("pq")[1]))
 
 
 def ids_of(index):
@@ -96,17 +95,17 @@ def ids_of(index):
 
 @pytest.mark.parametrize("mmap", [False, True])
 @pytest.mark.parametrize(
-    "new, message", [(-1, "the index holds id -1"), (11, "the card says 0 rows repeat an id, in the index 1 do")]
+    "new, message", [(-1, "the index holds id -1"), (11, "the metadata says 0 rows repeat an id, in the index 1 do")]
 )
 def test_ids_are_held_against_the_card(new, message, mmap, tmp_path):
-    index, card = valid("ivfpq")
+    index, metadata = valid("ivfpq")
     ids_of(index)[0] = new
-    write(tmp_path / "g.faissindex", index, card | {"repeated_ids": 0})
+    write(tmp_path / "g.faissindex", index, metadata | {"repeated_ids": 0})
     with pytest.raises(IndexFileError, match=message):
         read_gallery(tmp_path / "g.faissindex", mmap=mmap)
     if new == 11:
         for name, told in (("told", {"repeated_ids": 1}), ("older", {})):  # older galleries do not count them
-            write(tmp_path / f"{name}.faissindex", index, card | told)
+            write(tmp_path / f"{name}.faissindex", index, metadata | told)
             assert read_gallery(tmp_path / f"{name}.faissindex", mmap=mmap).index.ntotal == 60
 
 
@@ -136,9 +135,9 @@ def unmerge(index):
     ],
 )
 def test_parts_of_a_file_are_held_against_each_other(name, spoil, message, tmp_path):
-    index, card = valid(name)
+    index, metadata = valid(name)
     spoil(index)
-    write(tmp_path / "g.faissindex", index, card)
+    write(tmp_path / "g.faissindex", index, metadata)
     with pytest.raises(IndexFileError, match=message):
         read_gallery(tmp_path / "g.faissindex")
 

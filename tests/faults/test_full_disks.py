@@ -9,7 +9,7 @@ import pytest
 
 from scqfaiss import files
 from scqfaiss.errors import WriteError
-from scqfaiss.files import reserve
+from scqfaiss.files import atomic_write
 from scqfaiss.training import checkpoints
 from scqfaiss.training import fitting as training
 from scqfaiss.training.checkpoints import Checkpoints
@@ -83,7 +83,7 @@ def test_the_finished_model_waits_in_the_folder_of_checkpoints(run, here, disk, 
     (folder / "m.safetensors").write_bytes(b"of before")
     with monkeypatch.context() as patch:
         full_at_the_end(patch, folder)
-        patch.setattr(files.Slot, "hold", files.Slot.check_space)  # as on a file system that cannot
+        patch.setattr(files.AtomicFile, "hold", files.AtomicFile.check_space)  # as on a file system that cannot
         found = run(*TRAIN, "--checkpoint-every", "2")
     assert found.code == 4
     assert (
@@ -114,7 +114,7 @@ def test_checkpoints_on_another_disk_keep_the_model_of_a_short_training(run, her
     expected, folder = whole(run), disk(500)
     with monkeypatch.context() as patch:
         full_at_the_end(patch, folder)
-        patch.setattr(files.Slot, "hold", files.Slot.check_space)  # as on a file system that cannot
+        patch.setattr(files.AtomicFile, "hold", files.AtomicFile.check_space)  # as on a file system that cannot
         assert "the finished model is kept in kept: make room" in run(*TRAIN, "--checkpoints", "kept").error
     assert os.listdir("kept") == ["finished.safetensors"]
     refused = run(*TRAIN, "--checkpoints", "kept")
@@ -146,7 +146,7 @@ def test_a_damaged_finished_model_is_passed_over(run, here, disk, monkeypatch):
     expected, folder = whole(run), disk(500)
     with monkeypatch.context() as patch:
         full_at_the_end(patch, folder)
-        patch.setattr(files.Slot, "hold", files.Slot.check_space)  # as on a file system that cannot
+        patch.setattr(files.AtomicFile, "hold", files.AtomicFile.check_space)  # as on a file system that cannot
         run(*TRAIN, "--checkpoints", "kept")
     Path("kept/finished.safetensors").write_bytes(b"junk")
     (folder / "filler").unlink()
@@ -201,13 +201,13 @@ def test_metrics_that_find_no_room_end_no_training(run, here, disk, monkeypatch)
 
 def test_a_line_that_finds_half_of_its_room_leaves_no_half_line(disk):
     folder = disk(16)
-    with reserve(folder / "log") as slot:
-        slot.append(b"a\n")
+    with atomic_write(folder / "log") as output:
+        output.append(b"a\n")
         fill(folder)
         with pytest.raises(WriteError, match=r"free$"):
-            slot.append(b"b" * 10_000 + b"\n")
+            output.append(b"b" * 10_000 + b"\n")
         (folder / "filler").unlink()
-        slot.append(b"c\n")
+        output.append(b"c\n")
     assert (folder / "log").read_bytes() == b"a\nc\n"
 
 

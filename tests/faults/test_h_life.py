@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import scqfaiss
-from scqfaiss import files
+from scqfaiss import files, footer
 from scqfaiss.errors import ConfigError, IndexFileError
 from scqfaiss.galleries import editing
 from scqfaiss.galleries.inspection import verify_file
@@ -72,7 +72,7 @@ def test_d3_disk_full(run, there, monkeypatch, what, when):
         raise OSError(errno.ENOSPC, "full")
 
     if when == "write":
-        monkeypatch.setattr(files, "seal", refuse)
+        monkeypatch.setattr(footer, "write_sealed", refuse)
     else:
         monkeypatch.setattr(files.os, when, refuse)
     result = run(*EDITS[what])
@@ -235,7 +235,7 @@ def forms(made, tmp_path_factory):
 def test_c_mapped_files_cut_short_are_refused(here, forms, name, verify):
     """FAISS checks that mapped lists begin inside the file; that they end there is for us to see."""
     data = (forms / f"{name}.faissindex").read_bytes()
-    stream = len(data) - files.TRAILER.size - files.TRAILER.unpack(data[-files.TRAILER.size :])[1]
+    stream = len(data) - footer.TRAILER.size - footer.TRAILER.unpack(data[-footer.TRAILER.size :])[1]
     cuts = [*range(0, stream, 997), *range(stream - 9, stream), stream + 1, stream + 200, len(data) - 8, len(data) - 1]
     for cut in cuts:
         Path("cut.faissindex").write_bytes(data[:cut])
@@ -250,7 +250,7 @@ def test_c_mapped_files_cut_short_are_refused(here, forms, name, verify):
 def test_c_mapped_files_with_other_sizes_are_refused(here, forms, name):
     """Every 8 bytes that could be a size, made large, under a footer that is sound."""
     with open(forms / f"{name}.faissindex", "rb") as f:
-        card, stream = files.read_footer(f, name)
+        metadata, stream = footer.read_footer(f, name)
         f.seek(0)
         data = f.read(stream)
     refusals = 0
@@ -261,7 +261,7 @@ def test_c_mapped_files_with_other_sizes_are_refused(here, forms, name):
             bad = bytearray(data)
             bad[place : place + 8] = value.to_bytes(8, "little")
             with open("bad.faissindex", "w+b") as f:
-                files.seal(f, lambda put, bad=bytes(bad): put(bad), card)
+                footer.write_sealed(f, lambda put, bad=bytes(bad): put(bad), metadata)
             try:
                 gallery = scqfaiss.open("bad.faissindex", mmap=True)
                 gallery.search(blobs(2)[0], 5)
@@ -273,7 +273,7 @@ def test_c_mapped_files_with_other_sizes_are_refused(here, forms, name):
 def test_c_sizes_that_wrap_are_refused(here, forms):
     """Two lists whose sizes sum up right modulo 2^64, and so do their places in the file."""
     with open(forms / "lists.faissindex", "rb") as f:
-        card, stream = files.read_footer(f, "lists")
+        metadata, stream = footer.read_footer(f, "lists")
         f.seek(0)
         data = bytearray(f.read(stream))
     place = data.rfind(b"full") + 12
@@ -284,7 +284,7 @@ def test_c_sizes_that_wrap_are_refused(here, forms):
         sizes[1] += np.uint64(1000)
     data[place : place + 64] = sizes.tobytes()
     with open("bad.faissindex", "w+b") as f:
-        files.seal(f, lambda put: put(bytes(data)), card)
+        footer.write_sealed(f, lambda put: put(bytes(data)), metadata)
     for mmap in (True, False):
         with pytest.raises(scqfaiss.ScqError):
             scqfaiss.open("bad.faissindex", mmap=mmap)

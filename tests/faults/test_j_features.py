@@ -8,23 +8,23 @@ import time
 from pathlib import Path
 
 import pytest
-from pictures import COLOURS, NETWORK, draw, photos
+from images import COLOURS, NETWORK, draw, photos
 
 from scqfaiss.data import writing
 from scqfaiss.features.files import features_file
-from scqfaiss.features.source import Seeing
+from scqfaiss.features.source import InferenceOptions
 
 from .conftest import command
 
-pytest.importorskip("PIL", reason="pictures need Pillow")
+pytest.importorskip("PIL", reason="images need Pillow")
 
-EACH, PART = 40, 8  # pictures a class, and a part: 15 parts
+EACH, PART = 40, 8  # images a class, and a part: 15 parts
 MAKE = ("features", "db", "-o", "f.h5", *NETWORK, "--part", str(PART))
 pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
 
 
 class Cut(Exception):
-    """Stands for a kill between two blocks of pictures."""
+    """Stands for a kill between two blocks of images."""
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +52,17 @@ def here(prepared, tmp_path, monkeypatch):
 
 
 def make(folder, cut=None, **options):
-    """features_file as MAKE asks for it; cut: stop dead when so many pictures are done."""
+    """features_file as MAKE asks for it; cut: stop dead when so many images are done."""
 
     def progress(what, done, total, detail):
         if done == cut:
             raise Cut
 
-    options = {"settings": {"size": "32"}, "seeing": Seeing("squeezenet"), "part_rows": PART} | options
+    options = {
+        "settings": {"size": "32"},
+        "inference_options": InferenceOptions("squeezenet"),
+        "part_rows": PART,
+    } | options
     return features_file(folder / "db", folder / "f.h5", keys={}, progress=progress, **options)
 
 
@@ -104,7 +108,7 @@ def test_j2_stopped_and_resumed(here, run, whole, sign):
     _, err = process.communicate(timeout=50)
     assert process.returncode == 130, err
     done = PART * len(parts())
-    assert err.splitlines()[-1] == f"Error: stopped at {done} of 120 pictures; continue with --resume"
+    assert err.splitlines()[-1] == f"Error: stopped at {done} of 120 images; continue with --resume"
     assert run(*MAKE, "--resume").code == 0
     assert Path("f.h5").read_bytes() == whole
 
@@ -124,7 +128,7 @@ def test_j2_stopped_while_the_file_is_written(here, run, whole, monkeypatch):
 
     monkeypatch.setattr(writing, "write_features", interrupted)
     found = run(*MAKE)
-    assert (found.code, found.error) == (130, "Error: stopped at 120 of 120 pictures; continue with --resume")
+    assert (found.code, found.error) == (130, "Error: stopped at 120 of 120 images; continue with --resume")
     monkeypatch.undo()
     os.chdir(here)
     assert run(*MAKE, "--resume").code == 0
@@ -194,7 +198,7 @@ def test_j3_a_damaged_part_is_computed_again(here, run, whole, harm):
         (("--dtype", "float16"), "dtype is float32 there and float16 here"),
         (("--set", "fit=pad"), "fit is crop there and pad here, network_sha256 is "),
         (("--precision", "bfloat16"), "precision is float32 there and bfloat16 here"),
-        (("--part", "16"), "pictures of a part is 8 there and 16 here"),
+        (("--part", "16"), "images of a part is 8 there and 16 here"),
     ],
 )
 def test_j4_another_request(here, run, arguments, said):
@@ -208,7 +212,7 @@ def test_j4_another_request(here, run, arguments, said):
 
 
 @pytest.mark.slow
-def test_j4_other_pictures(here, run, whole):
+def test_j4_other_images(here, run, whole):
     from PIL import Image
 
     cut_off(here)
@@ -222,9 +226,9 @@ def test_j4_other_pictures(here, run, whole):
     Image.fromarray(draw("red", 78)).save(first)
     found = run(*MAKE, "--resume")
     assert found.code == 2
-    assert found.error.startswith("Error: f.h5.parts holds parts of another request: pictures 0 to 7 are ")
+    assert found.error.startswith("Error: f.h5.parts holds parts of another request: images 0 to 7 are ")
     last.unlink()
-    assert "pictures is 120 there and 119 here" in run(*MAKE, "--resume").error
+    assert "images is 120 there and 119 here" in run(*MAKE, "--resume").error
 
 
 def test_j5_an_unfinished_file_is_not_begun_anew(here, run):

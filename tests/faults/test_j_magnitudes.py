@@ -63,11 +63,11 @@ def test_queries_of_every_size_through_an_encoder_inside_the_file(trained, tmp_p
         path = tmp_path / "g.faissindex"
         scqfaiss.export(model, x, path=path, target=name)
         gallery = scqfaiss.open(path)
-        books, codes, ids = gallery.unpack()
+        codebooks, codes, ids = gallery.unpack()
         order = np.argsort(ids)
         for factor in FACTORS:
             q = np.vstack([x[:2], factor * x[2:4] / np.abs(x[2:4]).max()]).astype(np.float32)
-            scores = books.scores(oracle(model.chain, q), codes[order])
+            scores = codebooks.scores(oracle(model.chain, q), codes[order])
             if gallery.exact:
                 assert_best(scores, ids[order], *gallery.search(q, 10))
             else:
@@ -82,10 +82,10 @@ def test_queries_of_every_size_through_an_encoder_inside_the_file(trained, tmp_p
 def test_queries_of_every_size_without_an_encoder(name, tmp_path):
     rng = np.random.default_rng(0)
     for kind, dsub in (("product", 4), ("additive", 16)):
-        books = Codebooks(kind, rng.standard_normal((4, 16, dsub)).astype(np.float32))
-        if target(name).supports(books.shape) is not None:
+        codebooks = Codebooks(kind, rng.standard_normal((4, 16, dsub)).astype(np.float32))
+        if target(name).supports(codebooks.shape) is not None:
             continue
-        model = Model(Chain(16), books, {"method": "x", "encoder": "identity", "rule": "l2"})
+        model = Model(Chain(16), codebooks, {"method": "x", "encoder": "identity", "rule": "l2"})
         x = rng.standard_normal((300, 16)).astype(np.float32)
         scqfaiss.export(model, x, path=tmp_path / "g.faissindex", target=name)
         gallery = scqfaiss.open(tmp_path / "g.faissindex")
@@ -108,7 +108,7 @@ def test_queries_of_every_size_without_an_encoder(name, tmp_path):
 
 @pytest.mark.parametrize("rule", ["l2", "ip"])
 @pytest.mark.parametrize("kind, beam", [("product", 1), ("additive", 1), ("additive", 4)])
-def test_codes_of_rows_and_books_of_every_size(kind, beam, rule):
+def test_codes_of_rows_and_codebooks_of_every_size(kind, beam, rule):
     if beam > 1 and rule == "ip":
         return
     rng = np.random.default_rng(1)
@@ -116,8 +116,8 @@ def test_codes_of_rows_and_books_of_every_size(kind, beam, rule):
     z = rng.standard_normal((20, 6)).astype(np.float32)
     plain = Codebooks(kind, table).assign(z, rule, beam)
     for factor in (2.0**70, 2.0**110, 2.0**-70, 2.0**-110):  # both alike: the same codes
-        books = Codebooks(kind, (table * factor).astype(np.float32))
-        np.testing.assert_array_equal(books.assign((z * factor).astype(np.float32), rule, beam), plain)
+        codebooks = Codebooks(kind, (table * factor).astype(np.float32))
+        np.testing.assert_array_equal(codebooks.assign((z * factor).astype(np.float32), rule, beam), plain)
     if beam == 1 and kind == "product":
         for factor in (1e30, 1e-30):  # rows alone: as in float64
             big = (z * factor).astype(np.float32)

@@ -59,15 +59,15 @@ def answers(folder):
         t = target(name)
         for kind, metric in (("product", "ip"), ("product", "l2"), ("additive", "ip"), ("additive", "l2")):
             table = rng.standard_normal((4, 16, 2 if kind == "product" else 8)).astype(np.float32)
-            books = Codebooks(kind, table, metric)
-            if t.supports(books.shape) is not None:
+            codebooks = Codebooks(kind, table, metric)
+            if t.supports(codebooks.shape) is not None:
                 continue
-            codes = books.check_codes(rng.integers(0, 16, (900, 4)))
+            codes = codebooks.check_codes(rng.integers(0, 16, (900, 4)))
             for values in [{}] + [{"nlist": 8}] * (name in ("ivfpq", "buckets") and metric == "ip"):
                 options = make_options(name, values)
-                index = t.build(books, codes, np.arange(900) + 7, options)
+                index = t.build(codebooks, codes, np.arange(900) + 7, options)
                 put(*t.search(index, q, 6), *t.range_search(index, q, 0.5), *t.unpack(index)[1:])
-                put(*t.search(t.build(books, codes, np.arange(900), options, like=index), q, 6))
+                put(*t.search(t.build(codebooks, codes, np.arange(900), options, like=index), q, 6))
                 if t.INFO.filter:
                     put(*t.search(index, q, 6, sel=faiss.IDSelectorBatch(np.arange(9, 900))))
     x = rng.standard_normal((100, 8)).astype(np.float32)

@@ -13,7 +13,7 @@ import pytest
 import scqfaiss
 from scqfaiss import files, signals
 from scqfaiss.demo import digits as demo
-from scqfaiss.files import reserve
+from scqfaiss.files import atomic_write
 from scqfaiss.training import engine
 from scqfaiss.training import fitting as training
 
@@ -129,15 +129,15 @@ def test_a_rename_that_fails_is_no_work_done(program, here, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         raise OSError(5, "input/output error")
 
-    with pytest.raises(Left) as left, reserve("x") as slot:
-        slot.prepare(lambda f: f.write(b"new"))
+    with pytest.raises(Left) as left, atomic_write("x") as output:
+        output.prepare(lambda f: f.write(b"new"))
         monkeypatch.setattr(os, "replace", refuse)
-        slot.place()
+        output.place()
     assert (left.value.code, left.value.litter) == (130, [])
 
 
 def test_of_nested_files_the_first_reserved_counts(program, here):
-    with pytest.raises(Left) as left, reserve("outer"), reserve("inner") as inner:
+    with pytest.raises(Left) as left, atomic_write("outer"), atomic_write("inner") as inner:
         inner.write(lambda f: f.write(b"a part"))
         os.kill(os.getpid(), signal.SIGINT)
     assert (left.value.code, left.value.litter) == (130, [])
@@ -145,8 +145,8 @@ def test_of_nested_files_the_first_reserved_counts(program, here):
 
 
 def test_whoever_asks_twice_need_not_wait_for_the_end(program, here):
-    with pytest.raises(Left) as left, reserve("x") as slot:
-        slot.write(lambda f: f.write(b"new"))
+    with pytest.raises(Left) as left, atomic_write("x") as output:
+        output.write(lambda f: f.write(b"new"))
         os.kill(os.getpid(), signal.SIGINT)
         assert program == []
         os.kill(os.getpid(), signal.SIGINT)
@@ -154,15 +154,15 @@ def test_whoever_asks_twice_need_not_wait_for_the_end(program, here):
 
 
 def test_what_was_prepared_and_took_no_place_is_removed(here):
-    with pytest.raises(KeyboardInterrupt), reserve("x") as slot:
-        slot.prepare(lambda f: f.write(b"new"))
+    with pytest.raises(KeyboardInterrupt), atomic_write("x") as output:
+        output.prepare(lambda f: f.write(b"new"))
         raise KeyboardInterrupt
     assert not Path("x").exists() and not list(here.glob("x.tmp-*"))
 
 
 def test_a_second_signal_during_the_last_words(program, here, monkeypatch):
     monkeypatch.setattr(signals, "_say", lambda text: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(Left) as left, reserve("x"):
+    with pytest.raises(Left) as left, atomic_write("x"):
         os.kill(os.getpid(), signal.SIGTERM)
     assert (left.value.code, left.value.litter) == (130, [])
 
@@ -179,8 +179,8 @@ def test_words_come_from_the_innermost_that_has_any(program, here):
 @pytest.mark.parametrize("point, code", [("fsync", 130), ("replace", 0)])
 def test_the_demo_is_done_with_its_last_file(program, run, here, monkeypatch, point, code):
     def rows(folder, say, progress):
-        with reserve(folder / "model.safetensors") as slot:  # a training of its own inside
-            slot.write(lambda f: f.write(b"a model"))
+        with atomic_write(folder / "model.safetensors") as output:  # a training of its own inside
+            output.write(lambda f: f.write(b"a model"))
         sending(monkeypatch, os, point, signal.SIGINT)
         return []
 
@@ -214,7 +214,7 @@ def test_a_signal_after_the_last_look_of_a_stage_is_not_lost(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_leaves_the_files_of_its_parent_alone(program, here):
-    with reserve("x") as slot:
+    with atomic_write("x") as output:
         child = os.fork()
         if not child:
             try:
@@ -223,7 +223,7 @@ def test_a_child_leaves_the_files_of_its_parent_alone(program, here):
                 os.kill(os.getpid(), signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
         assert Path(".x.lock").exists()
-        slot.write(lambda f: f.write(b"new"))
+        output.write(lambda f: f.write(b"new"))
 
 
 # ------------------------------------------------------------------------------------------------- processes of their own

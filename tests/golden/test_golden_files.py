@@ -1,7 +1,7 @@
 """Files written once must read for ever, with the answers they gave then. Made by tools/make_golden.py.
 
-The folder itself holds the first files; `targets` those of every target, with books of 4 bits merged, and with the rule of
-encoding in their cards.
+The folder itself holds the first files; `targets` those of every target, with codebooks of 4 bits merged, and with the rule of
+encoding in their metadata.
 """
 
 from dataclasses import dataclass
@@ -72,11 +72,11 @@ def test_a_golden_gallery_gives_its_old_answers(golden):
     scale = np.abs(scores).max()
     assert scale > 0.1
     np.testing.assert_allclose(D / scale, scores / scale, atol=tolerance(golden))
-    books, codes, held = gallery.unpack()
+    codebooks, codes, held = gallery.unpack()
     np.testing.assert_array_equal(codes, expected["codes"])
     np.testing.assert_array_equal(held, expected["held"])
     # Ids up to ties: those named then and now have the scores they should.
-    of = books.scores(expected["z"], codes)
+    of = codebooks.scores(expected["z"], codes)
     place = {int(i): j for j, i in enumerate(held)}
     for found in (I, ids):
         for q, row in enumerate(found):
@@ -105,7 +105,7 @@ def test_plain_faiss_reads_a_golden_gallery(golden):
 
 @pytest.mark.parametrize("golden", GOLDEN)
 def test_golden_files_verify(golden):
-    assert ": valid, 120 vectors, checksum and card agree" in verify_file(golden.path)
+    assert ": valid, 120 vectors, checksum and metadata agree" in verify_file(golden.path)
     model = golden.folder / f"{golden.model}.safetensors"
     assert ": valid, model of method scq, SHA-256 " in verify_file(model)
 

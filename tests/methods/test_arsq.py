@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scqfaiss.codebooks import Codebooks
-from scqfaiss.methods.arsq import ARSQ, blocks_of, deal, table
+from scqfaiss.methods.arsq import ARSQ, allocate_codewords, blocks_of, table
 from scqfaiss.methods.scq import SCQ
 
 DTYPES = [(torch.float64, 1e-10), (torch.float32, 2e-5)]
@@ -19,7 +19,7 @@ RATES = [(1.0, 1.0), (0.01, 30.0), (1.0, 1e5)]
 
 
 def slow_errors(z, pattern, centroids, owned, soft, hard):
-    """(soft, hard) rebuild errors: loops over rows and books, each row among its own codewords alone."""
+    """(soft, hard) rebuild errors: loops over rows and codebooks, each row among its own codewords alone."""
     M, K, dsub = centroids.shape
     out = []
     for rate in (soft, hard):
@@ -38,11 +38,11 @@ def slow_errors(z, pattern, centroids, owned, soft, hard):
 
 def slow_regulation(centroids, groups):
     smallest = []
-    for book in centroids:
+    for codebook in centroids:
         for group in groups:
             own = [k for k in range(len(group)) if group[k]]
             if len(own) >= 2:
-                smallest.append(min(((book[i] - book[j]) ** 2).sum() for i in own for j in own if i != j))
+                smallest.append(min(((codebook[i] - codebook[j]) ** 2).sum() for i in own for j in own if i != j))
     return -np.tanh(np.mean(smallest)) if smallest else 0.0
 
 
@@ -64,7 +64,7 @@ def plain_errors(z, pattern, w, owned, soft, hard, detach=False):
 def layout_grouped(dtype):
     """4 classes alone: a block of rows for each, padded to the longest, against its own 4 codewords of 16."""
     y = torch.tensor([0, 3, 0, 1, 1, 3, 2, 0, 0, 2, 1, 3])
-    owned = torch.arange(4)[:, None] == deal(16, torch.ones(4))
+    owned = torch.arange(4)[:, None] == allocate_codewords(16, torch.ones(4))
     return y, owned, owned
 
 
@@ -72,7 +72,7 @@ def layout_flat(dtype):
     """Label sets of several classes, most of the rows in one of them: every row against all codewords, masked."""
     sets = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]]).bool()
     y = torch.tensor([1] * 9 + [0, 2, 3])
-    owner = deal(16, torch.ones(4))
+    owner = allocate_codewords(16, torch.ones(4))
     return y, sets[:, owner], torch.arange(4)[:, None] == owner
 
 
@@ -80,7 +80,7 @@ def layout_mixed(dtype):
     """Label sets of several classes in blocks: rows and own sets of unequal numbers, padded."""
     sets = torch.tensor([[1, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0]]).bool()
     y = torch.tensor([0, 0, 1, 2, 0, 1, 2, 0, 1, 0, 2, 1])
-    owner = deal(16, torch.ones(6))
+    owner = allocate_codewords(16, torch.ones(6))
     return y, sets[:, owner], torch.arange(6)[:, None] == owner
 
 
@@ -106,15 +106,15 @@ def made(layout, dtype, M=3, dsub=2, omega=0.1, rho=0.1, **more):
 )
 def test_batches_take_the_layout_they_are_meant_to(layout, blocks, masked):
     _, _, pattern, owned, _ = made(layout, torch.float64)
-    slot, own, valid, present = blocks_of(pattern, owned, *table(owned))
+    output, own, valid, present = blocks_of(pattern, owned, *table(owned))
     assert (len(own), valid.shape[1], present is None) == (blocks, masked, layout in ("flat", "public"))
     assert own.shape[1] == {"grouped": 4, "mixed": 5, "flat": 16, "public": 16}[layout]
     # Every row stands in one place that counts, beside the codewords it may use and no others.
-    slot = slot.view(blocks, -1)
-    counts = torch.ones_like(slot, dtype=torch.bool) if present is None else present
-    assert sorted(slot[counts].tolist()) == list(range(12))
+    output = output.view(blocks, -1)
+    counts = torch.ones_like(output, dtype=torch.bool) if present is None else present
+    assert sorted(output[counts].tolist()) == list(range(12))
     for g, r in counts.nonzero().tolist():
-        row = slot[g, r]
+        row = output[g, r]
         usable = own[g][valid[g, r if masked > 1 else 0]]
         assert sorted(usable.tolist()) == owned[pattern[row]].nonzero().flatten().tolist()
 
@@ -236,7 +236,7 @@ def test_codewords_are_dealt_evenly_to_the_classes_present(K, counts):
     present = [c for c, n in enumerate(counts) if n]
     if not present or K < len(present):
         return
-    owner = deal(K, torch.tensor(counts))
+    owner = allocate_codewords(K, torch.tensor(counts))
     shares = np.bincount(owner, minlength=len(counts))
     assert owner.shape == (K,)
     assert sorted(set(owner.tolist())) == present
@@ -252,14 +252,14 @@ def test_a_table_lists_own_codewords_first():
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
-def test_refit_is_lloyd_steps_over_the_whole_book(steps):
+def test_refit_is_lloyd_steps_over_the_whole_codebook(steps):
     rng = np.random.default_rng(0)
     z = rng.standard_normal((90, 6)).astype(np.float32)
     w = rng.standard_normal((3, 16, 2)).astype(np.float32)
     w[1, 5] = 50  # no row is near it: it stays
-    books = SimpleNamespace(centroids=torch.from_numpy(w.copy()))
+    quantizer = SimpleNamespace(centroids=torch.from_numpy(w.copy()))
     config = SimpleNamespace(refit=steps, quantizer="arsq")
-    SCQ.refit(SimpleNamespace(books=books, z=torch.from_numpy(z), config=config))
+    SCQ.refit(SimpleNamespace(quantizer=quantizer, z=torch.from_numpy(z), config=config))
     want = w.astype(np.float64)
     for _ in range(steps):
         codes = Codebooks("product", want.astype(np.float32)).assign(z, "l2")
@@ -272,6 +272,6 @@ def test_refit_is_lloyd_steps_over_the_whole_book(steps):
                 rows = z[codes[:, m] == k, 2 * m : 2 * m + 2]
                 if len(rows):
                     want[m, k] = rows.mean(0, dtype=np.float64)
-    assert_close(books.centroids, want, 90, np.abs(z).max() + 50 * (want == 50))  # means of up to 90 rows
-    assert books.centroids[1, 5].tolist() == [50, 50]
+    assert_close(quantizer.centroids, want, 90, np.abs(z).max() + 50 * (want == 50))  # means of up to 90 rows
+    assert quantizer.centroids[1, 5].tolist() == [50, 50]
     assert (np.abs(want - w).max() > 0.1) == (steps > 0)

@@ -30,13 +30,13 @@ def slow_loss(u, T):
     return every + worst
 
 
-def slow_jaccard(hot):
-    C = hot.shape[1]
+def slow_jaccard(multi_hot):
+    C = multi_hot.shape[1]
     S = np.zeros((C, C))
     for i in range(C):
         for j in range(C):
-            both = sum(1 for row in hot if row[i] and row[j])
-            either = sum(1 for row in hot if row[i] or row[j])
+            both = sum(1 for row in multi_hot if row[i] and row[j])
+            either = sum(1 for row in multi_hot if row[i] or row[j])
             S[i, j] = 1.0 if i == j else both / either if either else 0.0
     return S
 
@@ -118,7 +118,7 @@ def test_class_centers_take_the_aligned_simplex_where_every_class_fits():
     found = sca.class_centers(np.eye(4), "identity", "plain", 8, 2, 0)
     np.testing.assert_array_equal(found.centers, sca.aligned_simplex(4, 8).astype(np.float32))
     assert found.max_error < 1e-12
-    # No axis for every class, or more books than classes: the turned simplex.
+    # No axis for every class, or more codebooks than classes: the turned simplex.
     np.testing.assert_array_equal(
         sca.class_centers(np.eye(4), "identity", "plain", 3, 3, 5).centers, sca.simplex(4, 3, 5).astype(np.float32)
     )
@@ -138,9 +138,9 @@ def test_target_simplex_is_met_better_than_plain():
 
 
 def test_cooccurrence_equals_slow_twin():
-    hot = (np.random.default_rng(0).random((60, 5)) < 0.4).astype(np.uint8)
-    hot[:, 3] = 0  # a class without rows is like no other
-    np.testing.assert_allclose(sca.cooccurrence(Labels(hot, 5)), slow_jaccard(hot), atol=1e-12)
+    multi_hot = (np.random.default_rng(0).random((60, 5)) < 0.4).astype(np.uint8)
+    multi_hot[:, 3] = 0  # a class without rows is like no other
+    np.testing.assert_allclose(sca.cooccurrence(Labels(multi_hot, 5)), slow_jaccard(multi_hot), atol=1e-12)
     np.testing.assert_array_equal(sca.cooccurrence(Labels(np.array([0, 1, 1, 2]), 4)), np.eye(4))
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scqfaiss.arrays import Labels
-from scqfaiss.contract import Part, Task, configure
+from scqfaiss.contract import Subset, Task, configure
 from scqfaiss.data import ArraySource
 from scqfaiss.encoders.linear import Linear
 from scqfaiss.encoders.linear import Settings as LinearSettings
@@ -45,8 +45,8 @@ def features(labels=ONE, encoder="linear", d=8, dtype=torch.float64, **config):
         made = MLP(MLPSettings(hidden=5), stats, cfa.members(settings, "mlp"))
     task = Task(rows=rows, labels=labels, M=2, nbits=4, encoder=made, encoder_name=encoder)
     out = cfa.Features(settings, task, d, labels).to(dtype).eval()
-    hot = out.hot
-    out.hot = lambda index: hot(index).to(dtype)  # training itself is float32 throughout
+    multi_hot = out.multi_hot
+    out.multi_hot = lambda index: multi_hot(index).to(dtype)  # training itself is float32 throughout
     return out
 
 
@@ -69,11 +69,11 @@ def slow_posteriors(f, x):
 def test_calibrated_loss_equals_slow_twin(encoder, config, labels, dtype, rtol):
     f = features(labels, encoder, dtype=dtype, **config)
     x, index = torch.from_numpy(X).to(dtype), torch.arange(24)
-    total, hot = 0.0, labels.hot()
+    total, multi_hot = 0.0, labels.multi_hot()
     for member in slow_posteriors(f, x):
         for row, o in enumerate(member):
             log_p = o - np.log(np.exp(o).sum())
-            total -= sum(log_p[k] for k in range(4) if hot[row, k]) / hot[row].sum() / len(x)
+            total -= sum(log_p[k] for k in range(4) if multi_hot[row, k]) / multi_hot[row].sum() / len(x)
     terms = f.loss(x, index)
     assert list(terms) == ["ce"]
     np.testing.assert_allclose(terms["ce"].item(), total, rtol=rtol)
@@ -96,7 +96,7 @@ def test_sigmoid_loss_equals_slow_twin(encoder, config, dtype, rtol):
     np.testing.assert_allclose(terms["bce"].item(), total, rtol=rtol)
 
 
-def slow_released(z, logits, t, has_target, hot):
+def slow_released(z, logits, t, has_target, multi_hot):
     align = pull = ce = 0.0
     kept = [i for i in range(len(z)) if has_target[i]]
     for i in kept:
@@ -104,7 +104,7 @@ def slow_released(z, logits, t, has_target, hot):
         pull += np.sqrt(((z[i] - 360 * t[i]) ** 2).sum()) / len(kept)
     for i in range(len(z)):
         p = np.exp(logits[i]) / np.exp(logits[i]).sum()
-        ce -= np.log(sum(p[k] for k in range(len(p)) if hot[i, k])) / len(z)
+        ce -= np.log(sum(p[k] for k in range(len(p)) if multi_hot[i, k])) / len(z)
     return {"align": align, "pull": 0.01 * pull, "ce": 0.1 * ce}
 
 
@@ -114,10 +114,10 @@ def test_released_loss_equals_slow_twin(dtype, rtol):
     z, logits = np.tanh(rng.standard_normal((6, 8))), rng.standard_normal((6, 4))
     t = rng.standard_normal((6, 8))
     t /= np.linalg.norm(t, axis=1)[:, None]
-    has_target, hot = np.array([1, 1, 0, 1, 1, 1], bool), MANY.y[:6]
+    has_target, multi_hot = np.array([1, 1, 0, 1, 1, 1], bool), MANY.y[:6]
     args = [torch.tensor(a, dtype=dtype) for a in (z, logits, t)]
-    found = reference_cfa.loss(*args, torch.from_numpy(has_target), torch.tensor(hot, dtype=dtype))
-    want = slow_released(z, logits, t, has_target, hot)
+    found = reference_cfa.loss(*args, torch.from_numpy(has_target), torch.tensor(multi_hot, dtype=dtype))
+    want = slow_released(z, logits, t, has_target, multi_hot)
     assert list(found) == list(want)
     for name in want:
         np.testing.assert_allclose(found[name].item(), want[name], rtol=rtol)
@@ -166,9 +166,9 @@ def test_the_released_head_computes_the_released_loss(labels):
     g = f.encoder(x)[0].detach().numpy()
     z = np.tanh(g @ f.project[0].detach().numpy() + f.shift[0].detach().numpy())
     logits = g @ f.classify.weight.detach().numpy().T + f.classify.bias.detach().numpy()
-    t = labels.hot().astype(np.float64) @ f.centers.numpy()
+    t = labels.multi_hot().astype(np.float64) @ f.centers.numpy()
     length = np.linalg.norm(t, axis=1)
-    want = slow_released(z, logits, t / np.maximum(length, 1e-6)[:, None], length > 1e-6, labels.hot())
+    want = slow_released(z, logits, t / np.maximum(length, 1e-6)[:, None], length > 1e-6, labels.multi_hot())
     terms = f.loss(x, torch.arange(24))
     if labels is ONE:
         want = {"align and pull": want["align"] + want["pull"], "ce": want["ce"]}
@@ -317,7 +317,7 @@ def test_heads_that_cannot_be_built_are_refused(config, encoder, words):
         cfa_checks.check(cfa.Settings(**config), 6, 4, 2, encoder, ROWS)
 
 
-def test_z_is_as_small_as_the_classes_and_books_let_it():
+def test_z_is_as_small_as_the_classes_and_codebooks_let_it():
     def d(C, M, encoder="mlp", **config):
         return cfa.smallest_d(cfa.Settings(**config), 99, C, M, encoder)
 
@@ -349,8 +349,8 @@ class Blocks:
 
 def validated(labels, encoder="mlp", dtype=torch.float64, **config):
     """Features with rows set aside, in training mode: dropout on."""
-    f = features(MANY if labels.many else ONE, encoder, dtype=dtype, **config)
-    f.task = replace(f.task, validation=Part(Blocks(dtype), labels))
+    f = features(MANY if labels.multilabel else ONE, encoder, dtype=dtype, **config)
+    f.task = replace(f.task, validation=Subset(Blocks(dtype), labels))
     return f.train()
 
 
@@ -359,11 +359,11 @@ def validated(labels, encoder="mlp", dtype=torch.float64, **config):
 @pytest.mark.parametrize("encoder, config", SINGLE)
 def test_validation_is_the_cross_entropy_of_the_mean_posterior(encoder, config, labels, dtype, rtol):
     f = validated(labels, encoder, dtype, **config)
-    found, hot = f.stage().validate(), labels.hot()
+    found, multi_hot = f.stage().validate(), labels.multi_hot()
     logits = slow_posteriors(f, torch.from_numpy(XV).to(dtype))  # in evaluation mode, which validate() leaves behind
     p = (np.exp(logits) / np.exp(logits).sum(2, keepdims=True)).mean(0)
-    rows = [i for i in range(13) if hot[i].any()]
-    want = -sum(hot[i, k] / hot[i].sum() * np.log(p[i, k]) for i in rows for k in range(4)) / len(rows)
+    rows = [i for i in range(13) if multi_hot[i].any()]
+    want = -sum(multi_hot[i, k] / multi_hot[i].sum() * np.log(p[i, k]) for i in rows for k in range(4)) / len(rows)
     assert len(rows) == (11 if labels is MANY_V else 13)
     np.testing.assert_allclose(found, want, rtol=rtol)
 
@@ -371,11 +371,11 @@ def test_validation_is_the_cross_entropy_of_the_mean_posterior(encoder, config, 
 @pytest.mark.parametrize("encoder, config", SINGLE)
 def test_validation_of_sigmoids_is_the_cross_entropy_of_every_class(encoder, config):
     f = validated(MANY_V, encoder, multi="sigmoid", **config)
-    found, hot = f.stage().validate(), MANY_V.hot()
+    found, multi_hot = f.stage().validate(), MANY_V.multi_hot()
     p = (1 / (1 + np.exp(-slow_posteriors(f, torch.from_numpy(XV).double())))).mean(0)
     want = 0.0
     for i in range(11):
-        want -= sum(np.log(p[i, k] if hot[i, k] else 1 - p[i, k]) for k in range(4)) / 11
+        want -= sum(np.log(p[i, k] if multi_hot[i, k] else 1 - p[i, k]) for k in range(4)) / 11
     np.testing.assert_allclose(found, want, rtol=1e-6)
 
 
@@ -385,7 +385,7 @@ def test_validation_of_other_heads_is_their_own_loss(kind, labels):
     """Of all rows at once, however they are cut into blocks: rows without a direction weigh nothing in its terms."""
     f = validated(labels, "mlp", cfa=kind)
     found = f.stage().validate()
-    some = labels.hot().any(1)
+    some = labels.multi_hot().any(1)
     x = torch.from_numpy(XV[some]).double()
     f.eval()
     f.y = torch.from_numpy(labels.y[some])
@@ -412,7 +412,7 @@ def test_validation_leaves_training_as_it_was():
 def test_nothing_validates_without_rows_labels_or_epochs():
     assert features().stage().validate is None
     f = validated(ONE_V)
-    f.task = replace(f.task, validation=Part(f.task.validation.rows))
+    f.task = replace(f.task, validation=Subset(f.task.validation.rows))
     assert f.stage().validate is None
     f = validated(ONE_V, **{"features.epochs": 0})
     assert f.stage().validate is None

@@ -7,12 +7,19 @@ import torch
 import scqfaiss
 from scqfaiss.arrays import Labels
 from scqfaiss.codebooks import Codebooks
-from scqfaiss.contract import Part, Task
+from scqfaiss.contract import Subset, Task
 from scqfaiss.data import ArraySource
 from scqfaiss.encoders import encoder_class
 from scqfaiss.methods import arsq
 from scqfaiss.methods.arsq import nearest
-from scqfaiss.methods.dead_codewords import draw_rows, forget, gumbel_keys, renew, revive, use
+from scqfaiss.methods.dead_codewords import (
+    draw_rows,
+    gumbel_keys,
+    reset_dead_codewords,
+    reset_optimizer_state,
+    revive,
+    use,
+)
 from scqfaiss.methods.scq import SCQ, Settings, classes_of
 from scqfaiss.training.rows import SourceRows, statistics
 
@@ -21,8 +28,8 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def books(n=300, M=3, K=16, dsub=2, idle=5, seed=0):
-    """Rows, books of which codewords `idle` and more are far from all rows, and the codes."""
+def codebooks(n=300, M=3, K=16, dsub=2, idle=5, seed=0):
+    """Rows, codebooks of which codewords `idle` and more are far from all rows, and the codes."""
     generator = seeded(seed)
     z = torch.randn(n, M * dsub, generator=generator)
     w = torch.randn(M, K, dsub, generator=generator)
@@ -31,7 +38,7 @@ def books(n=300, M=3, K=16, dsub=2, idle=5, seed=0):
 
 
 def test_use_equals_a_loop():
-    _, _, codes = books()
+    _, _, codes = codebooks()
     want = np.zeros((3, 16), int)
     for code in codes.tolist():
         for m, k in enumerate(code):
@@ -61,7 +68,7 @@ def test_keys_draw_rows_as_often_as_their_weight_says():
 
 
 def test_dead_codewords_move_to_rows_and_the_others_stay():
-    z, w, codes = books()
+    z, w, codes = codebooks()
     before = w.clone()
     found, moved = revive(w, codes, z, seeded(1))
     dead = use(codes, 16) == 0
@@ -136,7 +143,7 @@ def test_repeated_rows_that_are_exact_already_move_nothing():
 def test_repeated_rows_that_are_not_exact_move_what_there_are_rows_for():
     z, w = torch.full((3, 4), 2.0), torch.arange(16.0).view(2, 4, 2) + 100
     found, moved = revive(w, nearest(z, w), z, seeded())
-    assert moved == 6  # three rows, three dead codewords a book
+    assert moved == 6  # three rows, three dead codewords a codebook
     assert (nearest(z, found) != 0).all()
     again, moved = revive(found, nearest(z, found), z, seeded())
     assert moved == 0
@@ -149,37 +156,42 @@ def test_repeated_rows_that_are_not_exact_move_what_there_are_rows_for():
 
 
 def test_equal_seeds_draw_equal_rows():
-    z, w, codes = books()
+    z, w, codes = codebooks()
     a, b, c = (revive(w, codes, z, seeded(seed))[0] for seed in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
 
 
 def test_renewal_reports_and_counting_alone_moves_nothing():
-    z, w, codes = books()
+    z, w, codes = codebooks()
     used = (use(codes, 16) > 0).sum(1).tolist()
     parameter = torch.nn.Parameter(w.clone())
-    assert renew(parameter, codes, z, seeded(), only_count=True) == {"codewords_used": used, "revived": 0}
+    assert reset_dead_codewords(parameter, codes, z, seeded(), only_count=True) == {
+        "codewords_used": used,
+        "revived": 0,
+    }
     assert torch.equal(parameter, w)
-    assert renew(parameter, codes, z, seeded()) == {"codewords_used": used, "revived": 48 - sum(used)}
+    assert reset_dead_codewords(parameter, codes, z, seeded()) == {"codewords_used": used, "revived": 48 - sum(used)}
     assert torch.equal(parameter.detach(), revive(w, codes, z, seeded())[0])
     assert parameter.requires_grad
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
 def test_the_optimiser_forgets_the_old_places_alone(kind):
-    z, w, codes = books()
+    z, w, codes = codebooks()
     parameter = torch.nn.Parameter(w.clone())
     more = {"momentum": 0.9} if kind is torch.optim.SGD else {"amsgrad": True}
     optimizer = kind([parameter], 0.01, **more)
-    renew(parameter, codes, z, seeded(), optimizer=optimizer)  # before any step there is nothing to forget
+    reset_dead_codewords(
+        parameter, codes, z, seeded(), optimizer=optimizer
+    )  # before any step there is nothing to forget
     for seed in range(3):
         parameter.grad = torch.randn(w.shape, generator=seeded(seed))
         optimizer.step()
     with torch.no_grad():
         parameter.copy_(w)
     before = {name: value.clone() for name, value in optimizer.state[parameter].items()}
-    renew(parameter, codes, z, seeded(), optimizer=optimizer)
+    reset_dead_codewords(parameter, codes, z, seeded(), optimizer=optimizer)
     alive = use(codes, 16) > 0
     for name, value in optimizer.state[parameter].items():
         if value.ndim == 0:  # the number of steps
@@ -191,12 +203,12 @@ def test_the_optimiser_forgets_the_old_places_alone(kind):
             np.testing.assert_allclose(value[m][~alive[m]], want.expand(int((~alive[m]).sum()), 2), rtol=1e-6)
 
 
-def test_a_book_without_codewords_in_use_gives_finite_moments():
+def test_a_codebook_without_codewords_in_use_gives_finite_moments():
     parameter = torch.nn.Parameter(torch.ones(1, 4, 2))
     optimizer = torch.optim.Adam([parameter], 0.01)
     parameter.grad = torch.ones(1, 4, 2)
     optimizer.step()
-    forget(optimizer, parameter, torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.bool))
+    reset_optimizer_state(optimizer, parameter, torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.bool))
     assert all(torch.isfinite(value).all() for value in optimizer.state[parameter].values())
 
 
@@ -206,11 +218,11 @@ def test_rows_are_drawn_within_the_class():
 
 
 # ------------------------------------------------------------------------------------------------------------------ scq
-def method(x, y, many=False, validation=None, M=2, nbits=4, **config):
+def method(x, y, multilabel=False, validation=None, M=2, nbits=4, **config):
     """SCQ on rows that are their own features, its codebook stage begun."""
-    labels = Labels(y, int(y.shape[1] if many else y.max() + 1))
+    labels = Labels(y, int(y.shape[1] if multilabel else y.max() + 1))
     rows = SourceRows(ArraySource(x), "cpu")
-    part = None if validation is None else Part(SourceRows(ArraySource(validation), "cpu"))
+    part = None if validation is None else Subset(SourceRows(ArraySource(validation), "cpu"))
     task = Task(rows, labels, M, nbits, encoder=identity(x), encoder_name="identity", validation=part)
     scq = SCQ(Settings(similarity="identity", **config), task)
     stages = scq.stages()
@@ -226,10 +238,10 @@ def identity(x):
 
 @pytest.mark.parametrize("private", ["class", "public"])
 @pytest.mark.parametrize("labels", ["one", "many"])
-def test_the_codebook_stage_revives_after_each_epoch(labels, private, one, many):
-    x, y = {"one": one, "many": many}[labels]
+def test_the_codebook_stage_revives_after_each_epoch(labels, private, one, multilabel):
+    x, y = {"one": one, "many": multilabel}[labels]
     scq, stage = method(x, y, labels == "many", private=private)
-    w = scq.books.centroids
+    w = scq.quantizer.centroids
     with torch.no_grad():
         w[:, 3:6] = 1e3  # far from everything
     codes = nearest(scq.z, w)
@@ -261,20 +273,20 @@ def test_the_codebook_stage_revives_after_each_epoch(labels, private, one, many)
 def test_revival_can_be_left_out_and_is_in_the_released_recipe(one):
     scq, stage = method(*one, revive=False)
     with torch.no_grad():
-        scq.books.centroids[:, 3:6] = 1e3
-    before = scq.books.centroids.detach().clone()
+        scq.quantizer.centroids[:, 3:6] = 1e3
+    before = scq.quantizer.centroids.detach().clone()
     assert stage.after_epoch(0)["revived"] == 0
-    assert torch.equal(scq.books.centroids, before)
+    assert torch.equal(scq.quantizer.centroids, before)
     assert SCQ.PRESETS["recipe"]["reference"]["revive"] is False
 
 
 def test_moved_codewords_start_without_momentum(one):
     scq, stage = method(*one)
-    (turn,) = stage.turns
+    (turn,) = stage.optimizer_steps
     optimizer, _ = turn.make_optimizer(10)
     sum(turn.loss(scq.z, scq.pattern).values()).backward()
     optimizer.step()
-    w = scq.books.centroids
+    w = scq.quantizer.centroids
     with torch.no_grad():
         w[:, 2] = 1e3
     stage.after_epoch(0)
@@ -285,7 +297,7 @@ def test_moved_codewords_start_without_momentum(one):
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0])
-def test_validation_of_the_books_is_the_rebuild_error_of_rows_set_aside(scale, one):
+def test_validation_of_the_codebooks_is_the_rebuild_error_of_rows_set_aside(scale, one):
     x, y = one
     scq, stage = method(scale * x[:300], y[:300], validation=scale * x[300:])
     w = scq.codebooks().centroids.astype(np.float64)
@@ -300,7 +312,7 @@ def test_validation_of_the_books_is_the_rebuild_error_of_rows_set_aside(scale, o
 @pytest.mark.filterwarnings("ignore:codebook . uses .* of 16 codewords")
 @pytest.mark.parametrize("recipe", [{}, {"start": "normal", "hard": 1.0}, {"private": "public"}])
 def test_repeated_rows_train(recipe):
-    """Nothing to revive to: books that use one codeword for each class, and no crash."""
+    """Nothing to revive to: codebooks that use one codeword for each class, and no crash."""
     x = np.repeat(np.eye(8, dtype=np.float32)[:2], 30, 0)
     y = np.repeat([0, 1], 30)
     model = scqfaiss.train(x, y, bits=8, nbits=4, encoder="identity", **recipe)

@@ -14,7 +14,7 @@ from scqfaiss.contract import settings as settings_of
 from scqfaiss.data import ArraySource
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
 from scqfaiss.methods import dpq, method_class, progressive, residual
-from scqfaiss.methods.rows import BookRows
+from scqfaiss.methods.rows import CodebookRows
 from scqfaiss.options import TrainOptions
 from scqfaiss.targets import target as find_target
 from scqfaiss.training.fitting import build, fit
@@ -47,16 +47,16 @@ def slow_levels(z, w, gamma, choice, v=None):
     """T, H (n, M, d) and codes (n, M); v: the divisors of each level, else the mean squared residuals of these rows."""
     n, M = len(z), len(w)
     left, T, H, codes = z.copy(), np.zeros((n, M, z.shape[1])), np.zeros((n, M, z.shape[1])), np.zeros((n, M), int)
-    for m, book in enumerate(w):
+    for m, codebook in enumerate(w):
         spread = max(np.mean([r @ r for r in left]), 1e-12) if v is None else v[m]
         for i, r in enumerate(left):
             if choice == "l2":
-                a = np.array([-gamma * ((r - word) @ (r - word)) / spread for word in book])
+                a = np.array([-gamma * ((r - word) @ (r - word)) / spread for word in codebook])
             else:
-                a = np.array([gamma * slow_cosine(r, word) for word in book])
+                a = np.array([gamma * slow_cosine(r, word) for word in codebook])
             k = int(np.argmax(a))
-            T[i, m] = (T[i, m - 1] if m else 0) + slow_softmax(a) @ book
-            H[i, m] = (H[i, m - 1] if m else 0) + book[k]
+            T[i, m] = (T[i, m - 1] if m else 0) + slow_softmax(a) @ codebook
+            H[i, m] = (H[i, m - 1] if m else 0) + codebook[k]
             codes[i, m] = k
         left = z - H[:, m]
     return T, H, codes
@@ -78,9 +78,9 @@ def slow_divisors(z, w, gamma, choice):
     return [max(np.mean((r**2).sum(1)), 1e-12) for r in left]
 
 
-def slow_margin(z, hot, vectors):
-    positives, total = hot.sum(), 0.0
-    for row, y in zip(z, hot):
+def slow_margin(z, multi_hot, vectors):
+    positives, total = multi_hot.sum(), 0.0
+    for row, y in zip(z, multi_hot):
         for i in np.flatnonzero(y):
             for j in np.flatnonzero(y == 0):
                 delta = 1 - slow_cosine(vectors[i], vectors[j])
@@ -154,47 +154,47 @@ def test_residuals_of_exactly_zero_give_finite_losses_and_gradients(choice, dtyp
     w[1, 1:] = torch.eye(3, 2, dtype=dtype) + 1
     for z in (w[0].clone(), torch.zeros(5, 2, dtype=dtype)):
         z.requires_grad_()
-        books = w.clone().requires_grad_()
-        loss = sum(progressive.quantization_loss(z, books, 20.0, 1.0, 0.1, choice).values())
+        codebooks = w.clone().requires_grad_()
+        loss = sum(progressive.quantization_loss(z, codebooks, 20.0, 1.0, 0.1, choice).values())
         loss.backward()
-        assert torch.isfinite(loss) and torch.isfinite(z.grad).all() and torch.isfinite(books.grad).all()
+        assert torch.isfinite(loss) and torch.isfinite(z.grad).all() and torch.isfinite(codebooks.grad).all()
         if choice == "cosine":  # by l2, four codewords that tie at a divisor of 1e-12 are as steep as that
-            assert max(books.grad.abs().max(), z.grad.abs().max()) < 1e3
+            assert max(codebooks.grad.abs().max(), z.grad.abs().max()) < 1e3
     _, H, codes = progressive.levels(w[0], w, 20.0)  # the divisor is at its floor
     assert torch.equal(H[-1], w[0]) and codes[1:].eq(0).all()
 
 
 # ------------------------------------------------------------------------------------------------------------ margin loss
 @pytest.mark.parametrize("dtype, rtol", DTYPES)
-@pytest.mark.parametrize("many", [False, True])
-def test_the_margin_loss_equals_its_slow_twin(many, dtype, rtol):
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_the_margin_loss_equals_its_slow_twin(multilabel, dtype, rtol):
     rng = np.random.default_rng(0)
     z, vectors = rng.standard_normal((9, 4)), rng.standard_normal((5, 4)) * 3
-    hot = np.eye(5)[rng.integers(5, size=9)]
-    if many:
-        hot = np.maximum(hot, rng.random((9, 5)) < 0.3)
-        hot[0], hot[1] = 0, 1  # no label; all labels
-    found = progressive.margin_loss(*(torch.from_numpy(a).to(dtype) for a in (z, hot, vectors)))
-    np.testing.assert_allclose(found.item(), slow_margin(z, hot, vectors), rtol=rtol)
+    multi_hot = np.eye(5)[rng.integers(5, size=9)]
+    if multilabel:
+        multi_hot = np.maximum(multi_hot, rng.random((9, 5)) < 0.3)
+        multi_hot[0], multi_hot[1] = 0, 1  # no label; all labels
+    found = progressive.margin_loss(*(torch.from_numpy(a).to(dtype) for a in (z, multi_hot, vectors)))
+    np.testing.assert_allclose(found.item(), slow_margin(z, multi_hot, vectors), rtol=rtol)
 
 
 def test_rows_with_all_classes_or_with_none_add_nothing_to_the_margin_loss():
     z = torch.randn(3, 4, requires_grad=True)
-    for hot in (torch.ones(3, 5), torch.zeros(3, 5)):
-        loss = progressive.margin_loss(z, hot, torch.randn(5, 4))
+    for multi_hot in (torch.ones(3, 5), torch.zeros(3, 5)):
+        loss = progressive.margin_loss(z, multi_hot, torch.randn(5, 4))
         loss.backward()
         assert loss == 0 and z.grad.eq(0).all()
 
 
 def test_gradient_of_the_margin_loss_equals_finite_differences():
     rng = np.random.default_rng(1)
-    z, hot, vectors = rng.standard_normal((4, 3)), np.eye(4)[[0, 1, 2, 3]], rng.standard_normal((4, 3))
+    z, multi_hot, vectors = rng.standard_normal((4, 3)), np.eye(4)[[0, 1, 2, 3]], rng.standard_normal((4, 3))
     t = torch.from_numpy(z).requires_grad_()
-    progressive.margin_loss(t, torch.from_numpy(hot), torch.from_numpy(vectors)).backward()
+    progressive.margin_loss(t, torch.from_numpy(multi_hot), torch.from_numpy(vectors)).backward()
     for place in np.ndindex(z.shape):
         step = np.zeros_like(z)
         step[place] = 1e-6
-        want = (slow_margin(z + step, hot, vectors) - slow_margin(z - step, hot, vectors)) / 2e-6
+        want = (slow_margin(z + step, multi_hot, vectors) - slow_margin(z - step, multi_hot, vectors)) / 2e-6
         np.testing.assert_allclose(t.grad[place], want, rtol=1e-5, atol=1e-8)
 
 
@@ -205,38 +205,38 @@ def model(one):
 
 
 def test_codes_are_greedy_and_those_of_the_residual_quantizer_of_faiss(model, one):
-    z, books = model.embed(one[0]), model.codebooks
+    z, codebooks = model.embed(one[0]), model.codebooks
     codes = model.encode(one[0])
-    w = torch.from_numpy(books.centroids)
-    assert_as_good(progressive.greedy(torch.from_numpy(z), w).numpy(), codes, books, z)
+    w = torch.from_numpy(codebooks.centroids)
+    assert_as_good(progressive.greedy(torch.from_numpy(z), w).numpy(), codes, codebooks, z)
     left = z.astype(np.float64)
-    for m, book in enumerate(books.centroids.astype(np.float64)):
-        distance = np.square(left[:, None] - book).sum(2)
+    for m, codebook in enumerate(codebooks.centroids.astype(np.float64)):
+        distance = np.square(left[:, None] - codebook).sum(2)
         gap = distance[np.arange(len(z)), codes[:, m]] - distance.min(1)
         assert_close(
-            gap, np.zeros(len(z)), 2 * z.shape[1] + 8, 4 * (np.square(left).sum(1) + np.square(book).sum(1).max())
+            gap, np.zeros(len(z)), 2 * z.shape[1] + 8, 4 * (np.square(left).sum(1) + np.square(codebook).sum(1).max())
         )
-        left = left - book[codes[:, m]]
+        left = left - codebook[codes[:, m]]
     np.testing.assert_allclose(
         progressive.prefix_errors(torch.from_numpy(z), w)[-1], np.square(left).sum(), rtol=1e-4, atol=1e-8
     )
-    index = find_target("residual").build(books, codes, np.arange(len(z)))
+    index = find_target("residual").build(codebooks, codes, np.arange(len(z)))
     inner = faiss.downcast_index(index.index) if hasattr(index, "index") else index
     assert inner.rq.max_beam_size == 1
-    found = faiss.unpack_bitstrings(inner.rq.compute_codes(z), books.M, books.nbits)
+    found = faiss.unpack_bitstrings(inner.rq.compute_codes(z), codebooks.M, codebooks.nbits)
     np.testing.assert_array_equal(found, codes)
 
 
 def test_lifted_scores_are_those_of_the_residual_target(model, one):
-    z, books, codes = model.embed(one[0]), model.codebooks, model.encode(one[0])
+    z, codebooks, codes = model.embed(one[0]), model.codebooks, model.encode(one[0])
     scores = []
     for name in ("residual", "lift"):
-        D, I = find_target(name).search(find_target(name).build(books, codes, np.arange(400)), z[:20], 400)
+        D, I = find_target(name).search(find_target(name).build(codebooks, codes, np.arange(400)), z[:20], 400)
         by_id = np.zeros((20, 400))
         np.put_along_axis(by_id, I, D, 1)
         scores.append(by_id)
     np.testing.assert_allclose(*scores, atol=1e-5 * np.abs(scores[0]).max())
-    np.testing.assert_allclose(scores[0], books.scores(z[:20], codes), atol=1e-5 * np.abs(scores[0]).max())
+    np.testing.assert_allclose(scores[0], codebooks.scores(z[:20], codes), atol=1e-5 * np.abs(scores[0]).max())
 
 
 # ---------------------------------------------------------------------------------------------------------------- training
@@ -256,9 +256,9 @@ def begun(method):
     return method
 
 
-def test_without_epochs_the_books_are_residual_k_means(one):
+def test_without_epochs_the_codebooks_are_residual_k_means(one):
     method = begun(built(one, **{"codebooks.epochs": 0}))
-    z, _ = BookRows(method.features, method.task, 10**6, 4).encoded()
+    z, _ = CodebookRows(method.features, method.task, 10**6, 4).encoded()
     scale = math.sqrt(z.shape[1] / float(z.double().square().sum(1).mean()))
     start = residual.start(z * scale, 3, 16, 1, torch.Generator().manual_seed(0))
     np.testing.assert_array_equal(method.codewords.detach(), start)
@@ -266,11 +266,18 @@ def test_without_epochs_the_books_are_residual_k_means(one):
     assert_close(method.codebooks().centroids, start.numpy() / scale, z.numel() ** 0.5 + 8)
 
 
-def test_the_books_loss_falls_with_training(one):
+def test_the_codebooks_loss_falls_with_training(one):
     losses = []
     for epochs in (1, 8):
         found = scqfaiss.train(
-            one[0], method="dpq", bits=12, nbits=4, encoder="identity", guidance="none", start="normal", epochs=epochs
+            one[0],
+            method="dpq",
+            bits=12,
+            nbits=4,
+            encoder="identity",
+            supervision="none",
+            start="normal",
+            epochs=epochs,
         )
         losses.append(sum(found.config["training"]["loss"]["codebooks"].values()))
     assert losses[1] < 0.9 * losses[0]
@@ -282,7 +289,7 @@ def test_dead_codewords_move_to_residuals_of_rows_and_are_counted(one):
         method.codewords[1, 3] = 1e3
         method.codewords[2, :2] = -1e3
     before = method.codewords.detach().clone()
-    method.book_optimizer(3)
+    method.codebook_optimizer(3)
     facts = method.renew(0)
     codes = progressive.greedy(method.z, before)
     used = [len(codes[:, m].unique()) for m in range(3)]
@@ -310,24 +317,24 @@ def test_validation_is_the_rebuild_error_of_all_prefixes(one, model):
     found = stage.validate()
     z = method.features(torch.from_numpy(x[300:])).detach().double().numpy()
     left, want = z.copy(), 0.0
-    books = method.codebooks().centroids.astype(np.float64)
-    for book in books:
+    codebooks = method.codebooks().centroids.astype(np.float64)
+    for codebook in codebooks:
         for i, r in enumerate(left):
-            left[i] = r - book[np.square(r - book).sum(1).argmin()]
+            left[i] = r - codebook[np.square(r - codebook).sum(1).argmin()]
         want += np.square(left).sum()
     np.testing.assert_allclose(found, want / np.square(z).sum(), rtol=1e-4)
     assert found == stage.validate()
     assert built(one).stages()[-1].validate is None
 
 
-def test_only_end_to_end_lets_the_books_reach_the_encoder(one):
+def test_only_end_to_end_lets_the_codebooks_reach_the_encoder(one):
     x = torch.from_numpy(one[0][:32])
     index = torch.arange(32)
     for end_to_end in (True, False):
         method = begun(built(one, recipe="reference", d=8, end_to_end=end_to_end))
-        turns = method.stages()[-1].turns
-        assert len(turns) == (1 if end_to_end else 2)
-        terms = turns[-1].loss(x, index)
+        optimizer_steps = method.stages()[-1].optimizer_steps
+        assert len(optimizer_steps) == (1 if end_to_end else 2)
+        terms = optimizer_steps[-1].loss(x, index)
         sum(terms[name] for name in ("soft", "hard", "agree")).backward()
         reached = [p.grad is not None and bool(p.grad.abs().max() > 0) for p in method.features.parameters()]
         assert any(reached) == end_to_end
@@ -339,12 +346,12 @@ def test_encoders_that_go_on_learning_train_twice_to_the_same_bytes(settings, on
     twice = [scqfaiss.train(*one, method="dpq", bits=8, nbits=4, epochs=2, **QUICK, **settings) for _ in range(2)]
     assert twice[0].to_bytes() == twice[1].to_bytes()
     assert np.isfinite(twice[0].codebooks.centroids).all()
-    with pytest.raises(ConfigError, match=r"trains encoder and books on the same rows; leave --codebook-rows out$"):
+    with pytest.raises(ConfigError, match=r"trains encoder and codebooks on the same rows; leave --codebook-rows out$"):
         built(one, codebook_rows=one[0][:50], **settings)
 
 
-def test_released_is_the_margin_loss_on_a_tanh_layer(one, many, tmp_path):
-    for data in (one, many):
+def test_released_is_the_margin_loss_on_a_tanh_layer(one, multilabel, tmp_path):
+    for data in (one, multilabel):
         method = built(data, recipe="reference")
         features, x, index = method.features, torch.from_numpy(data[0][:40]), torch.arange(40)
         features.eval()
@@ -352,15 +359,15 @@ def test_released_is_the_margin_loss_on_a_tanh_layer(one, many, tmp_path):
         terms = features.loss(x, index)
         z = features(x).detach().double().numpy()
         assert np.abs(z).max() < 1
-        hot = features.hot(index).numpy()
-        want = slow_margin(z, hot, features.centers.double().numpy())
+        multi_hot = features.multi_hot(index).numpy()
+        want = slow_margin(z, multi_hot, features.centers.double().numpy())
         np.testing.assert_allclose(terms["margin"].item(), want, rtol=1e-4)
         logits = features.classify(features.encoder(x)[0]).detach().double().numpy()
-        if features.labels.many:
+        if features.labels.multilabel:
             p = 1 / (1 + np.exp(-logits))
-            cls = -np.mean(hot * np.log(p) + (1 - hot) * np.log(1 - p))
+            cls = -np.mean(multi_hot * np.log(p) + (1 - multi_hot) * np.log(1 - p))
         else:
-            cls = -np.mean([np.log(slow_softmax(a))[k] for a, k in zip(logits, hot.argmax(1))])
+            cls = -np.mean([np.log(slow_softmax(a))[k] for a, k in zip(logits, multi_hot.argmax(1))])
         np.testing.assert_allclose(terms["cls"].item(), 0.1 * cls, rtol=1e-5)
     rates = {tuple(p.shape): g["lr"] for g in features.reference_optimizer()[0].param_groups for p in g["params"]}
     width = features.encoder.width
@@ -379,38 +386,42 @@ def test_released_is_the_margin_loss_on_a_tanh_layer(one, many, tmp_path):
 # ---------------------------------------------------------------------------------------------------------------- settings
 def test_stored_features_need_no_labels(one):
     x, y = one
-    found = scqfaiss.train(x, method="dpq", bits=8, nbits=4, encoder="identity", guidance="none", epochs=2)
+    found = scqfaiss.train(x, method="dpq", bits=8, nbits=4, encoder="identity", supervision="none", epochs=2)
     assert (found.config["labels"], found.config["C"], found.config["nested"]) == ("none", 0, True)
     np.testing.assert_array_equal(found.embed(x), x)
     with pytest.warns(ScqWarning, match="method dpq does not use labels: they are ignored"):
-        labelled = scqfaiss.train(x, y, method="dpq", bits=8, nbits=4, encoder="identity", guidance="none", epochs=2)
+        labelled = scqfaiss.train(x, y, method="dpq", bits=8, nbits=4, encoder="identity", supervision="none", epochs=2)
     assert labelled.to_bytes() == found.to_bytes()
     Config = method_class("dpq").Config
     assert method_class("dpq").needs_of(Config()) == {"labels"}
-    assert method_class("dpq").needs_of(Config(guidance="none")) == frozenset()
+    assert method_class("dpq").needs_of(Config(supervision="none")) == frozenset()
     assert method_class("scq").needs_of(method_class("scq").Config()) == {"labels"}
 
 
 def test_scores_do_not_depend_on_the_scale_of_the_rows(one):
     """Codewords are learned at unit scale, so rows of any size take the same rates."""
     x = one[0]
-    books = [
-        scqfaiss.train(x * g, method="dpq", bits=8, nbits=4, encoder="identity", guidance="none", epochs=2).codebooks
+    codebooks = [
+        scqfaiss.train(x * g, method="dpq", bits=8, nbits=4, encoder="identity", supervision="none", epochs=2).codebooks
         for g in (1.0, np.float32(2.0**-20))
     ]
-    np.testing.assert_allclose(books[0].centroids, books[1].centroids * 2.0**20, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(codebooks[0].centroids, codebooks[1].centroids * 2.0**20, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     "encoder, settings, words",
     [
-        ("mlp", {"guidance": "none"}, r"^guidance=none trains no encoder; choose --encoder identity, not mlp$"),
-        ("identity", {}, r"^labels guide an encoder, and identity has nothing to train; add --set guidance=none$"),
-        ("identity", {"guidance": "none", "end_to_end": True}, r"^end_to_end=true trains an encoder, which guidance"),
-        ("identity", {"guidance": "none", "recipe": "reference"}, r"cfa=reference needs an encoder that trains"),
+        ("mlp", {"supervision": "none"}, r"^supervision=none trains no encoder; choose --encoder identity, not mlp$"),
+        ("identity", {}, r"^labels guide an encoder, and identity has nothing to train; add --set supervision=none$"),
+        (
+            "identity",
+            {"supervision": "none", "end_to_end": True},
+            r"^end_to_end=true trains an encoder, which supervision",
+        ),
+        ("identity", {"supervision": "none", "recipe": "reference"}, r"cfa=reference needs an encoder that trains"),
         ("mlp", {"gamma": -1}, r"^gamma is -1.0, needs 0 to "),
         ("mlp", {"choice": "dot"}, r"^choice is 'dot', needs one of l2, cosine$"),
-        ("identity", {"guidance": "none", "d": 5}, r"^d is 5, but without a head \(cfa=none\) z are the rows"),
+        ("identity", {"supervision": "none", "d": 5}, r"^d is 5, but without a head \(cfa=none\) z are the rows"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_any_row_is_read(encoder, settings, words, one):
@@ -418,7 +429,7 @@ def test_settings_that_cannot_work_are_refused_before_any_row_is_read(encoder, s
         def blocks(self, *args):
             raise AssertionError("rows were read")
 
-    labels = None if "guidance" in settings else one[1]
+    labels = None if "supervision" in settings else one[1]
     with pytest.raises(ConfigError, match=words):
         make_plan(TrainOptions("dpq", 8, 4, encoder, settings=settings), Unread(one[0], labels))
 
@@ -448,7 +459,7 @@ def test_presets_name_settings_that_exist():
     assert set(dpq.REFERENCE) <= set(settings_of(dpq.Settings))
 
 
-def test_a_prefix_of_the_books_is_a_model_of_its_own(one, model):
+def test_a_prefix_of_the_codebooks_is_a_model_of_its_own(one, model):
     codes = model.encode(one[0])
     for bits in (4, 8):
         cut = model.prefix(bits)
@@ -461,7 +472,7 @@ def test_a_prefix_of_the_books_is_a_model_of_its_own(one, model):
 
 def test_fit_and_build_agree_on_labels(one):
     source = ArraySource(one[0])
-    what = make_plan(TrainOptions("dpq", 8, 4, "identity", epochs=0, settings={"guidance": "none"}), source)
+    what = make_plan(TrainOptions("dpq", 8, 4, "identity", epochs=0, settings={"supervision": "none"}), source)
     assert what.needs == frozenset()
     assert fit(what).config["training"]["cfa"] == "none"
 
@@ -474,7 +485,7 @@ class Cut(Exception):
 @pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
 @pytest.mark.parametrize("settings", [{}, {"end_to_end": True}, {"recipe": "reference", "d": 8}])
 def test_a_training_that_was_cut_off_goes_on_to_the_same_bytes(settings, one, tmp_path):
-    """Two steps an epoch, 8 of the encoder and 8 of the books."""
+    """Two steps an epoch, 8 of the encoder and 8 of the codebooks."""
 
     def train(folder, cut=0):
         steps = [0]

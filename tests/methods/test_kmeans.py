@@ -1,4 +1,4 @@
-"""Lloyd's k-means of all books at once."""
+"""Lloyd's k-means of all codebooks at once."""
 
 import itertools
 
@@ -82,7 +82,7 @@ def test_fewer_rows_than_codewords_give_copies_beside_the_rows(n):
     assert (torch.cdist(z, w).min(2).values < 1e-2).all()  # every row has its codeword
 
 
-def test_equal_seeds_give_equal_books():
+def test_equal_seeds_give_equal_codebooks():
     a, b, c = (lloyd(*private()[:4], seeds(private()[4]), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)

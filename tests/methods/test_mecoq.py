@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 from close import assert_as_good, assert_close
-from pictures import Drawn
+from images import Drawn
 
 import scqfaiss
 from scqfaiss import distributed
-from scqfaiss.contract import Part, Task, configure
+from scqfaiss.contract import Subset, Task, configure
 from scqfaiss.contract import settings as settings_of
 from scqfaiss.data import ArraySource
 from scqfaiss.encoders.backbone import Backbone
@@ -32,7 +32,7 @@ from scqfaiss.methods.neighbours import NearestNeighbours
 from scqfaiss.modality import IMAGES
 from scqfaiss.training.checkpoints import Checkpoints
 from scqfaiss.training.engine import Engine
-from scqfaiss.training.rows import PictureRows, SourceRows, statistics
+from scqfaiss.training.rows import ImageRows, SourceRows, statistics
 
 PRECISIONS = pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-10), (torch.float32, 2e-5)])
 STILL = {"neighbours": 0, "mixup": 0.0, "noise": 0.0}  # views that are the row itself
@@ -47,7 +47,7 @@ def build(x=None, M=2, nbits=3, encoder="linear", begin=True, validation=None, d
     source = SourceRows(ArraySource(rows() if x is None else x), "cpu")
     stats = statistics(source)
     made = Identity(IdentitySettings(), stats) if encoder == "identity" else Linear(LinearSettings(0.0), stats)
-    held = None if validation is None else Part(SourceRows(ArraySource(validation), "cpu"))
+    held = None if validation is None else Subset(SourceRows(ArraySource(validation), "cpu"))
     batch = settings.pop("batch_size", None)
     config = configure(Settings, {"d": 4 * M, "queue": 10, "bank": 1000, **settings})
     task = Task(
@@ -77,7 +77,7 @@ def unit(v):
 
 
 def slow_codes(f, w, alpha):
-    """(p (M, K), u (d,)) of one row f (d,), by loops over books and codewords."""
+    """(p (M, K), u (d,)) of one row f (d,), by loops over codebooks and codewords."""
     M, K, dsub = w.shape
     p, x = np.zeros((M, K)), []
     for m in range(M):
@@ -227,7 +227,7 @@ def test_hard_soft_codes_decode_to_the_codeword_itself():
     np.testing.assert_allclose(got, decoded / np.linalg.norm(decoded, axis=1, keepdims=True), atol=1e-5)
 
 
-def test_both_forms_of_omega_agree_and_it_is_0_for_centered_books():
+def test_both_forms_of_omega_agree_and_it_is_0_for_centered_codebooks():
     w = torch.randn(3, 8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert contrast.omega(w).item() == pytest.approx(slow_omega(w.numpy()), rel=1e-12)
     assert contrast.omega(w - w.mean(1, keepdim=True)).item() == pytest.approx(0, abs=1e-15)
@@ -307,7 +307,7 @@ def test_codewords_have_length_1_after_a_step_that_moved_them(train_codewords):
     method = build(train_codewords=train_codewords, **{"training.lr": 0.1})
     assert_length_1(method.codewords.detach())
     before = method.codewords.detach().clone()
-    (turn,) = method.stages()[0].turns
+    (turn,) = method.stages()[0].optimizer_steps
     optimizer, _ = turn.make_optimizer(10)
     sum(turn.loss(torch.tensor(rows(6)), torch.arange(6)).values()).backward()
     assert method.A.grad.abs().max() > 0
@@ -476,11 +476,11 @@ def test_with_query_norm_intra_every_sub_vector_has_length_1(encoder, M):
 
 def test_the_largest_inner_product_is_the_nearest_codeword_and_a_zero_sub_vector_gets_code_0():
     method = build()
-    books, f = method.codebooks(), method(torch.tensor(rows(50))).detach().numpy()
-    assert_as_good(books.assign(f, "l2"), books.assign(f, "ip"), books, f)
-    assert_as_good(books.assign(3 * f, "ip"), books.assign(f, "ip"), books, f, "ip")
+    codebooks, f = method.codebooks(), method(torch.tensor(rows(50))).detach().numpy()
+    assert_as_good(codebooks.assign(f, "l2"), codebooks.assign(f, "ip"), codebooks, f)
+    assert_as_good(codebooks.assign(3 * f, "ip"), codebooks.assign(f, "ip"), codebooks, f, "ip")
     f[:, :4] = 0
-    assert (books.assign(f, "ip")[:, 0] == 0).all()
+    assert (codebooks.assign(f, "ip")[:, 0] == 0).all()
 
 
 def test_a_zero_row_has_a_finite_loss_and_gradient():
@@ -545,8 +545,8 @@ def test_rows_that_are_all_alike_train_to_finite_numbers():
         ({"temperature": 0.01}, "^temperature is 0.01, needs 0.02 to 100$"),
         ({"prior": 1.0}, "^prior is 1.0, needs 0 to 0.99$"),
         ({"prior": -0.1}, "^prior is -0.1, needs 0 to 0.99$"),
-        ({"d": 30}, "^d=30 is not divisible by M=4 books; need M of 3 or 5$"),
-        ({"d": 4}, "^d=4 in M=4 books leaves 1 dimension a book, .* need d of 8 or more$"),
+        ({"d": 30}, "^d=30 is not divisible by M=4 codebooks; need M of 3 or 5$"),
+        ({"d": 4}, "^d=4 in M=4 codebooks leaves 1 dimension a codebook, .* need d of 8 or more$"),
         ({"batch_size": 1}, "^batch-size is 1, mecoq tells the rows of a batch apart; need at least 2$"),
     ],
 )
@@ -589,7 +589,7 @@ def joint_batch():
 def share_of_two(rank, file):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    got = one_step(build(), *distributed.share(joint_batch()))
+    got = one_step(build(), *distributed.shard(joint_batch()))
     torch.save(got, f"{file}.{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -608,7 +608,7 @@ def test_two_processes_do_what_one_does_with_all_rows(tmp_path):
         np.testing.assert_allclose(codes, want[2][0], atol=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------------------------------------ images
 def drawn(n=60, seed=0):
     """x (n, 3, 8, 8) uint8: coarse patterns, of which neighbouring rows share one."""
     rng = np.random.default_rng(seed)
@@ -622,8 +622,8 @@ def patterns(n, seed=0):
     return coarse.repeat(4, 2).repeat(4, 3).astype(np.uint8)
 
 
-def build_on_pictures(x=None, validation=None, begin=True, network=None, batch_size=16, epochs=3, **settings):
-    """A MeCoQ on pictures, begun; the network a small one of convolutions, always of the same weights."""
+def build_on_images(x=None, validation=None, begin=True, network=None, batch_size=16, epochs=3, **settings):
+    """A MeCoQ on images, begun; the network a small one of convolutions, always of the same weights."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, 2, 1), torch.nn.BatchNorm2d(6), torch.nn.ReLU())
     net.input_size = 8
@@ -631,7 +631,7 @@ def build_on_pictures(x=None, validation=None, begin=True, network=None, batch_s
     encoder = Backbone(configure(BackboneSettings, values), net, "toy:net", {})
 
     def rows_of(x):
-        return PictureRows(Drawn(x), encoder.width, "cpu", 1 << 20)
+        return ImageRows(Drawn(x), encoder.width, "cpu", 1 << 20)
 
     task = Task(
         rows=rows_of(drawn() if x is None else x),
@@ -640,7 +640,7 @@ def build_on_pictures(x=None, validation=None, begin=True, network=None, batch_s
         nbits=3,
         encoder=encoder,
         encoder_name="toy:net",
-        validation=None if validation is None else Part(rows_of(validation)),
+        validation=None if validation is None else Subset(rows_of(validation)),
         batch_size=batch_size,
         epochs=epochs,
     )
@@ -651,15 +651,15 @@ def build_on_pictures(x=None, validation=None, begin=True, network=None, batch_s
 
 
 def without_norm(x=None, **settings):
-    """Batch norm is of a process's own share, and of few pictures a poor guess."""
-    method = build_on_pictures(x, begin=False, **{"network": {"dropout": 0.2}, **settings})
+    """Batch norm is of a process's own share, and of few images a poor guess."""
+    method = build_on_images(x, begin=False, **{"network": {"dropout": 0.2}, **settings})
     method.encoder.net[1] = torch.nn.Identity()
     method.begin()
     return method
 
 
-def test_views_of_pictures_are_two_augmentations_through_the_network_in_training():
-    method = build_on_pictures().train()
+def test_views_of_images_are_two_augmentations_through_the_network_in_training():
+    method = build_on_images().train()
     x, index = torch.from_numpy(drawn()[:6]), torch.arange(6)
     means = method.encoder.net[1].running_mean.clone()
     method.encoder.draws.fill_(7)
@@ -682,13 +682,13 @@ def test_views_of_pictures_are_two_augmentations_through_the_network_in_training
     assert got["entropy"].item() == pytest.approx(0.05 * H, rel=1e-4)
     views = method.drawn(x)
     assert views.shape == (6, 2, 2, 4) and (views[:, 0] - views[:, 1]).abs().amax((1, 2)).min() > 1e-3
-    still = build_on_pictures(network={"augment": "none", "dropout": 0.1}).train().drawn(x)
+    still = build_on_images(network={"augment": "none", "dropout": 0.1}).train().drawn(x)
     assert (still[:, 0] - still[:, 1]).abs().max() > 1e-3  # by dropout
 
 
-def test_the_start_is_that_of_features_of_pictures():
+def test_the_start_is_that_of_features_of_images():
     x = drawn()
-    method = build_on_pictures(x)
+    method = build_on_images(x)
     g = torch.from_numpy(method.encoder.features(x))
     same = build(g.numpy(), encoder="identity", d=8)
     for name in ("A", "a", "codewords"):
@@ -699,23 +699,23 @@ def test_the_start_is_that_of_features_of_pictures():
     torch.manual_seed(5)
     method.begin()
     assert torch.equal(before[0], method.A) and torch.equal(before[1], method.codewords)
-    assert build_on_pictures(x, bank=20).summary() == {"d": 8, "bank_rows": 20, "neighbours": 0}
+    assert build_on_images(x, bank=20).summary() == {"d": 8, "bank_rows": 20, "neighbours": 0}
     method.task = dataclasses.replace(
-        method.task, codebook_rows=PictureRows(Drawn(drawn(8, 5)), method.encoder.width, "cpu", 1 << 20)
+        method.task, codebook_rows=ImageRows(Drawn(drawn(8, 5)), method.encoder.width, "cpu", 1 << 20)
     )
     method.begin()
     with torch.no_grad():
-        parts = method.parts(torch.from_numpy(drawn(8, 5)))  # as many pictures as codewords: each is one
+        parts = method.parts(torch.from_numpy(drawn(8, 5)))  # as many images as codewords: each is one
     np.testing.assert_allclose(torch.einsum("bme,mke->bmk", parts, method.codewords).amax(2).detach(), 1, atol=1e-3)
 
 
-def test_use_of_codewords_is_counted_on_pictures_encoded_anew(monkeypatch):
-    method = build_on_pictures(revive_below=0.0)
+def test_use_of_codewords_is_counted_on_images_encoded_anew(monkeypatch):
+    method = build_on_images(revive_below=0.0)
     with torch.no_grad():
         parts = method.parts(torch.from_numpy(drawn()))
         codes = torch.einsum("bme,mke->bmk", parts, method.codewords).argmax(2)
     assert method.after_epoch(0)["codewords_used"] == [len(codes[:, m].unique()) for m in range(2)]
-    monkeypatch.setattr(mecoq, "COUNTED_PICTURES", 25)  # every third of 60
+    monkeypatch.setattr(mecoq, "COUNTED_IMAGES", 25)  # every third of 60
     assert method.after_epoch(0)["codewords_used"] == [len(codes[::3, m].unique()) for m in range(2)]
     with torch.no_grad():
         method.codewords[0, 1:] = -method.codewords[0, :1]
@@ -723,8 +723,8 @@ def test_use_of_codewords_is_counted_on_pictures_encoded_anew(monkeypatch):
     assert method.after_epoch(1)["revived"] >= 6
 
 
-def test_validation_pictures_are_seen_in_the_same_views_and_teach_nothing():
-    method = build_on_pictures(validation=drawn(20, 3))
+def test_validation_images_are_seen_in_the_same_views_and_teach_nothing():
+    method = build_on_images(validation=drawn(20, 3))
     (stage,) = method.stages()
     before = {k: v.clone() for k, v in method.state_dict().items()}
     torch.manual_seed(3)
@@ -736,7 +736,7 @@ def test_validation_pictures_are_seen_in_the_same_views_and_teach_nothing():
     assert torch.equal(torch.get_rng_state(), random)
     for name, value in method.state_dict().items():
         assert torch.equal(value, before[name]), name
-    plain = build_on_pictures(validation=drawn(20, 3), network={"augment": "none", "dropout": 0.01}, batch_size=20)
+    plain = build_on_images(validation=drawn(20, 3), network={"augment": "none", "dropout": 0.01}, batch_size=20)
     plain.encoder.config = dataclasses.replace(plain.encoder.config, dropout=0.0)
     g = plain.encoder.features(drawn(20, 3)).astype(np.float64)
     w, A, a = (t.detach().double().numpy() for t in (plain.codewords, plain.A, plain.a))
@@ -749,7 +749,7 @@ class Cut(Exception):
 
 
 @pytest.mark.slow
-def test_training_on_pictures_lowers_the_loss_of_others_too():
+def test_training_on_images_lowers_the_loss_of_others_too():
     settings = {"queue": 0, "prior": 0.0, "temperature": 0.3, "epochs": 8, "network": {}}
     method, lines = without_norm(patterns(200), validation=patterns(40, 1), **settings), []
     engine = Engine(method, 3)
@@ -761,7 +761,7 @@ def test_training_on_pictures_lowers_the_loss_of_others_too():
 
 
 @pytest.mark.slow
-def test_training_on_pictures_resumes_to_the_same_bits(tmp_path):
+def test_training_on_images_resumes_to_the_same_bits(tmp_path):
     def train(cut=None, folder=None):
         steps = [0]
 
@@ -771,7 +771,7 @@ def test_training_on_pictures_resumes_to_the_same_bits(tmp_path):
                 raise Cut
 
         network = {"frozen_epochs": 1, "dropout": 0.1}
-        method = build_on_pictures(begin=False, network=network, validation=drawn(20, 3))
+        method = build_on_images(begin=False, network=network, validation=drawn(20, 3))
         kept = None if folder is None else Checkpoints(folder, dict, 1)
         Engine(method, 3, progress=progress, checkpoints=kept).run(resume=folder is not None)
         return method
@@ -785,33 +785,33 @@ def test_training_on_pictures_resumes_to_the_same_bits(tmp_path):
         assert torch.equal(a, b)
 
 
-def test_what_learns_of_a_picture_method_has_its_rates():
-    method = build_on_pictures(**{"training.lr": 0.01, "training.decay": 0.2, "training.codeword_lr": 0.5})
-    optimizer, _ = method.stages()[0].turns[0].make_optimizer(10)
+def test_what_learns_of_a_image_method_has_its_rates():
+    method = build_on_images(**{"training.lr": 0.01, "training.decay": 0.2, "training.codeword_lr": 0.5})
+    optimizer, _ = method.stages()[0].optimizer_steps[0].make_optimizer(10)
     rates = {id(p): (g["initial_lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert rates.keys() == {id(p) for p in method.parameters()}
     assert rates[id(method.A)] == (0.01, 0.2) and rates[id(method.codewords)] == (0.005, 0.0)
     assert rates[id(method.encoder.net[0].weight)] == (0.003, 0.05)
-    assert build_on_pictures(batch_size=None).batch == 64 and build_on_pictures(batch_size=200).batch == 200
+    assert build_on_images(batch_size=None).batch == 64 and build_on_images(batch_size=200).batch == 200
 
 
-def test_what_makes_views_of_rows_is_ignored_for_pictures_and_equal_views_are_warned_of():
+def test_what_makes_views_of_rows_is_ignored_for_images_and_equal_views_are_warned_of():
     config = configure(Settings, {"noise": 0.3, "neighbours": 2})
-    with pytest.warns(match=r"^views of pictures are drawn by the network \(augment=...\): neighbours, noise ignored$"):
+    with pytest.warns(match=r"^views of images are drawn by the network \(augment=...\): neighbours, noise ignored$"):
         MeCoQ.check(config, 7, 0, 2, 4, "pkg:net", IMAGES)
-    with pytest.warns(match=r"^no augmentation and no dropout: both views of a picture are the picture itself$"):
-        build_on_pictures(network={"augment": "none"})
+    with pytest.warns(match=r"^no augmentation and no dropout: both views of an image are the image itself$"):
+        build_on_images(network={"augment": "none"})
     with pytest.raises(ConfigError, match=r"^1 rows cannot train mecoq, which tells rows apart; need at least 2$"):
-        build_on_pictures(drawn(1))
+        build_on_images(drawn(1))
 
 
-def two_steps_on_pictures(method):
+def two_steps_on_images(method):
     method.train()
     method.on_epoch(1)
     for i in (0, 16):
         for p in method.parameters():
             p.grad = None
-        x, index = distributed.share((torch.from_numpy(drawn()[i : i + 16]), torch.arange(i, i + 16)))
+        x, index = distributed.shard((torch.from_numpy(drawn()[i : i + 16]), torch.arange(i, i + 16)))
         terms = method.loss(x, index)
         sum(terms.values()).backward()
         with torch.no_grad():
@@ -821,18 +821,18 @@ def two_steps_on_pictures(method):
     return terms, [p.grad for p in (method.A, method.codewords, method.encoder.net[0].weight)], method.memory.held()
 
 
-def pictures_of_two(rank, file):
+def images_of_two(rank, file):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    torch.save(two_steps_on_pictures(without_norm()), f"{file}.{rank}.pt")
+    torch.save(two_steps_on_images(without_norm()), f"{file}.{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo by file")
 def test_two_processes_see_the_views_of_one_and_do_what_it_does(tmp_path):
-    want = two_steps_on_pictures(without_norm())
-    multiprocessing.spawn(pictures_of_two, (str(tmp_path / "meet"),), nprocs=2)
+    want = two_steps_on_images(without_norm())
+    multiprocessing.spawn(images_of_two, (str(tmp_path / "meet"),), nprocs=2)
     for rank in range(2):
         terms, grads, (codes, owners) = torch.load(tmp_path / f"meet.{rank}.pt")
         np.testing.assert_allclose(terms, want[0], rtol=1e-4)

@@ -10,7 +10,7 @@ from close import assert_as_good
 
 import scqfaiss
 from scqfaiss import distributed
-from scqfaiss.contract import Part, Task, configure
+from scqfaiss.contract import Subset, Task, configure
 from scqfaiss.data.pairs import PairSource
 from scqfaiss.encoders import encoder_class
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
@@ -38,7 +38,7 @@ def build(q=None, k=None, ids=None, M=2, nbits=3, encoder="linear", begin=True, 
     cls = encoder_class(encoder)
     made = cls(cls.Config(**({} if encoder == "identity" else {"input_dropout": 0.0})), statistics(rows, q.shape[1]))
     batch, held = settings.pop("batch_size", None), settings.pop("validation", None)
-    held = None if held is None else Part(SourceRows(held, "cpu"), None, held.ids)
+    held = None if held is None else Subset(SourceRows(held, "cpu"), None, held.ids)
     task = Task(rows, None, M, nbits, 0, made, encoder, validation=held, ids=source.ids, batch_size=batch)
     method = MoPQ(configure(Settings, settings), task)
     if begin:
@@ -101,7 +101,7 @@ def test_loss_equals_slow_twin(dtype, rtol, encoder, scale, dense, rebuild):
 
 
 # ----------------------------------------------------------------------------------------------------- straight through
-def books(M=2, K=5, dsub=3, n=7, dtype=torch.float64, seed=0):
+def codebooks(M=2, K=5, dsub=3, n=7, dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(n, M * dsub, generator=generator, dtype=dtype)
     return z.requires_grad_(), torch.randn(M, K, dsub, generator=generator, dtype=dtype).requires_grad_()
@@ -109,7 +109,7 @@ def books(M=2, K=5, dsub=3, n=7, dtype=torch.float64, seed=0):
 
 @pytest.mark.parametrize("sharpness", [1.0, 30.0])
 def test_the_value_is_the_chosen_codeword_to_the_last_bit(sharpness):
-    z, w = books(dtype=torch.float32)
+    z, w = codebooks(dtype=torch.float32)
     found, codes = straight_through(z, w, sharpness)
     want, chosen = slow_codes(z.detach().numpy(), w.detach().numpy())
     np.testing.assert_array_equal(codes.numpy(), want)
@@ -119,7 +119,7 @@ def test_the_value_is_the_chosen_codeword_to_the_last_bit(sharpness):
 @pytest.mark.parametrize("sharpness", [0.5, 4.0])
 def test_the_gradient_is_that_of_the_stated_surrogate(sharpness):
     """one-hot + p - sg[p]: only p moves, around the choice and the p of this point."""
-    z, w = books()
+    z, w = codebooks()
     weight = torch.randn(len(z), z.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(1)).numpy()
     (straight_through(z, w, sharpness)[0] * torch.from_numpy(weight)).sum().backward()
     z0, w0 = z.detach().numpy(), w.detach().numpy()
@@ -130,10 +130,10 @@ def test_the_gradient_is_that_of_the_stated_surrogate(sharpness):
         e = np.exp(-sharpness * ((parts - w) ** 2).sum(3))
         return e / e.sum(2, keepdims=True)  # n m k
 
-    hot, p0 = np.eye(K)[slow_codes(z0, w0)[0]], soft(z0, w0)
+    multi_hot, p0 = np.eye(K)[slow_codes(z0, w0)[0]], soft(z0, w0)
 
     def surrogate(z, w):
-        return (np.einsum("nmk,mke->nme", hot + soft(z, w) - p0, w).reshape(len(z), -1) * weight).sum()
+        return (np.einsum("nmk,mke->nme", multi_hot + soft(z, w) - p0, w).reshape(len(z), -1) * weight).sum()
 
     for at, grad in ((z0, z.grad.numpy()), (w0, w.grad.numpy())):
         for place in np.ndindex(at.shape):
@@ -186,7 +186,7 @@ def half_of_eight(rank, meeting, out):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     method = of_eight()
-    sum(method.loss(*distributed.share(batch_of(method, range(8)))).values()).backward()
+    sum(method.loss(*distributed.shard(batch_of(method, range(8)))).values()).backward()
     distributed.average_gradients([p for _, p in sorted(method.named_parameters())])
     np.savez(f"{out}.{rank}.npz", *gradients(method))
     torch.distributed.destroy_process_group()
@@ -233,7 +233,7 @@ def test_beginning_twice_is_the_same_and_the_released_start_is_uniform():
     assert (float(released.gain), float(released.error), released.sharpness) == (1, 1, 1.0)
 
 
-def test_more_books_than_dimensions_to_fill_them():
+def test_more_codebooks_than_dimensions_to_fill_them():
     """z of more dimensions than the rows: their axes are turned into a larger space."""
     q, k = pairs(100, 4)
     model = scqfaiss.train(q, keys=k, method="mopq", bits=24, nbits=4, epochs=1, d=18)
@@ -260,18 +260,18 @@ def test_codes_are_those_of_faiss(encoder):
     q, k = pairs(300, 8)
     hidden = {"hidden": 16} if encoder == "mlp" else {}
     model = scqfaiss.train(q, keys=k, method="mopq", bits=16, nbits=8, encoder=encoder, epochs=1, **hidden)
-    books, z = model.codebooks, model.embed(k)
+    codebooks, z = model.codebooks, model.embed(k)
     assert model.chain.foldable == (encoder != "mlp")
     if encoder == "identity":
         np.testing.assert_array_equal(z, k)
-    index = faiss.IndexPQ(books.d, books.M, books.nbits, faiss.METRIC_INNER_PRODUCT)
-    faiss.copy_array_to_vector(books.centroids.ravel(), index.pq.centroids)
+    index = faiss.IndexPQ(codebooks.d, codebooks.M, codebooks.nbits, faiss.METRIC_INNER_PRODUCT)
+    faiss.copy_array_to_vector(codebooks.centroids.ravel(), index.pq.centroids)
     index.is_trained = True
-    assert_as_good(model.encode(k), index.pq.compute_codes(z), books, z)
+    assert_as_good(model.encode(k), index.pq.compute_codes(z), codebooks, z)
     assert model.config["encoder"] == encoder
 
 
-def test_books_of_plain_rows_are_on_the_scale_of_the_rows():
+def test_codebooks_of_plain_rows_are_on_the_scale_of_the_rows():
     q, k = pairs(300, 8)
     small, large = (
         scqfaiss.train(c * q, keys=c * k, method="mopq", bits=8, nbits=4, encoder="identity", epochs=3)
@@ -302,7 +302,7 @@ def test_validation_is_the_loss_of_quantized_keys_among_all():
     np.testing.assert_allclose(method.validate(), slow_mcl(zq, found, ids, 2.0), rtol=1e-4)
 
 
-def test_validation_keeps_the_best_epoch_and_codebook_rows_start_the_books(tmp_path):
+def test_validation_keeps_the_best_epoch_and_codebook_rows_start_the_codebooks(tmp_path):
     q, k = pairs(200)
     metrics = tmp_path / "m.jsonl"
     more = {"method": "mopq", "bits": 8, "nbits": 4, "epochs": 3, "seed": 1}
@@ -338,7 +338,7 @@ def test_resumed_training_comes_to_the_same_bytes(tmp_path):
         (ConfigError, r"^1 pair holds no wrong key to tell the right one from; need 2 or more$", 1, None, {}),
         (ConfigError, r"^batches of 1 pair hold no wrong key to tell the right one", 9, None, {"batch_size": 1}),
         (DataError, r"^all 9 pairs have the key id 5: there is no other key to tell it from$", 9, np.full(9, 5), {}),
-        (ConfigError, r"^d=5 is not divisible by M=2 books; need M of 1 or 5$", 9, None, {"d": 5}),
+        (ConfigError, r"^d=5 is not divisible by M=2 codebooks; need M of 1 or 5$", 9, None, {"d": 5}),
         (ConfigError, r"^d is 4, but without a map \(--encoder identity\) z are the rows, d=8$", 9, None, {"d": 4}),
         (ConfigError, r"^scale is -1.0, needs 0 to", 9, None, {"scale": -1}),
         (ConfigError, r"^recipe is 'referense', needs one of tuned, reference; did you mean 'reference'", 9, None, 0),

@@ -1,4 +1,4 @@
-"""PHPQ: its loss against a slow twin, attention in part, the start of the books, resuming, several processes, refusals."""
+"""PHPQ: its loss against a slow twin, attention in part, the start of the codebooks, resuming, several processes, refusals."""
 
 import dataclasses
 import sys
@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-from pictures import Drawn
+from images import Drawn
 from torch import nn
 
 import scqfaiss
 from scqfaiss import distributed
 from scqfaiss.arrays import as_labels
-from scqfaiss.contract import Part, Task, configure
+from scqfaiss.contract import Subset, Task, configure
 from scqfaiss.contract import settings as settings_of
 from scqfaiss.encoders import backbone
 from scqfaiss.encoders.backbone import Backbone
@@ -24,7 +24,7 @@ from scqfaiss.methods.phpq import PHPQ, Settings
 from scqfaiss.modality import IMAGES
 from scqfaiss.training.checkpoints import Checkpoints
 from scqfaiss.training.engine import Engine
-from scqfaiss.training.rows import PictureRows
+from scqfaiss.training.rows import ImageRows
 
 PRECISIONS = pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-10), (torch.float32, 2e-5)])
 SIDE, C = 8, 4
@@ -53,13 +53,13 @@ def backbone_of(stages=2, norm=False, **settings):
 
 
 def build(x=None, y=None, M=2, nbits=3, begin=True, validation=None, epochs=3, batch_size=16, network=None, **settings):
-    """A PHPQ on pictures, begun."""
+    """A PHPQ on images, begun."""
     x, y = (drawn() if x is None else (x, y)) if y is None else (x, y)
     encoder = network or backbone_of()
     config = configure(Settings, {"d": 4 * M, "top": 3, "vectors": "learned", **settings})
 
     def part(x, y):
-        return Part(PictureRows(Drawn(x), encoder.width, "cpu", 1 << 20), as_labels(y, len(x), "y"))
+        return Subset(ImageRows(Drawn(x), encoder.width, "cpu", 1 << 20), as_labels(y, len(x), "y"))
 
     rows = part(x, y)
     method = PHPQ(
@@ -82,9 +82,9 @@ def build(x=None, y=None, M=2, nbits=3, begin=True, validation=None, epochs=3, b
 
 
 def many_labels(y, seed=1):
-    hot = (np.random.default_rng(seed).random((len(y), C)) < 0.3).astype(np.uint8)
-    hot[np.arange(len(y)), y] = 1
-    return hot
+    multi_hot = (np.random.default_rng(seed).random((len(y), C)) < 0.3).astype(np.uint8)
+    multi_hot[np.arange(len(y)), y] = 1
+    return multi_hot
 
 
 # ---------------------------------------------------------------------------------------------------------- slow twins
@@ -93,15 +93,15 @@ def cosine(a, b):
 
 
 def slow_rebuilds(z, w, top, beta, v):
-    """Soft and hard rebuilds of one row z (d,), by sorting the codewords of every book."""
+    """Soft and hard rebuilds of one row z (d,), by sorting the codewords of every codebook."""
     soft, hard, dsub = [], [], w.shape[2]
-    for m, book in enumerate(w):
+    for m, codebook in enumerate(w):
         part = z[m * dsub : (m + 1) * dsub]
-        dist = np.array([((part - word) ** 2).sum() for word in book])
-        near = sorted(range(len(book)), key=lambda k: dist[k])[:top]
+        dist = np.array([((part - word) ** 2).sum() for word in codebook])
+        near = sorted(range(len(codebook)), key=lambda k: dist[k])[:top]
         e = np.exp(-beta * (dist[near] - dist.min()) / v[m])
-        soft.append((e / e.sum()) @ book[near])
-        hard.append(book[near[0]])
+        soft.append((e / e.sum()) @ codebook[near])
+        hard.append(codebook[near[0]])
     return np.concatenate(soft), np.concatenate(hard)
 
 
@@ -131,13 +131,15 @@ def slow_loss(z, y, w, vectors, c, bias=None, v=None, held=None):
     return {name: total / len(z) for name, total in terms.items()}
 
 
-def loss_case(dtype, many=False, **settings):
-    """A method with books at random places, z (6, 8), y."""
-    method = build(begin=False, y=many_labels(drawn()[1]) if many else None, x=drawn()[0] if many else None, **settings)
+def loss_case(dtype, multilabel=False, **settings):
+    """A method with codebooks at random places, z (6, 8), y."""
+    method = build(
+        begin=False, y=many_labels(drawn()[1]) if multilabel else None, x=drawn()[0] if multilabel else None, **settings
+    )
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         method.codewords.copy_(torch.randn(method.codewords.shape, generator=generator))
-        if many:
+        if multilabel:
             method.bias.copy_(torch.randn(C, generator=generator))
     method = method.to(dtype)
     method.quantizes = True
@@ -146,14 +148,14 @@ def loss_case(dtype, many=False, **settings):
 
 
 @PRECISIONS
-@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("multilabel", [False, True])
 @pytest.mark.parametrize("top", [1, 3, 8])
 @pytest.mark.parametrize("beta", [0.0, 10.0])
-def test_the_loss_equals_its_slow_twin(dtype, rtol, many, top, beta):
-    method, z, y = loss_case(dtype, many, top=top, beta=beta, kappa=5.0, commit=0.4)
+def test_the_loss_equals_its_slow_twin(dtype, rtol, multilabel, top, beta):
+    method, z, y = loss_case(dtype, multilabel, top=top, beta=beta, kappa=5.0, commit=0.4)
     got = method.loss_of(z, y)
     double = [t.detach().double().numpy() for t in (z, method.codewords, method.centers)]
-    bias = method.bias.detach().double().numpy() if many else None
+    bias = method.bias.detach().double().numpy() if multilabel else None
     want = slow_loss(double[0], y.numpy(), *double[1:], method.config, bias)
     assert list(got) == list(want)
     for name, value in want.items():
@@ -161,14 +163,14 @@ def test_the_loss_equals_its_slow_twin(dtype, rtol, many, top, beta):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("multilabel", [False, True])
 @pytest.mark.parametrize("top", [3, 8])
-def test_gradients_equal_finite_differences(many, top):
+def test_gradients_equal_finite_differences(multilabel, top):
     """Of z, codewords, class vectors and bias; v and whatever stands behind a stopped gradient are constants."""
-    method, z, y = loss_case(torch.float64, many, top=top, kappa=4.0)
+    method, z, y = loss_case(torch.float64, multilabel, top=top, kappa=4.0)
     z.requires_grad_()
     sum(method.loss_of(z, y).values()).backward()
-    parts = [z, method.codewords, method.centers, *([method.bias] if many else [])]
+    parts = [z, method.codewords, method.centers, *([method.bias] if multilabel else [])]
     start = [p.detach().numpy().copy() for p in parts]
     v, c = slow_spread(start[0], 2), method.config
     for which, part in enumerate(parts):
@@ -177,7 +179,7 @@ def test_gradients_equal_finite_differences(many, top):
             for sign in (1, -1):
                 moved = [a.copy() for a in start]
                 moved[which][place] += sign * 1e-6
-                bias = moved[3] if many else None
+                bias = moved[3] if multilabel else None
                 values.append(
                     sum(slow_loss(moved[0], y.numpy(), *moved[1:3], c, bias, v, (start[0], start[1])).values())
                 )
@@ -186,13 +188,13 @@ def test_gradients_equal_finite_differences(many, top):
 
 
 # ------------------------------------------------------------------------------------------------------------ attention
-def books_and_rows(n=20, M=2, K=8, e=3, seed=0):
+def codebooks_and_rows(n=20, M=2, K=8, e=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((M, K, e), (n, M * e)))
 
 
 def test_attention_to_all_is_the_plain_softmax_and_to_one_the_hard_choice():
-    w, z = books_and_rows()
+    w, z = codebooks_and_rows()
     v = phpq.spread(z, 2)
     soft, near, codes = phpq.attention(z, w, v, 8, 10.0)
     x = z.unflatten(1, (2, 3))
@@ -206,7 +208,7 @@ def test_attention_to_all_is_the_plain_softmax_and_to_one_the_hard_choice():
 
 
 def test_a_soft_rebuild_has_no_gradient_outside_the_codewords_attended_to():
-    w, z = books_and_rows(n=1)
+    w, z = codebooks_and_rows(n=1)
     w.requires_grad_()
     soft, near, _ = phpq.attention(z, w, phpq.spread(z, 2), 3, 10.0)
     (soft.square().sum()).backward()
@@ -247,7 +249,7 @@ def test_z_starts_with_mean_square_1_and_begins_alike_again():
         assert torch.equal(a, b)
 
 
-def test_books_start_by_k_means_after_the_first_epoch_and_are_used():
+def test_codebooks_start_by_k_means_after_the_first_epoch_and_are_used():
     method = build(batch_size=8, nbits=2, epochs=1)
     assert list(method.loss(torch.from_numpy(drawn()[0][:8]), torch.arange(8))) == ["classes"]
     assert (method.codewords == 0).all()
@@ -263,18 +265,18 @@ def test_books_start_by_k_means_after_the_first_epoch_and_are_used():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("many", [False, True])
-def test_training_lowers_the_loss_and_the_codes_tell_the_classes_apart(many):
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_training_lowers_the_loss_and_the_codes_tell_the_classes_apart(multilabel):
     x, y = drawn(120)
     held, of_held = drawn(40, 1)
-    labels, of_held_labels = (many_labels(y), many_labels(of_held, 2)) if many else (y, of_held)
+    labels, of_held_labels = (many_labels(y), many_labels(of_held, 2)) if multilabel else (y, of_held)
     method = build(x, labels, epochs=12, **{"training.lr": 5e-3}, nbits=2, top=2, validation=(held, of_held_labels))
     lines = run(method)
-    assert lines[-1]["loss"]["classes"] < 0.5 * lines[0]["loss"]["classes"] or many
+    assert lines[-1]["loss"]["classes"] < 0.5 * lines[0]["loss"]["classes"] or multilabel
     assert lines[-1]["loss"]["soft classes"] < lines[1]["loss"]["soft classes"]
     assert lines[-1]["validation"] < lines[0]["validation"]
     assert min(lines[-1]["codewords_used"]) >= 2
-    if not many:
+    if not multilabel:
         method.eval()
         with torch.no_grad():
             zb, zq = (method(torch.from_numpy(p)).numpy() for p in (x, held))
@@ -282,7 +284,7 @@ def test_training_lowers_the_loss_and_the_codes_tell_the_classes_apart(many):
         assert np.mean(y[scores.argmax(1)] == of_held) > 2 * np.bincount(y).max() / len(y)  # far more than by chance
 
 
-def test_no_epochs_still_make_books():
+def test_no_epochs_still_make_codebooks():
     method = build(epochs=0)
     run(method)
     assert (phpq.use(phpq.nearest(method(torch.from_numpy(drawn()[0])), method.codewords), 8) > 0).any()
@@ -325,7 +327,7 @@ def test_a_training_that_is_cut_off_and_resumed_comes_to_the_same_bits(cuts, cha
 
 def test_codewords_that_nothing_attended_to_move_to_rows_and_others_stay():
     method = build(nbits=3, top=2)
-    method.start_books()
+    method.start_codebooks()
     with torch.no_grad():
         method.codewords[0, 5:] += 100  # out of reach of all rows
         method.codewords[1, 0] -= 100
@@ -356,12 +358,12 @@ def test_codewords_that_nothing_attended_to_move_to_rows_and_others_stay():
 
 def test_validation_is_the_sum_of_both_losses_over_the_rows_that_have_a_label():
     x, y = drawn(30, 4)
-    hot = many_labels(y)
-    hot[[3, 8]] = 0
-    for labels, some in ((y, np.arange(30)), (hot, np.flatnonzero(hot.any(1)))):
-        base = many_labels(drawn()[1]) if labels is hot else drawn()[1]
+    multi_hot = many_labels(y)
+    multi_hot[[3, 8]] = 0
+    for labels, some in ((y, np.arange(30)), (multi_hot, np.flatnonzero(multi_hot.any(1)))):
+        base = many_labels(drawn()[1]) if labels is multi_hot else drawn()[1]
         method = build(drawn()[0], base, validation=(x, labels))
-        method.start_books()
+        method.start_codebooks()
         got = method.validate()
         with torch.no_grad():
             z = method(torch.from_numpy(x[some])).double().numpy()
@@ -372,12 +374,12 @@ def test_validation_is_the_sum_of_both_losses_over_the_rows_that_have_a_label():
         assert method.validate() == got
 
 
-def test_books_start_from_the_rows_given_for_them():
+def test_codebooks_start_from_the_rows_given_for_them():
     method = build(nbits=2)
     other = drawn(4, 9)[0]
-    rows = PictureRows(Drawn(other), method.encoder.width, "cpu", 1 << 20)
+    rows = ImageRows(Drawn(other), method.encoder.width, "cpu", 1 << 20)
     method.task = dataclasses.replace(method.task, codebook_rows=rows)
-    method.start_books()
+    method.start_codebooks()
     z = method(torch.from_numpy(other)).detach()  # as many rows as codewords: each is one
     np.testing.assert_allclose(phpq.decoded(method.codewords.detach(), phpq.nearest(z, method.codewords)), z, atol=1e-3)
 
@@ -400,7 +402,7 @@ def test_what_learns_has_its_rates():
         **{"training.lr": 0.01, "training.free_lr": 3.0},
         network=backbone_of(backbone_lr=0.1),
     )
-    optimizer, _ = method.stages()[0].turns[0].make_optimizer(10)
+    optimizer, _ = method.stages()[0].optimizer_steps[0].make_optimizer(10)
     rates = {id(p): (g["initial_lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert rates.keys() == {id(p) for p in method.parameters()}
     assert rates[id(method.A)] == (0.01, 0.01)
@@ -410,7 +412,7 @@ def test_what_learns_has_its_rates():
 
 
 # ------------------------------------------------------------------------------------------------------------ edge cases
-def test_pictures_that_are_all_alike_train_to_finite_numbers():
+def test_images_that_are_all_alike_train_to_finite_numbers():
     method = build(
         np.full((40, 3, SIDE, SIDE), 7, np.uint8), np.arange(40) % 2, nbits=2, network=backbone_of(augment="none")
     )
@@ -419,7 +421,7 @@ def test_pictures_that_are_all_alike_train_to_finite_numbers():
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
-def test_very_few_pictures_train(n):
+def test_very_few_images_train(n):
     x, y = drawn(n)
     with pytest.warns(match=f"^{n} rows can use at most {n} of 8 codewords$"):
         method = build(x, y, batch_size=2)
@@ -430,7 +432,7 @@ def test_very_few_pictures_train(n):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({}, "^phpq pools feature maps of pictures; for stored features use method scq$"),
+        ({}, "^phpq pools feature maps of images; for stored features use method scq$"),
         ({"top": 0}, "^top is 0, needs 1 to 65536$"),
     ],
 )
@@ -443,8 +445,8 @@ def test_stored_features_are_refused(settings, words, one):
     "settings, words",
     [
         ({"top": 17}, r"^top is 17, needs 1 to K=16 codewords \(--nbits 4\)$"),
-        ({"d": 30}, "^d=30 is not divisible by M=4 books; need M of 3 or 5$"),
-        ({"d": 8, "top": 2}, "^d=8 in M=4 books leaves 2 dimensions a book, which needs --nbits 3 or more$"),
+        ({"d": 30}, "^d=30 is not divisible by M=4 codebooks; need M of 3 or 5$"),
+        ({"d": 8, "top": 2}, "^d=8 in M=4 codebooks leaves 2 dimensions a codebook, which needs --nbits 3 or more$"),
     ],
 )
 def test_what_cannot_work_is_refused(settings, words):
@@ -453,7 +455,7 @@ def test_what_cannot_work_is_refused(settings, words):
         PHPQ.check(configure(Settings, settings), 14, 4, 4, nbits, "pkg:net", IMAGES)
 
 
-def test_the_dimension_of_z_is_128_or_the_next_that_the_books_divide():
+def test_the_dimension_of_z_is_128_or_the_next_that_the_codebooks_divide():
     assert [phpq.z_dimension(Settings(), M) for M in (1, 4, 6, 8, 200)] == [128, 128, 132, 128, 200]
     assert phpq.z_dimension(Settings(d=30), 6) == 30
 
@@ -468,22 +470,22 @@ def test_the_network_must_pool_its_maps_and_should_have_several():
     assert PHPQ.encoder_defaults["pool"] == "hybrid"
 
 
-def test_validation_pictures_without_any_label_are_refused():
+def test_validation_images_without_any_label_are_refused():
     x, y = drawn()
-    with pytest.raises(DataError, match=r"^none of 5 validation pictures has a label, at least 1 must$"):
+    with pytest.raises(DataError, match=r"^none of 5 validation images has a label, at least 1 must$"):
         build(x, many_labels(y), validation=(x[:5], np.zeros((5, C), np.uint8)))
 
 
 # ---------------------------------------------------------------------------------------------------- several processes
 def two_steps(method):
-    """Two steps on 16 pictures, of which every process takes its share -> losses, gradients, what was noted."""
-    method.start_books()
+    """Two steps on 16 images, of which every process takes its share -> losses, gradients, what was noted."""
+    method.start_codebooks()
     method.on_epoch(1)
     x, _ = drawn()
     for i in (0, 16):
         for p in method.parameters():
             p.grad = None
-        terms = method.loss(*distributed.share((torch.from_numpy(x[i : i + 16]), torch.arange(i, i + 16))))
+        terms = method.loss(*distributed.shard((torch.from_numpy(x[i : i + 16]), torch.arange(i, i + 16))))
         sum(terms.values()).backward()
         with torch.no_grad():
             method.after_step()

@@ -1,4 +1,4 @@
-"""Additive books: every step against loops, the training as a whole, and scq with them from rows to a saved model."""
+"""Additive codebooks: every step against loops, the training as a whole, and scq with them from rows to a saved model."""
 
 import itertools
 
@@ -24,7 +24,7 @@ def seeded(seed=0):
 
 
 def rows(n=300, d=5, seed=3):
-    """Rows around a few points, so that books have something to find."""
+    """Rows around a few points, so that codebooks have something to find."""
     generator = seeded(seed)
     points = 3 * torch.randn(12, d, generator=generator)
     return points[torch.randint(12, (n,), generator=generator)] + torch.randn(n, d, generator=generator)
@@ -85,7 +85,7 @@ def test_a_revived_codeword_makes_a_row_exact():
     found = residual.revive(w, codes, left, seeded())
     assert torch.equal(found[:, :6], w[:, :6])
     for m, k in itertools.product(range(2), (6, 7)):
-        # Whose row it is: its own codes, but for this book the new codeword.
+        # Whose row it is: its own codes, but for this codebook the new codeword.
         changed = codes.clone()
         changed[:, m] = k
         away = np.linalg.norm(slow_remainder(z.numpy(), found.numpy(), changed.tolist()), axis=1)
@@ -101,19 +101,19 @@ def test_rows_far_off_are_revived_first():
     assert found[0].tolist() == [[0, 0], [100, 100]]
 
 
-def test_every_book_starts_as_k_means_of_what_the_books_before_leave():
+def test_every_codebook_starts_as_k_means_of_what_the_codebooks_before_leave():
     z, generator = rows(), seeded(5)
     w = residual.start(z, 3, 8, 4, seeded(5))
     left, everyone = z, torch.ones(1, 8, dtype=torch.bool)
     none = torch.zeros(300, dtype=torch.int64)
     for m in range(3):
         torch.randperm(300, generator=generator)
-        book = lloyd(left[None], none, everyone, none[:8], (torch.arange(300), none), generator)
-        assert torch.equal(w[m], book[0])
+        codebook = lloyd(left[None], none, everyone, none[:8], (torch.arange(300), none), generator)
+        assert torch.equal(w[m], codebook[0])
         left = residual.remainder(z, w[: m + 1], residual.encode(z, w[: m + 1], 4))
 
 
-def test_one_book_is_plain_k_means():
+def test_one_codebook_is_plain_k_means():
     z, generator, none = rows(), seeded(2), torch.zeros(300, dtype=torch.int64)
     torch.randperm(300, generator=generator)
     seeds = torch.arange(300), none
@@ -134,13 +134,13 @@ def test_a_round_that_does_not_help_is_not_taken(monkeypatch):
     assert torch.equal(residual.train(z, 2, 8, 4, seeded()), residual.train(z, 2, 8, 4, seeded(), 0))
 
 
-def test_books_too_large_to_solve_for_stay_as_they_started(monkeypatch):
+def test_codebooks_too_large_to_solve_for_stay_as_they_started(monkeypatch):
     z = rows()
     monkeypatch.setattr(residual, "MAX_CODEWORDS", 15)
     assert torch.equal(residual.train(z, 2, 8, 4, seeded()), residual.start(z, 2, 8, 4, seeded()))
 
 
-def test_equal_seeds_give_equal_books():
+def test_equal_seeds_give_equal_codebooks():
     a, b, c = (residual.train(rows(), 3, 8, 4, seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
@@ -165,15 +165,19 @@ def test_equal_rows_leave_nothing_to_do():
 @pytest.mark.slow
 # ------------------------------------------------------------------------------------------------------- scq with them
 @pytest.mark.parametrize("labels", ["one", "many"])
-def test_scq_trains_encodes_and_saves_additive_books(labels, one, many, tmp_path):
-    x, y = {"one": one, "many": many}[labels]
+def test_scq_trains_encodes_and_saves_additive_codebooks(labels, one, multilabel, tmp_path):
+    x, y = {"one": one, "many": multilabel}[labels]
     model = scqfaiss.train(x, y, **FAST)
-    books = model.codebooks
-    assert (books.kind, books.metric, books.centroids.shape) == ("additive", "ip", (3, 16, 4))  # d=4 in 3 books
+    codebooks = model.codebooks
+    assert (codebooks.kind, codebooks.metric, codebooks.centroids.shape) == (
+        "additive",
+        "ip",
+        (3, 16, 4),
+    )  # d=4 in 3 codebooks
     assert (model.config["rule"], model.config["beam"]) == ("l2", 8)
     z, codes = model.embed(x), model.encode(x)
-    np.testing.assert_array_equal(codes, books.assign(z, "l2", 8))
-    assert np.square(z - books.decode(codes)).sum() < 0.02 * np.square(z).sum()
+    np.testing.assert_array_equal(codes, codebooks.assign(z, "l2", 8))
+    assert np.square(z - codebooks.decode(codes)).sum() < 0.02 * np.square(z).sum()
     model.save(tmp_path / "m.safetensors")
     again = Model.load(tmp_path / "m.safetensors")
     assert again.to_bytes() == model.to_bytes() == scqfaiss.train(x, y, **FAST).to_bytes()
@@ -186,13 +190,13 @@ def test_a_beam_of_one_is_greedy_and_leaves_no_trace_in_the_facts(one):
     np.testing.assert_array_equal(model.encode(one[0]), model.codebooks.assign(model.embed(one[0]), "l2"))
 
 
-def test_product_books_know_no_beam(one):
+def test_product_codebooks_know_no_beam(one):
     model = scqfaiss.train(*one, **FAST | {"codebooks.kind": "product"}, beam=16)
     assert ("beam" in model.config, model.codebooks.kind) == (False, "product")
 
 
 @pytest.mark.filterwarnings("ignore:codebook . uses .* of 16 codewords")
-def test_additive_books_learn_from_other_rows_too(one):
+def test_additive_codebooks_learn_from_other_rows_too(one):
     x, y = one
     model = scqfaiss.train(x, y, codebook_rows=x[:100] + 1, **FAST)
     assert model.codebooks.kind == "additive"
@@ -205,8 +209,8 @@ def test_additive_books_learn_from_other_rows_too(one):
     assert plain.codebooks.d == 16
 
 
-def test_limits_of_product_books_do_not_hold(one):
-    model = scqfaiss.train(*one, **FAST | {"bits": 5, "nbits": 1, "d": 8})  # 2 dimensions a book, 8 / 5, K < C
+def test_limits_of_product_codebooks_do_not_hold(one):
+    model = scqfaiss.train(*one, **FAST | {"bits": 5, "nbits": 1, "d": 8})  # 2 dimensions a codebook, 8 / 5, K < C
     assert model.codebooks.centroids.shape == (5, 2, 8)
 
 

@@ -108,7 +108,7 @@ def jpeg(colour, side=32):
 
 
 def comparison():
-    """Ours ahead at 16 and 32 bits, behind on unseen classes, with pictures."""
+    """Ours ahead at 16 and 32 bits, behind on unseen classes, with images."""
     centers = [[1.0, 0.1, 0.2], [0.1, 1.0, -0.1], [0.2, -0.1, 1.0]]
     rows = []
     for bits in (16, 32):
@@ -126,7 +126,7 @@ def comparison():
         row("ceiling", "flat", "trained", "IndexFlatIP", None, 0.634, 1.5),
         {"key": "lsq/raw/32", "role": "baseline", "method": "lsq", "space": "raw", "bits": 32, "reason": "out of time"},
     ]
-    pictures = {f"p{k}": jpeg((60 * k, 120, 200 - 60 * k)) for k in range(3)}
+    images = {f"p{k}": jpeg((60 * k, 120, 200 - 60 * k)) for k in range(3)}
     queries = [{"id": 50000 + k, "labels": [k], "picture": f"p{k}"} for k in range(3)]
     hits = [
         [
@@ -151,7 +151,7 @@ def comparison():
             "bits": [16, 32],
             "rows": rows,
             "gallery": {"queries": queries, "sides": sides},
-            "pictures": pictures,
+            "pictures": images,
         }
     )
 

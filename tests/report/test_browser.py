@@ -48,7 +48,7 @@ for (const e of there) {
   if (s.overflowY === 'hidden' && e.scrollHeight > e.clientHeight + 1) tell('cut', called(e));
 }
 
-// Of every piece of text, and of every picture, what can be seen of it: its lines, less what boxes around it clip.
+// Of every piece of text, and of every image, what can be seen of it: its lines, less what boxes around it clip.
 const pieces = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), range = document.createRange();
 const seen = new Set(there);
 const add = (e, {left, right, top, bottom}) => {
@@ -99,7 +99,7 @@ for (const e of new Set(pieces.map(piece => piece.e))) {
 if ((light(ground(document.body)) < .1) !== dark) tell('ground', style(document.body).backgroundColor);
 
 for (const img of document.images) {
-  if (!img.complete || !img.naturalWidth) tell('picture', img.src.slice(0, 40));
+  if (!img.complete || !img.naturalWidth) tell('image', img.src.slice(0, 40));
   if (!(img.getAttribute('alt') || '').trim()) tell('no alt', img.src.slice(0, 40));
 }
 for (const e of there) if (['A', 'SUMMARY', 'BUTTON'].includes(e.tagName) && e.getBoundingClientRect().bottom > 0)
@@ -224,7 +224,7 @@ def test_charts_stand_in_two_columns_where_there_is_room(browser, whole):
         assert browser.execute_script(left) == columns
 
 
-def test_small_pictures_keep_their_pixels(browser, whole):
+def test_small_images_keep_their_pixels(browser, whole):
     show(browser, whole)
     look = "return getComputedStyle(document.querySelector('.hits img')).imageRendering"
     assert browser.execute_script(look) == "pixelated"
@@ -269,7 +269,7 @@ def colours(pdf):
     for packed in re.findall(rb"stream\r?\n(.*?)endstream", pdf, re.DOTALL):
         try:
             text = zlib.decompressobj().decompress(packed)
-        except zlib.error:  # a font or a picture, packed otherwise
+        except zlib.error:  # a font or an image, packed otherwise
             continue
         found |= {
             tuple(round(255 * float(part)) for part in held)
@@ -287,15 +287,13 @@ def test_paper(browser, whole):
     assert (0x1B, 0x20, 0x26) in printed["light"]  # --ink
     features = [{"name": "prefers-color-scheme", "value": "dark"}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": features})
-    shown = (
-        "return ['nav', 'details', 'figure', '.card', '.night'].map(s => document.querySelector(s).checkVisibility())"
-    )
-    assert browser.execute_script(shown) == [False, False, True, True, False]
+    printable = "return ['nav', 'details', 'figure', '.metadata', '.night'].map(s => document.querySelector(s).checkVisibility())"
+    assert browser.execute_script(printable) == [False, False, True, True, False]
 
 
 # ------------------------------------------------------------------------------------------------------- other results
 def long_names():
-    """Class names that no line can hold, several labels a row, no pictures, and names of results and files as long."""
+    """Class names that no line can hold, several labels a row, no images, and names of results and files as long."""
     name = "a_class_name_of_40_letters_without_a_gap"
     document = {**comparison(), "pictures": None, "classes": [name, name.upper(), "W" * 40], "name": "W" * 60}
     for part in document["gallery"]["queries"]:
@@ -341,7 +339,7 @@ BROKEN = {
     "no region": '<div style="width: 60px; overflow-x: auto"><div style="width: 90px">unreachable</div></div>',
     "overlap": '<p>one line of text</p><p style="margin-top: -1.2em">another on top of it</p>',
     "overlap: lines of one text": '<p style="width: 9em; line-height: .6">lines that are closer than they are high</p>',
-    "overlap: a picture": f'<p>covered</p><img alt=c src="{DOT}" style="display: block; margin-top: -1em; height: 9px">',
+    "overlap: an image": f'<p>covered</p><img alt=c src="{DOT}" style="display: block; margin-top: -1em; height: 9px">',
     "contrast": '<p style="color: #9a9a9a; background: #fff">pale</p>',
     "contrast: opacity": '<div style="opacity: .15"><p>pale</p></div>',
     "tab order": '<a href="#main" tabindex=2 style="display: block; line-height: 3">first</a>',

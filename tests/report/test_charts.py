@@ -238,8 +238,8 @@ def test_every_chart_is_drawn_in_both_themes(drawn):
         assert chart.light != chart.dark
         assert chart.png.startswith(b"\x89PNG\r\n\x1a\n")
         assert int.from_bytes(chart.png[16:20], "big") == 2 * WIDTH
-    pictures = [drawn[name] for name in NAMES["comparison"]]
-    assert sum(len(chart.light) + len(chart.dark) for chart in pictures) < 900_000
+    images = [drawn[name] for name in NAMES["comparison"]]
+    assert sum(len(chart.light) + len(chart.dark) for chart in images) < 900_000
 
 
 @pytest.mark.slow
@@ -345,7 +345,7 @@ def test_times_hold_the_encoder_whose_embedding_is_searched():
     assert "search and encoder" not in planned(document)["map-ms"].caption
 
 
-def test_a_crowded_picture_of_time_keeps_faiss_strongest_and_the_table_all():
+def test_a_crowded_image_of_time_keeps_faiss_strongest_and_the_table_all():
     document = comparison(bits=(32,))
     operating(document, "rq", "trained", (0.4, 0.62))  # the best of the embedding
     operating(document, "fastscan", "trained", (0.001, 0.5))  # the fastest
@@ -357,9 +357,9 @@ def test_a_crowded_picture_of_time_keeps_faiss_strongest_and_the_table_all():
     plan = planned(document)["map-ms"]
     assert {row[0] for row in plan.table} == set(selection.series(document)) - {"label code"}
     with drawing.drawn(plan, LIGHT) as figure:
-        shown = {text.get_text() for text in figure.findobj(Text)}
+        printable = {text.get_text() for text in figure.findobj(Text)}
     kept = {"SCQ", "DPQ", "IVFPQ", "PQ fast scan", "RQ of the embedding", "PQ fast scan of the embedding"}
-    assert kept == shown & set(selection.series(document))
+    assert kept == printable & set(selection.series(document))
     assert "as good and as fast: 8 of them. The table holds them." in plan.caption
 
 
@@ -384,15 +384,15 @@ def test_the_table_of_codewords_holds_use_and_entropy(drawn):
     chart, document = drawn["codewords"], comparison()
     ours, base = selection.pair(document)
     for name, row in (("SCQ", ours), ("IVFPQ", base)):
-        for m, book in enumerate(np.array(row["usage"])):
-            p = book[book > 0] / book.sum()
+        for m, codebook in enumerate(np.array(row["usage"])):
+            p = codebook[codebook > 0] / codebook.sum()
             wanted = (
                 name,
                 str(m + 1),
                 "32",
-                str((book > 0).sum()),
+                str((codebook > 0).sum()),
                 f"{-(p * np.log2(p)).sum():.2f}",
-                f"{book.max():,}",
+                f"{codebook.max():,}",
             )
             assert wanted in chart.table
     share = np.mean(np.array(ours["usage"]) > 0)
@@ -544,14 +544,14 @@ def test_use_of_odd_but_sound_shape_is_drawn(usage):
     assert "codewords" in check(document, only=["codewords"])[0]
 
 
-def test_wide_books_are_averaged_not_cut():
+def test_wide_codebooks_are_averaged_not_cut():
     counts = np.sort(np.random.default_rng(0).integers(0, 50, (2, 2500)).astype(float))[:, ::-1]
     narrow = narrowed(counts, 1024)
     assert narrow.shape == (2, 834)
     assert narrow[0, 0] == counts[0, :3].mean() and narrow[1, -1] == counts[1, 2499]
 
 
-def test_only_ours_shown_where_the_baseline_has_no_picture():
+def test_only_ours_shown_where_the_baseline_has_no_image():
     document = small()
     for row in document["rows"]:
         if row["role"] != "ours":
@@ -560,7 +560,7 @@ def test_only_ours_shown_where_the_baseline_has_no_picture():
     assert not missing and "IVFPQ" not in found["codewords"].alt + found["centers"].alt + found["plane"].alt
 
 
-def test_pictures_of_another_of_ours_are_better_than_none():
+def test_images_of_another_of_ours_are_better_than_none():
     document = small()
     for row in document["rows"]:
         if row["method"] == "scq":
@@ -580,7 +580,7 @@ def test_any_number_of_classes(C):
 
 
 @pytest.mark.slow
-def test_a_thousand_classes_make_no_large_picture():
+def test_a_thousand_classes_make_no_large_image():
     document = small(C=1000, classes=[], n=2000)
     rng = np.random.default_rng(0)
     for row in document["rows"]:
@@ -598,7 +598,7 @@ def test_a_thousand_classes_make_no_large_picture():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make, name", [(scale, "scale-time"), (training, "training"), (small, "map-bits")])
-def test_long_results_do_not_make_long_pictures(make, name):
+def test_long_results_do_not_make_long_images(make, name):
     document = make()
     copies = {"scale": "target", "training": "what", "comparison": "method"}[document["kind"]]
     first = document["rows"][0]
@@ -624,8 +624,8 @@ def test_any_class_and_method_name(names):
         if row["role"] != "baseline":
             row["method"] += names[0]
     found, _ = check(document)
-    shown = {row[0] for row in found["map-bits"].table}  # whole, where nothing limits their width
-    assert {f"scq{names[0]}", f"other{names[1]}", f"other{names[3].strip(chr(0x202E))}"} <= shown
+    printable = {row[0] for row in found["map-bits"].table}  # whole, where nothing limits their width
+    assert {f"scq{names[0]}", f"other{names[1]}", f"other{names[3].strip(chr(0x202E))}"} <= printable
 
 
 @pytest.mark.slow
@@ -715,7 +715,7 @@ def test_a_method_has_one_colour_everywhere():
     assert found["IVFPQ"].colour == found["IVFPQ of the embedding"].colour and found["IVFPQ of the embedding"].dash
 
 
-def test_no_two_series_of_a_picture_look_alike():
+def test_no_two_series_of_a_image_look_alike():
     document = comparison(methods=("pq", "opq", "ivfpq", "rq", "lsq", "fastscan", "new", "newer"))
     for method in ("scq:4", "phpq", "mecoq", "mopq"):
         document["rows"].append({**document["rows"][0], "key": method, "method": method})

@@ -22,7 +22,7 @@ OPEN_ENDED = {"li", "tr", "td", "th", "thead", "tbody"}  # whose end tags HTML l
 
 
 class Reader(HTMLParser):
-    """Text, headings, ids, links and pictures of a page; fails on tags that do not nest."""
+    """Text, headings, ids, links and images of a page; fails on tags that do not nest."""
 
     def __init__(self, text):
         super().__init__()
@@ -274,10 +274,10 @@ def test_gallery():
     assert base.name == "IVFPQ, 32 bits"
     assert [hit.right for hit in ours.hits] == [True] * 7 + [False] * 3
     assert ours.hits[9].alt == "hit 10 of SCQ, 32 bits: automobile, wrong"
-    assert ours.hits[0].picture.small and ours.hits[0].picture.uri.startswith("data:image/jpeg;base64,")
+    assert ours.hits[0].image.small and ours.hits[0].image.uri.startswith("data:image/jpeg;base64,")
 
 
-def test_gallery_without_pictures_names_and_marks(plain_charts):
+def test_gallery_without_images_names_and_marks(plain_charts):
     document = {**comparison(), "pictures": None, "classes": None}
     for side in document["gallery"]["sides"]:
         for hits in side["hits"]:
@@ -286,7 +286,7 @@ def test_gallery_without_pictures_names_and_marks(plain_charts):
     document["gallery"]["queries"][0]["labels"] = []
     document["gallery"]["queries"][1]["labels"] = [1, 2]
     first, second, _ = page.gallery(cleaned(document))
-    assert (first.query.name, first.query.picture, first.sides[0].right) == ("no label", None, "not judged")
+    assert (first.query.name, first.query.image, first.sides[0].right) == ("no label", None, "not judged")
     # What shares a label is right, as labels themselves say.
     assert (second.query.name, second.sides[0].right) == ("class 1, class 2", "10 of 10 right")
     assert "class 1, class 2" in read(document).said()
@@ -309,11 +309,11 @@ def test_odd_galleries(plain_charts, gallery):
     read({**comparison(), "gallery": gallery})
 
 
-def test_pictures():
+def test_images():
     png = io.BytesIO()
     Image.new("RGB", (100, 50)).save(png, "PNG")
     data = base64.b64encode(png.getvalue()).decode()
-    found = page.picture({"type": "text/html", "data": data})
+    found = page.image({"type": "text/html", "data": data})
     assert found.uri == f"data:image/png;base64,{data}"  # its bytes say what it is
     assert (found.width, found.height, found.small) == (100, 50, False)
     tiff, gif = io.BytesIO(), io.BytesIO()
@@ -331,20 +331,20 @@ def test_pictures():
         {"data": base64.b64encode(tiff.getvalue()).decode()},
         {"data": base64.b64encode(gif.getvalue()).decode()},
     ):
-        assert page.picture(held) is None
+        assert page.image(held) is None
 
 
-def held_picture(image, kind, **options):
+def held_image(image, kind, **options):
     f = io.BytesIO()
     image.save(f, kind, **options)
-    return page.picture({"data": base64.b64encode(f.getvalue()).decode()})
+    return page.image({"data": base64.b64encode(f.getvalue()).decode()})
 
 
-def opened(picture):
-    return Image.open(io.BytesIO(base64.b64decode(picture.uri.partition(",")[2])))
+def opened(image):
+    return Image.open(io.BytesIO(base64.b64decode(image.uri.partition(",")[2])))
 
 
-def test_large_and_moving_pictures_are_made_small_and_still():
+def test_large_and_moving_images_are_made_small_and_still():
     noise = Image.effect_noise((900, 600), 90).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
@@ -354,19 +354,19 @@ def test_large_and_moving_pictures_are_made_small_and_still():
         ("JPEG", {"exif": exif}, (128, 192)),
         ("WEBP", {}, (192, 128)),
     ):
-        found = held_picture(noise, kind, **options)
+        found = held_image(noise, kind, **options)
         assert found.uri.startswith("data:image/jpeg;base64,") and len(found.uri) < 50_000
         assert (found.width, found.height) == opened(found).size == size
     # Of few pixels but many bytes.
-    found = held_picture(noise.crop((0, 0, 170, 190)), "PNG")
+    found = held_image(noise.crop((0, 0, 170, 190)), "PNG")
     assert found.uri.startswith("data:image/jpeg;base64,") and opened(found).size == (170, 190)
     frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
     for kind in ("PNG", "WEBP"):
-        found = held_picture(frames[0], kind, save_all=True, append_images=frames[1:])
+        found = held_image(frames[0], kind, save_all=True, append_images=frames[1:])
         assert found.uri.startswith("data:image/jpeg;base64,") and found.small
         red, _, blue = opened(found).convert("RGB").getpixel((5, 5))
         assert red > 200 and blue < 50
-    assert held_picture(noise, "JPEG", exif=b"Exif\0\0broken").width == 192
+    assert held_image(noise, "JPEG", exif=b"Exif\0\0broken").width == 192
 
 
 def test_a_query_that_is_no_object_keeps_its_place():

@@ -27,11 +27,9 @@ def test_a_page_of_everything(run, files):
     assert missing == "missing: cifar10: lsq/raw/32 (out of time)"
     page = Path("a.html").read_bytes()
     assert len(page) < 3_000_000 and page.startswith(b"<!doctype html>")
-    pictures = sorted(path.name for path in Path("charts").iterdir())
-    assert len(pictures) == 9 and {"cifar10-map-bits.png", "scale-scale-time.png", "upstream-training.png"} <= {
-        *pictures
-    }
-    assert all((Path("charts") / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n") for name in pictures)
+    images = sorted(path.name for path in Path("charts").iterdir())
+    assert len(images) == 9 and {"cifar10-map-bits.png", "scale-scale-time.png", "upstream-training.png"} <= {*images}
+    assert all((Path("charts") / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n") for name in images)
     assert run(*asked, "-o", "b.html", "--png", "charts").code == 0
     assert Path("b.html").read_bytes() == page  # and over what is there
     assert not [path.name for path in Path().rglob(".*")]

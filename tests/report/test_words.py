@@ -50,7 +50,7 @@ def without(document, role):
     ],
 )
 def test_amount(value, text):
-    assert words.amount(value) == text
+    assert words.format_number(value) == text
 
 
 def test_other_figures():

@@ -4,22 +4,22 @@ import faiss
 import numpy as np
 import pytest
 
-from scqfaiss import files
+from scqfaiss import footer
 from scqfaiss.codebooks import Codebooks, Shape
 from scqfaiss.targets import make_options, target
 
 KINDS = ("product", "additive")
 
 
-def random_books(kind="product", M=4, nbits=4, d=8, metric="ip", seed=0):
+def random_codebooks(kind="product", M=4, nbits=4, d=8, metric="ip", seed=0):
     """Codebooks of random numbers; d is that of a decoded vector."""
     rng = np.random.default_rng(seed)
     width = d // M if kind == "product" else d
     return Codebooks(kind, rng.standard_normal((M, 1 << nbits, width)).astype(np.float32), metric)
 
 
-def random_codes(books, n, seed=1):
-    return books.check_codes(np.random.default_rng(seed).integers(0, books.K, (n, books.M)))
+def random_codes(codebooks, n, seed=1):
+    return codebooks.check_codes(np.random.default_rng(seed).integers(0, codebooks.K, (n, codebooks.M)))
 
 
 def random_queries(nq, d, seed=2):
@@ -66,19 +66,21 @@ VALID = {
 
 
 def valid(name):
-    """(index with ids of its own, card) of a valid gallery."""
+    """(index with ids of its own, metadata) of a valid gallery."""
     which, kind, M, nbits, d, metric, n, options = VALID[name]
-    books = random_books(kind, M, nbits, d, metric)
+    codebooks = random_codebooks(kind, M, nbits, d, metric)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("scqfaiss.targets.bounding_boxes.FLAT_BOXES", 50)  # so that 100 lists take two levels
-        index = target(which).build(books, random_codes(books, n), np.arange(n) * 2 + 9, make_options(which, options))
+        index = target(which).build(
+            codebooks, random_codes(codebooks, n), np.arange(n) * 2 + 9, make_options(which, options)
+        )
     s = Shape(kind, M, nbits, d, metric)
-    card = {"target": which, "n": n, "kind": kind, "M": M, "nbits": nbits, "K": s.K, "d": d, "metric": metric}
-    return index, card | {"encoder": "none", "d_in": d, "model_sha256": "0" * 64}
+    metadata = {"target": which, "n": n, "kind": kind, "M": M, "nbits": nbits, "K": s.K, "d": d, "metric": metric}
+    return index, metadata | {"encoder": "none", "d_in": d, "model_sha256": "0" * 64}
 
 
-def write(path, index, card):
-    """The index under this card and a valid footer."""
+def write(path, index, metadata):
+    """The index under this metadata and a valid footer."""
     stream = faiss.serialize_index(index).tobytes()
     with open(path, "x+b") as f:
-        files.seal(f, lambda put: put(stream), dict(card))
+        footer.write_sealed(f, lambda put: put(stream), dict(metadata))

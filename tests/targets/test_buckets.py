@@ -13,7 +13,7 @@ from scqfaiss.targets.lists import rows_of
 from scqfaiss.targets.options import ListOptions
 from scqfaiss.targets.pretransform import unwrap_index
 
-from .conftest import assert_best, random_books, random_codes, random_queries
+from .conftest import assert_best, random_codebooks, random_codes, random_queries
 
 BUCKETS = target("buckets")
 pytestmark = pytest.mark.filterwarnings("ignore:these codes do not gather")  # random ones, most of them
@@ -21,23 +21,23 @@ pytestmark = pytest.mark.filterwarnings("ignore:these codes do not gather")  # r
 
 def rows(kind, n, classes, noise, M=4, nbits=8, d=16, seed=0):
     """Codes around `classes` points: of M codewords a row has its class's, but for a share `noise` of them."""
-    books = random_books(kind, M, nbits, d, seed=seed)
+    codebooks = random_codebooks(kind, M, nbits, d, seed=seed)
     rng = np.random.default_rng(seed + 1)
-    codes = rng.integers(0, books.K, (classes, M))[rng.integers(0, classes, n)]
+    codes = rng.integers(0, codebooks.K, (classes, M))[rng.integers(0, classes, n)]
     other = rng.random((n, M)) < noise
-    codes[other] = rng.integers(0, books.K, int(other.sum()))
-    return books, books.check_codes(codes)
+    codes[other] = rng.integers(0, codebooks.K, int(other.sum()))
+    return codebooks, codebooks.check_codes(codes)
 
 
-def queries(books, codes, nq=24, seed=5):
+def queries(codebooks, codes, nq=24, seed=5):
     """Rows with noise, their negatives, positive ones, zeros, and pure noise."""
     rng = np.random.default_rng(seed)
-    q = books.decode(codes[rng.integers(0, len(codes), nq)]) + 0.3 * rng.standard_normal((nq, books.d))
+    q = codebooks.decode(codes[rng.integers(0, len(codes), nq)]) + 0.3 * rng.standard_normal((nq, codebooks.d))
     q[4:8] *= -1
     q[8:11] = np.abs(q[8:11])
     q[11:14] = -np.abs(q[11:14])
     q[14:16] = 0
-    q[16:20] = rng.standard_normal((4, books.d))
+    q[16:20] = rng.standard_normal((4, codebooks.d))
     return q.astype(np.float32)
 
 
@@ -56,28 +56,28 @@ _made = {}
 
 
 def made(name):
-    """books, codes, ids, index, queries, scores of a case, built once."""
+    """codebooks, codes, ids, index, queries, scores of a case, built once."""
     if name not in _made:
-        books, codes = rows(**MADE[name])
+        codebooks, codes = rows(**MADE[name])
         ids = np.random.default_rng(7).permutation(len(codes)) * 3 + 10**12
-        q = queries(books, codes)
-        _made[name] = books, codes, ids, BUCKETS.build(books, codes, ids), q, books.scores(q, codes)
+        q = queries(codebooks, codes)
+        _made[name] = codebooks, codes, ids, BUCKETS.build(codebooks, codes, ids), q, codebooks.scores(q, codes)
     return _made[name]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_the_form_follows_from_the_codes(name):
-    books, codes, ids, index, _, _ = made(name)
+    codebooks, codes, ids, index, _, _ = made(name)
     core = unwrap_index(index)
     assert _holds_unique_codes(core) == (not name.startswith("boxes"))
     assert BUCKETS.holds(index) and index.ntotal == len(codes)
     if _holds_unique_codes(core):
         assert core.nlist == len(np.unique(codes, axis=0))
-    found, held, held_ids = BUCKETS.unpack(index, books.shape)
+    found, held, held_ids = BUCKETS.unpack(index, codebooks.shape)
     np.testing.assert_array_equal(held_ids[np.argsort(held_ids)], np.sort(ids))
     np.testing.assert_array_equal(held[np.argsort(held_ids)], codes[np.argsort(ids)])
-    np.testing.assert_allclose(found.decode(held[:50]), books.decode(held[:50]), atol=1e-5)
+    np.testing.assert_allclose(found.decode(held[:50]), codebooks.decode(held[:50]), atol=1e-5)
 
 
 @pytest.mark.parametrize("k", [1, 10, 1000, "n"])
@@ -143,13 +143,13 @@ def test_a_range_is_every_row_above_it(name, share):
 
 @pytest.mark.parametrize("form", ["words", "boxes"])
 def test_one_word_of_four_tenths_of_the_rows(form):
-    books, codes = rows("product", 9000, 200, 0.4 if form == "boxes" else 0.0)
+    codebooks, codes = rows("product", 9000, 200, 0.4 if form == "boxes" else 0.0)
     codes[np.random.default_rng(2).random(9000) < 0.4] = codes[0]
-    index = BUCKETS.build(books, codes, np.arange(9000))
+    index = BUCKETS.build(codebooks, codes, np.arange(9000))
     assert _holds_unique_codes(unwrap_index(index)) == (form == "words")
-    q = queries(books, codes)
-    q[0] = books.decode(codes[:1])[0]
-    scores = books.scores(q, codes)
+    q = queries(codebooks, codes)
+    q[0] = codebooks.decode(codes[:1])[0]
+    scores = codebooks.scores(q, codes)
     for k in (1, 10, 3000, 4000):
         some = slice(None) if k <= 10 else slice(0, None, 6)
         assert_best(BUCKETS.search(index, q[some], k), scores[some], np.arange(9000), k)
@@ -168,15 +168,15 @@ def test_one_word_of_four_tenths_of_the_rows(form):
 @pytest.fixture(scope="module")
 def two_levels():
     """20,000 rows in about 5,000 lists: boxes in lists of their own."""
-    books, codes = rows("product", 20_000, 300, 0.4)
-    index = BUCKETS.build(books, codes, np.arange(20_000) + 4, ListOptions(nlist=5000, nprobe=50))
-    q = queries(books, codes)
-    return books, codes, index, q, books.scores(q, codes)
+    codebooks, codes = rows("product", 20_000, 300, 0.4)
+    index = BUCKETS.build(codebooks, codes, np.arange(20_000) + 4, ListOptions(nlist=5000, nprobe=50))
+    q = queries(codebooks, codes)
+    return codebooks, codes, index, q, codebooks.scores(q, codes)
 
 
 @pytest.mark.slow
 def test_many_boxes_stand_in_lists_of_their_own(two_levels):
-    books, _, index, q, scores = two_levels
+    codebooks, _, index, q, scores = two_levels
     core = unwrap_index(index)
     boxes = unwrap_index(core.quantizer)
     assert isinstance(boxes, faiss.IndexIVFFlat) and bounding_boxes.FLAT_BOXES < core.nlist < 6000
@@ -196,7 +196,7 @@ def test_many_boxes_stand_in_lists_of_their_own(two_levels):
     corners, _ = all_corners(core)
     flat = faiss.IndexFlatIP(corners.shape[1])
     flat.add(corners)
-    p = signed_parts(q, books.d)
+    p = signed_parts(q, codebooks.d)
     for width in (1, 32, 500, core.nlist):
         np.testing.assert_allclose(
             best_boxes(boxes, p, width)[0], flat.search(p, width)[0], rtol=1e-5, atol=1e-4 * np.abs(scores).max()
@@ -216,28 +216,28 @@ def all_corners(core):
 
 @pytest.mark.parametrize("name", [n for n in MADE if n.startswith("boxes")])
 def test_no_row_scores_above_the_bound_of_its_list(name):
-    books, codes, ids, index, q, scores = made(name)
-    check_bounds(books, codes, ids, unwrap_index(index), q, scores)
+    codebooks, codes, ids, index, q, scores = made(name)
+    check_bounds(codebooks, codes, ids, unwrap_index(index), q, scores)
 
 
 def test_no_row_scores_above_the_bound_of_its_list_in_two_levels(two_levels):
-    books, codes, index, q, scores = two_levels
-    check_bounds(books, codes, np.arange(20_000) + 4, unwrap_index(index), q, scores)
+    codebooks, codes, index, q, scores = two_levels
+    check_bounds(codebooks, codes, np.arange(20_000) + 4, unwrap_index(index), q, scores)
     # Nor does a box above the bound of the larger box around it.
     boxes = unwrap_index(unwrap_index(index).quantizer)
     larger = faiss.downcast_index(boxes.quantizer).reconstruct_n(0, boxes.nlist)
-    corners, d = all_corners(unwrap_index(index))[0], books.d
+    corners, d = all_corners(unwrap_index(index))[0], codebooks.d
     for number in range(boxes.nlist):
         size = boxes.invlists.list_size(number)
         held = faiss.rev_swig_ptr(boxes.invlists.get_ids(number), size)
         assert (corners[held, :d] <= larger[number, :d]).all() and (corners[held, d:] >= larger[number, d:]).all()
 
 
-def check_bounds(books, codes, ids, core, q, scores):
+def check_bounds(codebooks, codes, ids, core, q, scores):
     numbers, _, held = rows_of(core)
     place = np.argsort(ids)[np.searchsorted(np.sort(ids), held)]
-    corners, d = all_corners(core)[0].astype(np.float64), books.d
-    x = books.decode(codes)[place]
+    corners, d = all_corners(core)[0].astype(np.float64), codebooks.d
+    x = codebooks.decode(codes)[place]
     eps = 1e-5 * np.abs(x).max()  # additive sums of merged pairs round otherwise
     assert (x <= corners[numbers, :d] + eps).all() and (x >= corners[numbers, d:] - eps).all()
     bounds = signed_parts(q, d).astype(np.float64) @ corners.T
@@ -251,9 +251,9 @@ def check_bounds(books, codes, ids, core, q, scores):
 @pytest.mark.parametrize("name", [n for n in MADE if n.startswith("boxes")])
 def test_plain_faiss_finds_nearly_all_with_the_nprobe_stored(name):
     """For queries like the rows, which is what it was tuned on."""
-    books, codes, ids, index, _, _ = made(name)
-    q = books.decode(codes[::80]) + random_queries(len(codes[::80]), books.d) * 0.1
-    scores = books.scores(q, codes)
+    codebooks, codes, ids, index, _, _ = made(name)
+    q = codebooks.decode(codes[::80]) + random_queries(len(codes[::80]), codebooks.d) * 0.1
+    scores = codebooks.scores(q, codes)
     D, I = faiss.deserialize_index(faiss.serialize_index(index)).search(q, 10)
     best = -np.sort(-scores, axis=1)[:, :10]
     assert (D >= best - 1e-5 * np.abs(scores).max()).mean() >= 0.99
@@ -263,39 +263,39 @@ def test_plain_faiss_finds_nearly_all_with_the_nprobe_stored(name):
 
 @pytest.mark.parametrize("metric", ["ip", "l2"])
 def test_distances_stay_in_words_whatever_repeats(metric):
-    books = random_books("product", 4, 8, 16, metric)
-    codes = random_codes(books, 5000)
-    index = BUCKETS.build(books, codes, np.arange(5000))
+    codebooks = random_codebooks("product", 4, 8, 16, metric)
+    codes = random_codes(codebooks, 5000)
+    index = BUCKETS.build(codebooks, codes, np.arange(5000))
     assert _holds_unique_codes(unwrap_index(index)) == (metric == "l2")
     q = random_queries(10, 16)
-    scores = books.scores(q, codes)
+    scores = codebooks.scores(q, codes)
     assert_best(BUCKETS.search(index, q, 100), scores, np.arange(5000), 100, metric)
     sel = faiss.IDSelectorBatch(np.arange(0, 5000, 500))
     assert_best(BUCKETS.search(index, q, 12, sel=sel), scores[:, ::500], np.arange(0, 5000, 500), 12, metric)
     if metric == "l2":
         with pytest.raises(ConfigError, match=r"^lists of neighbours have bounds for inner products only; leave "):
-            BUCKETS.build(books, codes, np.arange(5000), ListOptions(nlist=10))
+            BUCKETS.build(codebooks, codes, np.arange(5000), ListOptions(nlist=10))
 
 
 def test_building_anew_with_more_rows_may_change_the_form_and_no_answer():
-    books, codes = rows("product", 12_000, 500, 0.0)
+    codebooks, codes = rows("product", 12_000, 500, 0.0)
     ids = np.arange(12_000)
-    index = BUCKETS.build(books, codes, ids)
+    index = BUCKETS.build(codebooks, codes, ids)
     assert _holds_unique_codes(unwrap_index(index))
-    held_books, held, held_ids = BUCKETS.unpack(index, books.shape)
-    more = random_codes(books, 6000)
+    held_codebooks, held, held_ids = BUCKETS.unpack(index, codebooks.shape)
+    more = random_codes(codebooks, 6000)
     codes, ids = np.concatenate([held, more]), np.concatenate([held_ids, np.arange(6000) + 50_000])
-    index = BUCKETS.build(held_books, codes, ids, like=index)
+    index = BUCKETS.build(held_codebooks, codes, ids, like=index)
     assert not _holds_unique_codes(unwrap_index(index))
-    q = queries(books, codes)
-    scores = books.scores(q, codes)
+    q = queries(codebooks, codes)
+    scores = codebooks.scores(q, codes)
     assert_best(BUCKETS.search(index, q, 10), scores, ids, 10)
     # And back, once the new ones are gone.
-    _, held, held_ids = BUCKETS.unpack(index, books.shape)
+    _, held, held_ids = BUCKETS.unpack(index, codebooks.shape)
     old = held_ids < 50_000
-    index = BUCKETS.build(books, held[old], held_ids[old], like=index)
+    index = BUCKETS.build(codebooks, held[old], held_ids[old], like=index)
     assert _holds_unique_codes(unwrap_index(index))
-    assert_best(BUCKETS.search(index, q, 10), books.scores(q, held[old]), held_ids[old], 10)
+    assert_best(BUCKETS.search(index, q, 10), codebooks.scores(q, held[old]), held_ids[old], 10)
 
 
 def test_a_search_that_says_nprobe_is_plain_faiss():
@@ -309,20 +309,20 @@ def test_a_search_that_says_nprobe_is_plain_faiss():
 
 
 def test_lists_asked_for_are_made_whatever_repeats():
-    books, codes, ids, _, q, scores = made("words")
-    index = BUCKETS.build(books, codes, ids, ListOptions(nlist=30))
+    codebooks, codes, ids, _, q, scores = made("words")
+    index = BUCKETS.build(codebooks, codes, ids, ListOptions(nlist=30))
     assert not _holds_unique_codes(unwrap_index(index)) and 20 <= unwrap_index(index).nlist <= 60
     assert_best(BUCKETS.search(index, q, 10), scores, ids, 10)
-    one = BUCKETS.build(books, codes[:7], ids[:7], ListOptions(nlist=500))
+    one = BUCKETS.build(codebooks, codes[:7], ids[:7], ListOptions(nlist=500))
     assert_best(BUCKETS.search(one, q, 7), scores[:, :7], ids[:7], 7)
     assert unwrap_index(one).nlist <= 7
 
 
 def test_many_bits_above_eight_bytes():
-    books, codes = rows("product", 5000, 20, 0.3, M=12, nbits=8, d=24)
-    index = BUCKETS.build(books, codes, np.arange(5000))
-    q = queries(books, codes)
-    assert_best(BUCKETS.search(index, q, 10), books.scores(q, codes), np.arange(5000), 10)
+    codebooks, codes = rows("product", 5000, 20, 0.3, M=12, nbits=8, d=24)
+    index = BUCKETS.build(codebooks, codes, np.arange(5000))
+    q = queries(codebooks, codes)
+    assert_best(BUCKETS.search(index, q, 10), codebooks.scores(q, codes), np.arange(5000), 10)
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
@@ -410,19 +410,19 @@ def test_visits_end_where_no_other_list_can_be_better(k, nlist, tightness, kept,
 
 # ---------------------------------------------------------------------------------------------- what it says and takes
 def test_codes_that_do_not_gather_are_told_of():
-    books = random_books("product", 8, 8, 64)
+    codebooks = random_codebooks("product", 8, 8, 64)
     with pytest.warns(
         ScqWarning, match=r"^these codes do not gather: buckets look at most rows of them, targets ivfpq"
     ):
-        BUCKETS.build(books, random_codes(books, 6000), np.arange(6000))
+        BUCKETS.build(codebooks, random_codes(codebooks, 6000), np.arange(6000))
 
 
 def test_small_numbers_are_tuned_like_large_ones():
     """The lists that plain FAISS visits do not depend on the unit of the features."""
-    books, codes = rows("product", 6000, 60, 0.3)
+    codebooks, codes = rows("product", 6000, 60, 0.3)
     found = []
     for scale in (1.0, 2.0**-20, 2.0**20):
-        scaled = Codebooks("product", books.centroids * np.float32(scale))
+        scaled = Codebooks("product", codebooks.centroids * np.float32(scale))
         found.append(unwrap_index(BUCKETS.build(scaled, codes, np.arange(6000), ListOptions(nlist=200))).nprobe)
     assert found[0] == found[1] == found[2]
 
@@ -442,6 +442,6 @@ def test_queries_in_blocks_are_the_same_queries(pairs, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("n, d", [(8500, 512), (20000, 64), (4097, 8)])
 def test_the_bytes_announced_are_enough(n, d):
-    books = random_books("product", 4, 8, d)
-    index = BUCKETS.build(books, random_codes(books, n), np.arange(n))
-    assert len(faiss.serialize_index(index)) <= BUCKETS.nbytes(books.shape, n)
+    codebooks = random_codebooks("product", 4, 8, d)
+    index = BUCKETS.build(codebooks, random_codes(codebooks, n), np.arange(n))
+    assert len(faiss.serialize_index(index)) <= BUCKETS.nbytes(codebooks.shape, n)

@@ -11,7 +11,7 @@ from scqfaiss.targets.ivfpq import one_list
 from scqfaiss.targets.lists import Partition, code_keys, decoded, kmeans, list_sizes, rows_of
 from scqfaiss.targets.options import ListOptions
 
-from .conftest import KINDS, assert_best, random_books, random_codes, random_queries
+from .conftest import KINDS, assert_best, random_codebooks, random_codes, random_queries
 
 IVFPQ = target("ivfpq")
 
@@ -74,10 +74,10 @@ def test_a_partition_holds_every_row_where_many_are_equal(monkeypatch):
 
 @pytest.mark.parametrize("M, nbits", [(1, 1), (3, 4), (5, 3), (8, 8), (9, 8), (4, 16), (5, 16), (20, 4)])
 def test_words_are_equal_where_codes_are(M, nbits):
-    books = random_books("product", M, min(nbits, 8), M)
-    codes = random_codes(books, 300).astype(np.uint8 if nbits <= 8 else np.uint16)
+    codebooks = random_codebooks("product", M, min(nbits, 8), M)
+    codes = random_codes(codebooks, 300).astype(np.uint8 if nbits <= 8 else np.uint16)
     codes[100:200] = codes[:100]
-    codes[250:, : M - 1] = codes[0, : M - 1]  # that differ in the last book alone
+    codes[250:, : M - 1] = codes[0, : M - 1]  # that differ in the last codebook alone
     words = code_keys(codes, nbits)
     assert words.shape == (300,)
     assert words.dtype.kind == ("V" if M * nbits > 64 else "u")
@@ -89,23 +89,23 @@ def test_words_are_equal_where_codes_are(M, nbits):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_decoding_in_blocks_is_decoding(kind, monkeypatch):
-    books = random_books(kind, 4, 4, 8)
-    codes = random_codes(books, 101)
+    codebooks = random_codebooks(kind, 4, 4, 8)
+    codes = random_codes(codebooks, 101)
     monkeypatch.setattr(lists, "DECODED_BYTES", 4 * 8 * 30)
-    parts = list(decoded(books, codes))
+    parts = list(decoded(codebooks, codes))
     assert [i for i, _ in parts] == [0, 30, 60, 90]
-    np.testing.assert_array_equal(np.concatenate([x for _, x in parts]), books.decode(codes))
+    np.testing.assert_array_equal(np.concatenate([x for _, x in parts]), codebooks.decode(codes))
 
 
 @pytest.mark.parametrize("nlist", [1, 3, 257])
 @pytest.mark.parametrize("metric", ["ip", "l2"])
 def test_lists_around_the_origin_change_no_score(nlist, metric):
-    books = random_books("product", 4, 8, 8, metric)
-    codes, q = random_codes(books, 300), random_queries(9, 8)
-    index = one_list(books, codes, np.arange(300) + 5, nlist)
+    codebooks = random_codebooks("product", 4, 8, 8, metric)
+    codes, q = random_codes(codebooks, 300), random_queries(9, 8)
+    index = one_list(codebooks, codes, np.arange(300) + 5, nlist)
     sizes = list_sizes(index)
     assert (len(sizes), sizes.sum()) == (nlist, 300) and sizes.max() - sizes.min() <= 1
-    assert_best(index.search(q, 20), books.scores(q, codes), np.arange(300) + 5, 20, metric)
+    assert_best(index.search(q, 20), codebooks.scores(q, codes), np.arange(300) + 5, 20, metric)
     numbers, held, ids = rows_of(index)
     np.testing.assert_array_equal(held[np.argsort(ids)], codes)
     np.testing.assert_array_equal(numbers, (ids - 5) % nlist)
@@ -114,19 +114,19 @@ def test_lists_around_the_origin_change_no_score(nlist, metric):
 @pytest.mark.parametrize("metric", ["ip", "l2"])
 @pytest.mark.parametrize("M, nbits", [(4, 8), (4, 4), (3, 4)])
 def test_real_lists_route_and_the_scores_stay_exact(M, nbits, metric):
-    books = random_books("product", M, nbits, 4 * M, metric)
-    codes, ids = random_codes(books, 800), np.random.default_rng(3).permutation(800) + 10**10
-    index = IVFPQ.build(books, codes, ids, ListOptions(nlist=20))
+    codebooks = random_codebooks("product", M, nbits, 4 * M, metric)
+    codes, ids = random_codes(codebooks, 800), np.random.default_rng(3).permutation(800) + 10**10
+    index = IVFPQ.build(codebooks, codes, ids, ListOptions(nlist=20))
     assert (index.nlist, index.nprobe, index.by_residual) == (20, 2, False)
-    assert IVFPQ.build(books, codes, ids, ListOptions(nlist=20, nprobe=7)).nprobe == 7
+    assert IVFPQ.build(codebooks, codes, ids, ListOptions(nlist=20, nprobe=7)).nprobe == 7
     for i in (index, faiss.deserialize_index(faiss.serialize_index(index))):
         assert IVFPQ.holds(i)
-        found, found_codes, found_ids = IVFPQ.unpack(i, books.shape)
-        np.testing.assert_array_equal(found.centroids, books.centroids)
+        found, found_codes, found_ids = IVFPQ.unpack(i, codebooks.shape)
+        np.testing.assert_array_equal(found.centroids, codebooks.centroids)
         np.testing.assert_array_equal(found_ids[np.argsort(found_ids)], np.sort(ids))
         np.testing.assert_array_equal(found_codes[np.argsort(found_ids)], codes[np.argsort(ids)])
-        q = random_queries(10, books.d)
-        scores = books.scores(q, codes)
+        q = random_queries(10, codebooks.d)
+        scores = codebooks.scores(q, codes)
         assert_best(IVFPQ.search(i, q, 10, nprobe=20), scores, ids, 10, metric)
         # What few lists hold is scored exactly, and nothing but it.
         D, I = IVFPQ.search(i, q, 10)
@@ -135,7 +135,7 @@ def test_real_lists_route_and_the_scores_stay_exact(M, nbits, metric):
         # Every row lies in the list of the nearest centroid.
         numbers, _, held = rows_of(i)
         centroids = i.quantizer.reconstruct_n(0, 20)
-        x = books.decode(codes)[np.argsort(ids)[np.searchsorted(np.sort(ids), held)]]
+        x = codebooks.decode(codes)[np.argsort(ids)[np.searchsorted(np.sort(ids), held)]]
         np.testing.assert_array_equal(numbers, nearest(x, centroids))
         # A range looks into every list, whatever nprobe the file has.
         radius = float(np.quantile(scores, 0.5)) + 1e-3
@@ -146,21 +146,23 @@ def test_real_lists_route_and_the_scores_stay_exact(M, nbits, metric):
 
 
 def test_lists_are_taken_over_from_an_index_like_it():
-    books = random_books("product", 4, 8, 8)
-    first = IVFPQ.build(books, random_codes(books, 600), np.arange(600), ListOptions(nlist=10))
-    second = IVFPQ.build(books, random_codes(books, 50, seed=9), np.arange(50), ListOptions(nlist=10), like=first)
+    codebooks = random_codebooks("product", 4, 8, 8)
+    first = IVFPQ.build(codebooks, random_codes(codebooks, 600), np.arange(600), ListOptions(nlist=10))
+    second = IVFPQ.build(
+        codebooks, random_codes(codebooks, 50, seed=9), np.arange(50), ListOptions(nlist=10), like=first
+    )
     np.testing.assert_array_equal(second.quantizer.reconstruct_n(0, 10), first.quantizer.reconstruct_n(0, 10))
-    third = IVFPQ.build(books, random_codes(books, 50, seed=9), np.arange(50), ListOptions(nlist=10))
+    third = IVFPQ.build(codebooks, random_codes(codebooks, 50, seed=9), np.arange(50), ListOptions(nlist=10))
     assert not np.array_equal(third.quantizer.reconstruct_n(0, 10), first.quantizer.reconstruct_n(0, 10))
 
 
 def test_more_lists_than_rows_or_more_visits_than_lists_are_refused():
-    books = random_books()
-    codes = random_codes(books, 30)
+    codebooks = random_codebooks()
+    codes = random_codes(codebooks, 30)
     with pytest.raises(ConfigError, match=r"^nlist is 31, needs at most the 30 rows$"):
-        IVFPQ.build(books, codes, np.arange(30), ListOptions(nlist=31))
+        IVFPQ.build(codebooks, codes, np.arange(30), ListOptions(nlist=31))
     with pytest.raises(ConfigError, match=r"^nprobe is 6, needs at most the 5 lists$"):
-        IVFPQ.build(books, codes, np.arange(30), ListOptions(nlist=5, nprobe=6))
+        IVFPQ.build(codebooks, codes, np.arange(30), ListOptions(nlist=5, nprobe=6))
 
 
 def test_codes_of_residuals_are_not_taken_for_codes_of_vectors():

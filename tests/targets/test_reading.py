@@ -10,36 +10,36 @@ import numpy as np
 import pytest
 
 import scqfaiss
-from scqfaiss import files
+from scqfaiss import footer
 from scqfaiss.errors import ConfigError, IndexFileError
 from scqfaiss.galleries.reading import read_gallery, stamp_of, target_of
 from scqfaiss.targets import REGISTRY, make_options, target
 from scqfaiss.targets.pretransform import unwrap_index
 
-from .conftest import VALID, random_books, random_codes, random_queries, valid, write
+from .conftest import VALID, random_codebooks, random_codes, random_queries, valid, write
 
 
 @pytest.fixture
 def saved(tmp_path, monkeypatch):
-    """saved(name) -> g.faissindex in the current folder holds that valid gallery; its card."""
+    """saved(name) -> g.faissindex in the current folder holds that valid gallery; its metadata."""
     monkeypatch.chdir(tmp_path)
 
     def call(name, path="g.faissindex"):
-        index, card = valid(name)
-        write(path, index, card)
-        return card
+        index, metadata = valid(name)
+        write(path, index, metadata)
+        return metadata
 
     return call
 
 
 @pytest.mark.parametrize("name", VALID)
 def test_a_mapped_gallery_answers_as_one_that_was_read(name, saved):
-    card = saved(name)
+    metadata = saved(name)
     read, mapped = (read_gallery("g.faissindex", mmap=mmap) for mmap in (False, True))
-    assert read.target.INFO == mapped.target.INFO and read.stamp == mapped.stamp and read.card == mapped.card
-    assert read.target.INFO.name == card["target"]
-    container, q = read.target, random_queries(5, card["d"])
-    for k in (1, 9, card["n"]):
+    assert read.target.INFO == mapped.target.INFO and read.stamp == mapped.stamp and read.metadata == mapped.metadata
+    assert read.target.INFO.name == metadata["target"]
+    container, q = read.target, random_queries(5, metadata["d"])
+    for k in (1, 9, metadata["n"]):
         for a, b in zip(*(container.search(stored.index, q, k) for stored in (read, mapped))):
             np.testing.assert_array_equal(a, b)
     if container.INFO.filter:
@@ -55,11 +55,11 @@ def test_a_mapped_gallery_answers_as_one_that_was_read(name, saved):
 
 @pytest.mark.parametrize("name", VALID)
 def test_whose_index_it_is_follows_from_the_index(name, saved):
-    card = saved(name)
+    metadata = saved(name)
     index = read_gallery("g.faissindex").index
-    assert [n for n in REGISTRY if target(n).holds(index)] == [card["target"]]
-    for told in (None, card["target"], "pq", "no such"):  # a wrong word does not make it another's
-        assert target_of(index, told).INFO.name == card["target"]
+    assert [n for n in REGISTRY if target(n).holds(index)] == [metadata["target"]]
+    for told in (None, metadata["target"], "pq", "no such"):  # a wrong word does not make it another's
+        assert target_of(index, told).INFO.name == metadata["target"]
     assert target_of(faiss.IndexFlatIP(4)) is None
 
 
@@ -103,14 +103,14 @@ def test_what_is_mapped_takes_no_memory(saved, tmp_path):
         ("pq", "product", 2_500_000),
         ("residual", "additive", 2_500_000),
     ):
-        books = random_books(kind, 16, 8, 16)
+        codebooks = random_codebooks(kind, 16, 8, 16)
         codes = rng.integers(0, 256, (n, 16), np.uint8)
-        index = target(name).build(books, codes, np.arange(n))
-        s = books.shape
-        card = {"target": name, "n": n, "kind": kind, "M": 16, "nbits": 8, "K": s.K, "d": 16, "metric": "ip"}
+        index = target(name).build(codebooks, codes, np.arange(n))
+        s = codebooks.shape
+        metadata = {"target": name, "n": n, "kind": kind, "M": 16, "nbits": 8, "K": s.K, "d": 16, "metric": "ip"}
         with open(f"{name}.faissindex", "x+b") as f:
             writer = lambda put, index=index: faiss.write_index(index, faiss.PyCallbackIOWriter(put))  # noqa: E731
-            files.seal(f, writer, card | {"encoder": "none", "d_in": 16})
+            footer.write_sealed(f, writer, metadata | {"encoder": "none", "d_in": 16})
         del index, codes
         assert os.stat(f"{name}.faissindex").st_size > 40e6
     done = subprocess.run(
@@ -128,16 +128,16 @@ def test_what_is_mapped_takes_no_memory(saved, tmp_path):
 
 @pytest.mark.parametrize("name", ["ivfpq", "pq", "boxes", "residual", "fastscan"])
 def test_a_mapped_gallery_answers_from_the_old_file_when_another_takes_its_place(name, saved):
-    card = saved(name)
+    metadata = saved(name)
     mapped = read_gallery("g.faissindex", mmap=True)
-    q = random_queries(5, card["d"])
+    q = random_queries(5, metadata["d"])
     before = mapped.target.search(mapped.index, q, 20)
     which, kind, M, nbits, d, metric, n, options = VALID[name]
-    books = random_books(kind, M, nbits, d, metric, seed=77)
+    codebooks = random_codebooks(kind, M, nbits, d, metric, seed=77)
     write(
         "new.faissindex",
-        target(which).build(books, random_codes(books, n), np.arange(n), make_options(which, options)),
-        card,
+        target(which).build(codebooks, random_codes(codebooks, n), np.arange(n), make_options(which, options)),
+        metadata,
     )
     os.replace("new.faissindex", "g.faissindex")
     for a, b in zip(mapped.target.search(mapped.index, q, 20), before):
@@ -153,13 +153,13 @@ def test_a_mapped_gallery_answers_from_the_old_file_when_another_takes_its_place
 @pytest.mark.parametrize("there", [False, True])
 def test_lists_in_another_file_are_refused(mmap, there, saved):
     saved("ivfpq")
-    index, card = valid("ivfpq")
+    index, metadata = valid("ivfpq")
     lists = faiss.OnDiskInvertedLists(1, index.code_size, "elsewhere.bin")
     lists.merge_from_1(index.invlists)
     index.replace_invlists(lists)
     stream = faiss.serialize_index(index)
     assert b"ilod" in stream.tobytes()
-    write("forged.faissindex", index, card)
+    write("forged.faissindex", index, metadata)
     del index, lists
     if there:
         assert os.path.exists("elsewhere.bin")
@@ -173,12 +173,12 @@ def test_lists_in_another_file_are_refused(mmap, there, saved):
 @pytest.mark.parametrize("mmap", [False, True])
 def test_lists_in_another_file_behind_lists_that_are_here_are_refused(mmap, saved):
     saved("ivfpq")
-    index, card = valid("many boxes")
+    index, metadata = valid("many boxes")
     ivf = unwrap_index(index)
     lists = faiss.OnDiskInvertedLists(ivf.nlist, ivf.code_size, "elsewhere.bin")
     lists.merge_from_1(ivf.invlists)
     ivf.replace_invlists(lists)
-    write("forged.faissindex", index, card)
+    write("forged.faissindex", index, metadata)
     del index, ivf, lists
     os.unlink("elsewhere.bin")
     os.mkfifo("elsewhere.bin")
@@ -192,7 +192,7 @@ def test_damage_is_found_mapped_or_not(name, mmap, saved):
     saved(name)
     data = Path("g.faissindex").read_bytes()
     with open("g.faissindex", "rb") as f:
-        stream = files.read_footer(f, "g.faissindex")[1]
+        stream = footer.read_footer(f, "g.faissindex")[1]
     for place in np.linspace(0, len(data) - 49, 25).astype(int):
         Path("x.faissindex").unlink(missing_ok=True)
         Path("x.faissindex").write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
@@ -206,7 +206,7 @@ def test_damage_is_found_mapped_or_not(name, mmap, saved):
     Path("x.faissindex").unlink()
     Path("x.faissindex").write_bytes(data[:stream])
     plain = read_gallery("x.faissindex", mmap=mmap)
-    assert (plain.card, plain.shape) == (None, None)
+    assert (plain.metadata, plain.shape) == (None, None)
 
 
 @pytest.mark.parametrize("mmap", [False, True])
@@ -214,7 +214,7 @@ def test_without_the_hash_lengths_and_card_are_checked_all_the_same(mmap, saved)
     saved("ivfpq")
     data = bytearray(Path("g.faissindex").read_bytes())
     with open("g.faissindex", "rb") as f:
-        stream = files.read_footer(f, "g.faissindex")[1]
+        stream = footer.read_footer(f, "g.faissindex")[1]
     data[stream - 3] ^= 1  # of an id
     Path("bit.faissindex").write_bytes(data)
     with pytest.raises(IndexFileError, match="checksum mismatch"):
@@ -223,13 +223,13 @@ def test_without_the_hash_lengths_and_card_are_checked_all_the_same(mmap, saved)
     Path("junk.faissindex").write_bytes(bytes(data[:stream]) + b"junk" + bytes(data[stream:]))
     with pytest.raises(IndexFileError, match="checksum mismatch"):
         read_gallery("junk.faissindex", mmap=mmap, verify=False)
-    index, card = valid("ivfpq")
-    write("card.faissindex", index, card | {"n": 61})
-    with pytest.raises(IndexFileError, match=r"the card says n=61, the index has 60$"):
+    index, metadata = valid("ivfpq")
+    write("card.faissindex", index, metadata | {"n": 61})
+    with pytest.raises(IndexFileError, match=r"the metadata says n=61, the index has 60$"):
         read_gallery("card.faissindex", mmap=mmap, verify=False)
     unwrap_index(index).pq.centroids.at(0)
     faiss.copy_array_to_vector(np.full(4 * 256 * 2, np.nan, np.float32), index.pq.centroids)
-    write("nan.faissindex", index, card)
+    write("nan.faissindex", index, metadata)
     with pytest.raises(IndexFileError, match="codebooks are not finite"):
         read_gallery("nan.faissindex", mmap=mmap, verify=False)
 
@@ -271,11 +271,11 @@ def test_a_file_without_footer_has_no_stamp(tmp_path):
     assert read_gallery(tmp_path / "g.faissindex").stamp is None
 
 
-def test_the_shape_of_the_card_tells_of_merged_books(saved):
+def test_the_shape_of_the_card_tells_of_merged_codebooks(saved):
     saved("words")
     stored = read_gallery("g.faissindex")
     assert (stored.shape.M, stored.shape.nbits) == (2, 4)
     held = stored.target.shape_of(stored.index)
     assert (held.M, held.nbits) == (1, 8)
-    books, codes, _ = stored.target.unpack(stored.index, stored.shape)
-    assert books.shape == stored.shape and codes.shape == (300, 2)
+    codebooks, codes, _ = stored.target.unpack(stored.index, stored.shape)
+    assert codebooks.shape == stored.shape and codes.shape == (300, 2)

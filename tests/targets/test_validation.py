@@ -17,7 +17,7 @@ from scqfaiss.targets.ids import without_ids
 from scqfaiss.targets.pretransform import chain, unwrap_index, wrap_index
 from scqfaiss.targets.validation import validate
 
-from .conftest import VALID, random_books, random_codes, random_queries, valid, write
+from .conftest import VALID, random_codebooks, random_codes, random_queries, valid, write
 
 
 def core(index):
@@ -146,14 +146,14 @@ AQ = faiss.AdditiveQuantizer
 # valid gallery, what spoils it, what is said
 SPOILT = {
     "NaN in ivfpq": ("ivfpq", nan_at(lambda i: i.pq.centroids), "IndexIVFPQ: codebooks are not finite"),
-    "inf in merged books": ("ivfpq l2", nan_at(lambda i: i.pq.centroids, -1, np.inf), "codebooks are not finite"),
+    "inf in merged codebooks": ("ivfpq l2", nan_at(lambda i: i.pq.centroids, -1, np.inf), "codebooks are not finite"),
     "NaN in a centroid": ("ivfpq lists", nan_at(lambda i: coarse_of(i).codes), "vectors are not finite"),
     "NaN in pq": ("pq", nan_at(lambda i: core(i).pq.centroids), "IndexPQ: codebooks are not finite"),
     "NaN in a scan": ("fastscan", nan_at(lambda i: scan_of(i).pq.centroids), "IndexPQFastScan: codebooks are not fin"),
     "NaN behind a scan": ("fastscan", nan_at(lambda i: exact_of(i).pq.centroids), "IndexPQ: codebooks are not finite"),
     "NaN in a word": ("words", nan_at(lambda i: coarse_of(i).pq.centroids), "IndexPQ: codebooks are not finite"),
     "NaN in a dummy": ("words", nan_at(lambda i: i.pq.centroids), "IndexIVFPQ: codebooks are not finite"),
-    "NaN in books of boxes": ("boxes", nan_at(lambda i: i.pq.centroids), "IndexIVFPQ: codebooks are not finite"),
+    "NaN in codebooks of boxes": ("boxes", nan_at(lambda i: i.pq.centroids), "IndexIVFPQ: codebooks are not finite"),
     "NaN in a box": ("boxes", nan_at(lambda i: boxes_of(i).codes), "IndexFlatIP: vectors are not finite"),
     "NaN in one of many boxes": ("many boxes", corner_of_nan, "IndexIVFFlat: vectors are not finite"),
     "NaN in a larger box": ("many boxes", nan_at(lambda i: larger_of(i).codes), "IndexFlatIP: vectors are not finite"),
@@ -162,7 +162,7 @@ SPOILT = {
     "tile beyond d": ("lift", remap(6), "RemapDimensionsTransform: places"),
     "tile far beyond d": ("fastscan additive", remap(10**6), "RemapDimensionsTransform: places"),
     "tile before 0": ("words additive", remap(-2), "RemapDimensionsTransform: places"),
-    "tile of another place": ("lift", remap(5), "the card says target=lift, the index has ivfpq"),
+    "tile of another place": ("lift", remap(5), "the metadata says target=lift, the index has ivfpq"),
     "first half beyond d": ("boxes", remap_boxes(8), "RemapDimensionsTransform: places"),
     "k_factor 0": ("fastscan", set_to(core, k_factor=0.0), "IndexRefine: k_factor 0"),
     "k_factor below 0": ("fastscan", set_to(core, k_factor=-8.0), "IndexRefine: k_factor -8"),
@@ -185,11 +185,11 @@ SPOILT = {
     "search type qint8": ("residual l2", lambda i: set_search_type(i, AQ.ST_norm_qint8), "search type "),
     "norms for products": ("residual", lambda i: set_search_type(i, AQ.ST_norm_float), "norms"),
     "no norms for distances": ("residual l2", lambda i: set_search_type(i, AQ.ST_LUT_nonorm), "norms"),
-    "books of residual cut": ("residual", cut(lambda i: core(i).rq.codebooks), ""),
+    "codebooks of residual cut": ("residual", cut(lambda i: core(i).rq.codebooks), ""),
     "codes of residual cut": ("residual", cut(lambda i: core(i).codes), ""),
     "bits of residual": ("residual", nbits_of([5, 5, 4]), ""),
     "many bits of residual": ("residual", nbits_of([40, 40, 40]), ""),
-    "a book of residual too few": ("residual", nbits_of([5, 5]), ""),
+    "a codebook of residual too few": ("residual", nbits_of([5, 5]), ""),
     "search type that leaves ids unset": ("pq", set_to(core, search_type=77), "IndexPQ: search type"),
     "search type of words": ("words", set_to(coarse_of, search_type=1), "IndexPQ: search type"),
     "search type behind a scan": ("fastscan", set_to(exact_of, search_type=2), "IndexPQ: search type"),
@@ -232,24 +232,24 @@ def set_search_type(index, kind):
 
 
 def nested(depth):
-    index, card = valid("pq")
+    index, metadata = valid("pq")
     for _ in range(depth):
         outer = faiss.IndexIDMap(faiss.IndexFlat(index.d, index.metric_type))
         outer.index, outer.own_fields, outer.referenced_objects = index, False, [index]
         faiss.copy_array_to_vector(np.arange(index.ntotal), outer.id_map)
         outer.ntotal, outer.is_trained = index.ntotal, True
         index = outer
-    return index, card
+    return index, metadata
 
 
 def boxes_alone():
-    index, card = valid("many boxes")
-    return faiss.clone_index(boxes_of(index)), card
+    index, metadata = valid("many boxes")
+    return faiss.clone_index(boxes_of(index)), metadata
 
 
 def encoder_of_nan(op, arrays):
-    index, card = valid("pq")
-    return wrap_index(index, 9, [(op, arrays)]), card | {"encoder": "folded"}
+    index, metadata = valid("pq")
+    return wrap_index(index, 9, [(op, arrays)]), metadata | {"encoder": "folded"}
 
 
 # Made as a whole.
@@ -280,11 +280,11 @@ def id_map_of(index):
 
 def lists_of_lists():
     """Real lists, routed by an IndexIVFPQ: sizes agree, but no target of ours builds it."""
-    index, card = valid("ivfpq lists")
-    books = random_books("product", 2, 8, 8)
-    coarse = target("ivfpq").build(books, random_codes(books, 5), np.arange(5))
+    index, metadata = valid("ivfpq lists")
+    codebooks = random_codebooks("product", 2, 8, 8)
+    coarse = target("ivfpq").build(codebooks, random_codes(codebooks, 5), np.arange(5))
     index.quantizer, index.own_fields, index.referenced_objects = coarse, False, [coarse]
-    return index, card
+    return index, metadata
 
 
 READ = """
@@ -313,15 +313,15 @@ def read_elsewhere(tmp_path_factory):
     """name -> [[exit code, message] read whole, the same memory-mapped], by another process: a crash would be seen."""
     folder = tmp_path_factory.mktemp("forged")
     for name, (base, spoil, _) in SPOILT.items():
-        index, card = valid(base)
+        index, metadata = valid(base)
         spoil(index)
-        write(folder / f"{name}.faissindex", index, card)
+        write(folder / f"{name}.faissindex", index, metadata)
     for name, (make, _) in STRANGE.items():
-        index, card = make()
-        write(folder / f"{name}.faissindex", index, card)
+        index, metadata = make()
+        write(folder / f"{name}.faissindex", index, metadata)
     for name in VALID:
-        index, card = valid(name)
-        write(folder / f"valid {name}.faissindex", index, card)
+        index, metadata = valid(name)
+        write(folder / f"valid {name}.faissindex", index, metadata)
     package = Path(scqfaiss.__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", READ, folder], capture_output=True, text=True, timeout=60, cwd=package, check=False
@@ -354,7 +354,7 @@ def test_the_walk_itself_says_what_is_wrong(name):
         index, _ = valid(base)
         validate(index)
         spoil(index)
-    if message.startswith("the card"):  # a valid index, of another target
+    if message.startswith("the metadata"):  # a valid index, of another target
         validate(index)
         return
     with pytest.raises(IndexFileError) as caught:
@@ -369,8 +369,8 @@ def test_forged_galleries_take_no_memory(read_elsewhere):
 
 def test_what_is_wrong_comes_with_the_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    index, card = hnsw(60, 9), valid("pq")[1]
-    write("g.faissindex", index, card)
+    index, metadata = hnsw(60, 9), valid("pq")[1]
+    write("g.faissindex", index, metadata)
     with pytest.raises(IndexFileError, match=r"^g\.faissindex: class IndexHNSWFlat is not one that scqfaiss writes$"):
         read_gallery("g.faissindex")
 
@@ -378,18 +378,18 @@ def test_what_is_wrong_comes_with_the_file(tmp_path, monkeypatch):
 FUZZ = """
 import os, sys, warnings
 import numpy as np, faiss
-from scqfaiss import files
+from scqfaiss import footer
 from scqfaiss.errors import ScqError
 from scqfaiss.galleries.reading import read_gallery
 warnings.simplefilter("ignore")
 faiss.omp_set_num_threads(1)
 path, out, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with open(path, "rb") as f:
-    card, stream = files.read_footer(f, path)
+    metadata, stream = footer.read_footer(f, path)
     f.seek(0)
     stream = f.read(stream)
-card.pop("format")
-x = np.ones((3, card["d"]), np.float32)
+metadata.pop("format")
+x = np.ones((3, metadata["d"]), np.float32)
 x[1] = -1
 rng, refused = np.random.default_rng(0), 0
 for i in range(count):
@@ -400,7 +400,7 @@ for i in range(count):
     if os.path.exists(out):
         os.unlink(out)  # not written over: it may be mapped
     with open(out, "x+b") as f:
-        files.seal(f, lambda put: put(bytes(forged)), card)
+        footer.write_sealed(f, lambda put: put(bytes(forged)), metadata)
     try:
         stored = read_gallery(out, mmap=i % 4 == 0)
     except ScqError:
@@ -422,8 +422,8 @@ print(refused, count - refused)
 )
 def test_fuzzed_streams_under_valid_footers_never_crash(name, tmp_path):
     """Refused, or searched and taken apart: whatever the bytes say."""
-    index, card = valid(name)
-    write(tmp_path / "g.faissindex", index, card)
+    index, metadata = valid(name)
+    write(tmp_path / "g.faissindex", index, metadata)
     done = subprocess.run(
         [sys.executable, "-c", FUZZ, "g.faissindex", "fuzz.faissindex", "400"],
         capture_output=True,
@@ -440,9 +440,9 @@ def test_fuzzed_streams_under_valid_footers_never_crash(name, tmp_path):
 
 @pytest.mark.parametrize("name", VALID)
 def test_a_valid_gallery_answers_after_the_validation_as_before(name, tmp_path):
-    index, card = valid(name)
-    write(tmp_path / "g.faissindex", index, card)
+    index, metadata = valid(name)
+    write(tmp_path / "g.faissindex", index, metadata)
     stored = read_gallery(tmp_path / "g.faissindex")
-    q = random_queries(4, card["d"])
-    for a, b in zip(stored.target.search(stored.index, q, 7), target(card["target"]).search(index, q, 7)):
+    q = random_queries(4, metadata["d"])
+    for a, b in zip(stored.target.search(stored.index, q, 7), target(metadata["target"]).search(index, q, 7)):
         np.testing.assert_array_equal(a, b)

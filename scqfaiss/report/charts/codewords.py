@@ -54,9 +54,16 @@ def codewords(document: Document) -> Plan | Missing:
 
     header = ("codes", "book", "codewords", "used", "bits of entropy", "most rows at one")
     table = tuple(
-        (label, str(m + 1), f"{len(book):,}", f"{int((book > 0).sum()):,}", f"{entropy:.2f}", f"{book.max():,.0f}")
+        (
+            label,
+            str(m + 1),
+            f"{len(codebook):,}",
+            f"{int((codebook > 0).sum()):,}",
+            f"{entropy:.2f}",
+            f"{codebook.max():,.0f}",
+        )
         for label, use in sides
-        for m, (book, entropy) in enumerate(zip(use.counts, use.entropies, strict=True))
+        for m, (codebook, entropy) in enumerate(zip(use.counts, use.entropies, strict=True))
     )
     # Of the entropies as they are shown.
     full = [(label, round(float(use.entropies.mean()), 2) / max(use.nbits, 1e-9)) for label, use in sides]
@@ -69,14 +76,14 @@ def codewords(document: Document) -> Plan | Missing:
         even = len({share for _, share in full}) == 1
         alt += " Both fill their codes alike." if even else f" {max(full, key=lambda f: f[1])[0]} fills its codes best."
     caption = (
-        "Each line is a codebook, each cell a codeword, sorted by use. The entropy says how many of its bits a book really "
+        "Each line is a codebook, each cell a codeword, sorted by use. The entropy says how many of its bits a codebook really "
         "spends; even use spends all. Codes shaped by labels gather rows of a class, so a low figure is no fault by itself."
     )
     return Plan(name, title, alt, caption, header, table, draw)
 
 
 def _title(label: str, use: Use, most: float) -> str:
-    facts = f"{use.share:.0%} used, {use.entropies.mean():.2f} of {use.nbits:g} bits a book"
+    facts = f"{use.share:.0%} used, {use.entropies.mean():.2f} of {use.nbits:g} bits a codebook"
     return f"{fitted(label, most - text_width(': ' + facts, bold=True), bold=True)}: {facts}"
 
 
@@ -87,15 +94,15 @@ def _drawn(theme: Theme, sides: list[tuple[str, Use]]) -> Figure:
     low, high = max(1.0, float(used.min())), float(used.max())
     shades = LinearSegmentedColormap.from_list("use", theme["use"]).with_extremes(bad=theme["empty"])
     for ax, (label, use) in zip(every, sides, strict=True):
-        books, K = use.counts.shape
+        codebooks, K = use.counts.shape
         counts = narrowed(use.counts, WIDEST)
         image = ax.imshow(
             np.ma.masked_equal(np.maximum(counts, low * (counts > 0)), 0), cmap=shades,
-            norm=LogNorm(low, max(high, 1.01 * low)), extent=(0.5, K + 0.5, books + 0.5, 0.5),
+            norm=LogNorm(low, max(high, 1.01 * low)), extent=(0.5, K + 0.5, codebooks + 0.5, 0.5),
         )  # fmt: skip
         ax.set_title(_title(label, use, WIDTH - 60), weight="bold", color=theme["ink"])
         ax.spines[:].set_visible(False)
-        ax.set_yticks(sorted({1, books}))
+        ax.set_yticks(sorted({1, codebooks}))
         ax.set_xticks(sorted({1, K}) if K > 1 else [], ["1", f"{K:,}"] if K > 1 else [])
         ax.set_ylabel("book")
         ax.set_xlabel("codewords, most used first", loc="center", labelpad=-8)

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from ...comparison import selection
 from ...comparison.selection import Document
-from ...errors import size
-from ..words import amount
+from ...errors import format_bytes
+from ..words import format_number
 from . import drawing
 from .drawing import End, Look, Missing, Plan, Theme
 
@@ -27,7 +27,7 @@ TARGETS = {
     "faiss-ivfpq-l2": Look("opq", marker="s", filled=False),
 }
 OTHERS = tuple(Look(f"other {i}", marker=marker) for i, marker in enumerate("X<>h"))
-Lines = dict[str, list[tuple[float, float]]]  # target -> (rows, value) by rising rows
+Lines = dict[str, list[tuple[float, float]]]  # target -> (rows, value) by ascending rows
 
 
 def scale_time(document: Document) -> Plan | Missing:
@@ -37,19 +37,21 @@ def scale_time(document: Document) -> Plan | Missing:
     fits = document.get("fits") or {}
     powers = {t: e for t in fits if (e := selection.get(fits, t, "ms", "exponent")) is not None}
     said = "milliseconds a query"
-    return _growth(document, "ms", missing, "ms a query", said, drawing.tick_text, lambda v: f"{amount(v)} ms", powers)
+    return _growth(
+        document, "ms", missing, "ms a query", said, drawing.tick_text, lambda v: f"{format_number(v)} ms", powers
+    )
 
 
 def scale_memory(document: Document) -> Plan | Missing:
     """Bytes in memory against rows, of results of kind 'scale'."""
     missing = Missing("scale-memory", "Memory against rows", "no row has its memory (memory)")
-    tick = lambda value: size(value).replace(".0 ", " ")  # noqa: E731
-    return _growth(document, "memory", missing, "memory", "bytes in memory", tick, size, {})
+    tick = lambda value: format_bytes(value).replace(".0 ", " ")  # noqa: E731
+    return _growth(document, "memory", missing, "memory", "bytes in memory", tick, format_bytes, {})
 
 
 def _growth(
     document: Document, field: str, missing: Missing, axis: str, said: str, tick: Callable[[float], str],
-    shown: Callable[[float], str], fitted_powers: dict[str, float],
+    printable: Callable[[float], str], fitted_powers: dict[str, float],
 ) -> Plan | Missing:  # fmt: skip
     lines: Lines = {}
     for row in document["rows"]:
@@ -76,12 +78,12 @@ def _growth(
     table = []
     for target, points in lines.items():
         at = dict(points)
-        cells = [shown(at[n]) if n in at else "–" for n in counts]
+        cells = [printable(at[n]) if n in at else "–" for n in counts]
         cells += [f"{powers[target]:.2f}" if target in powers else "–"] if powers else []
-        cells += [shown(carried[target]) if target in carried else "–"] if carried else []
+        cells += [printable(carried[target]) if target in carried else "–"] if carried else []
         table.append((target, *cells))
     at_most = [(target, points[-1][1]) for target, points in lines.items() if points[-1][0] == counts[-1]]
-    least, smallest = drawing.leading(at_most, shown, min)
+    least, smallest = drawing.leading(at_most, printable, min)
     alt = (
         f"Lines of {said} against rows, both on log scales, measured {_span(counts)}. "
         f"The least with the most rows is {least}, {smallest}."
@@ -94,7 +96,7 @@ def _growth(
     if carried:
         caption += f" Dashed: carried on to {far:,.0f} rows, which nobody measured."
     if len(drawn) < len(lines):
-        caption += f" The picture holds {drawing.MOST} of {len(lines):,} lines, the table all of them."
+        caption += f" The image holds {drawing.MOST} of {len(lines):,} lines, the table all of them."
     return Plan(missing.name, missing.title, alt, caption, header, tuple(table), draw)
 
 

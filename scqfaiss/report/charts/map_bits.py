@@ -43,14 +43,14 @@ def map_bits(document: Document) -> Plan | Missing:
         return Missing(name, title, "no row has a mAP and a length in bits")
     style = looks(document)
     bits = sorted({row["bits"] for rows in series.values() for row in rows})
-    shown = series
+    printable = series
     if len(series) > drawing.MOST:
         kept = sorted(series, key=lambda n: (not style[n].bold, -max(row["map"] for row in series[n])))[: drawing.MOST]
-        shown = {label: series[label] for label in kept}
+        printable = {label: series[label] for label in kept}
     header = ("codes", *(f"{b} bits" for b in bits), *(("floats",) if floats else ()))
 
     def draw(theme: Theme) -> Figure:
-        return _drawn(theme, shown, floats, bits, style)
+        return _drawn(theme, printable, floats, bits, style)
 
     alt, caption = _words(document, series, floats, bits)
     return Plan(name, title, alt, caption, header, _table(series, floats, bits), draw)
@@ -133,5 +133,5 @@ def _words(document: Document, series: dict[str, list[Row]], floats: list[Row], 
         caption += " Dotted: floats, nothing coded"
         caption += "; dots and dashes: those of the embedding." if any(map(is_embedded, floats)) else "."
     if len(series) > drawing.MOST:
-        caption += f" The picture holds {drawing.MOST} of {len(series):,} lines, the table all of them."
+        caption += f" The image holds {drawing.MOST} of {len(series):,} lines, the table all of them."
     return alt, caption

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ...comparison import selection
 from ...comparison.selection import Document, Row
-from ..words import amount, embedding_of, score
+from ..words import embedding_of, format_number, score
 from . import drawing
 from .drawing import Look, Missing, Plan, Theme
 from .looks import dash_if_none, depth, is_embedded, looks
@@ -33,38 +33,38 @@ def map_ms(document: Document) -> Plan | Missing:
     series, encoders = _operating_points(document, bits, style)
     if not series:
         return Missing(name, title, f"no row of {bits} bits has operating points with ms and mAP (points)")
-    shown = series if len(series) <= MANY_SERIES else _unbeaten(series, style)
+    printable = series if len(series) <= MANY_SERIES else _unbeaten(series, style)
     fronts = {label: front([p for _, p in points if p.get("pareto")]) for label, points in series.items()}
 
     def draw(theme: Theme) -> Figure:
         figure, (ax,) = drawing.subplots(294)
-        every = [p for points in shown.values() for _, p in points]
+        every = [p for points in printable.values() for _, p in points]
         drawing.log_axis(ax.xaxis, [p["ms"] for p in every], 0.06, drawing.tick_text)
         ax.set_ylim(*drawing.fraction_limits([p["map"] for p in every]))
         ax.set_title("mAP")
         ax.set_title("↖ better: up and left", loc="right", color=theme["ink"], weight="bold")
         ax.set_xlabel(f"ms a query, {'with its encoder, ' if any(encoders.values()) else ''}log scale")
         ax.grid(axis="y")
-        for label, points in shown.items():
+        for label, points in printable.items():
             look = style[label]
             faint = replace(look, size=look.size - 1.5).line(theme) | {"linestyle": "none", "zorder": 2}
             ax.plot([p["ms"] for _, p in points], [p["map"] for _, p in points], **faint, alpha=0.4)
             ax.plot([p["ms"] for p in fronts[label]], [p["map"] for p in fronts[label]], **look.line(theme))
         drawing.legend(
-            figure, theme, [(label, style[label]) for label in sorted(shown, key=lambda n: not style[n].bold)]
+            figure, theme, [(label, style[label]) for label in sorted(printable, key=lambda n: not style[n].bold)]
         )
         return figure
 
     table = tuple(
         (
             label, str(row.get("container") or "–"), dash_if_none(p.get("nprobe")), dash_if_none(p.get("refine")),
-            amount(p["search"]), "–" if encoders[label] is None else amount(p["ms"]), score(p["map"]),
+            format_number(p["search"]), "–" if encoders[label] is None else format_number(p["ms"]), score(p["map"]),
             dash_if_none(p.get("recall"), 3), "yes" if any(p is q for q in fronts[label]) else "no",
         )
         for label, points in series.items()
         for row, p in points
     )  # fmt: skip
-    alt, caption = _alt(series, bits), _caption(document, bits, series, shown, encoders)
+    alt, caption = _alt(series, bits), _caption(document, bits, series, printable, encoders)
     return Plan(name, title, alt, caption, HEADER, table, draw)
 
 
@@ -104,7 +104,7 @@ def _unbeaten(series: Points, style: Mapping[str, Look]) -> Points:
 
 
 def front(points: Sequence[Row]) -> list[Row]:
-    """The points that no other beats in both, by rising ms. What is flagged may be so among its own container's only."""
+    """The points that no other beats in both, by ascending ms. What is flagged may be so among its own container's only."""
     best: list[Row] = []
     for p in sorted(points, key=lambda p: (p["ms"], -p["map"])):
         if not best or p["map"] > best[-1]["map"]:
@@ -118,9 +118,9 @@ def _alt(series: Points, bits: int) -> str:
         n: min((p for _, p in points), key=lambda p: (-round(p["map"], 3), p["ms"])) for n, points in series.items()
     }
     quick = {n: min((p for _, p in points), key=lambda p: (p["ms"], -p["map"])) for n, points in series.items()}
-    top, highest = drawing.leading([(f"{n} at {amount(p['ms'])} ms", p["map"]) for n, p in tops.items()], score)
+    top, highest = drawing.leading([(f"{n} at {format_number(p['ms'])} ms", p["map"]) for n, p in tops.items()], score)
     least, fastest = drawing.leading(
-        [(f"{n} with a mAP of {p['map']:.3f}", p["ms"]) for n, p in quick.items()], amount, min
+        [(f"{n} with a mAP of {p['map']:.3f}", p["ms"]) for n, p in quick.items()], format_number, min
     )
     return (
         f"Operating points at {bits} bits a vector, mAP against milliseconds a query on a log scale. The highest mAP is "
@@ -128,7 +128,9 @@ def _alt(series: Points, bits: int) -> str:
     )
 
 
-def _caption(document: Document, bits: int, series: Points, shown: Points, encoders: Mapping[str, float | None]) -> str:
+def _caption(
+    document: Document, bits: int, series: Points, printable: Points, encoders: Mapping[str, float | None]
+) -> str:
     caption = (
         f"Codes of {bits} bits; one thread, batches of 1,000 queries, mAP {depth(document, 'sweep_at')}. Each point is a "
         "container at one setting; lines join the points of a method that none of its others beats in both time and mAP."
@@ -142,11 +144,11 @@ def _caption(document: Document, bits: int, series: Points, shown: Points, encod
     unknown = [n for n, ms in encoders.items() if ms is None]
     if unknown:
         caption += f" Search alone, as its encoder was not measured: {drawing.some(unknown)}."
-    if len(shown) == drawing.MOST < len(series):
-        caption += f" The picture holds {drawing.MOST} of {len(series):,} codes, the table all of them."
-    elif len(shown) < len(series):
+    if len(printable) == drawing.MOST < len(series):
+        caption += f" The image holds {drawing.MOST} of {len(series):,} codes, the table all of them."
+    elif len(printable) < len(series):
         caption += (
-            " Left out of the picture, as others of FAISS's codes of the same rows or embedding are as good and as fast: "
-            f"{drawing.some([n for n in series if n not in shown])}. The table holds them."
+            " Left out of the image, as others of FAISS's codes of the same rows or embedding are as good and as fast: "
+            f"{drawing.some([n for n in series if n not in printable])}. The table holds them."
         )
     return caption

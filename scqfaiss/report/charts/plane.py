@@ -106,12 +106,12 @@ def _drawn(theme: Theme, sides: list[tuple[str, Map]], names: Mapping[int, str])
         ax.spines[:].set(visible=True, color=theme["grid"])
         _limits(ax, np.concatenate([m.features, m.codewords]))
         # Rasterized: as shapes, thousands of points would make the SVG large.
-        shown = [str(colours.get(int(c), theme["muted"])) for c in m.labels]
+        printable = [str(colours.get(int(c), theme["muted"])) for c in m.labels]
         ax.scatter(
             m.features[:, 0],
             m.features[:, 1],
             s=4 if len(m.features) > 2500 else 7,
-            c=shown,
+            c=printable,
             linewidths=0,
             rasterized=True,
         )

@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ...comparison import selection
 from ...comparison.selection import Document
-from ..words import amount, count
+from ..words import count, format_number
 from .drawing import MOST, NORMAL, PX, Missing, Plan, Theme, fitted, leading, log_axis, subplots, tick_text
 
 Bar = tuple[str, str, float, float, float]  # label, stage, ratio, its quartiles
@@ -33,13 +33,14 @@ def training(document: Document) -> Plan | Missing:
     header = ("what", "batch", "times as fast", "quartiles", "pairs", "rows a second, ours", "rows a second, plain")
     table = tuple(
         (
-            stage, count(selection.get(row, "batch")) or "–", f"{amount(ratio)}×", f"{amount(low)} – {amount(high)}",
+            stage, count(selection.get(row, "batch")) or "–", f"{format_number(ratio)}×",
+            f"{format_number(low)} – {format_number(high)}",
             *(count(selection.get(row, key)) or "–" for key in ("pairs", "ours_rows_per_s", "plain_rows_per_s")),
         )
         for row, (_, stage, ratio, low, high) in zip(timed, bars, strict=True)
     )  # fmt: skip
-    most, quick = leading([(bar[0], bar[2]) for bar in bars], amount)
-    least, slow = leading([(bar[0], bar[2]) for bar in bars], amount, min)
+    most, quick = leading([(bar[0], bar[2]) for bar in bars], format_number)
+    least, slow = leading([(bar[0], bar[2]) for bar in bars], format_number, min)
     alt = (
         f"Bars of how many times as fast a training step is as the released recipe's arithmetic. The most is "
         f"{most} times, {quick}; the least {least} times, {slow}."
@@ -49,7 +50,7 @@ def training(document: Document) -> Plan | Missing:
         "The upright line at 1 is equal speed."
     )
     if len(bars) > MOST:
-        caption += f" The picture holds {MOST} of {len(bars):,} bars, the table all of them."
+        caption += f" The image holds {MOST} of {len(bars):,} bars, the table all of them."
     return Plan(name, title, alt, caption, header, table, draw)
 
 
@@ -72,7 +73,7 @@ def _drawn(theme: Theme, bars: list[Bar]) -> Figure:
             capsize=2.5, error_kw={"elinewidth": 1.2},
         )  # fmt: skip
         ax.annotate(
-            f"{amount(ratio)}×", (1.02, i), xycoords=("axes fraction", "data"), va="center", size=NORMAL * PX,
+            f"{format_number(ratio)}×", (1.02, i), xycoords=("axes fraction", "data"), va="center", size=NORMAL * PX,
             weight="bold", annotation_clip=False,
         )  # fmt: skip
     ax.set_ylim(len(bars) - 0.5, -0.5)

@@ -1,4 +1,4 @@
-"""Faults of pictures, row A12 and beyond: none stops with less than a full account, hangs, or takes the memory it asks for."""
+"""Faults of images, row A12 and beyond: none stops with less than a full account, hangs, or takes the memory it asks for."""
 
 import errno
 import io
@@ -67,7 +67,7 @@ def refuse(path, message, error=DataError, *, read=True, **options):
 
 @pytest.fixture(autouse=True)
 def threads_are_used(monkeypatch):
-    """However small the pictures."""
+    """However small the images."""
     monkeypatch.setattr(images, "LOCKED", 1e-9)
 
 
@@ -82,7 +82,7 @@ def photos(folder):
     sound = [encoded(), encoded("JPEG"), encoded("GIF"), encoded("BMP"), encoded("WEBP")]
     names = [f"{c}/{i:03}.jpg" for c in ("cat", "deer", "dog", "frog", "ship") for i in range(200)]
     bad = {}
-    for k, kind in enumerate(["damaged"] * 10 + ["empty"] * 10 + ["no picture"] * 8 + ["unreadable"] * 5):
+    for k, kind in enumerate(["damaged"] * 10 + ["empty"] * 10 + ["no image"] * 8 + ["unreadable"] * 5):
         bad[names[17 + 29 * k]] = kind
     odd = iter([lambda p: os.symlink("nowhere", p), lambda p: os.symlink(os.path.basename(p), p), os.mkfifo])
     for k, name in enumerate(names):
@@ -98,12 +98,12 @@ def photos(folder):
                 os.symlink("/dev/zero" if k % 2 else "/", path)
         else:
             cut = sound[k % 2]
-            content = {"damaged": cut[: len(cut) * 2 // 3], "empty": b"", "no picture": b"These are my photos.\n" * 9}
+            content = {"damaged": cut[: len(cut) * 2 // 3], "empty": b"", "no image": b"These are my photos.\n" * 9}
             put(path, content[kind] if kind else sound[k % 5])
     return names, bad
 
 
-COUNTS = "10 damaged, 10 empty, 8 no picture, 5 unreadable"
+COUNTS = "10 damaged, 10 empty, 8 no image, 5 unreadable"
 ACCOUNT = (
     f"photos: 33 of 1,000 files cannot be used: {COUNTS} "
     f"(first: cat/017.jpg: damaged, its pixels are broken or cut off){ADVICE}"
@@ -112,7 +112,7 @@ ACCOUNT = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "3"])
-def test_a_folder_with_bad_pictures_stops_with_a_full_account(photos, run, workers):
+def test_a_folder_with_bad_images_stops_with_a_full_account(photos, run, workers):
     before = descriptors()
     result = run("info", "photos", "--workers", workers)
     assert (result.code, result.error, result.warnings) == (3, f"Error: {ACCOUNT}", [])
@@ -120,7 +120,7 @@ def test_a_folder_with_bad_pictures_stops_with_a_full_account(photos, run, worke
 
 
 @pytest.mark.slow
-def test_the_first_bad_picture_met_in_use_counts_all(photos):
+def test_the_first_bad_image_met_in_use_counts_all(photos):
     before = descriptors()
     with open_rows("photos") as source:
         source.shaped(8, "crop")
@@ -133,7 +133,7 @@ def test_the_first_bad_picture_met_in_use_counts_all(photos):
     assert descriptors() == before
 
 
-def test_so_many_bad_pictures_are_not_all_named(photos, monkeypatch):
+def test_so_many_bad_images_are_not_all_named(photos, monkeypatch):
     monkeypatch.setattr(images, "LEFT_OUT", 5)
     first = ", ".join(list(photos[1])[:5])
     with pytest.warns(ScqWarning, match=rf"\({first} and 28 more\)$"):
@@ -141,12 +141,12 @@ def test_so_many_bad_pictures_are_not_all_named(photos, monkeypatch):
 
 
 @pytest.mark.slow
-def test_bad_pictures_are_left_out_with_the_exact_count(photos, run):
+def test_bad_images_are_left_out_with_the_exact_count(photos, run):
     names, bad = photos
     said = f"photos: left out 33 of 1,000 files: {COUNTS} ({', '.join(bad)})"
     result = run("info", "photos", "--skip-bad-rows")
     assert (result.code, result.warnings) == (0, [said])
-    assert "pictures: 967\n" in result.out
+    assert "images: 967\n" in result.out
     with pytest.warns(ScqWarning) as caught:
         source = open_rows("photos", skip_bad_rows=True)
     assert [str(w.message) for w in caught] == [said]
@@ -160,14 +160,14 @@ def test_bad_pictures_are_left_out_with_the_exact_count(photos, run):
         source.digest()
 
 
-def test_digest_of_pictures_that_cannot_be_read(photos):
+def test_digest_of_images_that_cannot_be_read(photos):
     with open_rows("photos") as source, pytest.raises(DataError) as caught:
         source.digest()
     assert str(caught.value) == ACCOUNT
 
 
-# ------------------------------------------------------------------------------------------------------ single pictures
-def test_a_picture_of_too_many_pixels_takes_no_memory(folder):
+# ------------------------------------------------------------------------------------------------------ single images
+def test_a_image_of_too_many_pixels_takes_no_memory(folder):
     put("photos/a.png")
     put("photos/big.png", png(50_000, 50_000))
     assert os.path.getsize("photos/big.png") < 5000
@@ -202,13 +202,13 @@ def test_a_file_of_too_many_bytes_is_not_read(folder):
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
-def test_a_cut_picture_is_named_wherever_it_is_cut(folder, format, capfd):
+def test_a_cut_image_is_named_wherever_it_is_cut(folder, format, capfd):
     data = encoded(format, np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
     found = set()
     for k, part in enumerate([0.01, 0.1, 0.3, 0.6, 0.9]):
         name = f"photos/{k}.jpg"
         put(name, data[: max(1, int(part * len(data)))])
-        with pytest.raises(DataError, match=rf"^{name} cannot be used: (damaged|no picture), ") as caught:
+        with pytest.raises(DataError, match=rf"^{name} cannot be used: (damaged|no image), ") as caught:
             open_rows(name).read(0, 1)
         found.add("damaged" in str(caught.value))
     assert True in found
@@ -220,7 +220,7 @@ def test_a_cut_picture_is_named_wherever_it_is_cut(folder, format, capfd):
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
 def test_damage_anywhere_is_refused_or_passes_but_nothing_else(folder, format, capfd):
-    """Flipped bits: a picture comes out, or DataError; no other error, no warning, no word on stderr."""
+    """Flipped bits: an image comes out, or DataError; no other error, no warning, no word on stderr."""
     data, rng, refused = encoded(format), np.random.default_rng(1), 0
     os.mkdir("photos")
     for k in range(60):
@@ -249,9 +249,9 @@ def test_one_file_that_is_none(folder):
     put("b.jpg", b"")
     refuse("b.jpg", "b.jpg cannot be used: empty, it has 0 bytes")
     put("c.jpg", b"hello")
-    refuse("c.jpg", "c.jpg cannot be used: no picture, it is neither JPEG, PNG, WebP, GIF, BMP nor TIFF")
+    refuse("c.jpg", "c.jpg cannot be used: no image, it is neither JPEG, PNG, WebP, GIF, BMP nor TIFF")
     put("d.gif", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")  # Pillow would start ghostscript
-    refuse("d.gif", "d.gif cannot be used: no picture, it is neither JPEG, PNG, WebP, GIF, BMP nor TIFF")
+    refuse("d.gif", "d.gif cannot be used: no image, it is neither JPEG, PNG, WebP, GIF, BMP nor TIFF")
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "socket", "loop", "dangling", "device", "folder"])
@@ -285,7 +285,7 @@ def test_names_of_any_bytes_are_one_printable_line(folder):
 
 
 # ------------------------------------------------------------------------------------------------------ while it is used
-def test_a_picture_that_becomes_a_fifo_after_opening(folder):
+def test_a_image_that_becomes_a_fifo_after_opening(folder):
     for k in range(3):
         put(f"photos/{k}.png")
     with open_rows("photos") as source:
@@ -300,7 +300,7 @@ def test_a_picture_that_becomes_a_fifo_after_opening(folder):
 
 @pytest.mark.parametrize("what", ["removed", "FIFO", "longer", "replaced", "emptied"])
 @pytest.mark.parametrize("seen_by", ["prove", "digest", "read"])
-def test_a_picture_that_changes_after_it_was_read(folder, what, seen_by):
+def test_a_image_that_changes_after_it_was_read(folder, what, seen_by):
     for k in range(3):
         put(f"photos/{k}.png")
     before = descriptors()
@@ -328,7 +328,7 @@ def test_a_picture_that_changes_after_it_was_read(folder, what, seen_by):
     assert descriptors() == before
 
 
-def test_a_picture_that_changes_while_it_is_read(folder, monkeypatch):
+def test_a_image_that_changes_while_it_is_read(folder, monkeypatch):
     put("photos/a.png")
     true = images.decode
 
@@ -341,8 +341,8 @@ def test_a_picture_that_changes_while_it_is_read(folder, monkeypatch):
     refuse("photos", "photos: a.png was changed or removed while it was in use")
 
 
-def test_what_is_not_the_pictures_fault_is_not_laid_to_it(folder, monkeypatch):
-    """Neither too many open files nor too little memory may count as a bad picture, which --skip-bad-rows would drop."""
+def test_what_is_not_the_images_fault_is_not_laid_to_it(folder, monkeypatch):
+    """Neither too many open files nor too little memory may count as a bad image, which --skip-bad-rows would drop."""
     for k in range(40):
         put(f"photos/{k}.png")
     true = os.open
@@ -395,7 +395,7 @@ def test_files_beside_class_folders(folder):
     put("photos/x.JPEG")
     refuse(
         "photos",
-        "photos holds 1 picture beside 2 folders (x.JPEG beside cat); needs a folder for each class, or files alone",
+        "photos holds 1 image beside 2 folders (x.JPEG beside cat); needs a folder for each class, or files alone",
         read=False,
     )
 
@@ -415,7 +415,7 @@ def test_a_folder_that_may_not_be_listed(folder, monkeypatch):
 
 def test_links_of_folders_that_would_double_without_end(folder):
     put("photos/cat/1.png")
-    for k in range(30):  # followed all, they would lead to 2^30 pictures
+    for k in range(30):  # followed all, they would lead to 2^30 images
         os.mkdir(f"d{k}")
         for name in "ab":
             os.symlink(f"../d{k + 1}", f"d{k}/{name}")
@@ -506,7 +506,7 @@ def test_a_list_that_asks_for_too_much_memory(folder):
     refuse("m.csv", "m.csv has 1.1 GB, a list may have at most 1.1 GB", ResourceError)
 
 
-def test_pictures_of_a_list_that_are_missing(folder, run):
+def test_images_of_a_list_that_are_missing(folder, run):
     put("photos/a.png")
     put("photos/l.csv", b"path,labels\na.png,x\nb.png,y\n../photos/a.png,y\n")
     why = "unreadable, No such file or directory"
@@ -515,7 +515,7 @@ def test_pictures_of_a_list_that_are_missing(folder, run):
         3,
         f"Error: photos/l.csv: 1 of 3 files cannot be used: 1 unreadable (first: b.png: {why}){ADVICE}",
     )
-    assert "pictures: 2\n" in run("info", "photos/l.csv", "--skip-bad-rows").out
+    assert "images: 2\n" in run("info", "photos/l.csv", "--skip-bad-rows").out
 
 
 # ----------------------------------------------------------------------------------------------------------------- HDF5
@@ -526,12 +526,10 @@ def test_hdf5_of_another_form(folder):
     ]:
         with h5py.File("p.h5", "w") as f:
             f["images"] = value
-        refuse(
-            "p.h5", f"p.h5: images is {form}, needs (n,) encoded pictures: uint8 of variable length, opaque or bytes"
-        )
+        refuse("p.h5", f"p.h5: images is {form}, needs (n,) encoded images: uint8 of variable length, opaque or bytes")
     with h5py.File("p.h5", "w") as f:
         f.create_dataset("images", (3,), h5py.string_dtype())
-    with pytest.raises(DataError, match=r"^p.h5: images is \(3,\) object, needs \(n,\) encoded pictures"):
+    with pytest.raises(DataError, match=r"^p.h5: images is \(3,\) object, needs \(n,\) encoded images"):
         open_rows("p.h5")
     with h5py.File("p.h5", "w") as f:
         f.create_group("images")
@@ -563,7 +561,7 @@ def test_hdf5_undergoes_the_checks_of_rows(folder):
     with open("p.h5", "r+b") as f:
         f.seek(at + 50)
         f.write(b"XXXX")
-    for skip in (False, True):  # a damaged file is not a bad picture
+    for skip in (False, True):  # a damaged file is not a bad image
         refuse("p.h5", "p.h5: images: rows 20 to 29 are damaged; restore a copy", skip_bad_rows=skip)
     os.truncate("p.h5", whole // 2)
     refuse("p.h5", f"p.h5: file is truncated, {whole // 2:,} of {whole:,} bytes")
@@ -592,13 +590,13 @@ def test_info_of_a_folder(folder, run):
     result = run("info", "photos")
     assert (result.code, result.out, result.err) == (
         0,
-        "photos: pictures\n  pictures: 3\n  labels: one\n  classes: 2\n  class names: cat, dog\n  ids: given\n",
+        "photos: images\n  images: 3\n  labels: one\n  classes: 2\n  class names: cat, dog\n  ids: given\n",
         "",
     )
     result = run("info", "photos/cat/1.png")
-    assert result.out == "photos/cat/1.png: pictures\n  pictures: 1\n  labels: none\n  classes: 0\n  ids: given\n"
+    assert result.out == "photos/cat/1.png: images\n  images: 1\n  labels: none\n  classes: 0\n  ids: given\n"
     assert run("info", "photos", "--workers", "-1").code == 2
-    assert run("info", "photos/").out.startswith("photos: pictures\n")
+    assert run("info", "photos/").out.startswith("photos: images\n")
 
 
 def test_without_pillow_the_line_to_type(folder, run, monkeypatch):

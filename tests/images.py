@@ -1,4 +1,4 @@
-"""Small pictures and a model that takes them, for the tests of features, galleries and ONNX; nothing is trained."""
+"""Small images and a model that takes them, for the tests of features, galleries and ONNX; nothing is trained."""
 
 import warnings
 from functools import cache
@@ -16,7 +16,7 @@ NETWORK = ("--encoder", "squeezenet", "--set", f"size={SIZE}")
 
 
 class Drawn:
-    """Pictures in memory, as a source gives them."""
+    """Images in memory, as a source gives them."""
 
     def __init__(self, x):
         self.x, self.size, self.d, self.block_rows = x, x.shape[2], x[0].size, 16
@@ -39,7 +39,7 @@ def draw(colour, seed, side=40):
 
 
 def photos(folder, each=6, colours=tuple(COLOURS), seed=0):
-    """A folder of `each` pictures a class, a sub-folder for each; returns it."""
+    """A folder of `each` images a class, a sub-folder for each; returns it."""
     from PIL import Image
 
     for c, colour in enumerate(colours):
@@ -62,7 +62,7 @@ def network(pool="average", layers=""):
 
 @cache
 def model(folded=False, **how):
-    """A model for pictures with z of d=8 in 16 bits; folded: its chain, without the network, stands inside galleries."""
+    """A model for images with z of d=8 in 16 bits; folded: its chain, without the network, stands inside galleries."""
     net, rng = network(**how), np.random.default_rng(0)
 
     def f(*shape):
@@ -76,7 +76,7 @@ def model(folded=False, **how):
 
 def plain(d):
     """A model for rows of d alone."""
-    books = np.random.default_rng(1).standard_normal((2, 16, d // 2)).astype(np.float32)
+    codebooks = np.random.default_rng(1).standard_normal((2, 16, d // 2)).astype(np.float32)
     return scqfaiss.Model(
-        Chain(d), Codebooks("product", books, "ip"), {"method": "pq", "rule": "l2", "encoder": "identity"}
+        Chain(d), Codebooks("product", codebooks, "ip"), {"method": "pq", "rule": "l2", "encoder": "identity"}
     )

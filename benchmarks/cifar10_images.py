@@ -1,7 +1,7 @@
-"""Unpack the pictures of CIFAR-10, setting 1, into train/, query/ and database/, all classes or some.
+"""Unpack the images of CIFAR-10, setting 1, into train/, query/ and database/, all classes or some.
 
-    python benchmarks/cifar10_pictures.py cifar10_setting1_images.tar.xz
-    python benchmarks/cifar10_pictures.py cifar10_setting1_images.tar.xz --classes cat,dog,deer --train-without dog
+    python benchmarks/cifar10_images.py cifar10_setting1_images.tar.xz
+    python benchmarks/cifar10_images.py cifar10_setting1_images.tar.xz --classes cat,dog,deer --train-without dog
 
 A gallery or a training made of them sees a folder for each class that is left.
 """

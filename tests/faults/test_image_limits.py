@@ -92,7 +92,7 @@ SOUND = {
 
 
 @pytest.mark.parametrize("kind", SOUND)
-def test_a_sound_picture_with_much_text_is_decoded(kind):
+def test_a_sound_image_with_much_text_is_decoded(kind):
     data = SOUND[kind]()
     format = {"JPEG": "JPEG", "GIF": "GIF", "MPO": "JPEG"}.get(kind.split()[0], "PNG")
     quality = {"quality": 95} if kind == "JPEG with a profile" else {}
@@ -133,7 +133,7 @@ def test_damage_beside_large_texts_stays_damage():
     assert "damaged, " in refused(put("b.png", bytes(in_text)))
 
 
-def test_pictures_inside_hdf5_are_decoded_alike():
+def test_images_inside_hdf5_are_decoded_alike():
     with h5py.File("p.h5", "w") as f:
         f.create_dataset("images", data=np.array([encoded(), png(packed(b"iCCP", BIG))]), fletcher32=True, chunks=(2,))
     with open_rows("p.h5") as source:
@@ -170,14 +170,14 @@ def test_a_side_of_many_pixels_is_refused_by_the_header(name, monkeypatch):
     assert refused(name) == f"{name} cannot be used: too large, a side has {side} pixels, at most 1,048,576 are read"
 
 
-def test_a_long_picture_within_the_bound_is_read():
+def test_a_long_image_within_the_bound_is_read():
     put("a.png", one_bit(1, 1 << 20))
     np.testing.assert_array_equal(read("a.png", 4), np.zeros((4, 4, 3)))
 
 
 @pytest.mark.slow
 def test_what_is_small_on_disk_takes_little_memory():
-    """Forged sides, texts that unpack to much, animations of many pictures: as picture files and inside HDF5."""
+    """Forged sides, texts that unpack to much, animations of many images: as image files and inside HDF5."""
     os.mkdir("photos")
     small = {name: make() for name, make in TALL.items()}
     small |= {"text.png": png(packed(b"zTXt", bomb)), "icc.png": png(packed(b"iCCP", bomb))}

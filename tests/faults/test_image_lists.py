@@ -1,4 +1,4 @@
-"""Folders and lists of pictures as other systems and programs leave them: taken where they mean one thing, else refused."""
+"""Folders and lists of images as other systems and programs leave them: taken where they mean one thing, else refused."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "b.png", "17.jpg", "18.jpg", "sub/c.png"):
         put(name)
-    put("bad.png", b"no picture")
+    put("bad.png", b"no image")
 
 
 def listed(name, text, form="utf-8"):
@@ -52,10 +52,10 @@ def refused(name, text, error=DataError, **options):
 # ------------------------------------------------------------------------------------- what is told once bad files are out
 @quietly
 @pytest.mark.parametrize("bad", ["Thumbs.db", "note.txt", "x.jpg", "sub/y.jpg"])
-def test_ids_are_the_names_of_the_pictures_kept(bad):
+def test_ids_are_the_names_of_the_images_kept(bad):
     for name in ("17.jpg", "18.jpg", "40.jpg"):
         put(f"p/{'sub/' if bad.startswith('sub') else ''}{name}")
-    put(f"p/{bad}", b"no picture")
+    put(f"p/{bad}", b"no image")
     with open_rows("p", skip_bad_rows=True) as source:
         assert (source.ids.tolist(), source.has_ids) == ([17, 18, 40], True)
 
@@ -70,7 +70,7 @@ def test_ids_of_a_list_are_its_names():
 
 
 @quietly
-def test_what_a_bad_picture_says_is_left_out_with_it():
+def test_what_a_bad_image_says_is_left_out_with_it():
     """Its id, its class, its name of a class where others have numbers, its several labels where others have one."""
 
     def left(text):
@@ -87,8 +87,8 @@ def test_what_a_bad_picture_says_is_left_out_with_it():
 
 
 @quietly
-def test_classes_of_pictures_in_hdf5_are_those_kept():
-    data = [encoded(), b"no picture", encoded()]
+def test_classes_of_images_in_hdf5_are_those_kept():
+    data = [encoded(), b"no image", encoded()]
     with h5py.File("p.h5", "w") as f:
         images = f.create_dataset("images", (3,), h5py.vlen_dtype(np.uint8))
         for k, one in enumerate(data):
@@ -130,7 +130,7 @@ def test_rows_of_zeros_and_ones_of_two_classes():
     assert refused("l.jsonl", two).startswith(
         "l.jsonl: all labels are 0, 1 (line 1) and 1, 0 (line 2): as class numbers"
     )
-    with pytest.warns(ScqWarning, match=r"^l\.jsonl: all pictures have the labels 0, 1: taken as classes 0 and 1$"):
+    with pytest.warns(ScqWarning, match=r"^l\.jsonl: all images have the labels 0, 1: taken as classes 0 and 1$"):
         open_rows(listed("l.jsonl", two.replace("[1, 0]", "[0, 1]")))
     for fine in (two.split("\n")[0], two + '{"path": "17.jpg", "labels": [1]}'):  # a query; no matrix
         with open_rows(listed("l.jsonl", fine)) as source:
@@ -163,11 +163,11 @@ def test_one_number_in_two_forms_is_no_two_classes():
         assert source.labels.y.tolist() == [7, 7]
 
 
-def test_one_picture_on_several_lines_is_named():
+def test_one_image_on_several_lines_is_named():
     text = "path,labels\na.png,x\nb.png,y\n./a.png,y\nsub/../b.png,x\n"
     said = (
-        r"^l\.csv: 2 pictures stand on more than one line \(a\.png on lines 2 and 4, b\.png on lines 3 and 5\): each line counts "
-        "as a picture of its own; several labels of one picture belong on one line$"
+        r"^l\.csv: 2 images stand on more than one line \(a\.png on lines 2 and 4, b\.png on lines 3 and 5\): each line counts "
+        "as an image of its own; several labels of one image belong on one line$"
     )
     with pytest.warns(ScqWarning, match=said), open_rows(listed("l.csv", text)) as source:
         assert len(source) == 4
@@ -205,7 +205,7 @@ def test_what_systems_leave_in_folders_is_passed_over():
         ),
         *("@eaDir/1.png", "cat/@eaDir/1.png", "$RECYCLE.BIN/x", "System Volume Information/y"),
     ):
-        put(f"p/{name}", b"no picture")
+        put(f"p/{name}", b"no image")
     with open_rows("p") as source:
         source.prove()
         assert (source.names, source.labels.class_names) == (
@@ -233,11 +233,11 @@ def test_a_list_that_is_not_what_it_begins_as():
 
 
 @pytest.mark.parametrize("text", ["0.1,0.2\n0.3,0.4\n", "x0,x1,label\n0.1,-2e3,7\n"])
-def test_a_csv_of_numbers_is_no_list_of_pictures(text, monkeypatch):
+def test_a_csv_of_numbers_is_no_list_of_images(text, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "PIL", None)  # which is not what is missing
-    assert refused("l.csv", text).endswith("; a .csv lists pictures, rows of numbers need .npy or .h5")
+    assert refused("l.csv", text).endswith("; a .csv lists images, rows of numbers need .npy or .h5")
 
 
 def test_columns_that_stand_apart_otherwise():
@@ -246,7 +246,7 @@ def test_columns_that_stand_apart_otherwise():
 
 
 @pytest.mark.parametrize("ending", [".jfif", ".jpe", ".JPG", ".mpo", ".dib", ".apng"])
-def test_endings_of_sound_pictures(ending):
+def test_endings_of_sound_images(ending):
     put(f"x{ending}")
     with open_rows(f"x{ending}") as source:
         source.prove()

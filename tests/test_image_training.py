@@ -1,4 +1,4 @@
-"""Training on pictures, from the folder to the gallery: a network before the chain, alone and in two processes."""
+"""Training on images, from the folder to the gallery: a network before the chain, alone and in two processes."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from scqfaiss.model import Model
 from scqfaiss.options import TrainOptions
 from scqfaiss.training.fitting import fit
 from scqfaiss.training.planning import make_plan
-from scqfaiss.training.rows import PictureRows
+from scqfaiss.training.rows import ImageRows
 
 SIZE = 32
 pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")  # random weights, few rows
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")  #
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """72 pictures of three classes, told apart by their colour; in the gallery 30 more."""
+    """72 images of three classes, told apart by their colour; in the gallery 30 more."""
     folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for part, n in (("train", 24), ("gallery", 10)):
         for c, name in enumerate(("blue", "green", "red")):
@@ -74,8 +74,8 @@ def test_it_learns_and_its_file_holds_all(photos, model, tmp_path):
     assert again.modality == IMAGES and again.to_bytes() == model.to_bytes()
     assert again.config["encoder"] == "scqfaiss.encoders.squeezenet:squeezenet1_0"
     assert again.config["backbone"]["size"] == SIZE and again.d_in == 512
-    with open_rows(photos / "gallery") as pictures:
-        rows = as_rows(pictures, again)
+    with open_rows(photos / "gallery") as images:
+        rows = as_rows(images, again)
         x, y = rows.read(0, len(rows)), rows.labels.y
         assert x.shape == (30, 512) and x.dtype == np.float32
         p = again.embed(x)
@@ -84,39 +84,39 @@ def test_it_learns_and_its_file_holds_all(photos, model, tmp_path):
     assert (y[like.argmax(1)] == y).mean() > 2 / 3  # twice what chance finds
 
 
-def test_a_gallery_of_pictures_is_that_of_their_features(photos, model, tmp_path, capsys):
+def test_a_gallery_of_images_is_that_of_their_features(photos, model, tmp_path, capsys):
     names = [str(tmp_path / n) for n in ("m.safetensors", "rows.h5", "a.faissindex", "b.faissindex")]
     model.save(names[0])
-    pictures = str(photos / "gallery")
-    assert cli(["features", pictures, "-o", names[1], "--model", names[0]]) == 0
-    assert cli(["export", names[0], pictures, "-o", names[2]]) == 0
+    images = str(photos / "gallery")
+    assert cli(["features", images, "-o", names[1], "--model", names[0]]) == 0
+    assert cli(["export", names[0], images, "-o", names[2]]) == 0
     assert cli(["export", names[0], names[1], "-o", names[3]]) == 0
     a, b = (gallery.open_gallery(n, model=model) for n in names[2:])
-    (books, codes, ids), (_, of_rows, ids_of_rows) = a.unpack(), b.unpack()
+    (codebooks, codes, ids), (_, of_rows, ids_of_rows) = a.unpack(), b.unpack()
     np.testing.assert_array_equal(ids, ids_of_rows)
     with open_rows(names[1]) as rows:
         z = model.embed(rows.read(0, 30))
     terms = 500 + roundings(model.chain)  # of ten layers of windows, and what follows
-    assert_as_good(codes, of_rows, books, z, model.config["rule"], terms)
+    assert_as_good(codes, of_rows, codebooks, z, model.config["rule"], terms)
     assert sorted(a.unpack()[2]) == sorted([*range(10), *range(100, 110), *range(200, 210)])
     capsys.readouterr()
-    assert cli(["search", names[2], f"{pictures}/green/103.png", "--model", names[0], "-k", "3"]) == 0
+    assert cli(["search", names[2], f"{images}/green/103.png", "--model", names[0], "-k", "3"]) == 0
     assert "103.png" in capsys.readouterr().out
-    assert cli(["evaluate", names[2], pictures, pictures, "--model", names[0], "--json"]) == 0
+    assert cli(["evaluate", names[2], images, images, "--model", names[0], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["map"] > 2 / 3
 
 
 @pytest.mark.slow
-def test_streamed_pictures_train_the_same_bytes(photos):
+def test_streamed_images_train_the_same_bytes(photos):
     held, streamed = (trained(photos, memory) for memory in (None, 0))
     assert held.to_bytes() == streamed.to_bytes()
 
 
-def test_rows_of_pictures_held_and_streamed(photos):
+def test_rows_of_images_held_and_streamed(photos):
     with open_rows(photos / "train") as source:
         source.shaped(16, "crop")
         kept = np.array([3, 5, 40, 71])
-        for rows in (PictureRows(source, 7, "cpu"), PictureRows(source, 7, "cpu", 0)):
+        for rows in (ImageRows(source, 7, "cpu"), ImageRows(source, 7, "cpu", 0)):
             assert (rows.x is None) == (rows.memory == 0) and (len(rows), rows.d) == (72, 7)
             whole = np.concatenate([x for _, x in rows.blocks()])
             assert whole.shape == (72, 3, 16, 16) and whole.dtype == np.uint8
@@ -127,7 +127,7 @@ def test_rows_of_pictures_held_and_streamed(photos):
                 np.testing.assert_array_equal(x.numpy(), whole[index.numpy()])
             x, numbers = rows.sample(9, 4)
             np.testing.assert_array_equal(x, whole[numbers])
-            some = PictureRows(source, 7, "cpu", rows.memory, kept)
+            some = ImageRows(source, 7, "cpu", rows.memory, kept)
             np.testing.assert_array_equal(np.concatenate([x for _, x in some.blocks()]), whole[kept])
             (x, index), *rest = some.batches(3, torch.Generator().manual_seed(1), np.array([0, 3]))
             assert not rest
@@ -138,16 +138,16 @@ def test_rows_of_pictures_held_and_streamed(photos):
 def test_each_process_decodes_its_share_alone(photos, monkeypatch):
     with open_rows(photos / "train") as source:
         source.shaped(16, "crop")
-        rows = PictureRows(source, 7, "cpu", 0)
+        rows = ImageRows(source, 7, "cpu", 0)
         whole = list(rows.batches(15, torch.Generator().manual_seed(0)))
         asked = []
         take = type(source).take
         monkeypatch.setattr(type(source), "take", lambda self, index: asked.append(len(index)) or take(self, index))
-        monkeypatch.setattr(distributed, "world", lambda: 2)
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
         shares = []
         for rank in (0, 1):
             monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-            shares.append([distributed.share(b) for b in rows.batches(15, torch.Generator().manual_seed(0))])
+            shares.append([distributed.shard(b) for b in rows.batches(15, torch.Generator().manual_seed(0))])
         for (x, i), (x0, i0), (x1, i1) in zip(whole, *shares):
             n = len(i) // 2
             assert torch.equal(torch.cat([i0, i1]), i[: 2 * n]) and torch.equal(torch.cat([x0, x1]), x[: 2 * n])
@@ -159,7 +159,7 @@ def test_parts_of_a_batch_add_up_to_it(photos, monkeypatch):
     gradients, losses = [], []
     for parts in (1, 3):
         monkeypatch.setattr(PlainSteps, "first", None)
-        still = {"augment": "none", "features.fast_products": False, "features.lr": 0.1, "backbone_lr": 1.0}
+        still = {"augment": "none", "features.allow_reduced_precision": False, "features.lr": 0.1, "backbone_lr": 1.0}
         found = trained(photos, epochs=1, accumulate=parts, encoder="plain_steps:smooth", settings=still)
         gradients.append(PlainSteps.first)
         losses.append(found.config["training"]["loss"]["features"]["ce"])
@@ -229,7 +229,7 @@ def test_classes_of_a_start_are_known_by_name(photos, model, kept, tmp_path):
 
 
 def test_numbers_of_a_start_are_those_it_was_trained_on(photos, tmp_path):
-    """Pictures without class names: the same classes by number, whatever stands between them."""
+    """Images without class names: the same classes by number, whatever stands between them."""
     numbers = np.array([3, 17, 9999])
     with open_rows(photos / "train") as source:
         y = source.labels.y
@@ -262,7 +262,7 @@ def test_a_start_with_a_forged_record_is_refused(photos, model, tmp_path, broken
 
 
 @pytest.mark.parametrize("how", ["search", "features", "train", "export"])
-def test_no_output_among_the_pictures(photos, kept, tmp_path, capsys, how):
+def test_no_output_among_the_images(photos, kept, tmp_path, capsys, how):
     shutil.copytree(photos / "gallery", tmp_path / "db")
     before = sorted((tmp_path / "db").rglob("*"))
     m, db, g = str(kept), str(tmp_path / "db"), str(tmp_path / "g.faissindex")
@@ -294,7 +294,7 @@ def test_what_cannot_start_from_a_model(photos, kept, changed, message):
         started(photos / "train", kept, **changed)
 
 
-def test_validation_pictures_belong_to_the_classes_of_their_names(photos, tmp_path):
+def test_validation_images_belong_to_the_classes_of_their_names(photos, tmp_path):
     """Of a folder that lacks a class, the others keep their place."""
     for name in ("green", "red"):
         shutil.copytree(photos / "gallery" / name, tmp_path / name)
@@ -327,8 +327,8 @@ def test_a_frozen_network_stays_as_it_was(photos):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"encoder": "mlp"}, "holds pictures, encoder mlp takes rows of features"),
-        ({"method": "pq"}, "holds pictures, method pq takes rows of features"),
+        ({"encoder": "mlp"}, "holds images, encoder mlp takes rows of features"),
+        ({"method": "pq"}, "holds images, method pq takes rows of features"),
         ({"encoder": "nothing.here:f"}, "nothing.here"),
         ({"encoder_args": {"clases": "3"}}, "clases"),
         ({"method": "mecoq", "accumulate": 2}, "compares the rows of a batch"),
@@ -337,17 +337,17 @@ def test_a_frozen_network_stays_as_it_was(photos):
 )
 def test_what_cannot_work_is_refused_first(photos, changed, message, monkeypatch):
     with open_rows(photos / "train") as source:
-        monkeypatch.setattr(type(source), "take", lambda *a: pytest.fail("pictures were decoded"))
+        monkeypatch.setattr(type(source), "take", lambda *a: pytest.fail("images were decoded"))
         with pytest.raises(ConfigError, match=message):
             fit(make_plan(request(**changed), source))
 
 
-def test_rows_do_not_go_through_a_network_for_pictures(tmp_path, capsys):
+def test_rows_do_not_go_through_a_network_for_images(tmp_path, capsys):
     np.save(tmp_path / "x.npy", np.zeros((9, 4), np.float32))
     assert (
         cli(["train", str(tmp_path / "x.npy"), "-o", str(tmp_path / "m.safetensors"), "--encoder", "squeezenet"]) == 2
     )
-    assert "holds rows of features, encoder squeezenet takes pictures" in capsys.readouterr().err
+    assert "holds rows of features, encoder squeezenet takes images" in capsys.readouterr().err
 
 
 def processes(here, n, *arguments):
@@ -378,7 +378,7 @@ def test_two_processes_see_what_one_sees(photos, tmp_path):
         "dropout=0",
         "codebooks.copies=1",
         "quantizer=kmeans",
-        "features.fast_products=false",
+        "features.allow_reduced_precision=false",
         "features.lr=0.1",
         "backbone_lr=1",
     ):
@@ -401,7 +401,7 @@ def test_two_processes_see_what_one_sees(photos, tmp_path):
     assert_same_steps(whole, first, *losses)
 
 
-def test_pictures_need_a_model_with_a_network(photos, model):
+def test_images_need_a_model_with_a_network(photos, model):
     bare = Model(model.chain, model.codebooks, {k: v for k, v in model.config.items() if k != "backbone"})
-    with open_rows(photos / "gallery") as pictures, pytest.raises(ConfigError, match="scqfaiss features"):
-        as_rows(pictures, bare)
+    with open_rows(photos / "gallery") as images, pytest.raises(ConfigError, match="scqfaiss features"):
+        as_rows(images, bare)

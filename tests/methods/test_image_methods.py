@@ -1,4 +1,4 @@
-"""What methods make of pictures: a batch at a time in any number of processes, and what those made for features refuse."""
+"""What methods make of images: a batch at a time in any number of processes, and what those made for features refuse."""
 
 import sys
 
@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-from pictures import Drawn
+from images import Drawn
 from torch import nn
 
 from scqfaiss.arrays import as_labels
-from scqfaiss.contract import Part, Task, configure, drawn_rows
+from scqfaiss.contract import Subset, Task, configure, drawn_rows
 from scqfaiss.encoders import backbone, encoder_class
 from scqfaiss.encoders.backbone import Backbone
 from scqfaiss.errors import ConfigError
 from scqfaiss.methods import cfa, dpq, items, label, scq
 from scqfaiss.modality import IMAGES, ROWS
 from scqfaiss.training.engine import Engine
-from scqfaiss.training.rows import PictureRows
+from scqfaiss.training.rows import ImageRows
 
 C = 3
 
@@ -32,7 +32,7 @@ def drawn(n=60, seed=0):
 
 
 def rows_of(x, held=True):
-    return PictureRows(Drawn(x), 6, "cpu", 1 << 20 if held else 0)
+    return ImageRows(Drawn(x), 6, "cpu", 1 << 20 if held else 0)
 
 
 def network(**settings):
@@ -45,7 +45,7 @@ def network(**settings):
 
 
 # ------------------------------------------------------------------------------------------------------------- items
-def test_an_encoder_of_pictures_is_known_by_its_name():
+def test_an_encoder_of_images_is_known_by_its_name():
     assert encoder_class("pkg.nets:small").modality is IMAGES
     assert all(encoder_class(name).modality is ROWS for name in ("identity", "linear", "mlp"))
 
@@ -60,7 +60,7 @@ def test_some_rows_are_drawn_alike_each_time():
 
 
 @pytest.mark.parametrize("held", [True, False])
-def test_what_is_made_of_pictures_comes_in_their_order(held, monkeypatch):
+def test_what_is_made_of_images_comes_in_their_order(held, monkeypatch):
     monkeypatch.setattr(items, "BATCH", 7)
     x, seen = drawn()[0], []
 
@@ -100,9 +100,9 @@ def test_two_processes_make_half_each_and_have_all(tmp_path):
     [
         (
             {"similarity": "means"},
-            "^similarity=means takes the mean features of each class, and pictures have none before",
+            "^similarity=means takes the mean features of each class, and images have none before",
         ),
-        ({"cfa": "none"}, "^cfa=none takes rows that are the embedding already, which pictures are not; use cfa=cal"),
+        ({"cfa": "none"}, "^cfa=none takes rows that are the embedding already, which images are not; use cfa=cal"),
     ],
 )
 def test_what_needs_features_is_refused(check, Settings, settings, words):
@@ -112,18 +112,18 @@ def test_what_needs_features_is_refused(check, Settings, settings, words):
     check(configure(Settings, {}), 6, C, 1, 8, "pkg:net", IMAGES)
 
 
-def test_dpq_of_pictures_needs_a_network_that_trains():
+def test_dpq_of_images_needs_a_network_that_trains():
     with pytest.raises(
-        ConfigError, match=r"^guidance=none codes rows as they are, and pictures need a network that trai"
+        ConfigError, match=r"^supervision=none codes rows as they are, and images need a network that trai"
     ):
-        dpq.DPQ.check(configure(dpq.Settings, {"guidance": "none"}), 6, 0, 2, 4, "pkg:net", IMAGES)
+        dpq.DPQ.check(configure(dpq.Settings, {"supervision": "none"}), 6, 0, 2, 4, "pkg:net", IMAGES)
     with pytest.raises(ConfigError, match=r"^similarity=means takes"):
         dpq.DPQ.check(configure(dpq.Settings, {"similarity": "means"}), 6, C, 2, 4, "pkg:net", IMAGES)
     dpq.DPQ.check(configure(dpq.Settings, {}), 6, C, 2, 4, "pkg:net", IMAGES)
 
 
 # ----------------------------------------------------------------------------------------------------------------- dpq
-def dpq_of_pictures(settings, **of_network):
+def dpq_of_images(settings, **of_network):
     x, y = drawn()
     encoder = network(backbone_lr=0.5, **of_network)
     task = Task(
@@ -133,7 +133,7 @@ def dpq_of_pictures(settings, **of_network):
         nbits=3,
         encoder=encoder,
         encoder_name="toy:net",
-        validation=Part(rows_of(x[:20]), as_labels(y[:20], 20, "y")),
+        validation=Subset(rows_of(x[:20]), as_labels(y[:20], 20, "y")),
         epochs=2,
         batch_size=20,
     )
@@ -141,28 +141,28 @@ def dpq_of_pictures(settings, **of_network):
 
 
 @pytest.mark.parametrize("settings", [{}, {"end_to_end": True}, {**dpq.REFERENCE, "recipe": "reference", "d": 8}])
-def test_dpq_trains_on_pictures(settings):
-    method = dpq_of_pictures(settings)
+def test_dpq_trains_on_images(settings):
+    method = dpq_of_images(settings)
     before = method.features.encoder.net[0].weight.detach().clone()
     losses = Engine(method, 0).run()
     assert list(losses) == ["features", "encode rows", "codebooks"]
-    books = method.codebooks()
-    assert np.isfinite(books.centroids).all() and len(books.centroids) == 2
+    codebooks = method.codebooks()
+    assert np.isfinite(codebooks.centroids).all() and len(codebooks.centroids) == 2
     assert not torch.equal(before, method.features.encoder.net[0].weight)
     g = method.features.encoder.features(drawn()[0])
     z = cfa.Features.forward(method.features.eval(), torch.from_numpy(drawn()[0])).detach().numpy()
-    assert g.shape == (60, 6) and ((z - books.decode(books.assign(z, "l2"))) ** 2).mean() < (z**2).mean()
+    assert g.shape == (60, 6) and ((z - codebooks.decode(codebooks.assign(z, "l2"))) ** 2).mean() < (z**2).mean()
 
 
-def test_the_network_has_its_own_rate_and_decay_beside_the_books():
-    method = dpq_of_pictures({"end_to_end": True, "codebooks.encoder_lr": 0.01, "features.decay": 0.2})
+def test_the_network_has_its_own_rate_and_decay_beside_the_codebooks():
+    method = dpq_of_images({"end_to_end": True, "codebooks.encoder_lr": 0.01, "features.decay": 0.2})
     optimizer = method.joint_optimizer(10)[0]
     rates = {id(p): (g["initial_lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert rates[id(method.features.encoder.net[0].weight)] == (0.005, 0.05)
     assert rates[id(method.features.encoder.net[0].bias)] == (0.005, 0.0)
     assert rates[id(method.features.project)] == (0.01, 0.2)
     assert rates[id(method.codewords)] == (1e-3, 0.0)
-    method = dpq_of_pictures({**dpq.REFERENCE, "recipe": "reference", "d": 8})
+    method = dpq_of_images({**dpq.REFERENCE, "recipe": "reference", "d": 8})
     optimizer = method.features.reference_optimizer()[0]
     rates = {id(p): g["initial_lr"] for g in optimizer.param_groups for p in g["params"]}
     trained = {id(p) for p in method.features.parameters() if p.requires_grad}
@@ -170,8 +170,8 @@ def test_the_network_has_its_own_rate_and_decay_beside_the_books():
     assert rates[id(method.features.project)] == rates[id(method.features.encoder.net[0].weight)] * 2 == 0.01
 
 
-def test_a_network_that_was_frozen_at_first_is_not_frozen_again_when_the_books_join():
-    method = dpq_of_pictures({"end_to_end": True}, frozen_epochs=1)
+def test_a_network_that_was_frozen_at_first_is_not_frozen_again_when_the_codebooks_join():
+    method = dpq_of_images({"end_to_end": True}, frozen_epochs=1)
     seen = []
     of_encoder = method.features.encoder.on_epoch
     method.features.encoder.on_epoch = lambda epoch: (seen.append(epoch), of_encoder(epoch))
