@@ -183,7 +183,7 @@ def run(*asked):
     return CliRunner().invoke(cli, ["compare", *words(*asked)])
 
 
-QUICK = ("--map-rows=60", "--budget=0.01", "--picture-shape=8x8")
+QUICK = ("--map-rows=60", "--budget=0.01", "--image-shape=8x8")
 
 
 def read(out):
@@ -272,7 +272,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_lost(tmp_path):
         ("--baselines=hnsw", "'hnsw' is unknown"),
         ("--nlist=1000", "1 to 997"),
         ("--left-out=eleven", "--left-out names 'eleven'"),
-        ("--picture-shape=9x9", "needs rows of that many numbers"),
+        ("--image-shape=9x9", "needs rows of that many numbers"),
     ):
         done = run(tmp_path, tmp_path / "out", *small, asked)
         assert said in (done.output + str(done.exception)) and done.exit_code, asked

@@ -133,4 +133,4 @@ def test_commands_and_files_that_a_page_names_are_there(page):
             seen += 1
     for path in re.findall(r"(?<![\w/])((?:docs|benchmarks|tools|tests|scqfaiss)/[\w/]+\.(?:md|py|toml|html))", text):
         assert (ROOT / path).is_file(), path
-    assert seen or page.stem not in ("README", "pictures", "training")
+    assert seen or page.stem not in ("README", "images", "training")

@@ -213,7 +213,7 @@ class Shown(Part):
 
     id: Scalar = None
     labels: Maybe[list[Scalar]] = None
-    picture: Maybe[Text] = part("", "key of `images` or None")
+    picture: Maybe[Text] = part("", "key of `pictures` or None")
     right: Maybe[bool] = part("", "of hits")
 
 

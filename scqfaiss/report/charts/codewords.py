@@ -52,7 +52,7 @@ def codewords(document: Document) -> Plan | Missing:
     def draw(theme: Theme) -> Figure:
         return _drawn(theme, sides)
 
-    header = ("codes", "book", "codewords", "used", "bits of entropy", "most rows at one")
+    header = ("codes", "codebook", "codewords", "used", "bits of entropy", "most rows at one")
     table = tuple(
         (
             label,
@@ -104,7 +104,7 @@ def _drawn(theme: Theme, sides: list[tuple[str, Use]]) -> Figure:
         ax.spines[:].set_visible(False)
         ax.set_yticks(sorted({1, codebooks}))
         ax.set_xticks(sorted({1, K}) if K > 1 else [], ["1", f"{K:,}"] if K > 1 else [])
-        ax.set_ylabel("book")
+        ax.set_ylabel("codebook")
         ax.set_xlabel("codewords, most used first", loc="center", labelpad=-8)
     bar = figure.colorbar(image, ax=every, location="bottom", shrink=0.4, aspect=16, anchor=(0, 0))
     bar.outline.set_visible(False)  # type: ignore[operator]
