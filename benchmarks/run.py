@@ -162,8 +162,8 @@ def main(files: tuple[Path, ...], only: tuple[str, ...], data: Path, results: Pa
             spread = {k: stdev(r[k] for r in runs) if len(runs) > 1 else 0.0 for k in runs[0]}
             wrong = check(row, means)
             failed += bool(wrong)
-            printable = row.get("show", ["map"])
-            figures = "  ".join(f"{k} {means[k]:.4f} +- {spread[k]:.4f}" for k in printable if k in means)
+            columns = row.get("show", ["map"])
+            figures = "  ".join(f"{k} {means[k]:.4f} +- {spread[k]:.4f}" for k in columns if k in means)
             click.echo(f"{file.stem} {row['name']:24} {figures}  {means['seconds']:.1f} s  {'; '.join(wrong) or 'ok'}")
             kept.append({"name": row["name"], "command": row["command"], "seeds": row.get("seeds", [0]), "runs": runs})
         if results is not None and kept:

@@ -31,7 +31,7 @@ def option(default: Any, text: str, *, low: int | None = None, **more: Any) -> A
 class TrainOptions:
     """What decides what a training comes to. `settings` go to the method's Config, or to that of an encoder of images."""
 
-    method: str = option("scq", "scq, dpq, phpq, mecoq, mopq, label, pq, opq or rq.")
+    method: str = option("scq", "One of {methods}.")
     # The range of bits and nbits follows from one another, see training.planning.split_bits.
     bits: int = option(32, "Bits of a code.", low=-MAX_COUNT)
     nbits: int = option(8, "Bits of one codebook; bits / nbits codebooks.", low=-MAX_COUNT)

@@ -9,6 +9,7 @@ import pytest
 
 from scqfaiss.cli.commands import cli
 from scqfaiss.errors import ConfigError
+from scqfaiss.methods import REGISTRY as METHODS
 from scqfaiss.options import RunOptions, TrainOptions, check_whole, parse_request
 from scqfaiss.training.engine import Engine
 
@@ -24,7 +25,7 @@ def test_the_command_line_is_made_from_the_fields():
     params = {p.name: p for p in cli.commands["train"].params if isinstance(p, click.Option)}
     assert set(FIELDS) < set(params)
     for name, field in FIELDS.items():
-        assert params[name].help == field.metadata["help"], name
+        assert params[name].help == field.metadata["help"].format(methods=", ".join(METHODS)), name
     with cli.make_context("scqfaiss", ["train"]) as group:
         parsed = cli.commands["train"].make_context("train", ["x.npy", "-o", "m.safetensors"], parent=group).params
     assert {name: parsed[name] for name in FIELDS} == {name: default(f) for name, f in FIELDS.items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ..methods import REGISTRY as METHODS
 from ..options import RunOptions, TrainOptions, parse_request
 from .arguments import FILE, ROWS, meter, parse_pairs, parse_settings, read_config, row_options, say
 
@@ -18,8 +19,9 @@ TYPES = {"int": int, "float": float, "str": str, "bool": bool, "PathLike": FILE}
 
 
 def option_of(f: Field[Any]) -> Callable[..., Any]:
-    """The click option of a field: type, default and help are the field's."""
-    text = f.metadata["help"]
+    """The click option of a field: type, default and help are the field's; {methods} in the help stands for
+    the names of all methods."""
+    text = f.metadata["help"].format(methods=", ".join(METHODS))
     if f.name in MAPPINGS:
         name, read = MAPPINGS[f.name]
         return click.option(name, f.name, multiple=True, callback=read, metavar=f.metadata["metavar"], help=text)
@@ -28,8 +30,8 @@ def option_of(f: Field[Any]) -> Callable[..., Any]:
     if kind is bool:
         return click.option(flag, is_flag=True, help=text)
     default = None if f.default is MISSING else f.default
-    printable = f.metadata.get("shown_default", default is not None)
-    return click.option(flag, default=default, type=kind, show_default=printable, help=text)
+    show_default = f.metadata.get("shown_default", default is not None)
+    return click.option(flag, default=default, type=kind, show_default=show_default, help=text)
 
 
 def train_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -46,10 +46,10 @@ def option(
     parse: Callable[[str], Any] | None = None,
     low: float | None = None,
     high: float = MAX,
-    printable: str | None = None,
+    shown_default: str | None = None,
 ) -> Any:
     """A field of an options class. shown: the default as help tells it, where it is not the value's own text."""
-    metadata = {"help": help, "parse": parse, "range": None if low is None else (low, high), "shown": printable}
+    metadata = {"help": help, "parse": parse, "range": None if low is None else (low, high), "shown": shown_default}
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 
 
@@ -124,7 +124,7 @@ class CompareOptions(Files):
     spaces: tuple[str, ...] = option("What baselines code.", SPACES, parse=names)
     containers: tuple[str, ...] = option("Targets of ours.", tuple(TARGETS), parse=names)
     nlist: int | None = option(
-        "Inverted lists; auto: 4 sqrt(n), a power of two.", None, parse=number_or_auto, printable="auto"
+        "Inverted lists; auto: 4 sqrt(n), a power of two.", None, parse=number_or_auto, shown_default="auto"
     )
     at: int | None = option("Ranks that count in mAP; default: the whole database.", None, low=1)
     sweep_at: int = option("The same at operating points.", 1000, low=1)

@@ -19,6 +19,7 @@ from ..files import PathLike
 from ..galleries.gallery import Gallery, open_gallery
 from ..galleries.searching import as_queries, require_model
 from .galleries import check_held, evaluate, evaluate_pairs
+from .measures import BY_IDS, BY_LABELS
 
 
 def evaluate_file(
@@ -131,6 +132,9 @@ def _evaluate_by_ids(
     return evaluate_pairs(gallery, xq, ids, at=at, name=queries.name, progress=progress, check_finite=False)
 
 
+PRINTED = ("map", "mrr", "precision_at_k", "recall_at_k")  # in lines of their own form
+
+
 def report_text(found: Mapping[str, Any], as_json: bool) -> str:
     """Measures for a person, or one JSON object."""
     if as_json:
@@ -142,6 +146,7 @@ def report_text(found: Mapping[str, Any], as_json: bool) -> str:
         f"{measure}@{found['at']:,}  {value:.4f}   ({found['queries']:,} queries, {found['database']:,} vectors)",
         *([f"precision  {precision}"] if by_label else []),
         "recall     " + "  ".join(f"@{k} {v:.4f}" for k, v in found["recall_at_k"].items()),
+        *(f"{name}  {found[name]:.4f}" for name in (BY_LABELS if by_label else BY_IDS) if name not in PRINTED),
         f"{found['bits']} bits, {found['distinct_codes']:,} distinct codes",
     ]
     if found["search_agreement"] < 1:

@@ -215,12 +215,12 @@ def fitted(text: str, width: float, size: float = SMALL, bold: bool = False) -> 
 
 def leading(
     figures: Sequence[tuple[str, float]],
-    printable: Callable[[float], str],
+    as_text: Callable[[float], str],
     best: Callable[[Iterable[float]], float] = max,
 ) -> tuple[str, str]:
     """(figure, names) of the best of (name, value): all whose figure reads the same, as no reader could tell them apart."""
-    figure = printable(best(value for _, value in figures))
-    names = list(dict.fromkeys(name for name, value in figures if printable(value) == figure))
+    figure = as_text(best(value for _, value in figures))
+    names = list(dict.fromkeys(name for name, value in figures if as_text(value) == figure))
     return figure, some(names)
 
 
@@ -277,7 +277,7 @@ def legend(figure: Figure, theme: Theme, entries: Sequence[tuple[str, Look]]) ->
 
 
 def log_axis(
-    axis: Axis, values: Sequence[float], room: float, printable: Callable[[float], str], least: float = 5
+    axis: Axis, values: Sequence[float], room: float, as_text: Callable[[float], str], least: float = 5
 ) -> None:
     """A log scale around positive values, a share `room` of it free on both sides and at least a factor of `least` long, with
     few ticks.
@@ -290,7 +290,7 @@ def log_axis(
     (axis.axes.set_xlim if across else axis.axes.set_ylim)(first, last)
     locator = LogLocator(subs=(1, 2, 5) if high - low + 2 * grow < 2 else (1,), numticks=6)
     ticks = [tick for tick in locator.tick_values(first, last) if first <= tick <= last]
-    axis.set_ticks(ticks, labels=[printable(tick) for tick in ticks])
+    axis.set_ticks(ticks, labels=[as_text(tick) for tick in ticks])
     axis.set_minor_locator(NullLocator())
 
 

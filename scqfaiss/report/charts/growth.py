@@ -51,7 +51,7 @@ def scale_memory(document: Document) -> Plan | Missing:
 
 def _growth(
     document: Document, field: str, missing: Missing, axis: str, said: str, tick: Callable[[float], str],
-    printable: Callable[[float], str], fitted_powers: dict[str, float],
+    as_text: Callable[[float], str], fitted_powers: dict[str, float],
 ) -> Plan | Missing:  # fmt: skip
     lines: Lines = {}
     for row in document["rows"]:
@@ -78,12 +78,12 @@ def _growth(
     table = []
     for target, points in lines.items():
         at = dict(points)
-        cells = [printable(at[n]) if n in at else "–" for n in counts]
+        cells = [as_text(at[n]) if n in at else "–" for n in counts]
         cells += [f"{powers[target]:.2f}" if target in powers else "–"] if powers else []
-        cells += [printable(carried[target]) if target in carried else "–"] if carried else []
+        cells += [as_text(carried[target]) if target in carried else "–"] if carried else []
         table.append((target, *cells))
     at_most = [(target, points[-1][1]) for target, points in lines.items() if points[-1][0] == counts[-1]]
-    least, smallest = drawing.leading(at_most, printable, min)
+    least, smallest = drawing.leading(at_most, as_text, min)
     alt = (
         f"Lines of {said} against rows, both on log scales, measured {_span(counts)}. "
         f"The least with the most rows is {least}, {smallest}."

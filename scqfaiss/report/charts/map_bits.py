@@ -43,14 +43,14 @@ def map_bits(document: Document) -> Plan | Missing:
         return Missing(name, title, "no row has a mAP and a length in bits")
     style = looks(document)
     bits = sorted({row["bits"] for rows in series.values() for row in rows})
-    printable = series
+    drawn = series
     if len(series) > drawing.MOST:
         kept = sorted(series, key=lambda n: (not style[n].bold, -max(row["map"] for row in series[n])))[: drawing.MOST]
-        printable = {label: series[label] for label in kept}
+        drawn = {label: series[label] for label in kept}
     header = ("codes", *(f"{b} bits" for b in bits), *(("floats",) if floats else ()))
 
     def draw(theme: Theme) -> Figure:
-        return _drawn(theme, printable, floats, bits, style)
+        return _drawn(theme, drawn, floats, bits, style)
 
     alt, caption = _words(document, series, floats, bits)
     return Plan(name, title, alt, caption, header, _table(series, floats, bits), draw)
