@@ -63,13 +63,13 @@ def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--features-key",
             show_default="features; in a file of pairs queries or keys",
-            help="Dataset of the features in HDF5; of pairs to train on, two: queries,keys.",
+            help="Dataset with the features in HDF5; for training on pairs two names: queries,keys.",
         ),
         click.option("--labels-key", show_default="labels", help="Dataset of the labels in HDF5."),
         click.option("--ids-key", show_default="ids", help="Dataset of the ids in HDF5."),
         click.option("--skip-bad-rows", is_flag=True, help="Leave out rows that hold NaN or infinity, and bad images."),
-        click.option("--allow-duplicate-ids", is_flag=True, help="Take ids that stand more than once."),
-        click.option("-v", "--verbose", is_flag=True, help="Tell of HDF5 datasets without checksums too."),
+        click.option("--allow-duplicate-ids", is_flag=True, help="Accept ids that occur more than once."),
+        click.option("-v", "--verbose", is_flag=True, help="Also report HDF5 datasets without checksums."),
         click.option("--workers", default=0, help="Threads that decode images; default: one for each core."),
     ]
 
@@ -86,10 +86,17 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--encoder",
             metavar="MODULE:FACTORY",
-            help="Network that the model may have built; needed for foreign ones.",
+            help="Network factory that the model may import; needed where the network is not part of scqfaiss.",
         ),
-        click.option("--encoder-device", default="auto", show_default=True, help="Where it runs: auto, cpu or cuda."),
-        click.option("--encoder-precision", default="float32", show_default=True, help="float32 or bfloat16."),
+        click.option(
+            "--encoder-device", default="auto", show_default=True, help="Device of the network: auto, cpu or cuda."
+        ),
+        click.option(
+            "--encoder-precision",
+            default="float32",
+            show_default=True,
+            help="Precision of the network: float32 or bfloat16.",
+        ),
     ]
 
     def inference_options(**given: Any) -> Any:

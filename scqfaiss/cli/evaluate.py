@@ -14,15 +14,15 @@ from .arguments import FILE, ROWS, image_options, meter, row_options, say
 @click.argument("gallery", type=FILE)
 @click.argument("queries", type=ROWS)
 @click.argument("database", type=ROWS, required=False)
-@click.option("--model", type=FILE, help="Model of the gallery, where its encoder is not inside the file.")
-@click.option("--at", type=int, help="Count ranks 1 to R only; default: the whole gallery.")
+@click.option("--model", type=FILE, help="Model of the gallery; needed where the encoder is not inside the gallery.")
+@click.option("--at", type=int, help="Use only the first R ranks; default: the whole gallery.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @image_options
 @row_options
 def evaluate(gallery: Path, queries: Path, database: Path | None, as_json: bool, **options: Any) -> None:
-    """Hold the ranking of GALLERY against the labels of QUERIES and DATABASE: tie-aware mAP, precision, recall.
+    """Measure how well GALLERY ranks DATABASE for QUERIES: tie-aware mAP, precision and recall by labels.
 
-    Without DATABASE, or without labels, a query belongs to the vector of its own id: recall and mean reciprocal rank.
+    Without DATABASE or labels, the right answer of a query is the vector with its own id: recall and mean reciprocal rank.
     """
     from ..evaluation.files import evaluate_file, report_text
 

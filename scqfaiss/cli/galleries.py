@@ -16,7 +16,7 @@ from .arguments import FILE, ROWS, image_options, meter, row_options, say, targe
 @click.argument("rows", type=ROWS)
 @click.option("-o", "--out", type=FILE, required=True, help="Gallery to write (.faissindex).")
 @click.option("--target", help=f"FAISS container: {', '.join(TARGETS)}; default: ivfpq or lift.")
-@click.option("--bits", type=int, help="Only so many bits of every code; for methods with nested codes (dpq).")
+@click.option("--bits", type=int, help="Use only the first BITS of every code; needs a method with nested codes (dpq).")
 @target_options
 @click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
 @image_options
@@ -34,11 +34,11 @@ def export(model: Path, rows: Path, out: Path, dry_run: bool, **options: Any) ->
 @click.command()
 @click.argument("gallery", type=FILE)
 @click.argument("rows", type=ROWS)
-@click.option("--model", type=FILE, help="Model of the gallery, where its encoder is not inside the file.")
+@click.option("--model", type=FILE, help="Model of the gallery; needed where the encoder is not inside the gallery.")
 @image_options
 @row_options
 def append(gallery: Path, rows: Path, **options: Any) -> None:
-    """Encode ROWS, or images, and add them to GALLERY. Rows without ids are numbered on from the largest id there is."""
+    """Encode ROWS, or images, and add them to GALLERY. Rows without ids get the numbers after the largest id."""
     from ..galleries.editing import append_file
 
     say(append_file(gallery, rows, progress=meter, **options))

@@ -13,7 +13,10 @@ from .arguments import FILE, ROWS, meter, parse_pairs, row_options, say
 @click.command()
 @click.argument("images", type=ROWS)
 @click.option("-o", "--out", type=FILE, required=True, help="File of rows to write (.h5).")
-@click.option("--encoder", help="Network: squeezenet or package.module:factory; with --model, a foreign one to allow.")
+@click.option(
+    "--encoder",
+    help="Network: squeezenet or package.module:factory; with --model, the factory that the model may import.",
+)
 @click.option(
     "--encoder-arg",
     "encoder_args",
@@ -34,7 +37,7 @@ from .arguments import FILE, ROWS, meter, parse_pairs, row_options, say
 @click.option("--part", "part_rows", default=1024, show_default=True, type=click.IntRange(1), help="Images of a part.")
 @row_options
 def features(images: Path, out: Path, encoder: str | None, device: str, precision: str, **options: Any) -> None:
-    """See IMAGES (a folder, a list, HDF5, or an image) with a network and write what it sees as rows."""
+    """Run a network on IMAGES (a folder, a list, HDF5, or one image) and write its features as rows."""
     from ..features.files import features_file
     from ..features.source import InferenceOptions
 
@@ -49,10 +52,12 @@ def features(images: Path, out: Path, encoder: str | None, device: str, precisio
 @click.argument("model", type=FILE)
 @click.option("-o", "--out", type=FILE, required=True, help="File to write (.onnx).")
 @click.option(
-    "--encoder", metavar="MODULE:FACTORY", help="Network that the model may have built; needed for foreign ones."
+    "--encoder",
+    metavar="MODULE:FACTORY",
+    help="Network factory that the model may import; needed where the network is not part of scqfaiss.",
 )
 def export_encoder(model: Path, out: Path, encoder: str | None) -> None:
-    """Write the encoder of MODEL as ONNX: images, or rows, in; what galleries are searched with out."""
+    """Write the encoder of MODEL as ONNX: images or rows in, query vectors for its galleries out."""
     from ..galleries import onnx_export as portable
 
     say(portable.export_encoder(model, out, encoder=encoder))

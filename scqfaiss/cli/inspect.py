@@ -24,7 +24,7 @@ def info(file: Path, as_json: bool, keys: dict[str, Any]) -> None:
 @click.command()
 @click.argument("file", type=FILE)
 def verify(file: Path) -> None:
-    """Check a gallery or a model: checksum, structure, metadata. Exit code 3 where anything is wrong."""
+    """Check a gallery or a model: checksum, structure, metadata. Exit code 3 if anything is wrong."""
     from ..galleries.inspection import verify_file
 
     say(verify_file(file))

@@ -16,7 +16,7 @@ from .arguments import FILE, say
 @click.option("--png", type=FILE, metavar="FOLDER", help="Write every chart as a PNG file into this folder, too.")
 @click.option("--title", help="Heading of the page; default: the names of the results.")
 def report(results: tuple[Path, ...], out: Path, **options: Any) -> None:
-    """Draw RESULTS of benchmarks, files or folders that hold results.json, into one page that needs no network."""
+    """Turn benchmark RESULTS (results.json, or folders that hold one) into one self-contained HTML page."""
     from ..report.page import write_report
 
     say(write_report(results, out, **options))

@@ -16,12 +16,12 @@ from .arguments import FILE, ROWS, image_options, meter, row_options, say
 @click.option("-k", type=int, show_default="10", help="Hits per query.")
 @click.option("--threshold", type=float, help="All hits with a better score than this, instead of -k.")
 @click.option("-o", "--out", type=FILE, help="Write scores and ids to this HDF5 file.")
-@click.option("--model", type=FILE, help="Model of the gallery, where its encoder is not inside the file.")
+@click.option("--model", type=FILE, help="Model of the gallery; needed where the encoder is not inside the gallery.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--filter-ids", help="Find only these ids: 1,2,3 or a file (text, .npy, or rows with ids).")
 @click.option("--deny-ids", help="Never find these ids; given as for --filter-ids.")
 @click.option("--nprobe", type=int, help="Lists to visit, where the gallery has lists.")
-@click.option("--mmap", is_flag=True, help="Leave codes in the file: for galleries larger than memory.")
+@click.option("--mmap", is_flag=True, help="Memory-map the codes, for galleries larger than memory.")
 @image_options
 @row_options
 def search(gallery: Path, queries: Path, **options: Any) -> None:
