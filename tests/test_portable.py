@@ -106,7 +106,7 @@ def test_images_without_torch(tmp_path):
     x = np.random.default_rng(1).integers(0, 256, (3, 3, SIZE, SIZE), np.uint8)
     np.save(tmp_path / "p.npy", x)
     facts = read(tmp_path, "p")["p"]
-    assert facts[:6] == ["pictures", ["n", 3, SIZE, SIZE], "tensor(uint8)", "z", ["n", 8], "tensor(float)"]
+    assert facts[:6] == ["images", ["n", 3, SIZE, SIZE], "tensor(uint8)", "z", ["n", 8], "tensor(float)"]
     assert facts[6] == {
         "scqfaiss.model_sha256": m.sha256, "scqfaiss.method": "pq", "scqfaiss.d": "8", "scqfaiss.size": str(SIZE),
         "scqfaiss.fit": "crop",

@@ -46,7 +46,7 @@ from .growth_fits import ASSUMPTIONS, WANTED, extrapolated, figures, fits_of, ho
 from .measuring import QUIET, footprint, run_facts, threads, timed_within, typed
 from .options import CASES, K_NEAREST, GrowthOptions
 from .results import FILE, Results, file_hash
-from .rows import write_index
+from .rows import save_index
 
 SLACK = 1e-5  # in scores of length 1
 BASELINES = ("faiss-ivfpq", "faiss-ivfpq-l2")
@@ -156,7 +156,7 @@ def store_baseline(work: Work, name: str, rows: int, z: NDArray[Any], path: Path
         best = look(nlist)
         nprobe, found = least_nprobe(lambda nprobe: recall(best, look(nprobe)), nlist)
     index.nprobe = nprobe
-    write_index(index, path)
+    save_index(index, path)
     return {"build_seconds": short(seconds), "recall": short(found), "nlist": nlist, "nprobe": nprobe}
 
 

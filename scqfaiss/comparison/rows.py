@@ -73,7 +73,7 @@ def coding_key(method: str, space: str, bits: int | None) -> str:
     return "/".join(str(part) for part in (method, space, bits) if part)
 
 
-def write_index(index: Any, path: Path) -> None:
+def save_index(index: Any, path: Path) -> None:
     """A FAISS file without metadata."""
     with atomic_write(path) as output:
         output.write(lambda f: faiss.write_index(index, faiss.PyCallbackIOWriter(f.write)))
@@ -280,6 +280,6 @@ def _measures_of(c: Comparison, coding: Coding, space: str) -> tuple[dict[str, A
 def _size_of(c: Comparison, index: Any) -> dict[str, Any]:
     """`bytes` and `open_ms` of an index as FAISS writes and reads it."""
     path = c.folder / "faiss.index"
-    write_index(index, path)
+    save_index(index, path)
     size = footprint(path)
     return {"bytes": {"memory": size["memory"], "disk": size["disk"]}, "open_ms": size["open_ms"]}

@@ -153,7 +153,7 @@ def _request_facts(identity: EncoderIdentity, rows: FeatureSource, dtype: str, p
     from ..encoders.inference import versions
 
     made_by = {"scqfaiss": __version__, **versions(identity.encoder)}  # another torch, or a GPU, rounds otherwise
-    return identity.facts | made_by | {"dtype": dtype, "pictures": len(rows), "images of a part": part_rows}
+    return identity.facts | made_by | {"dtype": dtype, "images": len(rows), "images of a part": part_rows}
 
 
 def _fill(f: BinaryIO, parts: Parts, facts: Mapping[str, Any]) -> None:

@@ -435,7 +435,9 @@ def test_c7_calls_that_abort_are_not_made():
             # By path a small index on a full disk raises nothing, and a killed write destroys the old file.
             if name in ("write_index", "read_index"):
                 last = call.args[-1]
-                plain = path.name in ("digits.py", "index_reader.py") and name == "read_index"
+                # A comparison measures how FAISS opens the file that it has just written.
+                own = path.name in ("digits.py", "index_reader.py") or path.parent.name == "comparison"
+                plain = own and name == "read_index"
                 assert plain or (isinstance(last, ast.Call) and "PyCallbackIO" in ast.dump(last)), (path, name)
             assert not (isinstance(call.func, ast.Name) and name in ("eval", "exec", "__import__")), path
             if name == "load" and "torch" in ast.dump(call.func):  # tensors alone, no code

@@ -303,7 +303,7 @@ def test_a_training_that_is_cut_off_and_resumed_comes_to_the_same_bits(cuts, cha
         steps = [0]
 
         def progress(what, done, total, detail):
-            steps[0] += what == "pictures"
+            steps[0] += what == "images"
             if steps[0] == cut:
                 raise Cut
 

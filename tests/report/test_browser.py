@@ -287,8 +287,10 @@ def test_paper(browser, whole):
     assert (0x1B, 0x20, 0x26) in printed["light"]  # --ink
     features = [{"name": "prefers-color-scheme", "value": "dark"}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": features})
-    printable = "return ['nav', 'details', 'figure', '.metadata', '.night'].map(s => document.querySelector(s).checkVisibility())"
-    assert browser.execute_script(printable) == [False, False, True, True, False]
+    displayed = (
+        "return ['nav', 'details', 'figure', '.card', '.night'].map(s => document.querySelector(s).checkVisibility())"
+    )
+    assert browser.execute_script(displayed) == [False, False, True, True, False]
 
 
 # ------------------------------------------------------------------------------------------------------- other results
@@ -346,7 +348,7 @@ BROKEN = {
     "no outline": '<a href="#main" style="display: block; line-height: 3; outline: none">where</a>',
     "label twice": '<div role=region aria-label="a"></div><div role=region aria-label="a"></div>',
     "ground": "<style>body { background: #fff; color: #000 } @media all { :root { color-scheme: light } }</style>",
-    "picture": '<img alt="none" src="data:image/png;base64,AAAA">',
+    "image": '<img alt="none" src="data:image/png;base64,AAAA">',
     "no alt": f'<img src="{DOT}">',
     "small target": '<details style="margin: 3em"><summary style="min-height: 0; padding: 0">small</summary></details>',
     "request": '<img alt="elsewhere" src="elsewhere.gif">',
