@@ -86,11 +86,6 @@ class Model:
         return REGISTRY[self.config["backbone"].get("modality", IMAGES.name)]
 
     @property
-    def takes_images(self) -> bool:
-        """Whether there is an encoder in front of the chain."""
-        return self.modality.needs_encoder
-
-    @property
     def d_in(self) -> int:
         """Dimension of the rows that go in."""
         return self.chain.d_in

@@ -64,11 +64,6 @@ class Source(ABC):
     def close(self) -> None:  # noqa: B027  sources in memory have nothing to release
         """Release the file and raise DataError if it was changed while it was read. May be called twice."""
 
-    @property
-    def images(self) -> bool:
-        """Whether items are no rows of features, so that only a model that has an encoder for them can take them."""
-        return self.modality.needs_encoder
-
     def adapt(self, encoder: Any) -> None:  # noqa: B027  rows of features come in one form
         """Hand out items in the form that this encoder of their modality takes. Raises ConfigError where that cannot be."""
 

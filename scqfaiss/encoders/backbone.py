@@ -95,7 +95,6 @@ class Backbone(FrontEncoder):
 
     Config = Settings
     modality = IMAGES
-    takes_images = True
     config: Settings
     mean: Tensor
     std: Tensor

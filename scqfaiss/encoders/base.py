@@ -42,7 +42,6 @@ class Encoder(nn.Module):
 
     Config: ClassVar[type[Any]]
     modality: ClassVar[Modality] = ROWS
-    takes_images: ClassVar[bool] = False  # modality.needs_encoder
     d_in: int
     width: int
     # Of the products in training steps, where not float32; what comes out is float32.
