@@ -1,4 +1,4 @@
-"""Make scqfaiss/demo_data/digits.h5 from scikit-learn's copy of the UCI handwritten digits.
+"""Make scqfaiss/demo/digits.h5 from scikit-learn's copy of the UCI handwritten digits.
 
     pip install scikit-learn && python tools/make_digits.py
 
@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from scqfaiss.files import atomic_write
 
-OUT = Path(__file__).parent.parent / "scqfaiss" / "demo_data" / "digits.h5"
+OUT = Path(__file__).parent.parent / "scqfaiss" / "demo" / "digits.h5"
 SOURCE = (
     "Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI Machine Learning Repository (1998), "
     "doi 10.24432/C50P49, licence CC BY 4.0; the 1,797 test images as distributed with scikit-learn"

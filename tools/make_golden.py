@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
     small: dict[str, Any] = {"bits": 16, "nbits": 4, "epochs": 20}
     models = {
         "product": scqfaiss.train(x, y, hidden=8, members=2, class_names=["a", "b", "c", "d"], **small),
-        "additive": scqfaiss.train(x, y, hidden=8, members=1, codebooks="additive", **small),
+        "additive": scqfaiss.train(x, y, hidden=8, members=1, **{"codebooks.kind": "additive"}, **small),
         "folded": scqfaiss.train(x, y, encoder="linear", cfa="cosine", d=8, **small),
     }
     folder.mkdir(parents=True, exist_ok=True)
