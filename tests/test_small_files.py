@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "scqfaiss"
@@ -13,12 +14,15 @@ LONG_FUNCTIONS: set[str] = set()
 COMPLEX_FUNCTIONS: set[str] = set()
 
 
+@cache
 def functions(path):
     """(name, first line, last line) of every function of a file, nested ones too; decorators count."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-            yield f"{path.relative_to(PACKAGE)}:{node.name}", first, node.end_lineno
+            found.append((f"{path.relative_to(PACKAGE)}:{node.name}", first, node.end_lineno))
+    return found
 
 
 def test_files_are_small():

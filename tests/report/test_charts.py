@@ -168,6 +168,12 @@ def drawn():
     return {chart.name: chart for make in DOCUMENTS.values() for chart in charts(make())}
 
 
+@pytest.fixture(scope="module")
+def undrawn():
+    """The same before they are drawn: their tables and texts."""
+    return {plan.name: plan for make in DOCUMENTS.values() for plan in plans(make())}
+
+
 def faults(figure):
     """What is wrong with the texts of a figure: pairs that overlap, and those that leave the canvas."""
     texts = []  # that are drawn: axes hold labels of ticks beyond their limits, too
@@ -286,8 +292,8 @@ def test_no_pyplot_and_no_settings_left_behind():
 # Figures in tables and words
 
 
-def test_the_table_of_lengths_holds_every_map(drawn):
-    document, chart = comparison(), drawn["map-bits"]
+def test_the_table_of_lengths_holds_every_map(undrawn):
+    document, chart = comparison(), undrawn["map-bits"]
     assert chart.header == ("codes", "4 bits", "8 bits", "16 bits", "32 bits", "64 bits", "floats")
     table = {row[0]: row[1:] for row in chart.table}
     for row in selection.codings(document):
@@ -298,8 +304,8 @@ def test_the_table_of_lengths_holds_every_map(drawn):
     assert "FAISS's codes of the embedding of SCQ at 32 bits; beside that point only the codes differ." in chart.caption
 
 
-def test_the_table_of_operating_points_says_which_are_on_the_line(drawn):
-    chart = drawn["map-ms"]
+def test_the_table_of_operating_points_says_which_are_on_the_line(undrawn):
+    chart = undrawn["map-ms"]
     rows = [row for row in chart.table if row[:2] == ("SCQ", "ivfpq")]
     assert [row[2] for row in rows] == ["1", "4", "16", "64"]
     assert [row[4] for row in rows] == ["0.010", "0.040", "0.16", "0.64"]
@@ -368,8 +374,8 @@ def test_fronts_are_made_of_what_no_point_beats():
     assert [(p["ms"], p["map"]) for p in front(points)] == [(0.5, 0.1), (1, 0.5), (2, 0.6)]
 
 
-def test_the_table_of_precision_is_interpolated_at_tenths(drawn):
-    chart = drawn["precision-recall"]
+def test_the_table_of_precision_is_interpolated_at_tenths(undrawn):
+    chart = undrawn["precision-recall"]
     assert chart.header[:3] == ("recall", "SCQ", "IVFPQ") and "PQ fast scan" in chart.header
     assert len(chart.header) <= 9
     at = [row[0] for row in chart.table]
@@ -380,8 +386,8 @@ def test_the_table_of_precision_is_interpolated_at_tenths(drawn):
     assert "Of the embedding: the embedding of SCQ at 32 bits." in chart.caption
 
 
-def test_the_table_of_codewords_holds_use_and_entropy(drawn):
-    chart, document = drawn["codewords"], comparison()
+def test_the_table_of_codewords_holds_use_and_entropy(undrawn):
+    chart, document = undrawn["codewords"], comparison()
     ours, base = selection.pair(document)
     for name, row in (("SCQ", ours), ("IVFPQ", base)):
         for m, codebook in enumerate(np.array(row["usage"])):
@@ -399,8 +405,8 @@ def test_the_table_of_codewords_holds_use_and_entropy(drawn):
     assert f"SCQ: {share:.0%} used" in chart.alt and "of 5 bits" in chart.alt
 
 
-def test_the_table_of_classes_holds_their_cosines(drawn):
-    chart = drawn["centers"]
+def test_the_table_of_classes_holds_their_cosines(undrawn):
+    chart = undrawn["centers"]
     assert chart.header == ("classes", "SCQ", "IVFPQ") and len(chart.table) == 45
     assert ("airplane – bird", "0.00", "0.40") in chart.table
     assert "pale" not in chart.caption  # on a dark page 0 is dark
@@ -432,14 +438,14 @@ def test_figures_that_read_the_same_share_the_place():
     assert "for IVFPQ: the same." in found["centers"].alt and "IVFPQ's; the same." in found["plane"].alt
 
 
-def test_the_tables_of_growth_hold_what_was_measured_and_what_results_carry_on(drawn):
-    chart = drawn["scale-time"]
+def test_the_tables_of_growth_hold_what_was_measured_and_what_results_carry_on(undrawn):
+    chart = undrawn["scale-time"]
     assert chart.header[-2:] == ("power", "1,000,000,000 rows, carried on")
     rows = {row[0]: row for row in chart.table}
     assert rows["ivfpq"][1:] == ("10.0 ms", "100 ms", "1,000 ms", "1.00", "100,000 ms")
     assert "is 0.013 ms, something new." in chart.alt and "that of something new, as the rows" in chart.alt
     assert "power of 0.20" in chart.alt
-    assert drawn["scale-memory"].table[0][1:] == ("1.2 MB", "12.0 MB", "120 MB", "12.0 GB")
+    assert undrawn["scale-memory"].table[0][1:] == ("1.2 MB", "12.0 MB", "120 MB", "12.0 GB")
 
 
 def test_what_is_carried_on_is_the_results_own_figure_whatever_the_fit():
@@ -457,8 +463,8 @@ def test_what_is_carried_on_is_the_results_own_figure_whatever_the_fit():
         assert not any("n^" in text.get_text() for text in figure.findobj(Text))
 
 
-def test_the_table_of_training_holds_ratios_and_quartiles(drawn):
-    chart = drawn["training"]
+def test_the_table_of_training_holds_ratios_and_quartiles(undrawn):
+    chart = undrawn["training"]
     assert chart.table[3] == ("feature", "512", "120×", "108 – 144", "15", "600,000", "5,000")
     assert "120 times, feature, batch 512" in chart.alt and "4.20 times, codebook, batch 512." in chart.alt
 
@@ -536,6 +542,7 @@ def test_use_of_a_wrong_shape_is_missing(usage):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("usage", [[[5]], [[5, 5]], [[1] + [0] * 255], np.full((64, 16), 3).tolist()], ids=len)
 def test_use_of_odd_but_sound_shape_is_drawn(usage):
     document = small()
@@ -551,6 +558,7 @@ def test_wide_codebooks_are_averaged_not_cut():
     assert narrow[0, 0] == counts[0, :3].mean() and narrow[1, -1] == counts[1, 2499]
 
 
+@pytest.mark.slow
 def test_only_ours_shown_where_the_baseline_has_no_image():
     document = small()
     for row in document["rows"]:
@@ -667,6 +675,7 @@ def test_scales_of_every_width():
     assert "carried on" not in " ".join(check({**flat, "extrapolation": None})[0]["scale-time"].header)
 
 
+@pytest.mark.slow
 def test_only_what_the_results_carry_on_is_carried_on():
     document = scale()
     del document["extrapolation"]["targets"]["buckets"]
