@@ -6,10 +6,10 @@ method are not here: each method has a Config of its own (`--set`, see contract.
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
-from numbers import Integral
 from typing import Any
 
 from .errors import ConfigError
@@ -104,11 +104,20 @@ def check_numbers(options: TrainOptions | RunOptions) -> None:
             check_whole(f.name.replace("_", "-"), value, f.metadata["low"])
 
 
+def as_whole(name: str, value: Any) -> int:
+    """A whole number as Python's own int: FAISS takes no NumPy integers. Raises ConfigError."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name} is {value!r}, needs a whole number") from None
+
+
 def check_whole(name: str, value: Any, low: int, high: int = MAX_COUNT) -> None:
     """Raise ConfigError unless `value` is a whole number from `low` to `high`."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if isinstance(value, bool):
         raise ConfigError(f"{name} is {value!r}, needs a whole number")
-    if int(value) < low:
+    number = as_whole(name, value)
+    if number < low:
         raise ConfigError(f"{name} is {value}, needs {low} or more")
-    if int(value) > high:
+    if number > high:
         raise ConfigError(f"{name} is {value}, needs {low} to {high}")

@@ -81,7 +81,7 @@ def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of commands that show images to a model's network; they arrive as one features.InferenceOptions, `seeing`."""
+    """Options of commands that show images to a model's network; they arrive as one InferenceOptions, `inference_options`."""
     options = [
         click.option(
             "--encoder",

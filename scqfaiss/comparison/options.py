@@ -48,7 +48,7 @@ def option(
     high: float = MAX,
     shown_default: str | None = None,
 ) -> Any:
-    """A field of an options class. shown: the default as help tells it, where it is not the value's own text."""
+    """A field of an options class. shown_default: the default as help tells it, where it is not the value's own text."""
     metadata = {"help": help, "parse": parse, "range": None if low is None else (low, high), "shown": shown_default}
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 

@@ -6,7 +6,6 @@ The cost follows the distinct codes, not the database; how ties count stands in 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from ..contract import Progress, silent
 from ..errors import ConfigError, DataError, IndexFileError
 from ..exponents import balanced, exponents
 from ..galleries.gallery import Gallery
+from ..options import as_whole
 from .measures import BY_IDS, Ranking, load, mean_over
 from .ranking import Relevance, Words, measure, same_classes, scores_in_blocks
 
@@ -160,10 +160,7 @@ def _check_work(gallery: Gallery, xq: Floats, n: int, at: int | None, name: str)
     """How many ranks count, of n. Raises DataError or ConfigError where there is nothing to evaluate."""
     if len(xq) == 0:
         raise DataError(f"{name} holds 0 rows, an evaluation needs at least 1")
-    try:
-        ranks = n if at is None else operator.index(at)
-    except TypeError:
-        raise ConfigError(f"R is {at!r}, needs a whole number") from None
+    ranks = n if at is None else as_whole("R", at)
     if at is not None and ranks < 1:
         raise ConfigError(f"R is {ranks}, needs 1 or more")
     if n == 0:

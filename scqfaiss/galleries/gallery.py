@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from ..errors import ConfigError, DataError, printable, warn
 from ..files import PathLike
 from ..forks import Lock
 from ..model import Model
+from ..options import as_whole
 from ..targets import REGISTRY as TARGETS
 from ..targets import gpu
 from ..targets import target as find_target
@@ -26,14 +26,6 @@ from ..targets.pretransform import unwrap_index
 from ..targets.queries import MAX_SCORE, prepared, ranges, unscaled
 from .reading import Stored, read_gallery, stamp_of
 from .snapshot import Origin, Snapshot
-
-
-def _whole(value: Any, name: str) -> int:
-    """A whole number as Python's own int: FAISS takes no NumPy integers. Raises ConfigError."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ConfigError(f"{name} is {value!r}, needs a whole number") from None
 
 
 class Gallery:
@@ -121,7 +113,7 @@ class Gallery:
         return self._clip(k, self._snapshot)
 
     def _clip(self, k: int, snapshot: Snapshot) -> int:
-        k = _whole(k, "k")
+        k = as_whole("k", k)
         if k < 1:
             raise ConfigError(f"k is {k}, needs 1 or more")
         n = int(snapshot.stored.index.ntotal)
@@ -141,7 +133,7 @@ class Gallery:
         """How many lists a search visits; None where the file or the target decides."""
         if nprobe is None:
             return None
-        nprobe = _whole(nprobe, "nprobe")
+        nprobe = as_whole("nprobe", nprobe)
         lists: int | None = getattr(unwrap_index(snapshot.stored.index), "nlist", None)
         if nprobe < 1 or lists is None:
             raise ConfigError(f"nprobe is {nprobe}: " + ("needs 1 or more" if lists else f"{self.name} has no lists"))
