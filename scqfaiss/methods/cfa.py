@@ -24,10 +24,9 @@ from ..arrays import Ints, Labels
 from ..contract import Layers, OptimizerStep, RowStream, Stage, Task, batch_count, setting
 from ..errors import ConfigError, DataError, warn
 from . import centers as sca
-from . import items, reference_cfa
+from . import head_layers, items, reference_cfa
 from .calibration import default_kappa, fit_kappa, held_out
 from .schedules import warmup_cosine
-from .tensors import as_array
 
 MIN_HELD_OUT = 50  # rows; a temperature fitted on fewer follows chance
 DEFAULT_MEMBERS = 3  # on CIFAR-10 features 1, 2, 3, 4 members rank at 0.62, 0.63, 0.633, 0.634 mAP; each costs its time
@@ -59,7 +58,11 @@ class Settings:
     members: int = setting(0, low=0, high=64)  # classifiers whose posteriors are averaged; 0: 3 where that can be done
     multi: str = setting("softmax", choices=("softmax", "sigmoid"))  # many labels a row: what the posterior models
     unlabeled: str = setting("error", choices=("error", "drop"))  # training rows without any label
-    kappa: float = setting(0.0, low=0)  # inverse temperature of the classifier; 0: from the number of classes
+    # What the classifier compares with its centers: <f, c> or cos(f, c). auto: inner products for rows with one label each.
+    logits: str = setting("auto", choices=("auto", "inner", "cosine"))
+    kappa: float = setting(
+        0.0, low=0
+    )  # inverse temperature of the classifier; 0: 1, for cosines from the number of classes
     sharpen: float = setting(1.1, low=0.1, high=10)  # kappa after training, as a multiple; measured, see docs
     holdout: float = setting(0.0, low=0, high=0.5)  # share of rows to fit kappa on instead, which then do not train
     features: FeatureStage = FeatureStage()
@@ -115,7 +118,11 @@ class Features(nn.Module):
             align = self.kind == "calibrated"
             self.sca = sca.class_centers(S, source, config.target, d, task.M, task.seed, align)
         self.register_buffer("centers", torch.from_numpy(np.ascontiguousarray(self.sca.centers)))
-        self.kappa = config.kappa or default_kappa(C)
+        # Cosines are bounded, and training goes on until every row stands on its center: the more classes, the more the rows
+        # are learnt by heart. Inner products stop where the row is told apart. With many labels a row cosines rank better.
+        many_or_network = labels.multilabel or self.encoder.modality.needs_encoder
+        self.cosine = config.logits == "cosine" or (config.logits == "auto" and many_or_network)
+        self.kappa = config.kappa or (default_kappa(C) if self.cosine else 1.0)
         if self.kind != "none":
             bound = self.encoder.width**-0.5
             self.project = nn.Parameter(torch.empty(self.members, self.encoder.width, d).uniform_(-bound, bound))
@@ -126,40 +133,15 @@ class Features(nn.Module):
             self.classify = nn.Linear(self.encoder.width, C)
         self.axes: Tensor | None = None  # directions of the logits, (C, d of f), where they are not the centers
         if task.head is not None:
-            self.adopt(task.head)
+            head_layers.adopt(self, task.head)
         # (n, C) targets would take gigabytes for many rows and classes: only the batch's rows are expanded.
         self.y = torch.from_numpy(labels.y).to(task.device)
         self.trained = torch.from_numpy(labels.counts() > 0).to(task.device)
         self.held_out: Ints | None = None
         self.calibration: dict[str, float] = {}
 
-    def adopt(self, head: Layers) -> None:
-        """Go on with the classifier of a trained model, whatever code was made for it: the posterior is all that z is made of.
-
-        Raises ConfigError where the layers of the model do not begin with a classifier, or with one of other classes.
-        """
-        ops = [op for op, _ in head][:4]
-        wanted = ["linear", "normalize", "linear", "sigmoid" if self.sigmoid else "softmax"]
-        if self.kind != "calibrated" or ops != wanted:
-            raise ConfigError(
-                f"the model to start from has layers {', '.join(ops)}, cfa={self.kind} needs {', '.join(wanted)}"
-            )
-        (_, first), _, (_, last) = head[:3]
-        C, w = len(last["A"]), first["A"].shape[1]
-        if (C, w) != (self.labels.C, self.encoder.width):
-            raise ConfigError(
-                f"the model to start from tells {C} classes apart by {w} features, here are {self.labels.C} and "
-                f"{self.encoder.width}"
-            )
-        self.project = nn.Parameter(torch.from_numpy(first["A"].T.copy())[None], requires_grad=False)
-        self.shift = nn.Parameter(torch.from_numpy(first["b"].copy())[None, None], requires_grad=False)
-        axes = torch.from_numpy(last["A"].copy())
-        self.axes, self.kappa = axes, float(axes.norm(dim=1).double().mean())
-        if self.sigmoid:
-            self.bias = nn.Parameter(torch.from_numpy(last["b"].copy()), requires_grad=False)
-
     def directions(self) -> Tensor:
-        """What f is compared with by its cosine, (C, d of f), at length kappa."""
+        """What f is compared with, (C, d of f), at length kappa."""
         axes = self.centers if self.axes is None else self.axes.to(self.centers.device)
         return self.kappa * F.normalize(axes, dim=1)
 
@@ -174,9 +156,11 @@ class Features(nn.Module):
         return t / t.sum(1, keepdim=True)
 
     def logits(self, x: Tensor) -> Tensor:
-        """kappa cos(f, c_k) of every member, (e, b, C); plus a bias a class where classes are judged one by one."""
+        """kappa <f, c_k> or kappa cos(f, c_k) of every member, (e, b, C); plus a bias a class where classes are judged one by
+        one.
+        """
         f = torch.baddbmm(self.shift, self.encoder(x), self.project)  # e b d
-        out = F.normalize(f, dim=2) @ self.directions().T
+        out = (F.normalize(f, dim=2) if self.cosine else f) @ self.directions().T
         return out + self.bias if self.sigmoid else out
 
     def posterior(self, x: Tensor) -> Tensor:
@@ -357,22 +341,7 @@ class Features(nn.Module):
     def layers(self, upto: str = "z") -> Layers:
         """x -> z as layers of an encoder chain; upto='posterior' stops at p."""
         layers = list(self.encoder.layers())
-        if self.kind == "none":
-            return layers
-        A, b = as_array(self.project.transpose(1, 2)), as_array(self.shift[:, 0])  # e d w, e d
-        layers.append(("heads", {"A": A, "b": b}) if self.members > 1 else ("linear", {"A": A[0], "b": b[0]}))
-        if self.kind == "reference":
-            return [*layers, ("tanh", {})]
-        layers.append(("normalize", {}))
-        if self.kind == "cosine":
-            return layers
-        logits = {"A": as_array(self.directions())}
-        if self.sigmoid:
-            logits["b"] = as_array(self.bias)
-        layers += [("linear", logits), ("sigmoid" if self.sigmoid else "softmax", {})]
-        if self.members > 1:
-            layers.append(("average", {"weights": np.full(self.members, 1 / self.members, np.float32)}))
-        return layers if upto == "posterior" else [*layers, ("linear", {"A": as_array(self.centers.T)})]
+        return layers if self.kind == "none" else [*layers, *head_layers.of(self, upto)]
 
     def summary(self) -> dict[str, Any]:
         out: dict[str, Any] = {

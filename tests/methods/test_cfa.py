@@ -29,8 +29,8 @@ ONE = Labels(np.arange(24) % 4, 4)
 MANY = Labels(np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 1], [1, 1, 1, 1]] * 6, np.uint8), 4)
 SINGLE = [
     ("linear", {}),
-    ("mlp", {"members": 1}),
-    ("mlp", {"members": 3}),
+    ("mlp", {"members": 1, "logits": "cosine"}),
+    ("mlp", {"members": 3, "logits": "inner", "kappa": 1.7}),
 ]
 
 
@@ -51,13 +51,14 @@ def features(labels=ONE, encoder="linear", d=8, dtype=torch.float64, **config):
 
 
 def slow_posteriors(f, x):
-    """(E, n, C) logits of every member, by loops over members, rows and classes."""
+    """(E, n, C) logits of every member, inner products or cosines, by loops over members, rows and classes."""
     g = f.encoder(x).detach().numpy()
     centers, A, b = f.centers.numpy(), f.project.detach().numpy(), f.shift.detach().numpy()
     logits = np.zeros((len(A), len(x), len(centers)))
     for e, i, k in itertools.product(*map(range, logits.shape)):
         v = g[min(e, len(g) - 1), i] @ A[e] + b[e, 0]
-        logits[e, i, k] = f.kappa * (v @ centers[k]) / np.sqrt((v @ v) * (centers[k] @ centers[k]))
+        lengths = (v @ v if f.cosine else 1.0) * (centers[k] @ centers[k])
+        logits[e, i, k] = f.kappa * (v @ centers[k]) / np.sqrt(lengths)
         if f.sigmoid:
             logits[e, i, k] += f.bias[k].item()
     return logits
@@ -200,7 +201,7 @@ def test_the_score_of_two_posteriors_is_the_probability_of_a_shared_class(C, ext
     np.testing.assert_allclose(np.eye(C) @ c, c, atol=1e-6)
 
 
-@pytest.mark.parametrize("config", [{"members": 1}, {"members": 4}])
+@pytest.mark.parametrize("config", [{"members": 1}, {"members": 4, "logits": "cosine"}])
 def test_z_is_the_posterior_mean_of_the_centers(config):
     f = features(encoder="mlp", **config)
     x = torch.from_numpy(X).double()
@@ -227,13 +228,14 @@ def test_kappa_lets_the_posterior_reach_what_it_is_made_for(C):
         o = calibration.default_kappa(C, epsilon) * best
         p = np.exp(o) / np.exp(o).sum()
         np.testing.assert_allclose(p[0], 1 - epsilon, rtol=1e-9)
-    np.testing.assert_allclose(features().kappa, calibration.default_kappa(4, 0.03))
+    np.testing.assert_allclose(features(logits="cosine").kappa, calibration.default_kappa(4, 0.03))
 
 
-def test_kappa_is_sharpened_after_training_unless_rows_are_held_out():
-    f = features()
+@pytest.mark.parametrize("logits, trained", [("inner", 1.0), ("cosine", calibration.default_kappa(4))])
+def test_kappa_is_sharpened_after_training_unless_rows_are_held_out(logits, trained):
+    f = features(logits=logits)
     f.calibrate()
-    np.testing.assert_allclose(f.kappa, 1.1 * calibration.default_kappa(4))
+    np.testing.assert_allclose(f.kappa, 1.1 * trained)
     assert f.summary()["kappa"] == f.kappa
     kept = features(kappa=7.0, sharpen=2.0)
     kept.calibrate()
