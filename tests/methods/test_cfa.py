@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from close import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ from scqfaiss.encoders.linear import Settings as LinearSettings
 from scqfaiss.encoders.mlp import MLP
 from scqfaiss.encoders.mlp import Settings as MLPSettings
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
-from scqfaiss.methods import calibration, cfa, cfa_checks, reference_cfa
+from scqfaiss.methods import calibration, cfa, cfa_checks, head_layers, reference_cfa
 from scqfaiss.methods.centers import aligned_simplex, simplex
 from scqfaiss.modality import ROWS
 from scqfaiss.training.labelled_rows import labelled_rows
@@ -424,3 +425,28 @@ def test_validation_rows_without_any_label_are_refused():
     f = validated(Labels(np.zeros((13, 4), np.uint8), 4), members=1)
     with pytest.raises(DataError, match=r"^none of 13 validation rows has a label, at least 1 must$"):
         f.stage()
+
+
+@pytest.mark.parametrize("multi", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("logits", ["inner", "cosine"])
+def test_a_head_read_back_from_its_layers_gives_the_same_posterior(logits, multi):
+    f = features(MANY, dtype=torch.float32, logits=logits, multi=multi, kappa=2.0)
+    if f.sigmoid:
+        with torch.no_grad():
+            f.bias += torch.arange(4) * 0.3
+    f.calibrate()
+    # What the other training would have by itself plays no part.
+    other = "cosine" if logits == "inner" else "inner"
+    again = features(MANY, dtype=torch.float32, logits=other, multi=multi, kappa=9.0)
+    head_layers.adopt(again, head_layers.of(f, "z"))
+    x = torch.from_numpy(X)
+    assert_close(again.posterior(x).detach(), f.posterior(x).detach(), terms=64, scale=8.0)  # of logits
+    assert [p for p in (again.project, again.shift) if p.requires_grad] == []
+
+
+@pytest.mark.parametrize("labels, wanted", [(ONE, "softmax"), (MANY, "sigmoid")])
+def test_a_head_of_another_kind_is_refused(labels, wanted):
+    f = features(MANY, multi="softmax" if wanted == "sigmoid" else "sigmoid")
+    g = features(labels, multi=wanted)
+    with pytest.raises(ConfigError, match=f"needs linear, normalize, linear, {wanted}, or linear, {wanted}$"):
+        head_layers.adopt(g, head_layers.of(f, "z"))
