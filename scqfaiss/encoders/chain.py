@@ -92,7 +92,7 @@ def _torch_normalize(x: Any, a: Mapping[str, Any]) -> Any:
 
 
 def _softmax(x: Floats, a: Arrays) -> Floats:
-    y = x - x.max(1, keepdims=True)
+    y: Floats = x - x.max(1, keepdims=True)
     np.exp(y, out=y)
     y /= y.sum(1, keepdims=True)
     return y

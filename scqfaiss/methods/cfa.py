@@ -29,7 +29,9 @@ from .calibration import default_kappa, fit_kappa, held_out
 from .schedules import warmup_cosine
 
 MIN_HELD_OUT = 50  # rows; a temperature fitted on fewer follows chance
-DEFAULT_MEMBERS = 3  # on CIFAR-10 features 1, 2, 3, 4 members rank at 0.62, 0.63, 0.633, 0.634 mAP; each costs its time
+# On parts of CIFAR-10's training rows 1, 2, 3, 4 members of 256 units rank at 0.625, 0.628, 0.631, 0.631 mAP, on those of
+# CLINC150 at 0.918, 0.921, 0.922, 0.922; each costs its time.
+DEFAULT_MEMBERS = 3
 MIN_STEPS = 400  # of the feature stage: few rows make short epochs, and a head needs its steps
 
 
@@ -40,7 +42,7 @@ class FeatureStage:
     epochs: int = setting(20, low=0)  # at least 400 steps, unless epochs are set
     batch_size: int = setting(0, low=0)  # 0: an eighth of the rows, within 32 and 256
     lr: float = setting(4e-3, low=0)
-    decay: float = setting(0.3, low=0)
+    decay: float = setting(1.0, low=0)  # 0.3 ranks as well with many rows a class, worse by 0.004 with few
     warmup: float = setting(0.1, low=0.01, high=0.9)  # share of the steps in which the learning rate rises
     allow_reduced_precision: bool = True  # train with bfloat16 or TF32 products where the device has them
 
@@ -58,11 +60,11 @@ class Settings:
     members: int = setting(0, low=0, high=64)  # classifiers whose posteriors are averaged; 0: 3 where that can be done
     multi: str = setting("softmax", choices=("softmax", "sigmoid"))  # many labels a row: what the posterior models
     unlabeled: str = setting("error", choices=("error", "drop"))  # training rows without any label
-    # What the classifier compares with its centers: <f, c> or cos(f, c). auto: inner products for rows with one label each.
+    # How a classifier compares its f with the centers: <f, c> or cos(f, c). auto: inner products for rows of one label each.
     logits: str = setting("auto", choices=("auto", "inner", "cosine"))
     kappa: float = setting(
         0.0, low=0
-    )  # inverse temperature of the classifier; 0: 1, for cosines from the number of classes
+    )  # inverse temperature of the classifier; 0: 1, of cosines by the number of classes
     sharpen: float = setting(1.1, low=0.1, high=10)  # kappa after training, as a multiple; measured, see docs
     holdout: float = setting(0.0, low=0, high=0.5)  # share of rows to fit kappa on instead, which then do not train
     features: FeatureStage = FeatureStage()
@@ -118,10 +120,11 @@ class Features(nn.Module):
             align = self.kind == "calibrated"
             self.sca = sca.class_centers(S, source, config.target, d, task.M, task.seed, align)
         self.register_buffer("centers", torch.from_numpy(np.ascontiguousarray(self.sca.centers)))
-        # Cosines are bounded, and training goes on until every row stands on its center: the more classes, the more the rows
-        # are learnt by heart. Inner products stop where the row is told apart. With many labels a row cosines rank better.
-        many_or_network = labels.multilabel or self.encoder.modality.needs_encoder
-        self.cosine = config.logits == "cosine" or (config.logits == "auto" and many_or_network)
+        # Cosines are bounded: training goes on until each row stands on its center, by heart where a class has few rows. mAP
+        # of cosines and inner products, on halves of training rows: 150 classes 0.901 and 0.921, 10 classes 0.625 and 0.631.
+        # With many labels a row, which no head learns by heart, 0.720 and 0.718.
+        by_cosine = self.kind == "cosine" or labels.multilabel or self.encoder.modality.needs_encoder
+        self.cosine = config.logits == "cosine" or (config.logits == "auto" and by_cosine)
         self.kappa = config.kappa or (default_kappa(C) if self.cosine else 1.0)
         if self.kind != "none":
             bound = self.encoder.width**-0.5

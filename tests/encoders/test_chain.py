@@ -53,8 +53,8 @@ CASES = {
     "mlp, square root of either sign": (SIGNED, ONE, "mlp", {}, {"power": "on"}),
     "mlp cosine": (POSITIVE, ONE, "mlp", {"cfa": "cosine"}),
     "mlp released": (POSITIVE, MANY, "mlp", {"cfa": "reference", "d": 12}),
-    "mlp sigmoid": (SIGNED, MANY, "mlp", {"multi": "sigmoid", "kappa": 3.0}),
-    "mlp sigmoid of cosines": (SIGNED, MANY, "mlp", {"multi": "sigmoid", "logits": "cosine"}),
+    "mlp sigmoid": (SIGNED, MANY, "mlp", {"multi": "sigmoid", "logits": "inner", "kappa": 3.0}),
+    "mlp sigmoid of cosines": (SIGNED, MANY, "mlp", {"multi": "sigmoid"}),
     "mlp of 1 sigmoid": (SIGNED, MANY, "mlp", {"multi": "sigmoid", "members": 1}),
 }
 OPS = {

@@ -311,6 +311,7 @@ def test_a_class_without_rows_is_a_notice():
         ({"cfa": "none"}, "linear", "^cfa=none trains nothing, .* --encoder identity, not linear$"),
         ({"members": 2}, "linear", "^members=2 needs --encoder mlp and cfa=calibrated, got linear and calibrated$"),
         ({"members": 2, "cfa": "cosine"}, "mlp", "^members=2 needs .*, got mlp and cosine$"),
+        ({"logits": "inner", "cfa": "cosine"}, "mlp", "^logits=inner needs cfa=calibrated: cfa=cosine trains by"),
         ({"multi": "sigmoid", "d": 3}, "mlp", "^multi=sigmoid needs d of at least C=4, got d=3$"),
         ({"d": 5}, "identity", r"^d is 5, but without a head \(cfa=none\) z are the rows themselves, d=6$"),
     ],
