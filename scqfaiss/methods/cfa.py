@@ -42,7 +42,7 @@ class FeatureStage:
     epochs: int = setting(20, low=0)  # at least 400 steps, unless epochs are set
     batch_size: int = setting(0, low=0)  # 0: an eighth of the rows, within 32 and 256
     lr: float = setting(4e-3, low=0)
-    decay: float = setting(1.0, low=0)  # 0.3 ranks as well with many rows a class, worse by 0.004 with few
+    decay: float = setting(1.0, low=0)  # 0.3 ranks the same within 0.001, and 0.007 worse on 100 classes of 20 rows
     warmup: float = setting(0.1, low=0.01, high=0.9)  # share of the steps in which the learning rate rises
     allow_reduced_precision: bool = True  # train with bfloat16 or TF32 products where the device has them
 
