@@ -54,7 +54,7 @@ def model(name):
 
 
 def listed(name):
-    """The model of the same name without lists, or the first, with lists; where codebooks are of 8 bits, codes are chosen among several lists."""
+    """The model of the same name without lists, or the first, with lists. With codebooks of 8 bits, codes try several."""
     plain = name.removesuffix(" listed")
     base, s = model("product-8" if plain == "product-0" else plain), shape(name)
     z, rng = base.embed(X), np.random.default_rng(5)
