@@ -92,17 +92,17 @@ def codeword_use(model: Model, source: Source, network: Any = None) -> tuple[lis
     n = min(len(source), CHECK_ITEMS if source.modality.needs_encoder else CHECK_ROWS)
     items = np.linspace(0, len(source) - 1, n).astype(np.int64)
     for x in blocks():
-        codes = model.codebooks.split(model.encode(x))[1]
+        _, words = model.codebooks.split(model.encode(x))
         for m in range(model.codebooks.M):
-            seen[m, codes[:, m]] = True
+            seen[m, words[:, m]] = True
     return [int(s) for s in seen.sum(1)], n
 
 
 def describe(model: Model) -> str:
     """One line about a model."""
     b, use = model.codebooks, model.config["training"]["codewords_used"]
-    lists = f" in {b.L:,} lists" if b.L > 1 else ""
-    used = f"codewords used {min(use)} to {max(use)} of {b.K}, " if use else ""
+    lists = f" in {b.L:,} lists" if b.lists is not None else ""
+    used = f"codewords used {min(use)} to {max(use)} of {b.K}, " if b.M else ""
     return (
         f"{model.config['method']}, {b.bits} bits ({b.M} x {b.nbits}){lists}, rows of d={model.d_in} to z of d={b.d}, "
         f"{used}{model.config['long_name']}, SHA-256 {model.sha256[:12]}"
