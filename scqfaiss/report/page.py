@@ -261,7 +261,7 @@ def _asked(document: Document) -> tuple[list[tuple[int, Row]], list[Row]]:
 def _side_name(row: Row | None, side: Row) -> str:
     if row is None:
         return str(side.get("key") or "unnamed")
-    return name_of(row) + (f", {row['bits']} bits" if row.get("bits") else "")
+    return name_of(row) + ("" if row.get("bits") is None else f", {row['bits']} bits")
 
 
 def _tile(
