@@ -158,7 +158,7 @@ class Codebooks:
             return None, codes
         return codes[:, 0].astype(np.int64), codes[:, 1:]
 
-    def joined(self, lists: NDArray[Any] | None, words: Codes) -> Codes:
+    def joined(self, lists: NDArray[Any] | None, words: NDArray[Any]) -> Codes:
         """The inverse of split."""
         if self.lists is None or lists is None:
             return np.ascontiguousarray(words, self.code_dtype)

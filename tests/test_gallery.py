@@ -308,7 +308,13 @@ def test_lists_to_visit(empty):
     for few, more in itertools.pairwise(found):
         np.testing.assert_array_less(np.where(np.isfinite(few), few, -1e30) - 1e-4, more)
     np.testing.assert_allclose(found[-1], best(scores, 30, "product-8"), rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(gallery.search(XQ, 30)[0], found[0])  # a sixteenth of the lists, at least one
+    # A sixteenth of the lists, at least one, and more where these hold fewer than k rows.
+    D, I = gallery.search(XQ, 30)
+    full = (gallery.search(XQ, 30, nprobe=1)[1] >= 0).all(1)
+    np.testing.assert_array_equal(D[full], found[0][full])
+    assert (I >= 0).all() and full.any() and not full.all()
+    allowed = np.arange(0, 400, 50)
+    assert np.isin(allowed, gallery.search(XQ, 30, allow=allowed)[1]).all()
     _, I = gallery.search(XQ, 400, nprobe=1)
     assert (I == -1).any() and (I[:, 0] >= 0).all()
     with pytest.warns(ScqWarning, match=r"^nprobe=9 is more than the 8 lists of g\.faissindex: visited all of them$"):

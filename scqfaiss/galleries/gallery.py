@@ -82,7 +82,7 @@ class Gallery:
         """Whether a search finds the best by the codes' own scores; False where lists are passed over or tables rounded."""
         target = self._snapshot.stored.target
         lists = getattr(unwrap_index(self.index), "nlist", 1)
-        return target is not None and target.INFO.exact and (target.INFO.name != "ivfpq" or lists == 1)
+        return target is not None and target.INFO.exact and (target.INFO.name == "buckets" or lists == 1)
 
     @property
     def ntotal(self) -> int:

@@ -40,7 +40,7 @@ MAX_BATCH = 1 << 14
 def unsupported_reason(shape: Shape) -> str | None:
     """None, or why codes of this shape cannot be searched on a GPU."""
     stored = merged_shape(shape)
-    if stored.nbits != 8:
+    if stored.nbits != 8 and shape.M:
         return f"the GPU kernels need nbits 8, or 4 in an even number of codebooks; got {shape.M} x {shape.nbits}"
     if stored.M > GPU_M[-1]:
         return (
