@@ -21,6 +21,7 @@ from ..options import as_whole
 from ..targets import REGISTRY as TARGETS
 from ..targets import gpu
 from ..targets import target as find_target
+from ..targets.code_lists import has_code_lists
 from ..targets.ids import all_ids
 from ..targets.pretransform import unwrap_index
 from ..targets.queries import MAX_SCORE, prepared, ranges, unscaled
@@ -139,7 +140,7 @@ class Gallery:
             raise ConfigError(f"nprobe is {nprobe}: " + ("needs 1 or more" if lists else f"{self.name} has no lists"))
         if nprobe > lists:
             warn(f"nprobe={nprobe:,} is more than the {lists:,} lists of {self.name}: visited all of them")
-        if snapshot.on_gpu is not None:
+        if snapshot.on_gpu is not None and not has_code_lists(snapshot.stored.index):
             raise ConfigError("a GPU search scores every row; leave nprobe out, or use device cpu")
         return min(nprobe, lists)
 
@@ -160,7 +161,8 @@ class Gallery:
 
         k above ntotal is clipped to it, with a warning. encoded=True: xq are z already, (nq, index.d). allow, deny: ids
         that alone, or that never, may be found; where they leave fewer than k, the rest of I is -1 and D means nothing
-        there. nprobe: lists to visit, for a gallery with lists (target buckets without it searches exactly). check_finite:
+        there. nprobe: lists to visit and no more, for a gallery with lists. Without it a search visits as many as the file
+        says, and more where these hold fewer than k hits; target buckets searches exactly. check_finite:
         False for rows that were looked at already, as those of a Source are.
         Raises ConfigError on a wrong width, k < 1 or filters where the container has none, DataError on bad rows or ids.
         """
@@ -173,7 +175,7 @@ class Gallery:
         nprobe = self._visited(nprobe, snapshot)
         core, x, powers = prepared(snapshot.stored.index, z, name, snapshot.on_gpu is not None)
         if snapshot.on_gpu is not None:
-            D, I = snapshot.on_gpu.search(x, k)
+            D, I = snapshot.on_gpu.search(x, k, nprobe)
         elif (target := snapshot.stored.target) is None:
             D, I = faiss_calls.search(core, x, k)
         else:

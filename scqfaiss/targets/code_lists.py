@@ -46,18 +46,24 @@ def real_lists(product: Codebooks, codes: Codes, ids: Ids) -> Any:
 
 def build_listed(codebooks: Codebooks, codes: Codes, ids: Ids, nprobe: int = 0) -> Any:
     """Codebooks with lists, codes (n, 1 + M) -> IndexIVFPQ, behind a tile if additive. nprobe 0: as many as are needed."""
-    product, tile = as_product((stored := merged(*filled(codebooks, codes)))[0])
-    index = prepend(tile, real_lists(product, stored[1], ids))
-    unwrap_index(index).nprobe = nprobe or needed_nprobe(index, codebooks, codes)
+    stored_codebooks, codes = merged(*filled(codebooks, codes))
+    product, tile = as_product(stored_codebooks)
+    index = prepend(tile, real_lists(product, codes, ids))
+    unwrap_index(index).nprobe = nprobe or needed_nprobe(index, stored_codebooks, codes)
     return index
 
 
 def needed_nprobe(index: Any, codebooks: Codebooks, codes: Codes) -> int:
-    """The fewest lists in which rows that serve as queries find FOUND of their HITS best scores, on average."""
+    """The fewest lists in which rows that serve as queries find FOUND of their HITS best scores, on average.
+
+    codebooks: as they are stored. The rows are spread over all lists: a gallery that was taken apart and built again has them
+    in another order, and the same number here.
+    """
     core, n = unwrap_index(index), len(codes)
     if n == 0:
         return int(core.nlist)
-    tried = np.linspace(0, n, min(n, TRIED), endpoint=False).astype(int)
+    by_list = np.argsort(codes[:, 0], kind="stable")
+    tried = by_list[np.linspace(0, n, min(n, TRIED), endpoint=False).astype(int)]
     x, k = apply_transforms(index, codebooks.decode(codes[tried])), min(HITS, n)
     sign = 1 if codebooks.metric == "ip" else -1
 

@@ -184,7 +184,7 @@ def test_the_file_says_the_fewest_lists_that_find_most(metric, L):
     codebooks, codes = made(metric=metric, L=L, n=900)
     index = target("ivfpq").build(codebooks, codes, np.arange(900))
     chosen = np.linspace(0, 900, code_lists.TRIED, endpoint=False).astype(int)
-    q = codebooks.decode(codes[chosen])
+    q = codebooks.decode(codes[np.argsort(codes[:, 0], kind="stable")][chosen])
     best = index.search(q, 10, params=faiss.SearchParametersIVF(nprobe=L))[0]
     best = np.repeat(best[:, -1:], 10, 1)
     shares = [share_found(index, q, best, 10, nprobe) for nprobe in range(1, L + 1)]
