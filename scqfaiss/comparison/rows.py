@@ -88,42 +88,47 @@ def ours(c: Comparison, models: Models, unseen: Models | None, method: str, bits
     key = coding_key(method, "trained", bits, lists)
     if c.done(key):
         return
-    few = {
-        "role": "label" if method == "label" else "ours",
-        "method": method,
-        "space": "trained",
-        "bits": bits,
-        "lists": lists,
-    }
+    role = "label" if method == "label" else "ours"
+    head = {"role": role, "method": method, "space": "trained", "bits": bits, "lists": lists, "run": c.run}
     try:
         model, train_seconds = models.get(method, 8 if bits is None else bits, lists)
     except ScqError as error:
         if lists == 1:
             raise
-        c.finish(key, [few | {"run": c.run, "key": key + "/none", "reason": str(error)}])
+        c.finish(key, [head | {"key": key + "/none", "reason": str(error)}])
         return
-    codebooks = model.codebooks
+    head["bits"] = model.codebooks.bits
+    rows = _rows_of(c, model, head, train_seconds, lambda: unseen_of(c, unseen, method, bits, lists))
+    if not rows:
+        shape = model.codebooks.shape
+        text = f"{shape.M} codebooks of {shape.nbits} bits ({shape.kind})" + (f" in {lists} lists" if lists > 1 else "")
+        rows.append(head | {"reason": f"none of {', '.join(c.options.containers)} takes {text}"})
+    c.finish(key, [row | {"key": f"{key}/{row.get('container', 'none')}"} for row in rows])
+
+
+def _rows_of(
+    c: Comparison, model: Model, head: dict[str, Any], train_seconds: float, unseen: Callable[[], float | None]
+) -> list[dict[str, Any]]:
+    """A row for each container that takes the model's codes. unseen: `unseen_map` of a training like this one."""
+    level = head["bits"], head["lists"]
     start = time.perf_counter()
     zb = model.embed(c.task.xb)
     codes = model.assign(zb)
     encode_seconds = time.perf_counter() - start
-    few["bits"] = codebooks.bits
-    head = {
-        **few,
-        "factory": None,
-        "trained_bits": model.config.get("prefix", {}).get("bits", codebooks.bits),
-    }
+    trained = model.config.get("prefix", {}).get("bits", model.codebooks.bits)
     rows: list[dict[str, Any]] = []
     coded: _Coded | None = None
-    for container, options in containers(c, codebooks.shape):
+    for container, options in containers(c, model.codebooks.shape):
         name = container.partition(" ")[0]
         gallery, add_seconds = _export(c, model, codes, name, options)
         if coded is None:
-            coded = _Coded.of(c, model, gallery, zb, codes, drawn=(bits, lists) == c.charted)
-            coded.measures["unseen_map"] = unseen_of(c, unseen, method, bits, lists)
+            coded = _Coded.of(c, model, gallery, zb, codes, drawn=level == c.charted)
+            coded.measures["unseen_map"] = unseen()
         size = footprint(c.folder / "ours.faissindex", "scqfaiss" if name in SEARCHES else "faiss", None)
         row = {
             **head,
+            "factory": None,
+            "trained_bits": trained,
             "container": container,
             **coded.measures,
             "seconds": {"train": train_seconds, "encode": encode_seconds, "add": add_seconds},
@@ -131,23 +136,10 @@ def ours(c: Comparison, models: Models, unseen: Models | None, method: str, bits
             "open_ms": size["open_ms"],
         }
         search = (lambda z, k, g=gallery: g.search(z, k, encoded=True)) if name in SEARCHES else gallery.index.search
-        measure_points(
-            c.task,
-            c.options.budget,
-            row,
-            coded.coding,
-            coded.kth,
-            search,
-            gallery.embed(c.task.xq),
-            _sweep(name, gallery, lists),
-        )
-        rows.append(row | {"key": f"{key}/{container}", "run": c.run})
-    if not rows:
-        shape = f"{codebooks.M} codebooks of {codebooks.nbits} bits ({codebooks.kind})"
-        shape += f" in {lists} lists" if lists > 1 else ""
-        reason = f"none of {', '.join(c.options.containers)} takes {shape}"
-        rows.append(few | {"run": c.run, "key": key + "/none", "reason": reason})
-    c.finish(key, rows)
+        zq, sweep = gallery.embed(c.task.xq), _sweep(name, gallery, head["lists"])
+        measure_points(c.task, c.options.budget, row, coded.coding, coded.kth, search, zq, sweep)
+        rows.append(row)
+    return rows
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from ..errors import format_bytes, printable
 from ..files import PathLike, atomic_write, make_folder
 from .charts import Chart, Missing, charts
 from .gaps import Gap, gaps
+from .summary import summary
 from .tables import Table, tables
-from .words import Point, class_name, count, embedding_of, summary
+from .words import Point, class_name, count, embedding_of
 
 KINDS = {"comparison": "Codes at equal length", "scale": "Time and memory by size", "training": "Training steps"}
 SHOWN = ("image/png", "image/jpeg", "image/webp")  # what every browser shows

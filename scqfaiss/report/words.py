@@ -1,14 +1,26 @@
-"""What results say, in plain words, whichever way the figures go; and figures as text."""
+"""What a comparison says, in plain words, whichever way the figures go; and figures as text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..comparison import selection
-from ..comparison.selection import SPACES, Document, Row, best_of, codings, embedded, get, lists_of, name_of, shared
+from ..comparison.selection import (
+    SPACES,
+    Document,
+    Row,
+    best_baseline,
+    best_of,
+    best_ours,
+    codings,
+    embedded,
+    get,
+    lists_of,
+    name_of,
+    shared,
+)
 from ..errors import format_bytes
 
 AHEAD, EVEN, BEHIND, MIXED, OPEN = "ahead", "even", "behind", "mixed", ""
@@ -68,6 +80,10 @@ def length(bits: float) -> str:
     return f"{bits / 8:.0f} byte{'' if bits == 8 else 's'}" if bits % 8 == 0 else f"{bits:.0f} bits"
 
 
+def target_of(row: Row) -> str:
+    return str(row.get("target") or row["key"])
+
+
 def _held(ours: float, theirs: float) -> tuple[str, str]:
     """(verdict, '0.395 more') of two scores as they are shown: what rounds to the same figure is the same."""
     a, b = round(ours, 3), round(theirs, 3)
@@ -82,27 +98,20 @@ def _by_name(row: Row, value: float | None) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison
-def summary(document: Document) -> list[Point]:
-    """What a document of `schema.cleaned` says, the most important first."""
-    if not document["rows"]:
-        return [Point("Nothing measured", "These results hold no rows: there is nothing to say yet.")]
-    kinds = {"comparison": comparison, "scale": scale, "training": training}
-    return kinds[str(document["kind"])](document)
-
-
 def comparison(document: Document) -> list[Point]:
     """Quality at one length and at all, speed, unseen classes, and what holds the codes to honesty."""
     level = selection.shown_level(document)
     if level is None:  # nothing at one length: what there is
-        some = selection.levels(document)
-        level = max((held for held in some if selection.best_ours(document, *held)), default=max(some, default=None))
-    ours = None if level is None else selection.best_ours(document, *level)
-    theirs = None if level is None else selection.best_baseline(document, *level)
+        held = {at: (best_ours(document, *at), best_baseline(document, *at)) for at in selection.levels(document)}
+        level = max(held, key=lambda at: (held[at][0] is not None, held[at][1] is not None, at), default=None)
+    ours = None if level is None else best_ours(document, *level)
+    theirs = None if level is None else best_baseline(document, *level)
     if ours is None or level is None:
         text = "No code of ours has a mAP here, so nothing can be said about it."
         if theirs is None:
             return [Point("Ranking quality", text)]
-        text += f" The best code without labels ({name_of(theirs)}) reaches {score(theirs['map'])} at {theirs['bits']} bits a vector."
+        text += f" The best code without labels ({name_of(theirs)}) reaches {score(theirs['map'])} at {theirs['bits']}"
+        text += " bits a vector."
         return [Point("Ranking quality", text, "", _by_name(theirs, theirs["map"]))]
     points = (
         quality(document, ours, theirs),
@@ -138,8 +147,8 @@ def lengths_won(document: Document, lists: int) -> Point | None:
         (bits, ours["map"], theirs["map"])
         for bits, held in selection.levels(document)
         if held == lists
-        and (ours := selection.best_ours(document, bits, lists))
-        and (theirs := selection.best_baseline(document, bits, lists))
+        and (ours := best_ours(document, bits, lists))
+        and (theirs := best_baseline(document, bits, lists))
     ]
     if len(both) < 2:
         return None
@@ -159,13 +168,13 @@ def lengths_won(document: Document, lists: int) -> Point | None:
 def what_lists_add(document: Document, level: tuple[int, int]) -> Point | None:
     """Our best mAP at one length with lists and without; None where only one of them was measured."""
     bits, lists = level
-    with_lists, whole = selection.best_ours(document, bits, lists), selection.best_ours(document, bits)
+    with_lists, whole = best_ours(document, bits, lists), best_ours(document, bits)
     if lists == 1 or with_lists is None or whole is None:
         return None
     a, b = round(with_lists["map"], 3), round(whole["map"], 3)
     text = f"At {bits} bits the best of ours has a mAP of {score(a)} in {lists:,} lists and {score(b)} as codes of whole vectors."
     text += " The list that a vector stands in costs no byte."
-    alone = selection.best_ours(document, 0, lists)
+    alone = best_ours(document, 0, lists)
     if alone is not None and bits:
         text += f" The list alone, a code of 0 bytes, has {score(alone['map'])}."
     return Point("What lists add", text, f"{a - b:+.3f}", f"{name_of(whole)} {score(b)}")
@@ -310,92 +319,3 @@ def class_name(document: Document, label: Any) -> str:
     if isinstance(label, int) and not isinstance(label, bool):
         return str(names[label]) if 0 <= label < len(names) else f"class {label}"
     return str(label)
-
-
-# --------------------------------------------------------------------------------------------------------------- scale
-def scale(document: Document) -> list[Point]:
-    """The largest gallery measured, growth, and what it would come to."""
-    return [p for p in (largest(document), growth(document), extrapolated(document)) if p]
-
-
-def largest(document: Document) -> Point:
-    """ms a query where the most rows were measured."""
-    topic = "The largest gallery measured"
-    timed = [r for r in document["rows"] if get(r, "ms") is not None and get(r, "rows") is not None]
-    if not timed:
-        return Point(topic, "No search was timed.")
-    n = max(r["rows"] for r in timed)
-    first, *others = sorted((r for r in timed if r["rows"] == n), key=lambda r: float(r["ms"]))
-    recall = get(first, "recall")
-    text = f"Of {count(n)} rows, the most that were measured, {target_of(first)} needs {format_number(first['ms'])} ms a query"
-    text += "" if recall is None else f" and finds {100 * recall:.0f} of 100 of the first 10"
-    if others:
-        text += (
-            f"; {target_of(others[-1])}, the slowest of {len(others) + 1} targets, {format_number(others[-1]['ms'])} ms"
-        )
-    return Point(topic, f"{text}.", f"{format_number(first['ms'])} ms", f"{target_of(first)}, {count(n)} rows")
-
-
-def target_of(row: Row) -> str:
-    return str(row.get("target") or row["key"])
-
-
-def growth(document: Document) -> Point:
-    """The target whose time grows slowest."""
-    fits = {str(name): get(fit, "ms", "exponent") for name, fit in (document.get("fits") or {}).items()}
-    known = {name: value for name, value in fits.items() if value is not None}
-    if not known:
-        return Point("Growth", "No growth was fitted to these times.")
-    name, power = min(known.items(), key=lambda item: item[1])
-    text = f"Of {len(known)} targets {name} grows slowest: its time rises with the power {power:.2f} of the rows,"
-    text += f" so that ten times the rows take {format_number(10**power)} times as long."
-    if len(known) > 1:
-        last, worst = max(known.items(), key=lambda item: item[1])
-        text += f" The fastest growth is that of {last}, with the power {worst:.2f}."
-    return Point("Growth", text, f"power {power:.2f}", name)
-
-
-def extrapolated(document: Document) -> Point | None:
-    """What the fitted growth comes to at the size it was carried on to."""
-    carried: Mapping[str, Any] = document.get("extrapolation") or {}
-    targets, n = carried.get("targets") or {}, get(carried, "rows")
-    timed = {str(t): value for t in targets if (value := get(targets, t, "ms")) is not None}
-    if n is None or not timed:
-        return None
-    name, took = min(timed.items(), key=lambda item: item[1])
-    memory = get(targets, name, "memory")
-    text = f"Carried on to {count(n)} rows, {name} would need {format_number(took)} ms a query"
-    text += f" and {nbytes(memory)} of memory" if memory is not None else ""
-    text += ". This was not measured: it rests on the growth fitted, and on the assumptions below."
-    return Point("Carried on", text, f"{format_number(took)} ms", f"{name}, {count(n)} rows, not measured")
-
-
-# ------------------------------------------------------------------------------------------------------------ training
-def training(document: Document) -> list[Point]:
-    """A step of each stage and batch beside the released recipe's arithmetic."""
-    points = []
-    for row in document["rows"]:
-        ratio, low, high = (get(row, key) for key in ("ratio", "ratio_low", "ratio_high"))
-        if ratio is None:
-            continue
-        what, batch, pairs = (
-            f"{row.get('what') or row['key']} stage",
-            count(get(row, "batch")),
-            count(get(row, "pairs")),
-        )
-        sure = low is not None and high is not None
-        verdict = AHEAD if ratio > 1 else BEHIND if ratio < 1 else EVEN
-        if low is not None and high is not None and low <= 1 <= high:
-            verdict = EVEN
-        text = f"A step of the {what}{f' at batches of {batch}' if batch else ''} runs {format_number(ratio)} times as fast as "
-        text += "the released recipe's arithmetic"
-        text += {AHEAD: "", EVEN: ", which is no clear difference", BEHIND: ", which is slower"}[verdict]
-        rounds = f" of {pairs} rounds" if pairs else " of the rounds"
-        text += (
-            f"; in the middle half{rounds} between {format_number(low)} and {format_number(high)} times."
-            if sure
-            else "."
-        )
-        topic = f"{what[:1].upper()}{what[1:]}{f', batch {batch}' if batch else ''}"
-        points.append(Point(topic, text, f"{format_number(ratio)} ×", "released recipe 1 ×", verdict))
-    return points or [Point("Training steps", "No ratio was measured.")]
