@@ -26,6 +26,7 @@ from .metadata import check_config
 from .modality import IMAGES, REGISTRY, ROWS, Modality
 
 SUFFIX = ".safetensors"
+LISTS, LISTED = "codebooks.lists", 2  # the tensor of lists, and the format of a file that holds it
 NETWORK = "backbone."  # what the names of the network's tensors begin with
 MAX_NUMBER = 1e18  # in the tensors of a model: squares and products stay in float32
 ASSIGN_ELEMENTS = 1 << 20  # distances to a codebook held at a time: 4 MB, which stays in the cache
@@ -185,9 +186,10 @@ class Model:
         config = self.config | {"chain": encoder, "codebooks": {"kind": b.kind, "metric": b.metric}}
         tensors |= {f"{NETWORK}{name}": t for name, t in (self.backbone or {}).items()}
         tensors["codebooks.centroids"] = b.centroids
-        if b.lists is not None:
-            tensors["codebooks.lists"] = b.lists
-        return bundle.Bundle(tensors, config).to_bytes()
+        if b.lists is None:
+            return bundle.Bundle(tensors, config).to_bytes()
+        # Readers of format 1 would pass over the lists, and encode wrongly.
+        return bundle.Bundle(tensors | {LISTS: b.lists}, config, LISTED).to_bytes()
 
     @property
     def sha256(self) -> str:
@@ -234,6 +236,10 @@ class Model:
             of_rows = t.dtype == np.float32 and not key.startswith(NETWORK)
             if of_rows and np.abs(t[np.isfinite(t)]).max(initial=0) > MAX_NUMBER:
                 raise CheckpointError(f"{name}: tensor {printable(key)} holds numbers above {MAX_NUMBER:g}")
+        if (LISTS in stored.tensors) != (stored.format == LISTED):
+            raise CheckpointError(
+                f"{name}: a tensor {LISTS} and format {LISTED} need one another, the file is of format {stored.format}"
+            )
         try:
             shape = config.pop("codebooks")
             chain = chains.unpack(stored.tensors, config.pop("chain"))
@@ -241,7 +247,7 @@ class Model:
                 shape["kind"],
                 stored.tensors["codebooks.centroids"],
                 shape["metric"],
-                stored.tensors.get("codebooks.lists"),
+                stored.tensors.get(LISTS),
             )
             of_network = {n.removeprefix(NETWORK): t for n, t in stored.tensors.items() if n.startswith(NETWORK)}
             model = Model(chain, codebooks, config, of_network or None)

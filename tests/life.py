@@ -87,7 +87,7 @@ def shape(name):
 def cases(**wanted):
     """The same as parameters; of several models that one container takes alike, all but the first belong to the slow half."""
     met, out = set(), []
-    for name, target, options in _cases(**wanted):
+    for name, target, options in every_case(**wanted):
         kind, what = name.split("-")
         alike = (kind, "l2" in what, "listed" in what, target, *options.items())
         more = "".join(f"-{k}{v}" for k, v in options.items())
@@ -97,7 +97,7 @@ def cases(**wanted):
     return out
 
 
-def _cases(**wanted):
+def every_case(**wanted):
     """(model, target, options) of everything that fits together; wanted: values that TargetInfo must have."""
     for name in (*MODELS, *LISTED):
         for target in REGISTRY:

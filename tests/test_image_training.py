@@ -284,7 +284,7 @@ def test_no_output_among_the_images(photos, kept, tmp_path, capsys, how):
         ({"method": "mecoq"}, "method mecoq cannot start from a model"),
         ({"weights": "w.safetensors"}, "--weights goes with a network that is trained"),
         ({"settings": {"size": 64}}, "size is that of the model to start from, 32"),
-        ({"settings": {"cfa": "cosine"}}, "cfa=cosine needs linear, normalize, linear, softmax"),
+        ({"settings": {"cfa": "cosine"}}, "cfa=cosine needs linear, normalize, linear, softmax, or linear, softmax"),
         ({"method": "dpq", "settings": {"end_to_end": True}}, "stays as it is"),
         ({"encoder": "mlp"}, "^encoder mlp is not that of m.safetensors|^encoder mlp is not that of /"),
     ],

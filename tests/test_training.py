@@ -157,7 +157,7 @@ def test_free_memory_is_a_plausible_number():
         ({"kapa": 3}, "^unknown key 'kapa' for method scq; did you mean 'kappa'\\?$"),
         ({"hiden": 3}, "^unknown key 'hiden' for method scq; did you mean 'hidden'\\?$"),
         ({"cfa": "calibratd"}, "^cfa is 'calibratd', needs one of auto, calibrated, .*; did you mean 'calibrated'"),
-        ({"hidden": 0}, "^hidden is 0, needs 1 to 65536$"),
+        ({"hidden": -1}, "^hidden is -1, needs 0 to 65536$"),
         ({"omega": "much"}, "^omega is 'much', needs a number$"),
         ({"epochs": -1}, "^epochs is -1, needs 0 or more$"),
         ({"batch_size": 0}, "^batch-size is 0, needs 1 or more$"),

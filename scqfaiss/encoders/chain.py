@@ -6,6 +6,7 @@ before the search.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,8 +74,8 @@ def _average(x: Floats, a: Arrays) -> Floats:
 
 
 def _power(x: Floats, a: Arrays) -> Floats:
-    y = np.sqrt(np.abs(x))
-    return np.copysign(y, x, out=y)
+    y = np.abs(x)
+    return np.copysign(np.sqrt(y, out=y), x, out=y)
 
 
 def _normalize(x: Floats, a: Arrays) -> Floats:
@@ -91,9 +92,10 @@ def _torch_normalize(x: Any, a: Mapping[str, Any]) -> Any:
 
 
 def _softmax(x: Floats, a: Arrays) -> Floats:
-    x = np.exp(x - x.max(1, keepdims=True))
-    x /= x.sum(1, keepdims=True)
-    return x
+    y: Floats = x - x.max(1, keepdims=True)
+    np.exp(y, out=y)
+    y /= y.sum(1, keepdims=True)
+    return y
 
 
 def _sigmoid(x: Floats, a: Arrays) -> Floats:
@@ -193,15 +195,15 @@ class Chain:
         out, step = np.empty((len(x), self.d_out), np.float32), self.block_rows
         for i in range(0, len(x), step):
             y = x[i : i + step]
-            for n, (op, arrays) in enumerate(self.layers):
-                if n == 0 and OPERATIONS[op].in_place:
-                    y = y.copy()  # the caller's rows stay as they are
-                with np.errstate(over="ignore", invalid="ignore"):  # looked for right after
-                    y = OPERATIONS[op].numpy(y, arrays)
-                    lost = OPERATIONS[op].may_overflow and not np.isfinite(y.sum(dtype=np.float64))
-                if lost:
-                    row = int(np.argmax(~np.isfinite(y).all(1))) % len(x[i : i + step])  # heads: one row after another
-                    raise DataError(f"{name}: row {first + i + row:,} is too large for the encoder (layer {n}, {op})")
+            with np.errstate(over="ignore", invalid="ignore"):  # looked for after each layer
+                for n, (op, arrays) in enumerate(self.layers):
+                    operation = OPERATIONS[op]
+                    if n == 0 and operation.in_place:
+                        y = y.copy()  # the caller's rows stay as they are
+                    y = operation.numpy(y, arrays)
+                    if operation.may_overflow and (row := _lost_row(y)) is not None:
+                        row = first + i + row % len(x[i : i + step])  # heads: all rows of one after those of another
+                        raise DataError(f"{name}: row {row:,} is too large for the encoder (layer {n}, {op})")
             out[i : i + step] = y
         return out
 
@@ -229,6 +231,14 @@ def unpack(tensors: Mapping[str, NDArray[Any]], config: Mapping[str, Any]) -> Ch
                 raise CheckpointError(f"tensor {name} belongs to no encoder layer")
             arrays_of[int(part[1])][part[2]] = a
     return Chain(d_in, [(str(op), arrays) for op, arrays in zip(ops, arrays_of)])
+
+
+def _lost_row(y: Floats) -> int | None:
+    """The first row that is not finite. The sum of all tells in one fast pass that there is none, unless it overflows itself."""
+    if math.isfinite(y.sum()):
+        return None
+    finite = np.isfinite(y).all(1)
+    return None if finite.all() else int(np.argmin(finite))
 
 
 def _merge(layers: Sequence[tuple[str, Arrays]]) -> list[tuple[str, Arrays]]:

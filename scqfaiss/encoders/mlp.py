@@ -22,7 +22,8 @@ from .dropout import Dropout
 
 @dataclass(frozen=True)
 class Settings:
-    hidden: int = field(default=1024, metadata={"range": (1, 1 << 16)})  # units of the hidden layer, per member
+    # Units of the hidden layer, per member; 0: 1,024, of members that are averaged 256 each, which rank as well as 1,024 each.
+    hidden: int = field(default=0, metadata={"range": (0, 1 << 16)})
     # Signed square root of the input; auto: where no training value is negative.
     power: str = field(default="auto", metadata={"choices": ("auto", "on", "off")})
     input_dropout: float = field(default=0.2, metadata={"range": (0, 0.95)})
@@ -36,15 +37,15 @@ class MLP(Encoder):
 
     def __init__(self, config: Settings, stats: Stats, members: int = 1) -> None:
         super().__init__(config, stats, members)
-        self.width = config.hidden
+        self.width = config.hidden or (256 if members > 1 else 1024)
         self.power = config.power == "on" or (config.power == "auto" and stats.minimum >= 0)
         mean, sd = (stats.power_mean, stats.power_sd) if self.power else (stats.mean, stats.sd)
         scale, shift = standardising(mean, sd)
         self.register_buffer("scale", torch.from_numpy(scale))
         self.register_buffer("shift", torch.from_numpy(shift))
         bound = self.d_in**-0.5
-        self.weight = nn.Parameter(torch.empty(members, self.d_in, config.hidden).uniform_(-bound, bound))  # e i h
-        self.bias = nn.Parameter(torch.empty(members, 1, config.hidden).uniform_(-bound, bound))
+        self.weight = nn.Parameter(torch.empty(members, self.d_in, self.width).uniform_(-bound, bound))  # e i h
+        self.bias = nn.Parameter(torch.empty(members, 1, self.width).uniform_(-bound, bound))
         self.drop_in = Dropout(config.input_dropout)
         self.drop = Dropout(config.dropout)
 

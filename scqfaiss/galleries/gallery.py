@@ -83,7 +83,19 @@ class Gallery:
         """Whether a search finds the best by the codes' own scores; False where lists are passed over or tables rounded."""
         target = self._snapshot.stored.target
         lists = getattr(unwrap_index(self.index), "nlist", 1)
-        return target is not None and target.INFO.exact and (target.INFO.name == "buckets" or lists == 1)
+        if target is None or not target.INFO.exact or (target.INFO.name != "buckets" and lists > 1):
+            return False
+        return self._snapshot.on_gpu is None or not has_code_lists(self.index) or lists <= gpu.MAX_NPROBE
+
+    @property
+    def every_list(self) -> int | None:
+        """The nprobe with which a search looks at every row, where codes have lists; None where they have none, or a GPU
+        cannot choose among so many.
+        """
+        if not has_code_lists(self.index):
+            return None
+        lists = int(unwrap_index(self.index).nlist)
+        return lists if self._snapshot.on_gpu is None or lists <= gpu.MAX_NPROBE else None
 
     @property
     def ntotal(self) -> int:

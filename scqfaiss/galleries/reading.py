@@ -106,11 +106,14 @@ def read_gallery(path: PathLike, *, verify: bool = True, mmap: bool = False) -> 
 
 
 def target_of(index: Any, told: Any = None) -> Target | None:
-    """The registered target that could have built `index`: the one told, if it could, or the first."""
+    """The registered target that could have built `index`: the one told, if it could, or the first.
+
+    Lists that are part of the codes are stored alike by two: without a word, they are searched as plain FAISS does.
+    """
     fits = [name for name in TARGETS if find_target(name).holds(index)]
     if told in fits:
         return find_target(told)
-    return find_target(fits[0]) if fits else None
+    return find_target(min(fits, key=lambda name: name == "buckets")) if fits else None
 
 
 def _compare(metadata: Mapping[str, Any], index: Any, target: Target | None, name: str) -> None:

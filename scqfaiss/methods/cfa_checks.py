@@ -19,6 +19,8 @@ def check(config: cfa.Settings, d_in: int, C: int, M: int, encoder: str, modalit
         )
     if config.members > 1 and cfa.members(config, encoder) == 1:
         raise ConfigError(f"members={config.members} needs --encoder mlp and cfa=calibrated, got {encoder} and {kind}")
+    if config.logits == "inner" and kind == "cosine":
+        raise ConfigError("logits=inner needs cfa=calibrated: cfa=cosine trains by the cosines that it is searched by")
     d = cfa.smallest_d(config, d_in, C, M, encoder)
     if config.multi == "sigmoid" and kind == "calibrated" and d < C:
         raise ConfigError(f"multi=sigmoid needs d of at least C={C}, got d={d}")

@@ -42,24 +42,30 @@ def features(x, labels, encoder, config, encoder_config=None):
 CASES = {
     "identity": (SIGNED, ONE, "identity", {}),
     "linear calibrated": (SIGNED, ONE, "linear", {}),
+    "linear of cosines": (SIGNED, ONE, "linear", {"logits": "cosine", "kappa": 5.0}),
     "linear cosine": (SIGNED, ONE, "linear", {"cfa": "cosine"}),
     "linear released": (SIGNED, ONE, "linear", {"cfa": "reference", "d": 12}),
     "linear sigmoid": (SIGNED, MANY, "linear", {"multi": "sigmoid"}),
     "mlp of 1": (SIGNED, ONE, "mlp", {"members": 1}),
-    "mlp of 4": (SIGNED, ONE, "mlp", {}),
-    "mlp of 4, square root": (POSITIVE, ONE, "mlp", {}),
+    "mlp of 4": (SIGNED, ONE, "mlp", {"members": 4, "kappa": 3.0}),
+    "mlp, square root": (POSITIVE, ONE, "mlp", {}),
+    "mlp of cosines, square root": (POSITIVE, ONE, "mlp", {"logits": "cosine"}),
     "mlp, square root of either sign": (SIGNED, ONE, "mlp", {}, {"power": "on"}),
     "mlp cosine": (POSITIVE, ONE, "mlp", {"cfa": "cosine"}),
     "mlp released": (POSITIVE, MANY, "mlp", {"cfa": "reference", "d": 12}),
-    "mlp of 4 sigmoid": (SIGNED, MANY, "mlp", {"multi": "sigmoid"}),
+    "mlp sigmoid": (SIGNED, MANY, "mlp", {"multi": "sigmoid", "logits": "inner", "kappa": 3.0}),
+    "mlp sigmoid of cosines": (SIGNED, MANY, "mlp", {"multi": "sigmoid"}),
     "mlp of 1 sigmoid": (SIGNED, MANY, "mlp", {"multi": "sigmoid", "members": 1}),
 }
 OPS = {
     "identity": [],
     "linear cosine": ["linear", "normalize"],
     "linear released": ["linear", "tanh"],
-    "mlp of 1": ["linear", "relu", "linear", "normalize", "linear", "softmax", "linear"],
-    "mlp of 4, square root": [
+    "linear calibrated": ["linear", "softmax", "linear"],
+    "linear of cosines": ["linear", "normalize", "linear", "softmax", "linear"],
+    "mlp of 1": ["linear", "relu", "linear", "softmax", "linear"],
+    "mlp, square root": ["power", "linear", "relu", "heads", "softmax", "average", "linear"],
+    "mlp of cosines, square root": [
         *["power", "linear", "relu", "heads", "normalize", "linear", "softmax", "average", "linear"]
     ],
 }

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from close import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ from scqfaiss.encoders.linear import Settings as LinearSettings
 from scqfaiss.encoders.mlp import MLP
 from scqfaiss.encoders.mlp import Settings as MLPSettings
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
-from scqfaiss.methods import calibration, cfa, cfa_checks, reference_cfa
+from scqfaiss.methods import calibration, cfa, cfa_checks, head_layers, reference_cfa
 from scqfaiss.methods.centers import aligned_simplex, simplex
 from scqfaiss.modality import ROWS
 from scqfaiss.training.labelled_rows import labelled_rows
@@ -29,8 +30,8 @@ ONE = Labels(np.arange(24) % 4, 4)
 MANY = Labels(np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 1], [1, 1, 1, 1]] * 6, np.uint8), 4)
 SINGLE = [
     ("linear", {}),
-    ("mlp", {"members": 1}),
-    ("mlp", {"members": 3}),
+    ("mlp", {"members": 1, "logits": "cosine"}),
+    ("mlp", {"members": 3, "logits": "inner", "kappa": 1.7}),
 ]
 
 
@@ -51,13 +52,14 @@ def features(labels=ONE, encoder="linear", d=8, dtype=torch.float64, **config):
 
 
 def slow_posteriors(f, x):
-    """(E, n, C) logits of every member, by loops over members, rows and classes."""
+    """(E, n, C) logits of every member, inner products or cosines, by loops over members, rows and classes."""
     g = f.encoder(x).detach().numpy()
     centers, A, b = f.centers.numpy(), f.project.detach().numpy(), f.shift.detach().numpy()
     logits = np.zeros((len(A), len(x), len(centers)))
     for e, i, k in itertools.product(*map(range, logits.shape)):
         v = g[min(e, len(g) - 1), i] @ A[e] + b[e, 0]
-        logits[e, i, k] = f.kappa * (v @ centers[k]) / np.sqrt((v @ v) * (centers[k] @ centers[k]))
+        lengths = (v @ v if f.cosine else 1.0) * (centers[k] @ centers[k])
+        logits[e, i, k] = f.kappa * (v @ centers[k]) / np.sqrt(lengths)
         if f.sigmoid:
             logits[e, i, k] += f.bias[k].item()
     return logits
@@ -200,7 +202,7 @@ def test_the_score_of_two_posteriors_is_the_probability_of_a_shared_class(C, ext
     np.testing.assert_allclose(np.eye(C) @ c, c, atol=1e-6)
 
 
-@pytest.mark.parametrize("config", [{"members": 1}, {"members": 4}])
+@pytest.mark.parametrize("config", [{"members": 1}, {"members": 4, "logits": "cosine"}])
 def test_z_is_the_posterior_mean_of_the_centers(config):
     f = features(encoder="mlp", **config)
     x = torch.from_numpy(X).double()
@@ -227,13 +229,14 @@ def test_kappa_lets_the_posterior_reach_what_it_is_made_for(C):
         o = calibration.default_kappa(C, epsilon) * best
         p = np.exp(o) / np.exp(o).sum()
         np.testing.assert_allclose(p[0], 1 - epsilon, rtol=1e-9)
-    np.testing.assert_allclose(features().kappa, calibration.default_kappa(4, 0.03))
+    np.testing.assert_allclose(features(logits="cosine").kappa, calibration.default_kappa(4, 0.03))
 
 
-def test_kappa_is_sharpened_after_training_unless_rows_are_held_out():
-    f = features()
+@pytest.mark.parametrize("logits, trained", [("inner", 1.0), ("cosine", calibration.default_kappa(4))])
+def test_kappa_is_sharpened_after_training_unless_rows_are_held_out(logits, trained):
+    f = features(logits=logits)
     f.calibrate()
-    np.testing.assert_allclose(f.kappa, 1.1 * calibration.default_kappa(4))
+    np.testing.assert_allclose(f.kappa, 1.1 * trained)
     assert f.summary()["kappa"] == f.kappa
     kept = features(kappa=7.0, sharpen=2.0)
     kept.calibrate()
@@ -308,6 +311,7 @@ def test_a_class_without_rows_is_a_notice():
         ({"cfa": "none"}, "linear", "^cfa=none trains nothing, .* --encoder identity, not linear$"),
         ({"members": 2}, "linear", "^members=2 needs --encoder mlp and cfa=calibrated, got linear and calibrated$"),
         ({"members": 2, "cfa": "cosine"}, "mlp", "^members=2 needs .*, got mlp and cosine$"),
+        ({"logits": "inner", "cfa": "cosine"}, "mlp", "^logits=inner needs cfa=calibrated: cfa=cosine trains by"),
         ({"multi": "sigmoid", "d": 3}, "mlp", "^multi=sigmoid needs d of at least C=4, got d=3$"),
         ({"d": 5}, "identity", r"^d is 5, but without a head \(cfa=none\) z are the rows themselves, d=6$"),
     ],
@@ -422,3 +426,28 @@ def test_validation_rows_without_any_label_are_refused():
     f = validated(Labels(np.zeros((13, 4), np.uint8), 4), members=1)
     with pytest.raises(DataError, match=r"^none of 13 validation rows has a label, at least 1 must$"):
         f.stage()
+
+
+@pytest.mark.parametrize("multi", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("logits", ["inner", "cosine"])
+def test_a_head_read_back_from_its_layers_gives_the_same_posterior(logits, multi):
+    f = features(MANY, dtype=torch.float32, logits=logits, multi=multi, kappa=2.0)
+    if f.sigmoid:
+        with torch.no_grad():
+            f.bias += torch.arange(4) * 0.3
+    f.calibrate()
+    # What the other training would have by itself plays no part.
+    other = "cosine" if logits == "inner" else "inner"
+    again = features(MANY, dtype=torch.float32, logits=other, multi=multi, kappa=9.0)
+    head_layers.adopt(again, head_layers.of(f, "z"))
+    x = torch.from_numpy(X)
+    assert_close(again.posterior(x).detach(), f.posterior(x).detach(), terms=64, scale=8.0)  # of logits
+    assert [p for p in (again.project, again.shift) if p.requires_grad] == []
+
+
+@pytest.mark.parametrize("labels, wanted", [(ONE, "softmax"), (MANY, "sigmoid")])
+def test_a_head_of_another_kind_is_refused(labels, wanted):
+    f = features(MANY, multi="softmax" if wanted == "sigmoid" else "sigmoid")
+    g = features(labels, multi=wanted)
+    with pytest.raises(ConfigError, match=f"needs linear, normalize, linear, {wanted}, or linear, {wanted}$"):
+        head_layers.adopt(g, head_layers.of(f, "z"))
