@@ -176,8 +176,9 @@ def test_codes_read_back_from_faiss_rank_as_faiss_does(method, d, unit):
 def test_the_codes_that_faiss_has_at_a_length_and_number_of_lists():
     """Lists cost no byte: IVFPQ of one list is PQ, and a code of 0 bits is a list."""
     methods = tuple(LEVELS_OF)
-    assert [m for m in methods if takes(m, 8, 1)] == ["pq", "opq", "rq", "lsq", "fastscan", "rabitq"]
-    assert [m for m in methods if takes(m, 8, 64)] == ["opq", "ivfpq", "ivfrq", "lsq", "rabitq"]
+    assert [m for m in methods if takes(m, 8, 1)] == ["pq", "opq", "rq", "lsq", "fastscan"]
+    assert [m for m in methods if takes(m, 8, 64)] == ["opq", "ivfpq", "ivfrq", "lsq"]
+    assert [m for m in methods if takes(m, 64, 64)] == ["opq", "ivfpq", "ivfrq", "lsq", "rabitq"]
     assert [m for m in methods if takes(m, 0, 64)] == ["ivf"] and not any(takes(m, 0, 1) for m in methods)
 
 

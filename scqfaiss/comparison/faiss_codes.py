@@ -42,6 +42,8 @@ def takes(method: str, bits: int, lists: int) -> bool:
     """Whether a method has codes of so many bits in so many lists (1: codes of whole vectors)."""
     if bits == 0 or method == "ivf":
         return (method, bits) == ("ivf", 0) and lists > 1
+    if method == "rabitq" and bits < 8 * FACTORS:  # its factors alone take as much
+        return False
     return method in (WHOLE if lists == 1 else RESIDUALS)
 
 

@@ -60,8 +60,8 @@ def probes(document: Document) -> Plan | Missing:
     )
     caption = (
         f"Codes of {selection.said(*level)}, in containers that FAISS searches by itself; each point visits a number of lists "
-        f"(nprobe), from 1 to all. One thread, batches of 1,000 queries, mAP {depth(document, 'sweep_at')}. The encoder is the "
-        "same for all, and its time is not in it."
+        f"(nprobe), from 1 to all. One thread, batches of 1,000 queries, mAP {depth(document, 'sweep_at')}. The time "
+        "of the encoder is not in it."
     )
     if any(label.endswith("embedding") for label in curves):
         caption += f" Dashed: FAISS's codes of {embedding_of(document)}."
