@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from scqfaiss import faiss_calls
 from scqfaiss.arrays import Labels
 from scqfaiss.cli.commands import cli
 from scqfaiss.cli.program import run as run_command
 from scqfaiss.comparison import compare, rows
-from scqfaiss.comparison.faiss_codes import build, lists_for, read_codes
+from scqfaiss.comparison.faiss_codes import build, lists_for, read_coding, takes
 from scqfaiss.comparison.measuring import footprint, latency
 from scqfaiss.comparison.ranking import Coding, Task, hits_map, hits_precision, hits_recall, ranking, shared, unseen_map
 from scqfaiss.comparison.selection import best_baseline, best_ours, fastest, pair
@@ -126,33 +127,73 @@ def test_lists_of_hits_against_plain_loops():
     assert shared(best, best)["10"] == 1 and shared(best, worst)["10"] == 0
 
 
+LEVELS_OF = {
+    "ivf": [(0, 8)],
+    "pq": [(8, 1), (32, 1)],
+    "opq": [(8, 1), (32, 8)],
+    "ivfpq": [(8, 8), (32, 8)],
+    "rq": [(8, 1), (32, 1)],
+    "ivfrq": [(8, 8), (32, 8)],
+    "lsq": [(8, 1), (16, 8)],
+    "fastscan": [(8, 1), (32, 1)],
+    "rabitq": [(72, 1), (72, 8), (256, 8)],
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["pq", "opq", "ivfpq", "rq", "lsq", "fastscan"])
+@pytest.mark.parametrize("method", LEVELS_OF)
 @pytest.mark.parametrize(("d", "unit"), [(16, False), (30, True)])
 def test_codes_read_back_from_faiss_rank_as_faiss_does(method, d, unit):
     task = made(n=600, d=d)
     if unit:
         faiss.normalize_L2(task.xb)
-    for bits in (8, 32):
-        built = build(method, task.xb, bits, 8, 0, 600)
-        assert ("(L2)" in built.factory) == (method == "ivfpq" and not unit)
-        codes, words, decoded, K = read_codes(built.index, bits)
-        assert codes.shape == (600, bits // (4 if method == "fastscan" else 8)) and codes.max() < K
-        assert all(len(np.unique(column)) > 1 for column in codes.T)  # no codebook without a dimension
-        if method == "ivfpq":
-            faiss.extract_index_ivf(built.index).nprobe = 8
-            norms = np.linalg.norm(faiss.extract_index_ivf(built.index).quantizer.reconstruct_n(0, 8), axis=1)
-            assert np.allclose(norms, 1, atol=1e-5) == unit  # spherical k-means for rows of length 1 alone
+    for bits, lists in LEVELS_OF[method]:
+        assert takes(method, bits, lists)
+        built = build(method, task.xb, bits, lists, 0, 600)
+        assert ("(L2)" in built.factory) == (lists > 1 and not unit)
+        coding = read_coding(method, built.index, bits, task.xq, task.xb)
+        columns = {"fastscan": bits // 4, "ivf": 1}.get(method, bits // 8)
+        assert coding.codes.shape == (600, columns) and coding.codes.max() < coding.K
+        if method != "rabitq":
+            assert all(len(np.unique(column)) > 1 for column in coding.codes.T)  # no codebook without a dimension
+        if lists > 1:
+            ivf = faiss.extract_index_ivf(built.index)
+            ivf.nprobe = lists
+            assert len(set(coding.words.inverse.tolist())) == len(coding.decoded) > 1
+            norms = np.linalg.norm(faiss_calls.stored_rows(faiss.downcast_index(ivf.quantizer)), axis=1)
+            if method in ("ivfpq", "ivfrq", "ivf"):  # spherical k-means for rows of length 1 alone
+                assert np.allclose(norms, 1, atol=1e-5) == unit
         D, I = built.index.search(task.xq, 10)
-        coding = Coding(task.xq, task.xb, words, decoded, codes, K)
+        found = coding.scores_of(I) - D
+        if method == "rabitq":  # a projection that takes the mean away changes all scores of a query alike
+            found -= found.mean(1, keepdims=True)
         loose = method == "fastscan"  # its tables are rounded to 8 bits
-        np.testing.assert_allclose(coding.scores_of(I), D, rtol=0, atol=0.1 if loose else 1e-5 * np.abs(D).max())
+        np.testing.assert_allclose(found, 0, rtol=0, atol=0.1 if loose else 2e-5 * max(1, np.abs(D).max()))
         _, kth = ranking(task, coding)
         assert hits_recall(coding, I, kth) >= (0.9 if loose else 1)
 
 
-def test_a_baseline_that_cannot_be_says_why():
+def test_the_codes_that_faiss_has_at_a_length_and_number_of_lists():
+    """Lists cost no byte: IVFPQ of one list is PQ, and a code of 0 bits is a list."""
+    methods = tuple(LEVELS_OF)
+    assert [m for m in methods if takes(m, 8, 1)] == ["pq", "opq", "rq", "lsq", "fastscan"]
+    assert [m for m in methods if takes(m, 8, 64)] == ["opq", "ivfpq", "ivfrq", "lsq"]
+    assert [m for m in methods if takes(m, 64, 64)] == ["opq", "ivfpq", "ivfrq", "lsq", "rabitq"]
+    assert [m for m in methods if takes(m, 0, 64)] == ["ivf"] and not any(takes(m, 0, 1) for m in methods)
 
+
+def test_lists_alone_are_their_centroids():
+    task = made(n=300, d=6)
+    built = build("ivf", task.xb, 0, 5, 0, 300)
+    ivf = faiss.extract_index_ivf(built.index)
+    centroids = faiss_calls.stored_rows(faiss.downcast_index(ivf.quantizer))
+    coding = read_coding("ivf", built.index, 0, task.xq, task.xb)
+    nearest = ((task.xb[:, None].astype(np.float64) - centroids) ** 2).sum(2).argmin(1)
+    assert built.factory == "IVF5(L2),centroids" and coding.codes[:, 0].tolist() == nearest.tolist()
+    np.testing.assert_array_equal(coding.decoded[coding.words.inverse], centroids[nearest])
+
+
+def test_a_baseline_that_cannot_be_says_why():
     x = np.zeros((200, 8), np.float32)
     with pytest.raises(ValueError, match="200 rows cannot train 256 codewords"):
         build("pq", x, 8, 1, 0, 300)
@@ -160,6 +201,12 @@ def test_a_baseline_that_cannot_be_says_why():
         build("pq", np.zeros((300, 4), np.float32), 64, 1, 0, 300)
     with pytest.raises(ValueError, match="300 rows cannot train a rotation of d=512"):
         build("opq", np.zeros((600, 512), np.float32), 8, 1, 0, 300)
+    with pytest.raises(ValueError, match="codes of RaBitQ have 9 bytes or more"):
+        build("rabitq", np.zeros((300, 4), np.float32), 56, 1, 0, 300)
+    with pytest.raises(ValueError, match="300 rows cannot train 301 lists"):
+        build("ivfpq", np.zeros((300, 4), np.float32), 8, 301, 0, 300)
+    nine = build("rabitq", made(d=16).xb, 64, 4, 0, 400)
+    assert nine.factory == "PCAR8,IVF4(L2),RaBitQ (9 bytes)" and faiss.extract_index_ivf(nine.index).code_size == 9
     assert [lists_for(n) for n in (10, 1000, 54_000, 1_000_000)] == [1, 16, 1024, 4096]
 
 
@@ -193,12 +240,15 @@ def read(out):
 @pytest.mark.slow
 def test_the_command_writes_results_and_goes_on(tmp_path):
     write_parts(tmp_path)
-    asked = (*QUICK, "--bits=8", "--methods=label", "--baselines=ivfpq,opq", "--nlist=12", "--containers=pq,ivfpq")
+    asked = (*QUICK, "--bits=8", "--methods=label", "--baselines=ivfpq,pq", "--lists=1,12", "--containers=pq,ivfpq")
     done = run(tmp_path, tmp_path / "out", *asked, "--spaces=raw")
     assert done.exit_code == 0, done.output
     document = read(tmp_path / "out")
-    ours = {"label/trained/pq", "label/trained/ivfpq", "label/trained/ivfpq 12 lists"}
-    assert {row["key"] for row in document["rows"]} == {*ours, "flat/raw/faiss", "ivfpq/raw/8/faiss", "opq/raw/8/faiss"}
+    ours = {"label/trained/pq", "label/trained/ivfpq", "label/trained/ivfpq 16 lists"}
+    theirs = {"flat/raw/faiss", "ivfpq/raw/8 in 12 lists/faiss", "pq/raw/8/faiss"}
+    assert {row["key"] for row in document["rows"]} == ours | theirs
+    assert document["lists"] == [1, 12]
+    assert all(row["lists"] == (12 if "in 12 lists" in row["key"] else 1) for row in document["rows"])
     for row in document["rows"]:
         assert row["run"]["data"].keys() == {"train", "query", "database"} and row["run"]["seed"] == 0
         assert row["ms"]["1"]["one"]["p50"] > 0 and row["bytes"]["disk"] > 0 and row["points"]
@@ -210,27 +260,27 @@ def test_the_command_writes_results_and_goes_on(tmp_path):
     assert set(points) == {1, 2, 4, 8, 12} and points[12]["recall"] == 1 and points[1]["recall"] < 1
     assert base["nlist"] == 12 and base["nprobe"] in points
     assert sum(base["usage"][0]) == 997 and len(base["plane"]["features"]) == 60
-    assert fastest(document, "ivfpq", "raw", 8)[1]["recall"] >= 0.95
+    assert fastest(document, "ivfpq", "raw", 8, 12)[1]["recall"] >= 0.95
 
     again = run(tmp_path, tmp_path / "out", *asked, "--spaces=raw")
     assert again.exit_code == 0 and "mAP" not in again.output  # nothing is measured twice
     more = run(tmp_path, tmp_path / "out", *asked)  # the embedding as well
     assert more.exit_code == 0 and more.output.count("mAP") == 3, more.output
     document = read(tmp_path / "out")
-    assert document["embedding"] == {"method": "label", "bits": 8}
+    assert document["embedding"] == {"method": "label", "bits": 8, "lists": 1}
     trained = [row for row in document["rows"] if row["role"] == "baseline" and row["space"] == "trained"]
-    assert {row["method"] for row in trained} == {"ivfpq", "opq"} and not any("unseen_map" in row for row in trained)
+    assert {row["method"] for row in trained} == {"ivfpq", "pq"} and not any("unseen_map" in row for row in trained)
 
 
 @pytest.mark.slow
 def test_ours_at_a_length_with_lists_fast_scan_and_a_gallery(tmp_path):
     write_parts(tmp_path)
-    asked = (*QUICK, "--bits=16", "--methods=scq:4", "--baselines=ivfpq", "--spaces=raw", "--left-out=3,5")
+    asked = (*QUICK, "--bits=16", "--lists=1", "--methods=scq:4", "--baselines=pq", "--spaces=raw", "--left-out=3,5")
     done = run(tmp_path, tmp_path / "out", *asked)
     assert done.exit_code == 0, done.output
-    assert "16 bits: scq:4" in done.output and "with its encoder" in done.output
+    assert "16 bits: scq:4" in done.output
     said = json.loads(done.output.splitlines()[-1])
-    assert said["gain_16"] > 0 and said["ratio_16"] > said["ratio_with_encoder_16"] > 0
+    assert said["gain_16"] > 0 and "ratio_16" not in said  # no IVFPQ was asked for
     document = read(tmp_path / "out")
     (row,) = [row for row in document["rows"] if row["role"] == "ours"]
     assert row["container"] == "fastscan" and row["refine"] in (1, 4, 16, 64, 256)
@@ -238,7 +288,7 @@ def test_ours_at_a_length_with_lists_fast_scan_and_a_gallery(tmp_path):
     assert row["map"] > best_baseline(document, 16)["map"] and document["left_out"] == ["3", "5"]
     labels = {name: dict(zip(ids.tolist(), y.y.tolist())) for name, (_, y, ids) in write_parts(tmp_path).items()}
     sides = document["gallery"]["sides"]
-    assert [side["key"] for side in sides] == ["scq:4/trained/16/fastscan", "ivfpq/raw/16/faiss"]
+    assert [side["key"] for side in sides] == ["scq:4/trained/16/fastscan", "pq/raw/16/faiss"]
     for side in sides:
         for query, hits in zip(document["gallery"]["queries"], side["hits"], strict=True):
             assert query["labels"] == [labels["query"][query["id"]]] and query["picture"] in document["pictures"]
@@ -260,17 +310,20 @@ def test_codes_that_no_container_takes_say_so(tmp_path):
 @pytest.mark.slow
 def test_what_does_not_fit_is_refused_and_nothing_is_lost(tmp_path):
     write_parts(tmp_path)
-    small = (*QUICK, "--bits=8", "--methods=,", "--baselines=,", "--spaces=raw")
+    small = (*QUICK, "--bits=8", "--lists=1", "--methods=,", "--baselines=,", "--spaces=raw")
     assert run(tmp_path, tmp_path / "out", *small).exit_code == 0
     before = (tmp_path / "out" / "results.json").read_bytes()
     for asked, said in (
         ("--seed=1", "another seed"),
         ("--budget=0.02", "another budget"),
         ("--bits=9", "multiples of 8"),
+        ("--bits=-8", "multiples of 8"),
+        ("--lists=0", "--lists: '0' needs auto, or whole numbers above 0"),
+        ("--bits=0", "--bits 0 leaves the list of a row alone"),
         ("--methods=pq", "one of --baselines"),
         ("--methods=scq:x", "--methods names 'scq:x'"),
         ("--baselines=hnsw", "'hnsw' is unknown"),
-        ("--nlist=1000", "1 to 997"),
+        ("--lists=1000", "1 to 997"),
         ("--left-out=eleven", "--left-out names 'eleven'"),
         ("--image-shape=9x9", "needs rows of that many numbers"),
     ):
@@ -286,7 +339,7 @@ def test_queries_without_the_classes_left_out(tmp_path):
     one = np.flatnonzero(labels.y == 5)[:1]
     with atomic_write(tmp_path / "query.h5") as output:
         output.write(lambda f: write_rows(f, x[one].astype(np.float16), labels.y[one], ids[one]))
-    asked = (*QUICK, "--bits=8", "--methods=,", "--baselines=pq", "--spaces=raw")
+    asked = (*QUICK, "--bits=8", "--lists=1", "--methods=,", "--baselines=pq", "--spaces=raw")
     done = run(tmp_path, tmp_path / "out", *asked)
     assert done.exit_code == 0, (done.output, done.exception)
     document = read(tmp_path / "out")
@@ -297,9 +350,31 @@ def test_queries_without_the_classes_left_out(tmp_path):
 
 
 @pytest.mark.slow
+def test_results_that_tell_no_lists_are_not_added_to(tmp_path):
+    write_parts(tmp_path)
+    small = (*QUICK, "--bits=8", "--lists=1", "--methods=,", "--baselines=,", "--spaces=raw")
+    assert run(tmp_path, tmp_path / "out", *small).exit_code == 0
+    path = tmp_path / "out" / "results.json"
+    old = json.loads(path.read_text())
+    del old["rows"][0]["lists"]
+    path.write_text(json.dumps(old))
+    done = run(tmp_path, tmp_path / "out", *small)
+    assert "results.json: made by an older scqfaiss, which told no lists; choose another --out" in str(done.exception)
+    assert json.loads(path.read_text()) == old
+
+
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_and_a_fresh_one_begins_anew(tmp_path, monkeypatch):
     write_parts(tmp_path)
-    asked = (*QUICK, "--bits=8", "--methods=label", "--baselines=pq,opq", "--spaces=raw", "--containers=pq")
+    asked = (
+        *QUICK,
+        "--bits=8",
+        "--methods=label",
+        "--baselines=pq,opq",
+        "--lists=1",
+        "--spaces=raw",
+        "--containers=pq",
+    )
     measured, really = [], rows.baseline
 
     def breaks(c, method, *rest):
@@ -351,7 +426,7 @@ def test_the_script_and_the_command_take_the_same_options(tmp_path):
     script = Path(__file__).parents[1] / "benchmarks" / "ivfpq.py"
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=50, check=True)
     own = CliRunner().invoke(cli, ["compare", "--help"], prog_name="scqfaiss").stdout
-    assert done.stdout.split() == own.split()  # the width of lines is the terminal's
+    assert "".join(done.stdout.split()) == "".join(own.split())  # the width of lines is the terminal's
     growth = subprocess.run(
         [sys.executable, script.with_name("scale.py"), tmp_path, "--out", tmp_path / "out", "--rows", "9"],
         capture_output=True,

@@ -137,10 +137,9 @@ def store_baseline(work: Work, name: str, rows: int, z: NDArray[Any], path: Path
     """Let FAISS train its own index on the encoded rows and fill it with them, and write it -> what is known by then."""
     x, nlist = work.load("z", rows), list_count(rows)
     M, d = work.options.bits // 8, x.shape[1]
+    index = faiss.index_factory(d, f"IVF{nlist},PQ{M}np", faiss.METRIC_INNER_PRODUCT)
     if name == "faiss-ivfpq-l2":
-        index = with_plain_lists(d, nlist, M)
-    else:
-        index = faiss.index_factory(d, f"IVF{nlist},PQ{M}np", faiss.METRIC_INNER_PRODUCT)
+        with_plain_lists(index)
     with threads(1):
         start = time.perf_counter()
         index.train(x)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import Floats, Labels
+from ..arrays import Floats, Ints, Labels
 from ..data import open_rows
 from ..errors import DataError
 from ..files import atomic_write, make_folder
@@ -45,13 +45,13 @@ def read_labelled(path: Path) -> tuple[Floats, Labels]:
         return source.read(0, len(source)), source.labels
 
 
-def drawn(x: Floats, rows: int, noise: float, seed: int | tuple[int, ...]) -> Iterator[tuple[int, Floats]]:
-    """(first row, rows like those of x) block by block."""
+def drawn(x: Floats, rows: int, noise: float, seed: int | tuple[int, ...]) -> Iterator[tuple[Ints, Floats]]:
+    """(rows of x that were drawn (b,), rows like these (b, d)) block by block."""
     rng = np.random.default_rng(seed)
     spread = (noise * x.std(0)).astype(np.float32)
     for i in range(0, rows, BLOCK):
-        part = x[rng.integers(0, len(x), min(BLOCK, rows - i))]
-        yield i, part + spread * rng.standard_normal(part.shape, np.float32)
+        picked = rng.integers(0, len(x), min(BLOCK, rows - i))
+        yield picked, x[picked] + spread * rng.standard_normal((len(picked), x.shape[1]), np.float32)
 
 
 @dataclass

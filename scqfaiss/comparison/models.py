@@ -32,15 +32,19 @@ class Models:
 
     def __init__(self, x: Floats, y: Any, longest: int, seed: int, class_names: Any) -> None:
         self.x, self.y, self.longest, self.seed, self.class_names = x, y, longest, seed, class_names
-        self.trained: dict[tuple[str, int], tuple[Model, float]] = {}
+        self.trained: dict[tuple[str, int, int], tuple[Model, float]] = {}
 
-    def get(self, asked: str, bits: int) -> tuple[Model, float]:
-        """(model of that length, seconds of the training behind it); asked: a method, with ':4' for codebooks of 4 bits."""
+    def get(self, asked: str, bits: int, lists: int) -> tuple[Model, float]:
+        """(model of that length in so many lists, seconds of the training behind it).
+
+        asked: a method, with ':4' for codebooks of 4 bits. Raises ScqError where no such model can be trained.
+        """
         name, _, nbits = asked.partition(":")
         method = method_class(name)
         labelled = "labels" in method.needs_of(method.Config())
         longest = self.longest if method.nested else bits
-        if (asked, longest) not in self.trained:
+        if (asked, longest, lists) not in self.trained:
+            more: dict[str, Any] = {"lists": str(lists)} if lists > 1 else {}
             start = time.perf_counter()
             with warnings.catch_warnings():  # few rows a codeword, an unused class: true, and no news here
                 warnings.simplefilter("ignore")
@@ -52,7 +56,8 @@ class Models:
                     nbits=int(nbits or 8),
                     seed=self.seed,
                     class_names=self.class_names if labelled else None,
+                    **more,
                 )
-            self.trained[asked, longest] = model, time.perf_counter() - start
-        model, seconds = self.trained[asked, longest]
+            self.trained[asked, longest, lists] = model, time.perf_counter() - start
+        model, seconds = self.trained[asked, longest, lists]
         return (model.prefix(bits) if method.nested and bits < longest else model), seconds

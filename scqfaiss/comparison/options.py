@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..methods import REGISTRY as METHODS
 from ..targets import REGISTRY as TARGETS
 
-FAISS_METHODS = ("pq", "opq", "ivfpq", "rq", "lsq", "fastscan")
+FAISS_METHODS = ("ivf", "pq", "opq", "ivfpq", "rq", "ivfrq", "lsq", "fastscan", "rabitq")
 SPACES = ("raw", "trained")
 MAX = 2**31 - 1
 # name -> (target, codebooks, options of the target, whether its lists grow with the rows)
@@ -67,13 +67,13 @@ def whole_numbers(text: str) -> tuple[int, ...]:
 
 
 def lengths(text: str) -> tuple[int, ...]:
-    """'32,8' -> (8, 32): bits of a code."""
-    needs = ValueError("needs lengths in bits, multiples of 8, such as 8,16,32,64")
+    """'32,8' -> (8, 32): bits of a code. 0: the list that a row stands in, and nothing more."""
+    needs = ValueError("needs lengths in bits, multiples of 8, such as 0,8,16,32,64")
     try:
         bits = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
         raise needs from None
-    if not bits or any(b < 8 or b % 8 for b in bits):
+    if any(b < 0 or b % 8 for b in bits):
         raise needs
     return bits
 
@@ -87,12 +87,14 @@ def rows_and_columns(text: str) -> tuple[int, int]:
     return rows, columns
 
 
-def number_or_auto(text: str) -> int | None:
-    """'auto' -> None."""
+def whole_numbers_or_auto(text: str) -> tuple[int, ...] | None:
+    """'64,1' -> (1, 64); 'auto' -> None."""
+    if text == "auto":
+        return None
     try:
-        return None if text == "auto" else int(text)
+        return tuple(sorted(whole_numbers(text)))
     except ValueError:
-        raise ValueError("needs a number or auto") from None
+        raise ValueError("needs auto, or whole numbers above 0, such as 1,64,1024") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,16 +118,19 @@ class Files:
 class CompareOptions(Files):
     """Of a comparison with FAISS's own codes at equal bits a vector. Raises ConfigError on names that nothing has."""
 
-    bits: tuple[int, ...] = option("Bits a vector.", (8, 16, 32, 64), parse=lengths)
+    bits: tuple[int, ...] = option("Bits a vector; 0: the list of a row alone.", (0, 8, 16, 32, 64), parse=lengths)
+    lists: tuple[int, ...] | None = option(
+        "Inverted lists of the codes, ours and FAISS's; 1: codes of whole vectors; auto: 1 and 4 sqrt(n), a power of two.",
+        None,
+        parse=whole_numbers_or_auto,
+        shown_default="auto",
+    )
     methods: tuple[str, ...] = option(
         "Of `scqfaiss train`; :4 for codebooks of 4 bits.", ("scq", "scq:4", "dpq", "label"), parse=names
     )
     baselines: tuple[str, ...] = option("FAISS's own.", FAISS_METHODS, parse=names)
     spaces: tuple[str, ...] = option("What baselines code.", SPACES, parse=names)
     containers: tuple[str, ...] = option("Targets of ours.", tuple(TARGETS), parse=names)
-    nlist: int | None = option(
-        "Inverted lists; auto: 4 sqrt(n), a power of two.", None, parse=number_or_auto, shown_default="auto"
-    )
     at: int | None = option("Ranks that count in mAP; default: the whole database.", None, low=1)
     sweep_at: int = option("The same at operating points.", 1000, low=1)
     left_out: tuple[str, ...] = option("Two classes that a training does not see.", (), parse=names)
@@ -151,6 +156,10 @@ class CompareOptions(Files):
                 )
             if method in FAISS_METHODS:
                 raise ConfigError(f"--methods names '{name}', which has no labels; it is one of --baselines")
+        if self.bits == (0,) and self.lists == (1,):
+            raise ConfigError(
+                "--bits 0 leaves the list of a row alone, and --lists 1 has none; needs --lists such as 64"
+            )
 
     @property
     def charted_bits(self) -> int:

@@ -1,6 +1,6 @@
 """Rows of a comparison: one coding measured once for its ranking, and once for each container that holds it.
 
-A coding is a method's codes at one length, one of FAISS's quantizers at one length, or floats.
+A coding is a method's codes at one length in so many inverted lists, one of FAISS's quantizers in the same, or floats.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Floats, Ints
+from ..codebooks import Codebooks
 from ..errors import ScqError
 from ..evaluation.ranking import Words
 from ..files import atomic_write
@@ -28,7 +29,7 @@ from ..targets import target
 from ..targets.ids import behind_ids
 from ..targets.pretransform import encoded, unwrap_index
 from .examples import examples_of
-from .faiss_codes import build, read_codes
+from .faiss_codes import build, lists_for, read_coding
 from .measuring import footprint, latencies
 from .models import Models
 from .options import CompareOptions
@@ -49,9 +50,10 @@ class Comparison:
     ids: dict[str, Ints]  # of queries, and of database rows in their own order
     results: Results
     run: dict[str, Any]
-    nlist: int
     folder: Path  # for indexes while they are measured
     say: Callable[[str], Any]
+
+    charted: tuple[int, int]  # bits and lists that charts of single codes are drawn for
 
     def done(self, coding: str) -> bool:
         """Whether results hold the rows of a coding."""
@@ -68,9 +70,10 @@ class Comparison:
         self.say(f"{time.strftime('%H:%M:%S')}  {coding:24} {what}")
 
 
-def coding_key(method: str, space: str, bits: int | None) -> str:
-    """'scq/trained/32'; bits None: of floats, and of codes that have one length only."""
-    return "/".join(str(part) for part in (method, space, bits) if part)
+def coding_key(method: str, space: str, bits: int | None, lists: int = 1) -> str:
+    """'scq/trained/32', 'scq/trained/32 in 64 lists'; bits None: of floats, and of codes that have one length only."""
+    key = "/".join(str(part) for part in (method, space, bits) if part is not None)
+    return key if lists == 1 else f"{key} in {lists} lists"
 
 
 def save_index(index: Any, path: Path) -> None:
@@ -80,36 +83,52 @@ def save_index(index: Any, path: Path) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------------- ours
-def ours(c: Comparison, models: Models, unseen: Models | None, method: str, bits: int | None) -> None:
-    """All rows of one method at one length (None: the method's own)."""
-    key = coding_key(method, "trained", bits)
+def ours(c: Comparison, models: Models, unseen: Models | None, method: str, bits: int | None, lists: int) -> None:
+    """All rows of one method at one length (None: the method's own) in so many lists (1: codes of whole vectors)."""
+    key = coding_key(method, "trained", bits, lists)
     if c.done(key):
         return
-    model, train_seconds = models.get(method, bits or 8)
-    codebooks = model.codebooks
+    role = "label" if method == "label" else "ours"
+    head = {"role": role, "method": method, "space": "trained", "bits": bits, "lists": lists, "run": c.run}
+    try:
+        model, train_seconds = models.get(method, 8 if bits is None else bits, lists)
+    except ScqError as error:
+        if lists == 1:
+            raise
+        c.finish(key, [head | {"key": key + "/none", "reason": str(error)}])
+        return
+    head["bits"] = model.codebooks.bits
+    rows = _rows_of(c, model, head, train_seconds, lambda: unseen_of(c, unseen, method, bits, lists))
+    if not rows:
+        shape = model.codebooks.shape
+        text = f"{shape.M} codebooks of {shape.nbits} bits ({shape.kind})" + (f" in {lists} lists" if lists > 1 else "")
+        rows.append(head | {"reason": f"none of {', '.join(c.options.containers)} takes {text}"})
+    c.finish(key, [row | {"key": f"{key}/{row.get('container', 'none')}"} for row in rows])
+
+
+def _rows_of(
+    c: Comparison, model: Model, head: dict[str, Any], train_seconds: float, unseen: Callable[[], float | None]
+) -> list[dict[str, Any]]:
+    """A row for each container that takes the model's codes. unseen: `unseen_map` of a training like this one."""
+    level = head["bits"], head["lists"]
     start = time.perf_counter()
     zb = model.embed(c.task.xb)
     codes = model.assign(zb)
     encode_seconds = time.perf_counter() - start
-    head = {
-        "role": "label" if method == "label" else "ours",
-        "method": method,
-        "space": "trained",
-        "factory": None,
-        "bits": codebooks.bits,
-        "trained_bits": model.config.get("prefix", {}).get("bits", codebooks.bits),
-    }
+    trained = model.config.get("prefix", {}).get("bits", model.codebooks.bits)
     rows: list[dict[str, Any]] = []
     coded: _Coded | None = None
-    for container, options in containers(c, codebooks.shape):
+    for container, options in containers(c, model.codebooks.shape):
         name = container.partition(" ")[0]
         gallery, add_seconds = _export(c, model, codes, name, options)
         if coded is None:
-            coded = _Coded.of(c, model, gallery, zb, codes, drawn=bits == c.options.charted_bits)
-            coded.measures["unseen_map"] = unseen_of(c, unseen, method, bits)
+            coded = _Coded.of(c, model, gallery, zb, codes, drawn=level == c.charted)
+            coded.measures["unseen_map"] = unseen()
         size = footprint(c.folder / "ours.faissindex", "scqfaiss" if name in SEARCHES else "faiss", None)
         row = {
             **head,
+            "factory": None,
+            "trained_bits": trained,
             "container": container,
             **coded.measures,
             "seconds": {"train": train_seconds, "encode": encode_seconds, "add": add_seconds},
@@ -117,23 +136,10 @@ def ours(c: Comparison, models: Models, unseen: Models | None, method: str, bits
             "open_ms": size["open_ms"],
         }
         search = (lambda z, k, g=gallery: g.search(z, k, encoded=True)) if name in SEARCHES else gallery.index.search
-        measure_points(
-            c.task,
-            c.options.budget,
-            row,
-            coded.coding,
-            coded.kth,
-            search,
-            gallery.embed(c.task.xq),
-            _sweep(name, gallery),
-        )
-        rows.append(row | {"key": f"{key}/{container}", "run": c.run})
-    if not rows:
-        shape = f"{codebooks.M} codebooks of {codebooks.nbits} bits ({codebooks.kind})"
-        reason = f"none of {', '.join(c.options.containers)} takes {shape}"
-        few = {name: head[name] for name in ("role", "method", "space", "bits")}
-        rows.append(few | {"run": c.run, "key": key + "/none", "reason": reason})
-    c.finish(key, rows)
+        zq, sweep = gallery.embed(c.task.xq), _sweep(name, gallery, head["lists"])
+        measure_points(c.task, c.options.budget, row, coded.coding, coded.kth, search, zq, sweep)
+        rows.append(row)
+    return rows
 
 
 @dataclass(frozen=True)
@@ -147,15 +153,22 @@ class _Coded:
     @staticmethod
     def of(c: Comparison, model: Model, gallery: Gallery, zb: Floats, codes: NDArray[Any], drawn: bool) -> _Coded:
         """gallery: any that holds the codes (n, M) of zb (n, d). drawn: with what charts of single codes need."""
-        codebooks, words = model.codebooks, Words.of(codes)
         zs = encoded(gallery.index, gallery.embed(c.task.xq))
-        coding = Coding(zs, zb, words, codebooks.decode(words.codes), codes, codebooks.K, codebooks.metric)
+        coding = coding_of(model.codebooks, codes, zs, zb)
         measures, kth = ranking(c.task, coding)
         measures |= {"neighbours": {}, "encode_ms": latencies(gallery.embed, c.task.xq, c.options.budget)}
         measures["usage"] = coding.usage()
         if drawn:
             measures |= examples_of(c.task, coding, c.options.seed, c.options.map_rows)
         return _Coded(coding, measures, kth)
+
+
+def coding_of(codebooks: Codebooks, codes: NDArray[Any], zq: Floats, zb: Floats) -> Coding:
+    """Queries zq (nq, d) and rows zb (n, d) by codes of ours, (n, M), or (n, 1 + M) where the list stands first."""
+    words, told, K = Words.of(codes), codes, codebooks.K
+    if codebooks.lists is not None:  # what use of codewords is told of: of codes of 0 bits, that of the lists
+        told, K = (codes[:, 1:], K) if codebooks.M else (codes, len(codebooks.lists))
+    return Coding(zq, zb, words, codebooks.decode(words.codes), told, K, codebooks.metric)
 
 
 def _export(
@@ -173,9 +186,9 @@ def _export(
     return open_gallery(path, model=model), seconds
 
 
-def _sweep(name: str, gallery: Gallery) -> Sweep:
+def _sweep(name: str, gallery: Gallery, lists: int) -> Sweep:
     """What the operating points of a target differ in."""
-    if name == "ivfpq":
+    if name == "ivfpq" or (name == "lift" and lists > 1):
         return lists_of(unwrap_index(gallery.index))
     if name == "fastscan":
         refine = behind_ids(gallery.index)
@@ -184,59 +197,57 @@ def _sweep(name: str, gallery: Gallery) -> Sweep:
 
 
 def containers(c: Comparison, shape: Any) -> Iterator[tuple[str, dict[str, int]]]:
-    """(name, options of the export) of every target that takes such codes; `ivfpq` alone, and with lists."""
+    """(name, options of the export) of every target that takes such codes; `ivfpq` of codes of whole vectors alone, and with
+    lists that searches are routed by.
+    """
+    routing = lists_for(len(c.task.xb))
     for name in TARGETS:
         if target(name).supports(shape) is not None or name not in c.options.containers:
             continue
-        if shape.nbits == 4 and shape.M > 1 and name != "fastscan":
+        if shape.nbits == 4 and shape.M > 1 and shape.L == 1 and name != "fastscan":
             continue  # pairs of them stand as codebooks of 8 bits there, which are measured as such
         yield name, {}
-        if name == "ivfpq" and c.nlist > 1:
-            yield f"ivfpq {c.nlist} lists", {"nlist": c.nlist}
+        if name == "ivfpq" and shape.L == 1 and routing > 1:
+            yield f"ivfpq {routing} lists", {"nlist": routing}
 
 
-def unseen_of(c: Comparison, unseen: Models | None, method: str, bits: int | None) -> float | None:
+def unseen_of(c: Comparison, unseen: Models | None, method: str, bits: int | None, lists: int) -> float | None:
     """mAP for queries of classes that a training of its own has not seen; None where it cannot be had."""
     if unseen is None:
         return None
     try:
-        model, _ = unseen.get(method, bits or 8)
+        model, _ = unseen.get(method, 8 if bits is None else bits, lists)
     except ScqError as error:
         c.say(f"{method}: no training without the classes left out ({error})")
         return None
     zb = model.embed(c.task.xb)
-    codes = model.assign(zb)
-    words = Words.of(codes)
-    codebooks = model.codebooks
-    zq = model.embed(c.task.xq)
-    return unseen_map(
-        c.task, Coding(zq, zb, words, codebooks.decode(words.codes), codes, codebooks.K, codebooks.metric)
-    )
+    return unseen_map(c.task, coding_of(model.codebooks, model.assign(zb), model.embed(c.task.xq), zb))
 
 
 # ------------------------------------------------------------------------------------------------------------------- FAISS's
-def baseline(c: Comparison, method: str, space: str, bits: int, zq: Floats, zb: Floats) -> None:
+def baseline(c: Comparison, method: str, space: str, bits: int, lists: int, zq: Floats, zb: Floats) -> None:
     """The row of one of FAISS's own quantizers over queries zq (nq, d) and database zb (n, d)."""
-    key = coding_key(method, space, bits)
+    key = coding_key(method, space, bits, lists)
     if c.done(key):
         return
-    head = {"key": key + "/faiss", "role": "baseline", "method": method, "space": space, "bits": bits, "run": c.run}
+    head = {"key": key + "/faiss", "role": "baseline", "method": method, "space": space, "bits": bits, "lists": lists}
+    head["run"] = c.run
     try:
-        built = build(method, zb, bits, c.nlist, c.options.seed, c.options.training_rows)
+        built = build(method, zb, bits, lists, c.options.seed, c.options.training_rows)
     except (ValueError, RuntimeError) as error:  # FAISS's own errors are RuntimeErrors
         c.finish(key, [head | {"reason": " ".join(str(error).split())[:200]}])
         return
-    codes, words, decoded, K = read_codes(built.index, bits)
-    coding = Coding(zq, zb, words, decoded, codes, K)
+    coding = read_coding(method, built.index, bits, zq, zb)
     measures, kth = _measures_of(c, coding, space)
-    measures["usage"] = coding.usage()
-    if (method, space, bits) == ("ivfpq", "raw", c.options.charted_bits):
+    if method != "rabitq":  # whose codes are no codewords
+        measures["usage"] = coding.usage()
+    if space == "raw" and (bits, lists) == c.charted and method == ("ivfpq" if lists > 1 else "pq"):
         measures |= examples_of(c.task, coding, c.options.seed, c.options.map_rows)
     deep = unwrap_index(built.index)
     container = type(faiss.downcast_index(deep)).__name__
     row = head | {"container": container, "factory": built.factory, **measures, "seconds": built.seconds}
     row |= _size_of(c, built.index)
-    sweep = lists_of(deep) if method == "ivfpq" else Sweep()
+    sweep = lists_of(faiss.extract_index_ivf(built.index)) if lists > 1 else Sweep()
     measure_points(c.task, c.options.budget, row, coding, kth, built.index.search, zq, sweep)
     c.finish(key, [row])
 
@@ -261,6 +272,7 @@ def ceiling(c: Comparison, space: str, zq: Floats, zb: Floats, metric: str = "ip
         "container": "IndexFlat",
         "factory": "Flat",
         "bits": None,
+        "lists": 1,
         "run": c.run,
         **{name: value for name, value in measures.items() if name not in ("distinct_codes", "mse")},
         "seconds": {"train": 0.0, "encode": 0.0, "add": seconds},

@@ -72,7 +72,7 @@ TrainState = Annotated[float, Field(ge=-1e12, le=1e12)]
 Cosine = Annotated[float, Field(ge=-1.001, le=1.001)]
 Count = Annotated[int, Field(ge=0, le=10**15), BeforeValidator(_whole)]
 Rows = Annotated[int, Field(ge=1, le=10**15), BeforeValidator(_whole)]
-Bits = Annotated[int, Field(ge=1, le=1 << 20), BeforeValidator(_whole)]
+Bits = Annotated[int, Field(ge=0, le=1 << 20), BeforeValidator(_whole)]
 ByRank = Maybe[dict[str, Maybe[Share]]]
 ByRun = Maybe[dict[str, Maybe[dict[str, Maybe[dict[str, Maybe[Ms]]]]]]]
 Named = Maybe[dict[Text, Scalar]]
@@ -132,13 +132,14 @@ class Plane(Part):
 
 class ComparisonRow(Row):
     role: Maybe[Text] = part("role", "'ours', 'label' (the predicted class as code), 'baseline' or 'ceiling' (floats)")
-    method: Maybe[Text] = part("method", "scq, dpq, label, pq, opq, ivfpq, rq, lsq, fastscan, flat")
+    method: Maybe[Text] = part("method", "scq, dpq, label, ivf, pq, opq, ivfpq, rq, ivfrq, lsq, fastscan, rabitq, flat")
     space: Maybe[Text] = part(
         "space", "what is coded: 'raw' (rows, cosine) or 'trained' (what an encoder makes of them)"
     )
     container: Maybe[Text] = part("container", "target, or FAISS class")
     factory: Maybe[Text] = part("FAISS's factory strings", "of baselines", some=True)
-    bits: Maybe[Bits] = part("bits", "of a code, None of floats")
+    bits: Maybe[Bits] = part("bits", "of a code, None of floats; 0: the list of a row is its code")
+    lists: Maybe[Rows] = part("number of lists", "inverted lists that are part of the code; 1: codes of whole vectors")
     nlist: Maybe[Count] = part("nlist", "of the row's own operating point", some=True)
     nprobe: Maybe[Count] = part("nprobe", "of the row's own operating point", some=True)
     refine: Maybe[Count] = part("refine", "of the row's own operating point", some=True)
@@ -266,7 +267,7 @@ class Comparison(Results):
     many_labels: Maybe[bool] = part("whether rows have several labels")
     left_out: Maybe[list[Scalar]] = part("the classes left out of training", "those behind `unseen_map`")
     embedding: Named = part(
-        "whose embedding FAISS codes", "{'method', 'bits'}; in baselines and the ceiling of 'trained'"
+        "whose embedding FAISS codes", "{'method', 'bits', 'lists'}; in baselines and the ceiling of 'trained'"
     )
     at: Maybe[Rows] = part("the ranks that count in mAP", "divided by the relevant rows within them")
     sweep_at: Maybe[Rows] = part(
@@ -274,6 +275,7 @@ class Comparison(Results):
         "divided by what could have been found: min(ranks, all relevant rows)",
     )
     bits: Maybe[list[Scalar]] = part("the lengths asked for")
+    lists: Maybe[list[Scalar]] = part("the numbers of lists asked for")
     gallery: Maybe[Gallery] = part("the retrieval gallery")
     pictures: Maybe[dict[Text, Named]] = part("images of the gallery", "{'type': 'image/png', 'data': base64} by key")
     rows: list[ComparisonRow]

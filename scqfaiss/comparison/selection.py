@@ -1,7 +1,9 @@
 """Which rows of a comparison speak for what: the same choice for words, tables and charts.
 
-Rows of one method, space and length share their codes, hence all qualities of a ranking; they differ in container, speed and
-bytes. Anything may be missing from a results file, so every choice can come out empty.
+Rows of one method, space, length and number of inverted lists share their codes, hence all qualities of a ranking; they differ in
+container, speed and bytes. A level is a length and a number of lists: lists cost no byte, so codes are held against one another
+where both have as many. Rows of older results tell no lists and count as codes of whole vectors, which they were compared as.
+Anything may be missing from a results file, so every choice can come out empty.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ Part = TypeVar("Part")
 
 NAMES = {
     "scq": "SCQ", "scq:4": "SCQ, 4-bit codebooks", "dpq": "DPQ", "phpq": "PHPQ", "mecoq": "MeCoQ", "mopq": "MoPQ",
-    "label": "label code", "pq": "PQ", "opq": "OPQ", "ivfpq": "IVFPQ", "rq": "RQ", "lsq": "LSQ",
-    "fastscan": "PQ fast scan", "flat": "floats",
+    "label": "label code", "pq": "PQ", "opq": "OPQ", "ivfpq": "IVFPQ", "rq": "RQ",
+    "ivfrq": "IVF RQ", "lsq": "LSQ", "fastscan": "PQ fast scan", "rabitq": "RaBitQ", "ivf": "lists alone", "flat": "floats",
 }  # fmt: skip
 SPACES = {"raw": "rows", "trained": "embedding"}
 NO_LENGTH = "no length was measured both for ours and for a baseline of the rows"
@@ -42,9 +44,18 @@ def get(row: Row | None, *path: str) -> float | None:
 
 
 def name_of(row: Row) -> str:
-    """'SCQ', 'IVFPQ', 'OPQ of the embedding': a method as people call it, with what it codes where that is a choice."""
+    """'SCQ', 'IVFPQ (64 lists)', 'OPQ of the embedding': a method as people call it, with its lists where it has some, and with
+    what it codes where that is a choice.
+    """
     name = NAMES.get(str(row.get("method")), str(row.get("method", row["key"])))
+    lists = lists_of(row)
+    name += f" ({lists:,} lists)" if lists > 1 else ""
     return f"{name} of the embedding" if borrows(row) else name
+
+
+def lists_of(row: Row) -> int:
+    """Inverted lists that are part of a row's code; 1: codes of whole vectors."""
+    return int(number(row.get("lists")) or 1)
 
 
 def borrows(row: Row) -> bool:
@@ -53,8 +64,8 @@ def borrows(row: Row) -> bool:
 
 
 def coding(row: Row) -> tuple[Any, ...]:
-    """(method, space, bits): rows that agree in these hold the same codes, in other containers."""
-    return row.get("method"), row.get("space"), row.get("bits")
+    """(method, space, bits, lists): rows that agree in these hold the same codes, in other containers."""
+    return row.get("method"), row.get("space"), row.get("bits"), lists_of(row)
 
 
 def by_coding(document: Document) -> dict[tuple[Any, ...], Document]:
@@ -70,13 +81,13 @@ def embedded(document: Document) -> Row | None:
     held = document.get("embedding")
     if not isinstance(held, Mapping) or held.get("method") is None:
         return None
-    wanted = (held["method"], get(held, "bits"))
+    wanted = (held["method"], get(held, "bits"), lists_of(held))
     rows = (r for r in document.get("rows", []) if r.get("role") == "ours" and get(r, "map") is not None)
-    return next((r for r in rows if (r.get("method"), get(r, "bits")) == wanted), None)
+    return next((r for r in rows if (r.get("method"), get(r, "bits"), lists_of(r)) == wanted), None)
 
 
 def codings(document: Document) -> list[Row]:
-    """One row for each method, space and length that has a mAP: the first, as all its containers rank alike."""
+    """One row for each method, space and level that has a mAP: the first, as all its containers rank alike."""
     found: dict[tuple[Any, ...], Row] = {}
     for row in document.get("rows", []):
         if get(row, "map") is not None:
@@ -93,10 +104,11 @@ def series(document: Document) -> dict[str, list[Row]]:
     return {name: sorted(rows, key=lambda r: r["bits"]) for name, rows in found.items()}
 
 
-def lengths(document: Document) -> list[int]:
-    """Bits that ours or any baseline was measured at, ascending; label codes have a length of their own."""
+def levels(document: Document) -> list[tuple[int, int]]:
+    """(bits, lists) that ours or any baseline was measured at, ascending; label codes have a length of their own."""
     roles = ("ours", "baseline")
-    return sorted({row["bits"] for row in codings(document) if row.get("role") in roles and number(row.get("bits"))})
+    coded = (row for row in codings(document) if row.get("role") in roles and number(row.get("bits")) is not None)
+    return sorted({(row["bits"], lists_of(row)) for row in coded})
 
 
 def best_of(rows: Iterable[Row]) -> Row | None:
@@ -104,33 +116,40 @@ def best_of(rows: Iterable[Row]) -> Row | None:
     return max(rows, key=lambda row: get(row, "map") or 0.0, default=None)
 
 
-def best_ours(document: Document, bits: int) -> Row | None:
-    """The one of ours with the highest mAP at a length."""
-    return best_of(r for r in codings(document) if r.get("role") == "ours" and r.get("bits") == bits)
+def at_level(document: Document, bits: int, lists: int) -> list[Row]:
+    """The codings of a length and a number of lists."""
+    return [r for r in codings(document) if r.get("bits") == bits and lists_of(r) == lists]
 
 
-def best_baseline(document: Document, bits: int) -> Row | None:
-    """The baseline without labels, on the rows as they are, with the highest mAP at a length."""
-    rows = (r for r in codings(document) if r.get("role") == "baseline" and r.get("space") == "raw")
-    return best_of(r for r in rows if r.get("bits") == bits)
+def best_ours(document: Document, bits: int, lists: int = 1) -> Row | None:
+    """The one of ours with the highest mAP at a level."""
+    return best_of(r for r in at_level(document, bits, lists) if r.get("role") == "ours")
 
 
-def shown_bits(document: Document) -> int | None:
-    """The length for charts of one length: 32 bits, or else the largest at which ours and a baseline stand."""
-    both = [b for b in lengths(document) if best_ours(document, b) and best_baseline(document, b)]
-    return USUAL_BITS if USUAL_BITS in both else max(both, default=None)
+def best_baseline(document: Document, bits: int, lists: int = 1) -> Row | None:
+    """The baseline without labels, on the rows as they are, with the highest mAP at a level."""
+    rows = at_level(document, bits, lists)
+    return best_of(r for r in rows if r.get("role") == "baseline" and r.get("space") == "raw")
+
+
+def shown_level(document: Document) -> tuple[int, int] | None:
+    """(bits, lists) for charts of one length: 32 bits, or else the most at which ours and a baseline stand, in the most lists."""
+    both = [level for level in levels(document) if best_ours(document, *level) and best_baseline(document, *level)]
+    usual = [level for level in both if level[0] == USUAL_BITS]
+    return max(usual or both, default=None)
 
 
 def pair(document: Document) -> tuple[Row | None, Row | None]:
-    """(ours, IVFPQ of the rows) for images side by side, at shown_bits."""
-    bits = shown_bits(document)
-    if bits is None:
+    """(ours, IVFPQ of the rows) for images side by side, at shown_level."""
+    level = shown_level(document)
+    if level is None:
         return None, None
-    ours = best_ours(document, bits)
+    ours = best_ours(document, *level)
     if ours is not None:  # of its containers the one that carries the images' data
         ours = next((r for r in document["rows"] if coding(r) == coding(ours) and r.get("plane")), ours)
-    ivfpq = (r for r in document["rows"] if coding(r) == ("ivfpq", "raw", bits) and get(r, "map") is not None)
-    return ours, next(ivfpq, None) or best_baseline(document, bits)
+    usual = [("ivfpq", "raw", *level), ("pq", "raw", *level)]
+    known = (r for name in usual for r in document["rows"] if coding(r) == name and get(r, "map") is not None)
+    return ours, next(known, None) or best_baseline(document, *level)
 
 
 def carried(document: Document, row: Row | None, field: str) -> list[Any]:
@@ -145,7 +164,8 @@ def sides(document: Document, field: str, read: Callable[[Any], Part | None]) ->
     """(name, what `read` makes of `field`) of ours and of the baseline, as far as they have it: for charts side by side."""
     ours, base = pair(document)
     # The inside may have been looked at of one of ours only, which need not be the best by a hair.
-    level = [r for r in codings(document) if ours is not None and r.get("bits") == ours.get("bits")]
+    shown = shown_level(document)
+    level = [] if shown is None else at_level(document, *shown)
     others = sorted((r for r in level if r.get("role") == "ours"), key=lambda r: -r["map"])
     both = []
     for candidates in ([ours, *others], [base]):
@@ -157,8 +177,13 @@ def sides(document: Document, field: str, read: Callable[[Any], Part | None]) ->
 
 def lacking(document: Document, what: str) -> str:
     """Why there is no chart of what neither side has."""
-    bits = shown_bits(document)
-    return NO_LENGTH if bits is None else f"no row of {bits} bits has {what}"
+    level = shown_level(document)
+    return NO_LENGTH if level is None else f"no row of {said(*level)} has {what}"
+
+
+def said(bits: int, lists: int) -> str:
+    """'32 bits', '32 bits in 64 lists'."""
+    return f"{bits} bits" + (f" in {lists:,} lists" if lists > 1 else "")
 
 
 def shared(document: Document, row: Row | None, *path: str) -> float | None:
@@ -182,14 +207,14 @@ def encoding(document: Document, row: Row) -> float | None:
 
 
 def fastest(
-    document: Document, method: str, space: str, bits: int, recall: float = 0.95
+    document: Document, method: str, space: str, bits: int | None, lists: int | None, recall: float = 0.95
 ) -> tuple[Row, Mapping[str, Any]] | None:
     """(row, operating point) with the least ms among all containers of a coding, of points that find at least `recall` of the
-    first 10 that the same codes would rank first; None where no point does.
+    first 10 that the same codes would rank first; None where no point does. lists None: in however many.
     """
     best: tuple[Row, Mapping[str, Any]] | None = None
     for row in document.get("rows", []):
-        if coding(row) != (method, space, bits):
+        if coding(row)[:3] != (method, space, bits) or lists not in (None, lists_of(row)):
             continue
         for point in row.get("points") or []:
             ms, found = get(point, "ms"), get(point, "recall")

@@ -28,8 +28,9 @@ from ..errors import format_bytes, printable
 from ..files import PathLike, atomic_write, make_folder
 from .charts import Chart, Missing, charts
 from .gaps import Gap, gaps
+from .summary import summary
 from .tables import Table, tables
-from .words import Point, class_name, count, embedding_of, summary
+from .words import Point, class_name, count, embedding_of
 
 KINDS = {"comparison": "Codes at equal length", "scale": "Time and memory by size", "training": "Training steps"}
 SHOWN = ("image/png", "image/jpeg", "image/webp")  # what every browser shows
@@ -261,7 +262,7 @@ def _asked(document: Document) -> tuple[list[tuple[int, Row]], list[Row]]:
 def _side_name(row: Row | None, side: Row) -> str:
     if row is None:
         return str(side.get("key") or "unnamed")
-    return name_of(row) + (f", {row['bits']} bits" if row.get("bits") else "")
+    return name_of(row) + ("" if row.get("bits") is None else f", {row['bits']} bits")
 
 
 def _tile(

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..comparison import selection
-from ..comparison.selection import Document, Row, codings, fastest, get, name_of, number
-from .words import RECALL, count, format_number, nbytes, score, target_of
+from ..comparison.selection import Document, Row, codings, fastest, get, lists_of, name_of, number
+from .words import RECALL, count, format_number, length, nbytes, score, target_of
 
 LOW, HIGH = -1, 1  # which end of a column is the best one; 0: neither
 Value = Callable[[Row], float | None]
@@ -114,22 +114,29 @@ def comparison(document: Document) -> Table:
     costs = {str(row["key"]): _costs(together, row) for row in codings(document)}
     costs |= {str(row["key"]): (row, None) for row in failed}
     columns = _columns(document, together, costs)
-    grouped: dict[int | None, list[Row]] = {}
+    grouped: dict[tuple[int | None, int], list[Row]] = {}
     for row in [*codings(document), *failed]:
-        grouped.setdefault(row["bits"] if number(row.get("bits")) else None, []).append(row)
+        bits = None if number(row.get("bits")) is None else row["bits"]
+        grouped.setdefault((bits, lists_of(row)), []).append(row)
     order = {"ours": 0, "label": 1, "baseline": 2, "ceiling": 3}
     groups = []
-    for bits in sorted(grouped, key=lambda b: (b is None, b or 0)):
-        rows = sorted(grouped[bits], key=lambda r: (order.get(str(r.get("role")), 4), r.get("space") == "trained"))
+    for bits, lists in sorted(grouped, key=lambda level: (level[0] is None, level[0] or 0, level[1])):
+        rows = sorted(
+            grouped[bits, lists], key=lambda r: (order.get(str(r.get("role")), 4), r.get("space") == "trained")
+        )
         lines = [
             _line(columns, r, *_named(r, costs[str(r["key"])][0].get("container")), "*" * (r.get("role") == "label"))
             for r in rows
         ]
-        groups.append(Group(_length(bits), _with_best(columns, lines)))
+        groups.append(Group(_length(bits, lists), _with_best(columns, lines)))
     lead = (
         "The best of each column at each length stands in bold. Times and bytes are those of the container that is named, the "
         "fastest that finds at least 95 of 100 of the first 10; one thread, 1,000 queries at a time."
     )
+    if any(lists > 1 for _, lists in grouped):
+        lead += (
+            " The list that a vector stands in costs no byte; codes stand together that have the same number of lists."
+        )
     notes = {"*": HONESTY} if any(row.get("role") == "label" for row in codings(document)) else {}
     return Table("Codes by length", "code", _header(columns), groups, lead, notes)
 
@@ -139,11 +146,11 @@ def _costs(together: dict[tuple[Any, ...], Document], row: Row) -> tuple[Row, fl
     point = None
     if row.get("role") != "ceiling":
         rows = together[selection.coding(row)]
-        point = fastest(rows, str(row.get("method")), str(row.get("space")), row.get("bits") or 0, RECALL)
+        point = fastest(rows, str(row.get("method")), str(row.get("space")), row.get("bits"), None, RECALL)
     if point:
         return point[0], get(point[1], "ms")
     # Floats are searched whole, and have no length to look their settings up by.
-    return row, None if row.get("bits") else get(row, "ms", "1000", "one", "p50")
+    return row, None if row.get("role") != "ceiling" else get(row, "ms", "1000", "one", "p50")
 
 
 def _columns(
@@ -197,16 +204,18 @@ def _named(row: Row, held: Any) -> tuple[str, str]:
     return name, ", ".join(part for part in (of.strip(), str(held or "")) if part)
 
 
-def _length(bits: int | None) -> str:
+def _length(bits: int | None, lists: int) -> str:
     if bits is None:
         return "floats, without a code"
-    return f"{bits} bits" + (f": {bits // 8} byte{'s' if bits > 8 else ''} a vector" if bits % 8 == 0 else " a vector")
+    text = f"{bits} bits" + (f": {length(bits)} a vector" if bits % 8 == 0 else " a vector")
+    return text + (f" in {lists:,} lists" if lists > 1 else "")
 
 
 def everything(document: Document) -> Table:
     """Every row of a comparison with every figure that is one number."""
     columns = [
         _Column("bits", "", _at("bits"), count),
+        _Column("lists of the code", "", _at("lists"), count),
         _Column("nlist", "", _at("nlist"), count),
         _Column("nprobe", "", _at("nprobe"), count),
         _Column("refine", "", _at("refine"), count),

@@ -1,14 +1,26 @@
-"""What results say, in plain words, whichever way the figures go; and figures as text."""
+"""What a comparison says, in plain words, whichever way the figures go; and figures as text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..comparison import selection
-from ..comparison.selection import SPACES, Document, Row, best_of, codings, embedded, get, name_of, shared
+from ..comparison.selection import (
+    SPACES,
+    Document,
+    Row,
+    best_baseline,
+    best_of,
+    best_ours,
+    codings,
+    embedded,
+    get,
+    lists_of,
+    name_of,
+    shared,
+)
 from ..errors import format_bytes
 
 AHEAD, EVEN, BEHIND, MIXED, OPEN = "ahead", "even", "behind", "mixed", ""
@@ -64,8 +76,12 @@ def listed(parts: list[str]) -> str:
 
 
 def length(bits: float) -> str:
-    """'4 bytes' where the bits fill bytes, or else '12 bits'."""
-    return f"{bits / 8:.0f} byte{'s' if bits > 8 else ''}" if bits % 8 == 0 else f"{bits:.0f} bits"
+    """'0 bytes', '1 byte' where the bits fill bytes, or else '12 bits'."""
+    return f"{bits / 8:.0f} byte{'' if bits == 8 else 's'}" if bits % 8 == 0 else f"{bits:.0f} bits"
+
+
+def target_of(row: Row) -> str:
+    return str(row.get("target") or row["key"])
 
 
 def _held(ours: float, theirs: float) -> tuple[str, str]:
@@ -82,35 +98,27 @@ def _by_name(row: Row, value: float | None) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison
-def summary(document: Document) -> list[Point]:
-    """What a document of `schema.cleaned` says, the most important first."""
-    if not document["rows"]:
-        return [Point("Nothing measured", "These results hold no rows: there is nothing to say yet.")]
-    kinds = {"comparison": comparison, "scale": scale, "training": training}
-    return kinds[str(document["kind"])](document)
-
-
 def comparison(document: Document) -> list[Point]:
     """Quality at one length and at all, speed, unseen classes, and what holds the codes to honesty."""
-    bits = selection.shown_bits(document)
-    if bits is None:  # nothing at one length: what there is
-        some = selection.lengths(document)
-        bits = max((b for b in some if selection.best_ours(document, b)), default=max(some, default=None))
-    ours = None if bits is None else selection.best_ours(document, bits)
-    theirs = None if bits is None else selection.best_baseline(document, bits)
-    if ours is None or bits is None:
+    level = selection.shown_level(document)
+    if level is None:  # nothing at one length: what there is
+        held = {at: (best_ours(document, *at), best_baseline(document, *at)) for at in selection.levels(document)}
+        level = max(held, key=lambda at: (held[at][0] is not None, held[at][1] is not None, at), default=None)
+    ours = None if level is None else best_ours(document, *level)
+    theirs = None if level is None else best_baseline(document, *level)
+    if ours is None or level is None:
         text = "No code of ours has a mAP here, so nothing can be said about it."
         if theirs is None:
             return [Point("Ranking quality", text)]
-        text += (
-            f" The best code without labels ({name_of(theirs)}) reaches {score(theirs['map'])} at {bits} bits a vector."
-        )
+        text += f" The best code without labels ({name_of(theirs)}) reaches {score(theirs['map'])} at {theirs['bits']}"
+        text += " bits a vector."
         return [Point("Ranking quality", text, "", _by_name(theirs, theirs["map"]))]
     points = (
-        quality(document, bits, ours, theirs),
-        speed(document, bits, ours, theirs),
+        quality(document, ours, theirs),
+        speed(document, ours, theirs),
         unseen(document, ours, theirs),
-        lengths_won(document),
+        lengths_won(document, level[1]),
+        what_lists_add(document, level),
         label_code(document, ours),
         same_embedding(document),
         coding_loss(document),
@@ -118,9 +126,9 @@ def comparison(document: Document) -> list[Point]:
     return [point for point in points if point]
 
 
-def quality(document: Document, bits: int, ours: Row, theirs: Row | None) -> Point:
+def quality(document: Document, ours: Row, theirs: Row | None) -> Point:
     """mAP at the length that stands for the others."""
-    topic, own = "Ranking quality", ours["map"]
+    topic, own, bits = "Ranking quality", ours["map"], ours["bits"]
     on = f" on {document['name']}" if document.get("name") else ""
     text = f"At {bits} bits a vector {name_of(ours)} ranks with a mAP of {score(own)}{on}"
     if theirs is None:
@@ -128,16 +136,19 @@ def quality(document: Document, bits: int, ours: Row, theirs: Row | None) -> Poi
         return Point(topic, text, score(own))
     verdict, by = _held(own, theirs["map"])
     text += f"; the best code without labels ({name_of(theirs)}) reaches {score(theirs['map'])}: "
-    text += f"{by} at the same {length(bits)}." if verdict != BEHIND else f"ours has {by} at the same {length(bits)}."
+    same = f"the same {length(bits)}" + (" and number of lists" if lists_of(ours) > 1 else "")
+    text += f"{by} at {same}." if verdict != BEHIND else f"ours has {by} at {same}."
     return Point(topic, text, score(own), _by_name(theirs, theirs["map"]), verdict)
 
 
-def lengths_won(document: Document) -> Point | None:
-    """At how many lengths ours is ahead; None where there is but one."""
+def lengths_won(document: Document, lists: int) -> Point | None:
+    """At how many lengths ours is ahead, in so many lists on both sides; None where there is but one."""
     both = [
         (bits, ours["map"], theirs["map"])
-        for bits in selection.lengths(document)
-        if (ours := selection.best_ours(document, bits)) and (theirs := selection.best_baseline(document, bits))
+        for bits, held in selection.levels(document)
+        if held == lists
+        and (ours := best_ours(document, bits, lists))
+        and (theirs := best_baseline(document, bits, lists))
     ]
     if len(both) < 2:
         return None
@@ -146,7 +157,7 @@ def lengths_won(document: Document) -> Point | None:
     at = {verdict: [str(b[0]) for b, v in zip(both, verdicts, strict=True) if v == verdict] for verdict in said}
     (first, a, x), (last, b, y) = both[0], both[-1]
     text = f"From {first} to {last} bits our best mAP goes from {score(a)} to {score(b)}, that of codes without labels"
-    text += f" from {score(x)} to {score(y)}. "
+    text += f" from {score(x)} to {score(y)}{f', all in {lists:,} lists' if lists > 1 else ''}. "
     text += f"Ours has {'; '.join(f'{said[v]} at {listed(bits)}' for v, bits in at.items() if bits)} bits."
     # Behind anywhere is not ahead: the reader may need that very length.
     won, lost = at[AHEAD], at[BEHIND]
@@ -154,13 +165,29 @@ def lengths_won(document: Document) -> Point | None:
     return Point("Every length", text, f"{len(won)} of {len(both)}", "lengths where ours has more mAP", verdict)
 
 
-def speed(document: Document, bits: int, ours: Row, theirs: Row | None) -> Point:
+def what_lists_add(document: Document, level: tuple[int, int]) -> Point | None:
+    """Our best mAP at one length with lists and without; None where only one of them was measured."""
+    bits, lists = level
+    with_lists, whole = best_ours(document, bits, lists), best_ours(document, bits)
+    if lists == 1 or with_lists is None or whole is None:
+        return None
+    a, b = round(with_lists["map"], 3), round(whole["map"], 3)
+    text = f"At {bits} bits the best of ours has a mAP of {score(a)} in {lists:,} lists and {score(b)} as codes of whole vectors."
+    text += " The list that a vector stands in costs no byte."
+    alone = best_ours(document, 0, lists)
+    if alone is not None and bits:
+        text += f" The list alone, a code of 0 bytes, has {score(alone['map'])}."
+    return Point("What lists add", text, f"{a - b:+.3f}", f"{name_of(whole)} {score(b)}")
+
+
+def speed(document: Document, ours: Row, theirs: Row | None) -> Point:
     """ms a query, with and without the encoder, of settings that miss little; against IVFPQ, and whatever is faster still."""
-    topic = "Search time"
+    topic, bits, lists = "Search time", ours["bits"], lists_of(ours)
     setting = "One thread, 1,000 queries at a time, settings that find at least 95 of 100 of the first 10."
-    own = selection.fastest(document, str(ours.get("method")), str(ours.get("space")), bits, RECALL)
-    rows = {str(r.get("method")): r for r in document["rows"] if _codes_rows(r) and r.get("bits") == bits}
-    timed = {m: float(at[1]["ms"]) for m in rows if (at := selection.fastest(document, m, "raw", bits, RECALL))}
+    own = selection.fastest(document, str(ours.get("method")), str(ours.get("space")), bits, lists, RECALL)
+    level = (r for r in document["rows"] if _codes_rows(r) and r.get("bits") == bits and lists_of(r) == lists)
+    rows = {str(r.get("method")): r for r in level}
+    timed = {m: float(at[1]["ms"]) for m in rows if (at := selection.fastest(document, m, "raw", bits, lists, RECALL))}
     first = min(timed, key=lambda method: timed[method], default="")
     usual = next((m for m in ("ivfpq", str((theirs or {}).get("method"))) if m in timed), first)
     # Where the usual one is the fastest, or shows the same figure, one is enough.
@@ -251,7 +278,7 @@ def same_embedding(document: Document) -> Point | None:
     if ours is None:
         return None
     trained = [r for r in codings(document) if r.get("role") == "baseline" and r.get("space") == "trained"]
-    row = best_of(r for r in trained if r.get("bits") == ours["bits"])
+    row = best_of(r for r in trained if r.get("bits") == ours["bits"] and lists_of(r) == lists_of(ours))
     if row is None:
         return None
     verdict, by = _held(ours["map"], row["map"])
@@ -292,92 +319,3 @@ def class_name(document: Document, label: Any) -> str:
     if isinstance(label, int) and not isinstance(label, bool):
         return str(names[label]) if 0 <= label < len(names) else f"class {label}"
     return str(label)
-
-
-# --------------------------------------------------------------------------------------------------------------- scale
-def scale(document: Document) -> list[Point]:
-    """The largest gallery measured, growth, and what it would come to."""
-    return [p for p in (largest(document), growth(document), extrapolated(document)) if p]
-
-
-def largest(document: Document) -> Point:
-    """ms a query where the most rows were measured."""
-    topic = "The largest gallery measured"
-    timed = [r for r in document["rows"] if get(r, "ms") is not None and get(r, "rows") is not None]
-    if not timed:
-        return Point(topic, "No search was timed.")
-    n = max(r["rows"] for r in timed)
-    first, *others = sorted((r for r in timed if r["rows"] == n), key=lambda r: float(r["ms"]))
-    recall = get(first, "recall")
-    text = f"Of {count(n)} rows, the most that were measured, {target_of(first)} needs {format_number(first['ms'])} ms a query"
-    text += "" if recall is None else f" and finds {100 * recall:.0f} of 100 of the first 10"
-    if others:
-        text += (
-            f"; {target_of(others[-1])}, the slowest of {len(others) + 1} targets, {format_number(others[-1]['ms'])} ms"
-        )
-    return Point(topic, f"{text}.", f"{format_number(first['ms'])} ms", f"{target_of(first)}, {count(n)} rows")
-
-
-def target_of(row: Row) -> str:
-    return str(row.get("target") or row["key"])
-
-
-def growth(document: Document) -> Point:
-    """The target whose time grows slowest."""
-    fits = {str(name): get(fit, "ms", "exponent") for name, fit in (document.get("fits") or {}).items()}
-    known = {name: value for name, value in fits.items() if value is not None}
-    if not known:
-        return Point("Growth", "No growth was fitted to these times.")
-    name, power = min(known.items(), key=lambda item: item[1])
-    text = f"Of {len(known)} targets {name} grows slowest: its time rises with the power {power:.2f} of the rows,"
-    text += f" so that ten times the rows take {format_number(10**power)} times as long."
-    if len(known) > 1:
-        last, worst = max(known.items(), key=lambda item: item[1])
-        text += f" The fastest growth is that of {last}, with the power {worst:.2f}."
-    return Point("Growth", text, f"power {power:.2f}", name)
-
-
-def extrapolated(document: Document) -> Point | None:
-    """What the fitted growth comes to at the size it was carried on to."""
-    carried: Mapping[str, Any] = document.get("extrapolation") or {}
-    targets, n = carried.get("targets") or {}, get(carried, "rows")
-    timed = {str(t): value for t in targets if (value := get(targets, t, "ms")) is not None}
-    if n is None or not timed:
-        return None
-    name, took = min(timed.items(), key=lambda item: item[1])
-    memory = get(targets, name, "memory")
-    text = f"Carried on to {count(n)} rows, {name} would need {format_number(took)} ms a query"
-    text += f" and {nbytes(memory)} of memory" if memory is not None else ""
-    text += ". This was not measured: it rests on the growth fitted, and on the assumptions below."
-    return Point("Carried on", text, f"{format_number(took)} ms", f"{name}, {count(n)} rows, not measured")
-
-
-# ------------------------------------------------------------------------------------------------------------ training
-def training(document: Document) -> list[Point]:
-    """A step of each stage and batch beside the released recipe's arithmetic."""
-    points = []
-    for row in document["rows"]:
-        ratio, low, high = (get(row, key) for key in ("ratio", "ratio_low", "ratio_high"))
-        if ratio is None:
-            continue
-        what, batch, pairs = (
-            f"{row.get('what') or row['key']} stage",
-            count(get(row, "batch")),
-            count(get(row, "pairs")),
-        )
-        sure = low is not None and high is not None
-        verdict = AHEAD if ratio > 1 else BEHIND if ratio < 1 else EVEN
-        if low is not None and high is not None and low <= 1 <= high:
-            verdict = EVEN
-        text = f"A step of the {what}{f' at batches of {batch}' if batch else ''} runs {format_number(ratio)} times as fast as "
-        text += "the released recipe's arithmetic"
-        text += {AHEAD: "", EVEN: ", which is no clear difference", BEHIND: ", which is slower"}[verdict]
-        rounds = f" of {pairs} rounds" if pairs else " of the rounds"
-        text += (
-            f"; in the middle half{rounds} between {format_number(low)} and {format_number(high)} times."
-            if sure
-            else "."
-        )
-        topic = f"{what[:1].upper()}{what[1:]}{f', batch {batch}' if batch else ''}"
-        points.append(Point(topic, text, f"{format_number(ratio)} ×", "released recipe 1 ×", verdict))
-    return points or [Point("Training steps", "No ratio was measured.")]

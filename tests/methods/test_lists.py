@@ -62,7 +62,9 @@ def test_k_means_from_random_rows_leaves_classes_without_a_centroid_and_this_doe
     one_class = torch.zeros(len(z), dtype=torch.int64)
     merged = class_kmeans(z, one_class, 64, GENERATOR().manual_seed(0))
     own = class_kmeans(z, classes, 64, GENERATOR().manual_seed(0))
-    near = [set((z[:, None] - w).square().sum(2).argmin(1)[classes == c].tolist()) for w in (merged, own) for c in range(60)]
+    near = [
+        set((z[:, None] - w).square().sum(2).argmin(1)[classes == c].tolist()) for w in (merged, own) for c in range(60)
+    ]
     shared = len(set.union(*near[:60])), len(set.union(*near[60:]))
     assert sum(len(near[c] & near[d]) > 0 for c in range(60) for d in range(c)) > 0, shared
     assert all(not near[60 + c] & near[60 + d] for c in range(60) for d in range(c))
@@ -135,7 +137,9 @@ def test_an_update_puts_lists_and_codewords_at_the_means_of_what_the_others_leav
     np.testing.assert_allclose(updated.centroids, w, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind, M, beam", [("product", 1, 1), ("product", 3, 1), ("additive", 1, 1), ("additive", 3, 4)])
+@pytest.mark.parametrize(
+    "kind, M, beam", [("product", 1, 1), ("product", 3, 1), ("additive", 1, 1), ("additive", 3, 4)]
+)
 def test_rounds_lower_the_squared_error(kind, M, beam):
     z, codebooks = residual_codebooks(kind, M)
     errors = []
@@ -195,7 +199,9 @@ METHODS = {"scq": FAST, "dpq": FAST, "label": FAST, "pq": {}, "opq": {}, "rq": {
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_with_lists_gives_codes_with_a_list_in_front(method):
     x, y = corners()
-    model = scqfaiss.train(x, y if METHODS[method] else None, method=method, bits=8, nbits=4, lists=16, **METHODS[method])
+    model = scqfaiss.train(
+        x, y if METHODS[method] else None, method=method, bits=8, nbits=4, lists=16, **METHODS[method]
+    )
     codebooks, codes = model.codebooks, model.encode(x)
     assert codebooks.L == 16 and codes.shape == (600, 1 + codebooks.M)
     assert codebooks.bits == (0 if method == "label" else 8)
@@ -203,7 +209,9 @@ def test_every_method_with_lists_gives_codes_with_a_list_in_front(method):
     if codebooks.M:  # without them the list alone is worse
         alone = Codebooks("product", np.zeros((0, 2, codebooks.d), np.float32), lists=codebooks.lists)
         assert distortion(z, codebooks, codes) < distortion(z, alone, alone.assign(z, "l2"))
-    again = scqfaiss.train(x, y if METHODS[method] else None, method=method, bits=8, nbits=4, lists="16", **METHODS[method])
+    again = scqfaiss.train(
+        x, y if METHODS[method] else None, method=method, bits=8, nbits=4, lists="16", **METHODS[method]
+    )
     assert again.sha256 == model.sha256
 
 

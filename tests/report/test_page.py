@@ -172,6 +172,7 @@ def test_the_table_of_a_comparison():
         "4 bits a vector",
         "16 bits: 2 bytes a vector",
         "32 bits: 4 bytes a vector",
+        "32 bits: 4 bytes a vector in 64 lists",
         "floats, without a code",
     ]
     ours = cells(table, "SCQ", 2)
@@ -534,7 +535,8 @@ def test_charts_and_those_that_are_missing(plain_charts):
     "kind, field, values",
     [
         ("comparison", "map", (17, -0.1, 1e308)),
-        ("comparison", "bits", (0, -8, 12.5, 1 << 21)),
+        ("comparison", "bits", (-1, -8, 12.5, 1 << 21)),
+        ("comparison", "lists", (0, -64, 2.5)),
         ("comparison", "nlist", (-1, 2.5)),
         ("comparison", "open_ms", (-5, 0, 1e308)),
         ("scale", "ms", (-5, 0, 1e15 * 2, 1e308)),

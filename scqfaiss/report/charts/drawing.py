@@ -77,7 +77,8 @@ _SERIES = {
     "phpq": ("#7e22ce", "#c79bff"), "mecoq": ("#0f766e", "#4fd1c5"), "mopq": ("#a21caf", "#f08cf0"),
     "label": ("#1f2328", "#e6e9ee"), "pq": ("#4b5563", "#b3bcc8"), "opq": ("#15803d", "#6fd08c"),
     "ivfpq": ("#946200", "#e3b341"), "rq": ("#be185d", "#ff8fb3"), "lsq": ("#0e7490", "#5cc8e0"),
-    "fastscan": ("#4d7c0f", "#b4d455"), "flat": ("#57606a", "#9aa4b2"), "other 0": ("#8b4513", "#dba37a"),
+    "fastscan": ("#4d7c0f", "#b4d455"), "ivfrq": ("#9d174d", "#f9a8d4"), "rabitq": ("#475569", "#94a3b8"),
+    "ivf": ("#7c2d12", "#fdba74"), "flat": ("#57606a", "#9aa4b2"), "other 0": ("#8b4513", "#dba37a"),
     "other 1": ("#3f51b5", "#a5b4fc"), "other 2": ("#00695c", "#5eead4"), "other 3": ("#b0003a", "#fda4af"),
 }  # fmt: skip
 _COLOURS = {

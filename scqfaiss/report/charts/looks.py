@@ -12,8 +12,9 @@ from .drawing import LIGHT, MOST, Look
 
 MARKERS = {
     "scq": "o", "scq:4": "h", "dpq": "s", "phpq": "D", "mecoq": "^", "mopq": "v", "label": "X",
-    "ivfpq": "o", "pq": "s", "opq": "^", "rq": "v", "lsq": "D", "fastscan": "P",
+    "ivfpq": "o", "pq": "s", "opq": "^", "rq": "v", "ivfrq": "<", "lsq": "D", "fastscan": "P", "rabitq": "*", "ivf": "X",
 }  # fmt: skip
+BY_LISTS = "ph<>*"  # markers of a method in other numbers of lists than its fewest
 EMBEDDED = " of the embedding"  # as selection.name_of says it
 
 
@@ -24,10 +25,15 @@ def looks(document: Document) -> dict[str, Look]:
     others = [c for c in LIGHT["series"] if c.startswith("other")]
     colours = {method: others[i % len(others)] for i, method in enumerate(unknown)}
     markers = MARKERS | {method: "osD^vPX"[i // len(others) % 7] for i, method in enumerate(unknown)}
+    lists: dict[str, set[int]] = {}
+    for row in rows:
+        lists.setdefault(str(row.get("method")), set()).add(selection.lists_of(row))
     by_name: dict[str, Look] = {}
     for row in rows:
         method, role, trained = str(row.get("method")), row.get("role"), row.get("space") == "trained"
-        look = Look(colours.get(method, method), marker=markers.get(method, "o"))
+        rank = sorted(lists[method]).index(selection.lists_of(row))
+        marker = markers.get(method, "o") if rank == 0 else BY_LISTS[(rank - 1) % len(BY_LISTS)]
+        look = Look(colours.get(method, method), marker=marker)
         if role == "ours":
             look = replace(look, width=2.8, size=6.5, bold=True)
         elif role == "label":

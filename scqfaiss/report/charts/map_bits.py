@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,17 +22,15 @@ BY_SPACE = [
 ]
 
 
-def best_text(document: Document, bits: int | None) -> str:
-    """Who is best at a length, and by how much, as a sentence; '' where nobody stands there."""
-    if bits is None:
-        return ""
-    ours, other = selection.best_ours(document, bits), selection.best_baseline(document, bits)
+def best_text(document: Document, level: tuple[int, int]) -> str:
+    """Who is best at a length and number of lists, and by how much, as a sentence; '' where nobody stands there."""
+    ours, other = selection.best_ours(document, *level), selection.best_baseline(document, *level)
     parts = [
         f"{words} {selection.name_of(row)} with {row['map']:.3f}"
         for words, row in (("the best of ours is", ours), ("the best of the baselines on the rows is", other))
         if row is not None
     ]
-    return f"At {bits} bits " + ", ".join(parts) + "." if parts else ""
+    return f"At {selection.said(*level)} " + ", ".join(parts) + "." if parts else ""
 
 
 def map_bits(document: Document) -> Plan | Missing:
@@ -61,11 +59,12 @@ def _drawn(
 ) -> Figure:
     lines = {n: rows for n, rows in series.items() if rows[0].get("role") != "label"}
     figure, (ax,) = drawing.subplots(drawing.lines_height(len(lines) + len(floats)) + 70)
-    drawing.log_axis(ax.xaxis, bits, 0.05, str, least=2)
+    place = _places(bits)
+    drawing.log_axis(ax.xaxis, [*place.values()], 0.05, str, least=2)
     ax.set_ylim(
         *drawing.fraction_limits([row["map"] for row in [*floats, *(r for rows in series.values() for r in rows)]])
     )
-    _lengths(ax, bits)
+    _lengths(ax, place)
     ax.set_title("mAP")
     ax.set_xlabel("bits a vector")
     ax.grid(axis="y")
@@ -73,18 +72,18 @@ def _drawn(
         ax.plot(ax.get_xlim(), [row["map"]] * 2, **style[selection.name_of(row)].line(theme))
     for label, rows in series.items():
         look = style[label].line(theme)
-        ax.plot([row["bits"] for row in rows], [row["map"] for row in rows], **look, clip_on=False)
+        ax.plot([place[row["bits"]] for row in rows], [row["map"] for row in rows], **look, clip_on=False)
     points = [rows for n, rows in series.items() if n not in lines]
     for rows in points[:1]:  # there is one label code; a second name would have no place of its own
         best = max(rows, key=lambda row: row["map"])
-        left = best["bits"] ** 2 > bits[0] * bits[-1]  # in the right half
+        left = place[best["bits"]] ** 2 > place[bits[0]] * place[bits[-1]]  # in the right half
         ax.annotate(
-            drawing.fitted(selection.name_of(best), 90), (best["bits"], best["map"]), (-6 if left else 6, 0),
+            drawing.fitted(selection.name_of(best), 90), (place[best["bits"]], best["map"]), (-6 if left else 6, 0),
             textcoords="offset points", ha="right" if left else "left", va="center_baseline", zorder=5,
             bbox={"facecolor": theme["ground"], "edgecolor": "none", "pad": 0.5},
         )  # fmt: skip
     ends = [
-        End(n.removesuffix(EMBEDDED), float(rows[-1]["bits"]), rows[-1]["map"], style[n]) for n, rows in lines.items()
+        End(n.removesuffix(EMBEDDED), place[rows[-1]["bits"]], rows[-1]["map"], style[n]) for n, rows in lines.items()
     ]
     for row in floats:
         n = selection.name_of(row)
@@ -98,14 +97,20 @@ def _drawn(
     return figure
 
 
-def _lengths(ax: Axes, bits: Sequence[int]) -> None:
+def _places(bits: Sequence[int]) -> dict[int, float]:
+    """bits -> place on a log axis, which has none of 0: codes of 0 bits stand where half of the shortest would."""
+    shortest = min((b for b in bits if b), default=2)
+    return {b: float(b or shortest / 2) for b in bits}
+
+
+def _lengths(ax: Axes, place: Mapping[int, float]) -> None:
     """Ticks at the lengths; of those that are close together powers of two are named before others."""
     low, high = map(math.log, ax.get_xlim())
     named: list[int] = []
-    for b in sorted(bits, key=lambda b: (not math.log2(b).is_integer(), b)):
-        if all(abs(math.log(b / other)) > 0.1 * (high - low) for other in named):
+    for b in sorted(place, key=lambda b: (not math.log2(place[b]).is_integer(), b)):
+        if all(abs(math.log(place[b] / place[other])) > 0.1 * (high - low) for other in named):
             named.append(b)
-    ax.set_xticks(bits, [f"{b}" if b in named else "" for b in bits])
+    ax.set_xticks([*place.values()], [f"{b}" if b in named else "" for b in place])
 
 
 def _table(series: dict[str, list[Row]], floats: list[Row], bits: list[int]) -> tuple[tuple[str, ...], ...]:
@@ -122,7 +127,7 @@ def _words(document: Document, series: dict[str, list[Row]], floats: list[Row], 
         [(f"{label} at {row['bits']} bits", row["map"]) for label, rows in series.items() for row in rows], score
     )
     alt = f"Lines of mAP against bits a vector, {listed([str(b) for b in bits])}. The highest is {top}, {leaders}. "
-    alt = (alt + best_text(document, selection.shown_bits(document) or max(bits))).strip()
+    alt = (alt + best_text(document, selection.shown_level(document) or (max(bits), 1))).strip()
     if floats:
         alt += " Without coding: " + ", ".join(f"{selection.name_of(r)} {r['map']:.3f}" for r in floats) + "."
     caption = f"Higher is better; mAP {depth(document, 'at')}. Thick lines: codes by this package; thin: FAISS's own."
@@ -132,6 +137,8 @@ def _words(document: Document, series: dict[str, list[Row]], floats: list[Row], 
     if floats:
         caption += " Dotted: floats, nothing coded"
         caption += "; dots and dashes: those of the embedding." if any(map(is_embedded, floats)) else "."
+    if 0 in bits:
+        caption += " Codes of 0 bits are the list that a vector stands in, and nothing more."
     if len(series) > drawing.MOST:
         caption += f" The image holds {drawing.MOST} of {len(series):,} lines, the table all of them."
     return alt, caption

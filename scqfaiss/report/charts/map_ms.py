@@ -26,10 +26,10 @@ HEADER = (
 def map_ms(document: Document) -> Plan | Missing:
     """The chart of results of kind 'comparison'."""
     name, title = "map-ms", "Quality against time"
-    bits = selection.shown_bits(document)
-    if bits is None:
+    level = selection.shown_level(document)
+    if level is None:
         return Missing(name, title, selection.NO_LENGTH)
-    style = looks(document)
+    bits, style = level[0], looks(document)
     series, encoders = _operating_points(document, bits, style)
     if not series:
         return Missing(name, title, f"no row of {bits} bits has operating points with ms and mAP (points)")

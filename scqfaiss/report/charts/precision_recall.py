@@ -20,12 +20,12 @@ FEW_LINES = 8  # they lie close together
 def precision_recall(document: Document) -> Plan | Missing:
     """The chart of results of kind 'comparison'."""
     name, title = "precision-recall", "Precision at every recall"
-    bits = selection.shown_bits(document)
-    if bits is None:
+    level = selection.shown_level(document)
+    if level is None:
         return Missing(name, title, selection.NO_LENGTH)
-    lines = _lines(document, bits)
+    lines = _lines(document, level)
     if not lines:
-        return Missing(name, title, f"no row of {bits} bits has precision at recall (pr)")
+        return Missing(name, title, f"no row of {selection.said(*level)} has precision at recall (pr)")
     style = {label: replace(look, marker="") for label, look in looks(document).items()}
     style |= {n: replace(look, width=1.3, dash=(3, 1.2, 1, 1.2)) for n, look in style.items() if not look.width}
 
@@ -46,13 +46,13 @@ def precision_recall(document: Document) -> Plan | Missing:
     table: Table = tuple((f"{r:.1f}", *(f"{ys[i]:.3f}" for ys in at.values())) for i, r in enumerate(steps))
     _, best = leading([(label, float(ys[5])) for label, ys in at.items()], score)
     alt = (
-        f"Precision against recall at {bits} bits a vector. When half of the right rows are found, precision is "
+        f"Precision against recall of codes of {selection.said(*level)}. When half of the right rows are found, precision is "
         + ", ".join(f"{ys[5]:.3f} for {label}" for label, ys in at.items())
         + (f"; the highest: {best}." if len(at) > 1 else ".")
     )
     caption = (
         "Down a ranking more of the right rows are found (recall) and more wrong ones stand among them (precision falls). "
-        f"Higher is better. Codes of {bits} bits"
+        f"Higher is better. Codes of {selection.said(*level)}"
         + ("; floats are not coded" if any(selection.name_of(r) in lines for r in ceilings(document)) else "")
         + ("; the label code has a length of its own." if any(style[n].colour == "label" for n in lines) else ".")
     )
@@ -61,14 +61,14 @@ def precision_recall(document: Document) -> Plan | Missing:
     return Plan(name, title, alt, caption, ("recall", *lines), table, draw)
 
 
-def _lines(document: Document, bits: int) -> dict[str, tuple[Floats, Floats]]:
+def _lines(document: Document, shown: tuple[int, int]) -> dict[str, tuple[Floats, Floats]]:
     """name -> (recall, precision), the most telling first, FEW_LINES at most."""
     codings = selection.codings(document)
-    level = [r for r in codings if r.get("bits") == bits]
+    level = selection.at_level(document, *shown)
     learned = selection.embedded(document)
     wanted = [
         *selection.pair(document),
-        selection.best_baseline(document, bits),
+        selection.best_baseline(document, *shown),
         selection.best_of(r for r in level if r.get("role") == "baseline" and r.get("space") == "trained"),
         learned if learned in level else None,
         *ceilings(document),
