@@ -23,6 +23,8 @@ from .errors import ConfigError, DataError, warn
 from .exponents import balanced, exponent, times
 from .modality import Modality
 
+ROWS_PER_LIST = 64  # that k-means looks at
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -47,6 +49,7 @@ class PQ(MethodDefaults):
     Config = Settings
     long_name = "product quantization (FAISS)"
     needs_encoder = False
+    takes_lists = True
 
     @staticmethod
     def default_encoder(config: Settings) -> str:
@@ -54,12 +57,14 @@ class PQ(MethodDefaults):
 
     @classmethod
     def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
-        check_product_shape(d_in, M, nbits, "rows of d")
+        if M:
+            check_product_shape(d_in, M, nbits, "rows of d")
 
     def __init__(self, config: Settings, task: Task) -> None:
         self.config, self.task = config, task
         self.mean = np.zeros(task.rows.d)
         self.centroids: NDArray[np.float32]
+        self.lists: NDArray[np.float32] | None = None  # (L, d)
 
     def stages(self) -> list[Stage]:
         return [Stage(name="k-means", begin=self.fit)]
@@ -74,7 +79,9 @@ class PQ(MethodDefaults):
             raise ConfigError(f"{len(rows):,} rows cannot train K={task.K} codewords; need --nbits {fits} or less")
         if len(rows) < 39 * task.K:
             warn(f"{len(rows):,} rows are few for {task.K} codewords a codebook; FAISS advises {39 * task.K:,}")
-        x: NDArray[np.float32] = rows.sample(256 * task.K, task.seed)[0]
+        if len(rows) < task.lists:
+            raise ConfigError(f"{len(rows):,} rows cannot train {task.lists:,} lists; need --lists {len(rows):,} or less")
+        x: NDArray[np.float32] = rows.sample(max(256 * task.K, ROWS_PER_LIST * task.lists), task.seed)[0]
         if self.config.raw:
             return x
         self.mean = x.mean(0, dtype=np.float64)
@@ -93,9 +100,24 @@ class PQ(MethodDefaults):
             x = self.prepared_rows()
             power = exponent(x)  # of raw rows whose squares leave float32
             self.train_codebooks(times(x, -power) if power else x)
-            self.centroids = times(self.centroids, power) if power else self.centroids
+            if power:
+                self.centroids = times(self.centroids, power)
+                self.lists = times(self.lists, power) if self.lists is not None else None
+
+    def without_lists(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Learn the lists of x (n, d) -> what they leave over; x itself without lists."""
+        if self.task.lists == 1:
+            return x
+        self.lists = faiss_calls.kmeans(
+            x, self.task.lists, niter=self.config.iterations, seed=(self.task.seed + 1) % 2**31, min_points_per_centroid=1
+        )
+        return x - self.lists[faiss_calls.nearest(x, self.lists)]
 
     def train_codebooks(self, x: NDArray[np.float32]) -> None:
+        x = self.without_lists(x)
+        if self.task.M == 0:
+            self.centroids = np.zeros((0, 2, x.shape[1]), np.float32)
+            return
         pq = faiss.ProductQuantizer(x.shape[1], self.task.M, self.task.nbits)
         pq.cp.seed = (self.task.seed + 1) % 2**31
         pq.cp.niter = self.config.iterations
@@ -107,7 +129,7 @@ class PQ(MethodDefaults):
         return [] if self.config.raw else [("center", {"mean": self.mean.astype(np.float32)}), ("normalize", {})]
 
     def codebooks(self) -> Codebooks:
-        return Codebooks("product", self.centroids)
+        return Codebooks("product", self.centroids, lists=self.lists)
 
     def summary(self) -> dict[str, Any]:
         return {}
@@ -120,6 +142,8 @@ class OPQ(PQ):
 
     @classmethod
     def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
+        if M == 0:
+            raise ConfigError("a rotation changes no distance, and lists alone have nothing else; --bits 0 is for method pq")
         if d_in < M:
             raise ConfigError(f"rows of d={d_in} cannot fill M={M} codebooks")
         check_product_shape(d_in // M * M, M, nbits)
@@ -160,6 +184,10 @@ class RQ(PQ):
         pass  # any number of codebooks of any width
 
     def train_codebooks(self, x: NDArray[np.float32]) -> None:
+        if self.task.M == 0:
+            super().train_codebooks(x)
+            return
+        x = self.without_lists(x)
         rq = faiss.ResidualQuantizer(x.shape[1], self.task.M, self.task.nbits)
         rq.max_beam_size = self.beam
         rq.cp.seed, rq.cp.niter = (self.task.seed + 1) % 2**31, self.config.iterations
@@ -168,4 +196,4 @@ class RQ(PQ):
         self.centroids = faiss.vector_to_array(rq.codebooks).reshape(rq.M, self.task.K, rq.d)
 
     def codebooks(self) -> Codebooks:
-        return Codebooks("additive", self.centroids)
+        return Codebooks("additive" if self.task.M else "product", self.centroids, lists=self.lists)

@@ -21,16 +21,17 @@ from safetensors.numpy import save as _save
 from .errors import CheckpointError, printable
 from .files import PathLike, open_regular, parse_json
 
-FORMAT = 1
+FORMAT = 2  # the newest that is read; 1 says all that a file without lists needs
 _KEY = "scqfaiss"  # one metadata key: safetensors keeps several in no fixed order, which would change the bytes
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """Tensors by name and a config of plain JSON values."""
+    """Tensors by name and a config of plain JSON values. format: the first whose readers understand them."""
 
     tensors: Mapping[str, NDArray[Any]]
     config: Mapping[str, Any]
+    format: int = 1
 
     def digest(self) -> str:
         """SHA-256 (hex) over config and tensors."""
@@ -43,7 +44,7 @@ class Bundle:
 
     def to_bytes(self) -> bytes:
         """The file, the same bytes for the same content."""
-        meta = {"format": FORMAT, "sha256": self.digest(), "config": self.config}
+        meta = {"format": self.format, "sha256": self.digest(), "config": self.config}
         tensors = {name: np.ascontiguousarray(t) for name, t in self.tensors.items()}
         return bytes(_save(tensors, {_KEY: json.dumps(meta, sort_keys=True, allow_nan=False)}))
 
@@ -58,11 +59,11 @@ def from_bytes(data: bytes, name: str) -> Bundle:
     meta = parse_json(str(header.get("__metadata__", {}).get(_KEY, "")))
     if meta is None or not isinstance(meta.get("config"), dict):
         raise CheckpointError(f"{name}: a .safetensors file, but not a model of scqfaiss")
-    if meta.get("format") != FORMAT:
+    if type(meta.get("format")) is not int or not 1 <= meta["format"] <= FORMAT:
         raise CheckpointError(
             f"{name}: made by a newer scqfaiss: format {meta.get('format')}, this version reads {FORMAT}"
         )
-    bundle = Bundle(tensors, meta["config"])
+    bundle = Bundle(tensors, meta["config"], meta["format"])
     if bundle.digest() != meta.get("sha256"):
         raise CheckpointError(f"{name}: checksum mismatch; train again or restore a copy")
     return bundle

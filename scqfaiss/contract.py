@@ -87,6 +87,7 @@ class Task:
     labels: Labels | None
     M: int
     nbits: int
+    lists: int = 1  # inverted lists that are part of a code; 1: codes are of whole vectors
     seed: int = 0
     encoder: Encoder | None = None  # None for methods that bring their own (needs_encoder False)
     encoder_name: str = ""
@@ -162,6 +163,8 @@ class Method(Protocol):
     needs_encoder: ClassVar[bool]
     rule: str  # how Codebooks.assign encodes: 'l2' or 'ip'
     task: Task
+    takes_lists: ClassVar[bool]  # whether inverted lists can be part of its codes
+    list_beam: int  # and how many lists encoding tries; 1 without lists
     beam: int  # and how many partial sums it carries along; 1 for all but additive codebooks
     nested: ClassVar[bool]  # whether the first codebooks of a code are a code
 
@@ -176,8 +179,8 @@ class Method(Protocol):
         """What to do with rows without any label: 'error' or 'drop'."""
 
     @staticmethod
-    def shape(C: int, multilabel: bool, M: int, nbits: int) -> tuple[int, int]:
-        """(M, nbits) of the codes for C classes, where M and nbits were asked for."""
+    def shape(C: int, multilabel: bool, M: int, nbits: int, lists: int = 1) -> tuple[int, int]:
+        """(M, nbits) of the codes for C classes, where M and nbits were asked for, in so many lists."""
 
     @staticmethod
     def kind(config: Any) -> str:
@@ -224,9 +227,11 @@ class MethodDefaults:
     nested: ClassVar[bool] = False
     rule: str = "l2"
     beam: int = 1
+    takes_lists: ClassVar[bool] = False
+    list_beam: int = 1
 
     @staticmethod
-    def shape(C: int, multilabel: bool, M: int, nbits: int) -> tuple[int, int]:
+    def shape(C: int, multilabel: bool, M: int, nbits: int, lists: int = 1) -> tuple[int, int]:
         return M, nbits
 
     @staticmethod

@@ -68,11 +68,15 @@ def search_preassigned(ivf: Any, x: NDArray[Any], k: int, bounds: Any, lists: An
     return D, I
 
 
-def range_search_preassigned(ivf: Any, x: NDArray[Any], radius: float, lists: Any, params: Any) -> Ranges:
+def range_search_preassigned(
+    ivf: Any, x: NDArray[Any], radius: float, lists: Any, params: Any, coarse: Any = None
+) -> Ranges:
+    """The same for all rows better than radius. coarse: may be left out where codes are not of residuals."""
     x = _rows(x, ivf.d)
-    lists, unused = np.ascontiguousarray(lists, np.int64), np.zeros(lists.shape, np.float32)
+    lists = np.ascontiguousarray(lists, np.int64)
+    coarse = np.zeros(lists.shape, np.float32) if coarse is None else np.ascontiguousarray(coarse, np.float32)
     found = faiss.RangeSearchResult(len(x))
-    pointers = faiss.swig_ptr(lists), faiss.swig_ptr(unused)
+    pointers = faiss.swig_ptr(lists), faiss.swig_ptr(coarse)
     ivf.range_search_preassigned_c(len(x), faiss.swig_ptr(x), float(radius), *pointers, found, False, params)
     return _ranges(found, len(x))
 

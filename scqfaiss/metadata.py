@@ -50,7 +50,8 @@ _CARD: dict[str, Rule] = {
     "kind": _one_of(KINDS),
     "metric": _one_of(METRICS),
     "n": _count(0),
-    **dict.fromkeys(("M", "K", "nbits", "d"), _count(1)),
+    "M": _count(0),  # lists alone may be a code
+    **dict.fromkeys(("K", "nbits", "d"), _count(1)),
 }
 _QUERIES: dict[str, Rule] = {"encoder": _one_of(("none", "folded", "model")), "d_in": _count(1)}
 _CARD_MORE: dict[str, Rule] = {
@@ -61,14 +62,15 @@ _CARD_MORE: dict[str, Rule] = {
     "class_names": _NAMES,
     "pictures": _BOOL,
     "by_residual": _BOOL,
-    **dict.fromkeys(("bits", "model_bits", "nlist", "nprobe"), _count(1)),
-    **dict.fromkeys(("skipped_rows", "repeated_ids"), _count(0)),
+    "lists": _count(2),
+    **dict.fromkeys(("model_bits", "nlist", "nprobe", "list_beam"), _count(1)),
+    **dict.fromkeys(("bits", "skipped_rows", "repeated_ids"), _count(0)),
 }
 _MODEL: dict[str, Rule] = {"method": _TEXT, "encoder": _TEXT, "chain": _OBJECT, "codebooks": _OBJECT}
 _MODEL_MORE: dict[str, Rule] = {
     **dict.fromkeys(("labels", "long_name"), (lambda v: v is None or isinstance(v, str), "text")),
     "class_names": _NAMES,
-    "bits": _count(1),
+    "bits": _count(0),
     **dict.fromkeys(("settings", "training", "data", "backbone", "prefix"), _OBJECT),
 }
 

@@ -26,6 +26,7 @@ from .metadata import check_config
 from .modality import IMAGES, REGISTRY, ROWS, Modality
 
 SUFFIX = ".safetensors"
+LISTS, LISTED = "codebooks.lists", 2  # the tensor of lists, and the format of a file that holds it
 NETWORK = "backbone."  # what the names of the network's tensors begin with
 MAX_NUMBER = 1e18  # in the tensors of a model: squares and products stay in float32
 ASSIGN_ELEMENTS = 1 << 20  # distances to a codebook held at a time: 4 MB, which stays in the cache
@@ -38,7 +39,8 @@ class Model:
     torch. Rows of its features go in wherever rows go.
 
     config: plain JSON values; 'method', 'rule' ('l2' or 'ip') and 'encoder' are always there, and 'beam' where it is
-    not 1: how many partial sums the encoding of additive codebooks carries along. 'nested' is true where every prefix of a
+    not 1: how many partial sums the encoding of additive codebooks carries along. So is 'list_beam', the nearest lists that
+    the encoding tries, where the codebooks have lists. 'nested' is true where every prefix of a
     code was trained to be a code; 'C' counts the classes that the training told apart, 'classes' lists their numbers where
     others were left out; 'prefix' stands in a model that was cut from another: its SHA-256 and its bits.
     """
@@ -54,9 +56,14 @@ class Model:
             raise CheckpointError(f"the encoder gives d={chain.d_out}, the codebooks need d={codebooks.d}")
         if config.get("rule") not in RULES:
             raise CheckpointError(f"the assignment rule is {config.get('rule')!r}, needs one of {', '.join(RULES)}")
-        beam = config.get("beam", 1)
-        if type(beam) is not int or not 1 <= beam <= MAX_BEAM:
-            raise CheckpointError(f"the beam is {beam!r}, needs a whole number from 1 to {MAX_BEAM}")
+        for key, name in (("beam", "beam"), ("list_beam", "beam of lists")):
+            beam = config.get(key, 1)
+            if type(beam) is not int or not 1 <= beam <= MAX_BEAM:
+                raise CheckpointError(f"the {name} is {beam!r}, needs a whole number from 1 to {MAX_BEAM}")
+        if codebooks.lists is None and config.get("list_beam", 1) != 1:
+            raise CheckpointError(f"the beam of lists is {config['list_beam']}, and the codebooks have no lists")
+        if codebooks.lists is not None and config["rule"] != "l2":
+            raise CheckpointError(f"the assignment rule is '{config['rule']}', codebooks with lists need 'l2'")
         whole = config.get("prefix")
         if whole is not None and not _tells_of_a_whole(whole):
             raise CheckpointError(
@@ -102,40 +109,40 @@ class Model:
         return self.chain(x, name)
 
     def encode(self, x: Any, name: str = "rows") -> Codes:
-        """x (n, d_in) floats -> codes (n, M) uint8, or uint16 above 8 bits a codebook. Labels play no part. Raises as embed."""
+        """x (n, d_in) floats -> codes (n, M) uint8, or uint16 above 8 bits a codebook; with lists, (n, 1 + M) and of the type
+        that holds their numbers. Labels play no part. Raises as embed.
+        """
         return self.assign(self.embed(x, name))
 
     def assign(self, z: Floats) -> Codes:
-        """z (n, d) float32 -> codes (n, M), by the method's own rule."""
-        codes = np.empty((len(z), self.codebooks.M), self.codebooks.code_dtype)
-        step, beam = max(64, ASSIGN_ELEMENTS // self.codebooks.K), self.config.get("beam", 1)
+        """z (n, d) float32 -> codes (n, M), or (n, 1 + M) with lists, by the method's own rule."""
+        b = self.codebooks
+        codes = np.empty((len(z), b.columns), b.code_dtype)
+        step, beams = (
+            max(64, ASSIGN_ELEMENTS // max(b.K, b.L)),
+            (self.config.get("beam", 1), self.config.get("list_beam", 1)),
+        )
         for i in range(0, len(z), step):
-            codes[i : i + step] = self.codebooks.assign(z[i : i + step], self.config["rule"], beam)
+            codes[i : i + step] = b.assign(z[i : i + step], self.config["rule"], *beams)
         return codes
 
     def prefix(self, bits: int) -> Model:
         """The model of the first `bits` of every code: its codes are the first columns of this model's, bit for bit.
 
-        Galleries of either are searched and changed with either, see `origin`. Raises ConfigError where `bits` are not those
-        of the first few codebooks, or where codes are not nested: product codebooks each hold a part of z, a beam chooses the
-        first codebooks with the later ones in view, and codebooks trained for their whole sum alone make poor prefixes.
+        Galleries of either are searched and changed with either, see `origin`. Lists stay, and 0 bits leave them alone. Raises
+        ConfigError where `bits` are not those of the first few codebooks, or where codes are not nested: product codebooks
+        each hold a part of z, a beam chooses the first codebooks (of lists: the list) with the later ones in view, and
+        codebooks trained for their whole sum alone make poor prefixes.
         """
         codebooks = self.codebooks
-        M, remainder = divmod(bits, codebooks.nbits) if type(bits) is int else (0, 0)
-        if remainder or not 1 <= M <= codebooks.M:
+        M, remainder = divmod(bits, codebooks.nbits) if type(bits) is int else (0, 1)
+        if remainder or not int(codebooks.lists is None) <= M <= codebooks.M:
             raise ConfigError(
                 f"bits is {bits}, needs a multiple of nbits={codebooks.nbits} up to the model's {codebooks.bits}"
             )
         if M == codebooks.M:
             return self
-        method = self.config["method"]
-        reason = None
-        if codebooks.kind != "additive":
-            reason = f"product codebooks of method {method} each hold a part of the features"
-        elif self.config.get("beam", 1) != 1:
-            reason = f"the model encodes with a beam of {self.config['beam']}, which chooses all codebooks together"
-        elif self.config.get("nested") is not True:
-            reason = f"method {method} trains its codebooks for the whole code alone"
+        reason = self._not_nested(M)
         if reason is not None:
             raise ConfigError(f"{reason}: codes of {bits} bits need a model of their own, or one of method dpq")
         whole = self.config.get("prefix", {"sha256": self.origin, "bits": codebooks.bits})
@@ -143,9 +150,27 @@ class Model:
         training = config.get("training")
         if isinstance(training, dict) and isinstance(training.get("codewords_used"), list):
             config["training"] = training | {"codewords_used": training["codewords_used"][:M]}
-        return Model(
-            self.chain, Codebooks(codebooks.kind, codebooks.centroids[:M], codebooks.metric), config, self.backbone
-        )
+        first, kind = codebooks.centroids[:M], codebooks.kind
+        if M == 0:
+            first, kind = np.zeros((0, 2, codebooks.d), np.float32), "product"
+        return Model(self.chain, Codebooks(kind, first, codebooks.metric, codebooks.lists), config, self.backbone)
+
+    def _not_nested(self, M: int) -> str | None:
+        """None, or why the first M codebooks of a code are no code; with M = 0 its list."""
+        method = self.config["method"]
+        if self.config.get("list_beam", 1) != 1:
+            return (
+                f"the model tries the {self.config['list_beam']} nearest lists, and chooses list and codewords together"
+            )
+        if M == 0:  # the nearest list, whatever codes what it leaves over
+            return None
+        if self.codebooks.kind != "additive":
+            return f"product codebooks of method {method} each hold a part of the features"
+        if self.config.get("beam", 1) != 1:
+            return f"the model encodes with a beam of {self.config['beam']}, which chooses all codebooks together"
+        if self.config.get("nested") is not True:
+            return f"method {method} trains its codebooks for the whole code alone"
+        return None
 
     @property
     def origin(self) -> str:
@@ -160,7 +185,11 @@ class Model:
         b = self.codebooks
         config = self.config | {"chain": encoder, "codebooks": {"kind": b.kind, "metric": b.metric}}
         tensors |= {f"{NETWORK}{name}": t for name, t in (self.backbone or {}).items()}
-        return bundle.Bundle(tensors | {"codebooks.centroids": b.centroids}, config).to_bytes()
+        tensors["codebooks.centroids"] = b.centroids
+        if b.lists is None:
+            return bundle.Bundle(tensors, config).to_bytes()
+        # Readers of format 1 would pass over the lists, and encode wrongly.
+        return bundle.Bundle(tensors | {LISTS: b.lists}, config, LISTED).to_bytes()
 
     @property
     def sha256(self) -> str:
@@ -207,10 +236,19 @@ class Model:
             of_rows = t.dtype == np.float32 and not key.startswith(NETWORK)
             if of_rows and np.abs(t[np.isfinite(t)]).max(initial=0) > MAX_NUMBER:
                 raise CheckpointError(f"{name}: tensor {printable(key)} holds numbers above {MAX_NUMBER:g}")
+        if (LISTS in stored.tensors) != (stored.format == LISTED):
+            raise CheckpointError(
+                f"{name}: a tensor {LISTS} and format {LISTED} need one another, the file is of format {stored.format}"
+            )
         try:
             shape = config.pop("codebooks")
             chain = chains.unpack(stored.tensors, config.pop("chain"))
-            codebooks = Codebooks(shape["kind"], stored.tensors["codebooks.centroids"], shape["metric"])
+            codebooks = Codebooks(
+                shape["kind"],
+                stored.tensors["codebooks.centroids"],
+                shape["metric"],
+                stored.tensors.get(LISTS),
+            )
             of_network = {n.removeprefix(NETWORK): t for n, t in stored.tensors.items() if n.startswith(NETWORK)}
             model = Model(chain, codebooks, config, of_network or None)
         except (KeyError, TypeError, AttributeError) as error:
@@ -253,11 +291,11 @@ def check_width(model: Model, source: Source) -> None:
 
 
 def encode_source(model: Model, source: Source, progress: Progress = silent) -> Codes:
-    """Codes (n, M) of all rows of a source, block by block; the next block is read while this one is encoded."""
+    """Codes of all rows of a source, as Model.encode gives them, block by block; the next is read while one is encoded."""
     from threadpoolctl import threadpool_limits  # a model needs NumPy and safetensors alone
 
     check_width(model, source)
-    codes = np.empty((len(source), model.codebooks.M), model.codebooks.code_dtype)
+    codes = np.empty((len(source), model.codebooks.columns), model.codebooks.code_dtype)
     workers = max(2, len(os.sched_getaffinity(0)))
     # A part for each core, each on one thread from end to end: products on all cores would leave them between one another
     # and, beside a busy process, wait for the one that lost its core.

@@ -35,6 +35,11 @@ class TrainOptions:
     # The range of bits and nbits follows from one another, see training.planning.split_bits.
     bits: int = option(32, "Bits of a code.", low=-MAX_COUNT)
     nbits: int = option(8, "Bits of one codebook; bits / nbits codebooks.", low=-MAX_COUNT)
+    lists: str | int = option(
+        "1",
+        "Inverted lists that are part of a code and cost no byte: a number, or auto; 1: codes of whole vectors. With lists, "
+        "--bits 0 is a code too.",
+    )
     encoder: str = option(
         "auto",
         "mlp, linear or identity; for images squeezenet or package.module:factory; auto: the default of the method.",

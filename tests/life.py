@@ -1,6 +1,7 @@
 """Models of every kind and every target that takes them, for the tests of what happens to a gallery after its export."""
 
 import warnings
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -20,12 +21,24 @@ X, Y = blobs(400)
 XQ, _ = blobs(9, seed=3)
 IDS = 3 * np.arange(len(X)) + 5  # not the numbers of the rows
 MODELS = ("product-8", "product-4", "additive-8", "additive-4", "product-l2", "additive-l2")
+# The same with lists that are part of the code: their centroids and codewords are z of rows, and what is left of them.
+LISTED = (
+    "product-8 listed",
+    "product-4 listed",
+    "product-0 listed",
+    "product-l2 listed",
+    "additive-8 listed",
+    "additive-4 listed",
+)
+LISTS = 12
 OPTIONS = {"ivfpq": [{"nlist": 8}], "buckets": [{"nlist": 8}], "fastscan": [{"refine": -1}]}
 
 
 @cache
 def model(name):
     """'product' ones have an encoder that stands inside the file, 'additive' ones one that does not; l2 ones have none."""
+    if name in LISTED:
+        return listed(name)
     kind, what = name.split("-")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScqWarning)
@@ -40,9 +53,33 @@ def model(name):
         return scqfaiss.train(X, Y, method="scq", encoder="linear", epochs=1, **{"codebooks.kind": "additive"}, **asked)
 
 
+def listed(name):
+    """The model of the same name without lists, or the first, with lists. With codebooks of 8 bits, codes try several."""
+    plain = name.removesuffix(" listed")
+    base, s = model("product-8" if plain == "product-0" else plain), shape(name)
+    z, rng = base.embed(X), np.random.default_rng(5)
+    lists = z[rng.choice(len(z), LISTS, replace=False)]
+    near = np.square(z[:, None] - lists).sum(2).argmin(1)
+    left = z - lists[near]
+    left = left[left.any(1)]  # equal codewords would tie
+    dsub = z.shape[1] // max(s.M, 1) if s.kind == "product" else z.shape[1]
+    centroids = np.empty((s.M, s.K, dsub), np.float32)
+    for m in range(s.M):
+        part = left[rng.choice(len(left), s.K, replace=False)]
+        centroids[m] = part[:, m * dsub : (m + 1) * dsub] if s.kind == "product" else part / 2**m
+    codebooks = Codebooks(s.kind, centroids, s.metric, lists)
+    config = {"method": "scq", "rule": "l2", "encoder": base.config["encoder"]}
+    if s.nbits == 8:
+        config |= {"list_beam": 3}
+    return scqfaiss.Model(base.chain, codebooks, config)
+
+
 def shape(name):
     """Of the model's codebooks, without training it."""
-    kind, what = name.split("-")
+    plain, _, lists = name.partition(" ")
+    kind, what = plain.split("-")
+    if lists:
+        return replace(shape(f"{kind}-8"), M=0, nbits=1, L=LISTS) if what == "0" else replace(shape(plain), L=LISTS)
     nbits = 4 if what == "l2" else int(what)
     return scqfaiss.codebooks.Shape(kind, 16 // nbits, nbits, 16, "l2" if what == "l2" else "ip")
 
@@ -50,9 +87,9 @@ def shape(name):
 def cases(**wanted):
     """The same as parameters; of several models that one container takes alike, all but the first belong to the slow half."""
     met, out = set(), []
-    for name, target, options in _cases(**wanted):
+    for name, target, options in every_case(**wanted):
         kind, what = name.split("-")
-        alike = (kind, what == "l2", target, *options.items())
+        alike = (kind, "l2" in what, "listed" in what, target, *options.items())
         more = "".join(f"-{k}{v}" for k, v in options.items())
         marks = [pytest.mark.slow] if alike in met else []
         met.add(alike)
@@ -60,16 +97,16 @@ def cases(**wanted):
     return out
 
 
-def _cases(**wanted):
+def every_case(**wanted):
     """(model, target, options) of everything that fits together; wanted: values that TargetInfo must have."""
-    for name in MODELS:
+    for name in (*MODELS, *LISTED):
         for target in REGISTRY:
             container = find_target(target)
             if container.supports(shape(name)) is None and all(
                 getattr(container.INFO, k) == v for k, v in wanted.items()
             ):
-                for options in ({}, *OPTIONS.get(target, [])):
-                    if not (target == "buckets" and options and name.endswith("l2")):  # has no lists of neighbours
+                for options in ({}, *(OPTIONS.get(target, []) if name in MODELS else [])):
+                    if not (target == "buckets" and options and "l2" in name):  # has no lists of neighbours
                         yield name, target, options
 
 
@@ -85,7 +122,7 @@ def opened(path, name, **how):
 def all_rows(path, name):
     """Scores (nq, n) of all rows in the order of their ids, and the ids."""
     gallery = opened(path, name)
-    lists = getattr(faiss.extract_index_ivf(gallery.index), "nlist", None) if gallery.target == "ivfpq" else None
+    lists = faiss.extract_index_ivf(gallery.index).nlist if gallery.target in ("ivfpq", "lift") else None
     D, I = gallery.search(XQ, gallery.ntotal, nprobe=lists)
     order = I.argsort(1)
     return np.take_along_axis(D, order, 1), np.take_along_axis(I, order, 1)

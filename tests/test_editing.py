@@ -7,7 +7,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from life import IDS, MODELS, XQ, X, all_rows, assert_same, cases, export, model, opened
+from life import IDS, LISTED, MODELS, XQ, X, all_rows, assert_same, cases, export, model, opened
 
 import scqfaiss
 from scqfaiss import files, footer
@@ -183,7 +183,7 @@ def test_another_model_is_refused(unchanged):
         scqfaiss.append("g.faissindex", X, ids=IDS + 10_000, model="other.safetensors")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *LISTED])
 def test_the_model_is_asked_for_only_where_the_file_does_not_say_enough(name, here):
     export(name, "g.faissindex", slice(370), "residual" if name == "additive-l2" else None)
     old = Path("g.faissindex").read_bytes()

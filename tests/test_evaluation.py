@@ -3,16 +3,17 @@
 import itertools
 import json
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scqfaiss
-from scqfaiss.arrays import Labels
+from scqfaiss.arrays import Labels, as_labels
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.encoders.chain import Chain
-from scqfaiss.errors import ConfigError, DataError
+from scqfaiss.errors import ConfigError, DataError, IndexFileError
 from scqfaiss.evaluation.files import report_text
 from scqfaiss.evaluation.galleries import evaluate
 from scqfaiss.evaluation.ranking import Relevance, Words, measure, measure_vectors, scores_in_blocks
@@ -22,6 +23,8 @@ from scqfaiss.galleries.gallery import Gallery
 from scqfaiss.galleries.reading import Stored
 from scqfaiss.galleries.snapshot import Snapshot
 from scqfaiss.model import Model
+from scqfaiss.targets import target as find_target
+from scqfaiss.targets.pretransform import unwrap_index
 
 
 def plain_ap(order, at, found_only=True):
@@ -230,6 +233,39 @@ def test_a_gallery_is_measured_as_by_brute_force(target, multilabel, metric, at)
     assert evaluate(gallery, xq, yq, ids[mix], yb.take(mix), at=at)["map"] == found["map"]
     shuffled, _ = gallery_of(codes[inside], ids[inside], metric, target=target)
     np.testing.assert_allclose(evaluate(shuffled, xq, yq, ids, yb, at=at)["map"], found["map"], atol=1e-12)
+
+
+@pytest.mark.parametrize("target", ["ivfpq", "buckets"])
+@pytest.mark.parametrize("M", [0, 2])
+def test_lists_are_part_of_what_is_ranked(target, M):
+    rng = np.random.default_rng(6)
+    lists = rng.standard_normal((30, 6)).astype(np.float32)
+    centroids = rng.standard_normal((M, 16 if M else 2, 6 // max(M, 1))).astype(np.float32) / 2
+    codebooks = Codebooks("product", centroids, lists=lists)
+    codes = codebooks.joined(rng.integers(0, 30, 300), rng.integers(0, 16, (300, M)))
+    index = find_target(target).build(codebooks, codes, np.arange(300))
+    unwrap_index(index).nprobe = 1
+    gallery = Gallery(Snapshot(Stored.of(index, None)), None, "g")
+    if target == "buckets":
+        gallery = Gallery(Snapshot(Stored(index, None, find_target("buckets"))), None, "g")
+    xq, queries, database = rng.standard_normal((9, 6)).astype(np.float32), np.arange(9) % 3, rng.integers(0, 3, 300)
+    found = evaluate(gallery, xq, queries, np.arange(300), database)
+    scores = codebooks.scores(xq, codes).astype(np.float32)
+    relevance = Relevance(as_labels(database, 300, "y"), np.arange(300), 300)
+    wanted = measure(list(scores), as_labels(queries, 9, "q"), relevance)
+    assert found["map"] == pytest.approx(wanted["map"], abs=1e-3)
+    assert (found["lists"], found["bits"], found["distinct_codes"]) == (30, 4 * M, len(np.unique(codes, axis=0)))
+    # What a search finds in one list is told; figures are of all rows.
+    # (Rows of lists alone tie, and a search goes on until it has k of them.)
+    exact = target == "buckets" or M == 0
+    assert (found["search_agreement"] == 1) if exact else (0 < found["search_agreement"] < 1)
+    faiss.downcast_index(unwrap_index(index).quantizer).reset()
+    faiss.downcast_index(unwrap_index(index).quantizer).add(lists[::-1].copy())
+    stored = Stored(index, None, find_target(target))
+    gallery = Gallery(Snapshot(stored), None, "g")
+    gallery._unpack = lambda snapshot: (codebooks, codes, np.arange(300))  # as if FAISS scored by other lists
+    with pytest.raises(IndexFileError, match="of FAISS's scores are not those of its own codes"):
+        evaluate(gallery, xq, queries, np.arange(300), database)
 
 
 def test_a_perfect_ranking_gives_one_and_the_worst_what_it_must():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import faiss
 import h5py
+import life
 import numpy as np
 import pytest
 
@@ -104,7 +105,8 @@ DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "I64": "int64", 
 MUST_CONFIG = {"method": text, "encoder": text, "rule": METRIC, "chain": OBJECT, "codebooks": OBJECT}
 MAY_CONFIG = {
     "beam": count(1, 64),
-    "bits": count(1),
+    "list_beam": count(1, 64),
+    "bits": count(0),
     "prefix": lambda v: isinstance(v, dict) and len(v.get("sha256", "")) == 64 and type(v.get("bits")) is int,
     "C": count(0, 1 << 20),
     "class_names": names,
@@ -128,7 +130,8 @@ def read_model(path):
     (length,) = struct.unpack("<Q", data[:8])
     header = parse_object(data[8 : 8 + length])
     meta = parse_object(header.pop("__metadata__", {}).get("scqfaiss", "").encode())
-    need(meta.get("format") == 1, f"format {meta.get('format')}")
+    need(meta.get("format") in (1, 2), f"format {meta.get('format')}")
+    need((meta["format"] == 2) == ("codebooks.lists" in header), "lists and format")
     need(sha256(meta.get("sha256")) and isinstance(meta.get("config"), dict), "no checksum or no config")
     tensors, start = {}, 8 + length
     for name, entry in header.items():
@@ -150,11 +153,17 @@ def check_codebooks(codebooks, tensors):
     table = tensors.get("codebooks.centroids")
     need(table is not None and table.ndim == 3 and table.dtype == np.float32, "centroids")
     need(2 <= table.shape[1] <= 65536 and table.shape[1].bit_count() == 1, "K")
+    lists = tensors.get("codebooks.lists")
+    need(len(table) or lists is not None, "M")
+    d = table.shape[2] * (max(len(table), 1) if codebooks["kind"] == "product" else 1)
+    if lists is not None:
+        need(lists.dtype == np.float32 and lists.ndim == 2 and lists.shape[1] == d and len(lists) >= 2, "lists")
 
 
 def write_model(path, config, tensors):
     config = json.loads(json.dumps(config))
-    meta = {"format": 1, "sha256": model_checksum(config, tensors), "config": config}
+    number = 2 if "codebooks.lists" in tensors else 1
+    meta = {"format": number, "sha256": model_checksum(config, tensors), "config": config}
     write_safetensors(path, json.dumps(meta, sort_keys=True), tensors)
 
 
@@ -204,8 +213,27 @@ def embed(config, tensors, x):
 
 
 def encode(config, tensors, x):
-    """Without a beam."""
-    z, table = embed(config, tensors, x), tensors["codebooks.centroids"].astype(np.float64)
+    """Without a beam of sums."""
+    z, lists = embed(config, tensors, x), tensors.get("codebooks.lists")
+    if lists is None:
+        return encode_words(config, tensors, z)
+    lists = lists.astype(np.float64)
+    order = np.argsort(np.square(z[:, None] - lists).sum(2), axis=1, kind="stable")[:, : config.get("list_beam", 1)]
+    codes, errors = [], []
+    for near in order.T:
+        words = encode_words(config, tensors, z - lists[near])
+        codes.append(np.column_stack([near, words]))
+        errors.append(np.square(z - decode_listed(config["codebooks"]["kind"], tensors, codes[-1])).sum(1))
+    return np.stack(codes)[np.argmin(errors, axis=0), np.arange(len(z))]
+
+
+def decode_listed(kind, tensors, codes):
+    table, lists = tensors["codebooks.centroids"], tensors["codebooks.lists"]
+    return lists[codes[:, 0]] + (decode(kind, table, codes[:, 1:]) if len(table) else 0)
+
+
+def encode_words(config, tensors, z):
+    table = tensors["codebooks.centroids"].astype(np.float64)
     product = config["codebooks"]["kind"] == "product"
     codes = np.empty((len(z), len(table)), np.uint16)
     for m, codebook in enumerate(table):
@@ -228,8 +256,8 @@ MUST_METADATA = {
     "target": text,
     "kind": KIND,
     "metric": METRIC,
-    **dict.fromkeys(("M", "K", "nbits", "d", "d_in"), count(1)),
-    "n": count(0),
+    **dict.fromkeys(("K", "nbits", "d", "d_in"), count(1)),
+    **dict.fromkeys(("M", "n"), count(0)),
     "encoder": one_of("none", "folded", "model"),
 }
 MAY_METADATA = {
@@ -238,8 +266,9 @@ MAY_METADATA = {
     "rule": METRIC,
     "class_names": names,
     **dict.fromkeys(("pictures", "by_residual"), BOOL),
-    **dict.fromkeys(("bits", "model_bits", "nlist", "nprobe"), count(1)),
-    **dict.fromkeys(("repeated_ids", "skipped_rows"), count(0)),
+    "lists": count(2),
+    **dict.fromkeys(("model_bits", "nlist", "nprobe", "list_beam"), count(1)),
+    **dict.fromkeys(("bits", "repeated_ids", "skipped_rows"), count(0)),
     "options": OBJECT,
 }
 TRAILER = struct.Struct("<QQ32s8s")
@@ -313,6 +342,15 @@ def check_agreement(found, index):
     if isinstance(core, faiss.IndexIVFPQ):
         for key in ("nlist", "nprobe", "by_residual"):
             need(key not in found or found[key] == getattr(core, key), key)
+    need(found.get("lists", 1) == lists_of(core), "lists")
+    need(found["M"] or "lists" in found, "M")
+
+
+def lists_of(core):
+    """Lists that are part of the codes, 1 where there are none."""
+    listed = isinstance(core, faiss.IndexIVFPQ) and core.by_residual
+    flat = listed and isinstance(faiss.downcast_index(core.quantizer), faiss.IndexFlat)
+    return core.nlist if flat else 1
 
 
 def peel(index):
@@ -354,6 +392,8 @@ def codes_of(found, index):
     if isinstance(core, faiss.IndexIVFPQ):
         lists, packed, ids = list_rows(core)
         coarse = faiss.downcast_index(core.quantizer)
+        if lists_of(core) > 1:
+            return np.column_stack([lists, unpack(packed, M, nbits)]), ids
         if isinstance(coarse, faiss.IndexPQ):  # unique codes
             packed = faiss.vector_to_array(coarse.codes).reshape(coarse.ntotal, -1)[lists]
     else:
@@ -639,15 +679,16 @@ def test_damage_and_newer_formats_are_refused(gallery, model):
         if content[-8:] == b"SCQFAISS":
             assert refused(scqfaiss.open, path)
     write_parts(path, *parts)
-    with pytest.raises(ScqError, match="format 2, this version reads 1"):
+    with pytest.raises(ScqError, match="format 2, this version reads 1"):  # of galleries
         scqfaiss.open(path)
     assert refused(read_gallery, path)
     write_parts(path, stream + b"\0", json.dumps(values).encode())
     assert refused(scqfaiss.open, path) and refused(read_gallery, path)
     config, tensors, of_model = model
-    meta = {"format": 2, "sha256": model_checksum(config, tensors), "config": config}
-    write_safetensors(of_model, json.dumps(meta), tensors)
-    assert refused(scqfaiss.Model.load, of_model) and refused(read_model, of_model)
+    for number, with_lists in ((3, tensors), (2, tensors), (1, tensors | {"codebooks.lists": np.zeros((2, 6), "f")})):
+        meta = {"format": number, "sha256": model_checksum(config, with_lists), "config": config}
+        write_safetensors(of_model, json.dumps(meta), with_lists)
+        assert refused(scqfaiss.Model.load, of_model) and refused(read_model, of_model)
 
 
 def test_classes_in_other_places_are_refused(gallery):
@@ -714,3 +755,79 @@ def test_every_key_of_a_network_is_needed_and_on_the_page():
         for changed in ({k: v for k, v in record.items() if k != key}, record | {key: 1.5}):
             with pytest.raises(ScqError, match=key):
                 check_record(changed)
+
+
+# ------------------------------------------------------------------------------------------------------ codes with lists
+@pytest.mark.parametrize("M", [0, 2])
+@pytest.mark.parametrize("list_beam", [1, 3])
+def test_lists_written_from_the_page_are_read(model, tmp_path, M, list_beam):
+    config, tensors, path = model
+    rng = np.random.default_rng(4)
+    table = tensors["codebooks.centroids"] / 4 if M else np.zeros((0, 2, 4), np.float32)
+    lists = rng.standard_normal((300, 4)).astype(np.float32)
+    config = config | {"list_beam": list_beam, "bits": 8 * M}
+    tensors = tensors | {"codebooks.centroids": table, "codebooks.lists": lists}
+    write_model(path, config, tensors)
+    ours, x = scqfaiss.Model.load(path), rng.standard_normal((60, 6)).astype(np.float32)
+    codes = encode(config, tensors, x)
+    assert (ours.encode(x) == codes).mean() > 0.95  # ties in float32 may fall otherwise
+    np.testing.assert_allclose(ours.codebooks.decode(codes), decode_listed("product", tensors, codes), atol=1e-6)
+    coarse = faiss.IndexFlatIP(4)
+    coarse.add(lists)
+    stored = table if M else np.zeros((1, 2, 4), np.float32)
+    nbits = stored.shape[1].bit_length() - 1
+    index = faiss.IndexIVFPQ(coarse, 4, 300, len(stored), nbits, faiss.METRIC_INNER_PRODUCT)
+    index.by_residual, index.nprobe = True, 9
+    faiss.copy_array_to_vector(stored.ravel(), index.pq.centroids)
+    index.is_trained = True
+    words = codes[:, 1:] if M else np.zeros((60, 1), np.uint16)
+    packed, ids = pack(words, nbits), np.arange(60)[::-1] * 3
+    for number in np.unique(codes[:, 0]):
+        rows = np.flatnonzero(codes[:, 0] == number)
+        own, own_codes = np.ascontiguousarray(ids[rows]), np.ascontiguousarray(packed[rows])
+        index.invlists.add_entries(int(number), len(rows), faiss.swig_ptr(own), faiss.swig_ptr(own_codes))
+    index.ntotal = 60
+    values = {
+        "format": 1,
+        "target": "ivfpq",
+        "kind": "product",
+        "metric": "ip",
+        "M": M,
+        "K": 1 << nbits,
+        "nbits": nbits,
+    }
+    values |= {"d": 4, "n": 60, "d_in": 6, "encoder": "model", "model_sha256": read_model(path)[2], "method": "by hand"}
+    values |= {"lists": 300, "list_beam": list_beam, "nlist": 300, "nprobe": 9, "bits": nbits * M, "rule": "l2"}
+    for target in ("ivfpq", "buckets"):
+        write_gallery(tmp_path / "l.faissindex", index, values | {"target": target})
+        gallery = scqfaiss.open(tmp_path / "l.faissindex", model=path)
+        _, found, held = gallery.unpack()
+        np.testing.assert_array_equal(found[np.argsort(held)], codes[::-1])
+        scores = ours.embed(x) @ ours.codebooks.decode(codes).T
+        D = gallery.search(x, 5, nprobe=300)[0]
+        np.testing.assert_allclose(D, -np.sort(-scores, 1)[:, :5], atol=1e-5)
+        assert scqfaiss.append(tmp_path / "l.faissindex", x[:4] + 1, model=path) == 64
+        again, index_again = read_gallery(tmp_path / "l.faissindex")
+        assert codes_of(again, index_again)[0].shape[0] == 64 and again["lists"] == 300
+    for change in ({"lists": 299}, {"lists": None}, {"M": 1}, {"lists": 1}):
+        wrong = {k: v for k, v in (values | change).items() if v is not None}
+        write_gallery(tmp_path / "w.faissindex", index, wrong)
+        assert refused(scqfaiss.open, tmp_path / "w.faissindex")
+        if "lists" in change:
+            assert refused(read_gallery, tmp_path / "w.faissindex")
+
+
+@pytest.mark.parametrize("name, target", [(n, t) for n, t, _ in life.every_case() if n in life.LISTED])
+def test_lists_that_are_exported_are_read_from_the_page(tmp_path, name, target):
+    life.export(name, tmp_path / "g.faissindex", slice(60), target)
+    found, index = read_gallery(tmp_path / "g.faissindex")
+    codes, ids = codes_of(found, index)
+    gallery = scqfaiss.open(tmp_path / "g.faissindex", model=life.model(name))
+    ours, held = gallery.unpack()[1:]
+    order, theirs = np.argsort(ids), np.argsort(held)
+    np.testing.assert_array_equal(ids[order], held[theirs])
+    np.testing.assert_array_equal(codes[order][:, : ours.shape[1]], ours[theirs])
+    life.model(name).save(tmp_path / "m.safetensors")
+    config, tensors, sha = read_model(tmp_path / "m.safetensors")
+    assert sha == found["model_sha256"] and found["list_beam"] == config.get("list_beam", 1)
+    assert (encode(config, tensors, life.X[:60]) == life.model(name).encode(life.X[:60])).mean() > 0.95

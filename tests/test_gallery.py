@@ -135,20 +135,22 @@ def scores_of(name, rows=slice(400)):
     return m.codebooks.scores(m.embed(XQ), codes), codes
 
 
-def every_list(target, options):
+def every_list(name, target, options):
+    if name in life.LISTED:
+        return life.LISTS
     return options["nlist"] if target == "ivfpq" and options else None
 
 
 def best(scores, k, name):
     """(nq, k) the best scores of each row."""
-    return np.sort(scores, 1)[:, :k] if name.endswith("l2") else -np.sort(-scores, 1)[:, :k]
+    return np.sort(scores, 1)[:, :k] if "l2" in name else -np.sort(-scores, 1)[:, :k]
 
 
 @pytest.mark.parametrize("mmap", [False, True])
 @pytest.mark.parametrize("name, target, options", life.cases(filter=True))
 def test_filters(empty, name, target, options, mmap):
     life.export(name, "g.faissindex", slice(400), target, **options)
-    gallery, nprobe = life.opened("g.faissindex", name, mmap=mmap), every_list(target, options)
+    gallery, nprobe = life.opened("g.faissindex", name, mmap=mmap), every_list(name, target, options)
     scores, _ = scores_of(name)
     allow, deny = IDS[::3], IDS[::2]
     for more, rows in (
@@ -215,7 +217,7 @@ def test_all_hits_beyond_a_threshold(empty, name, target, options, mmap):
     order = np.sort(scores.ravel())
     gap = len(order) // 4 + int(np.diff(order[len(order) // 4 : -len(order) // 4]).argmax())
     threshold = float(order[gap : gap + 2].mean())  # where no rounding moves a score across
-    near = (lambda s: s < threshold) if name.endswith("l2") else (lambda s: s > threshold)
+    near = (lambda s: s < threshold) if "l2" in name else (lambda s: s > threshold)
     filters = [{}]
     if gallery.exact and target != "pq" and target != "residual":
         filters += [{"allow": IDS[::3], "deny": IDS[::2]}, {"allow": []}]
@@ -228,13 +230,13 @@ def test_all_hits_beyond_a_threshold(empty, name, target, options, mmap):
             ids, found = I[lims[q] : lims[q + 1]], D[lims[q] : lims[q + 1]]
             assert sorted(ids) == sorted(IDS[rows & near(scores[q])])
             np.testing.assert_allclose(found, scores[q][(ids - 5) // 3], rtol=1e-4, atol=1e-4)
-            step = np.diff(found) if name.endswith("l2") else -np.diff(found)
+            step = np.diff(found) if "l2" in name else -np.diff(found)
             assert (step >= 0).all()
             assert (np.diff(ids)[step == 0] > 0).all()  # ties by id
-    nothing = -1.0 if name.endswith("l2") else 1e9
+    nothing = -1.0 if "l2" in name else 1e9
     lims, D, I = gallery.range_search(XQ, nothing)
     assert not lims.any() and len(D) == len(I) == 0
-    assert gallery.range_search(XQ, 1e9 if name.endswith("l2") else -1e9)[0][-1] == scores.size
+    assert gallery.range_search(XQ, 1e9 if "l2" in name else -1e9)[0][-1] == scores.size
     assert gallery.range_search(XQ[:0], threshold)[0].tolist() == [0]
 
 
@@ -308,7 +310,13 @@ def test_lists_to_visit(empty):
     for few, more in itertools.pairwise(found):
         np.testing.assert_array_less(np.where(np.isfinite(few), few, -1e30) - 1e-4, more)
     np.testing.assert_allclose(found[-1], best(scores, 30, "product-8"), rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(gallery.search(XQ, 30)[0], found[0])  # a sixteenth of the lists, at least one
+    # A sixteenth of the lists, at least one, and more where these hold fewer than k rows.
+    D, I = gallery.search(XQ, 30)
+    full = (gallery.search(XQ, 30, nprobe=1)[1] >= 0).all(1)
+    np.testing.assert_array_equal(D[full], found[0][full])
+    assert (I >= 0).all() and full.any() and not full.all()
+    allowed = IDS[::50]
+    assert np.isin(allowed, gallery.search(XQ, 30, allow=allowed)[1]).all()
     _, I = gallery.search(XQ, 400, nprobe=1)
     assert (I == -1).any() and (I[:, 0] >= 0).all()
     with pytest.warns(ScqWarning, match=r"^nprobe=9 is more than the 8 lists of g\.faissindex: visited all of them$"):

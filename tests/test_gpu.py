@@ -76,7 +76,7 @@ def no_gpu(monkeypatch):
         assert resources == "resources" and options.use_cuvs is False
         # What GpuIndexIVFPQ asks for.
         assert isinstance(index, faiss.IndexIVFPQ) and index.by_residual and index.polysemous_ht == 0
-        assert index.pq.nbits == 8 and index.pq.M in gpu.GPU_M and index.nprobe == index.nlist <= 2048
+        assert index.pq.nbits == 8 and index.pq.M in gpu.GPU_M and index.nprobe == min(index.nlist, gpu.MAX_NPROBE)
         state.devices.append(number)
         copy = faiss.clone_index(index)
 
@@ -199,6 +199,73 @@ def test_form_of_few_rows_or_none():
     assert unwrap_index(gpu.form(codebooks, codes[:3], ids[:3])).nlist == 3
     empty = gpu.form(codebooks, codes[:0], ids[:0])
     assert empty.ntotal == 0 and (empty.search(q, 2)[1] == -1).all()
+
+
+# ------------------------------------------------------------------------------------------ lists that are part of codes
+# kind, codebooks, bits of a codebook, dimensions of a codebook, metric, target
+LISTED = [
+    ("product", 4, 8, 3, "ip", "ivfpq"),
+    ("product", 4, 8, 3, "l2", "ivfpq"),
+    ("product", 5, 8, 3, "ip", "buckets"),
+    ("product", 10, 4, 2, "ip", "ivfpq"),
+    ("product", 0, 1, 12, "ip", "ivfpq"),
+    ("product", 0, 1, 12, "l2", "ivfpq"),
+    ("additive", 5, 8, 6, "ip", "lift"),
+    ("additive", 10, 4, 6, "ip", "buckets"),
+]
+
+
+def listed_parts(kind, M, nbits, dsub, metric="ip", L=9, n=120, seed=0):
+    """The same, of codes whose first number is a list."""
+    rng = np.random.default_rng(seed)
+    centroids = rng.standard_normal((M, 1 << nbits, dsub)).astype(np.float32)
+    d = dsub * max(M, 1) if kind == "product" else dsub
+    codebooks = Codebooks(kind, centroids, metric, 3 * rng.standard_normal((L, d)).astype(np.float32))
+    codes = codebooks.check_codes(np.column_stack([rng.integers(0, L, n), rng.integers(0, 1 << nbits, (n, M))]))
+    return codebooks, codes, FAR + 3 * np.arange(n), rng.standard_normal((6, d)).astype(np.float32)
+
+
+@pytest.mark.parametrize("L", [2, 9, 300])
+@pytest.mark.parametrize("kind, M, nbits, dsub, metric, name", LISTED)
+def test_form_of_codes_with_lists_scores_as_the_oracle(no_gpu, kind, M, nbits, dsub, metric, name, L):
+    codebooks, codes, ids, q = listed_parts(kind, M, nbits, dsub, metric, L)
+    form = gpu.form(codebooks, codes, ids)
+    core = unwrap_index(form)
+    assert core.nprobe == core.nlist == L and core.by_residual
+    equals_oracle(form.search(q, len(codes)), codebooks, codes, ids, q)
+    index = target(name).build(codebooks, codes, ids)
+    on = gpu.OnGpu(gpu.form(*target(name).unpack(index, codebooks.shape)), 0)
+    equals_oracle(on.search(q, 50), codebooks, codes, ids, q)
+    equals_oracle(on.search(apply_transforms(index, q), 50), codebooks, codes, ids, q)
+
+
+def test_a_gpu_visits_the_lists_that_it_is_told_to(no_gpu, monkeypatch):
+    codebooks, codes, ids, q = listed_parts("product", 4, 8, 3, L=300, n=900)
+    index = target("ivfpq").build(codebooks, codes, ids)
+    on = Snapshot.on_device(Stored.of(index), "cuda").on_gpu
+    for nprobe in (1, 7, 300):
+        np.testing.assert_array_equal(on.search(q, 4, nprobe)[1], target("ivfpq").search(index, q, 4, nprobe=nprobe)[1])
+    np.testing.assert_array_equal(on.search(q, 4)[1], target("ivfpq").search(index, q, 4)[1])  # what the file says
+    assert (on.search(q, 60, 2)[1] < 0).any()
+    equals_oracle(on.search(q, 900), codebooks, codes, ids, q)  # few lists would not hold so many
+    with pytest.raises(
+        ConfigError, match=r"^nprobe is 2,049, a GPU search visits at most 2,048 lists; use device cpu$"
+    ):
+        on.search(q, 4, 2049)
+    exact = Snapshot.on_device(Stored(index, None, target("buckets")), "cuda").on_gpu
+    equals_oracle(exact.search(q, 50), codebooks, codes, ids, q)
+    monkeypatch.setattr(gpu, "MAX_NPROBE", 100)
+    with pytest.warns(ScqWarning, match="^a GPU search looks at 100 of the 300 lists: not exact, as on the cpu$"):
+        Snapshot.on_device(Stored(index, None, target("buckets")), "cuda")
+
+
+def test_a_gallery_on_a_gpu_takes_nprobe_where_codes_have_lists(no_gpu):
+    codebooks, codes, ids, q = listed_parts("additive", 4, 8, 6, L=20)
+    gallery = scqfaiss.Gallery(
+        Snapshot.on_device(Stored.of(target("lift").build(codebooks, codes, ids)), "cuda"), None, "g"
+    )
+    equals_oracle(gallery.search(q, 50, nprobe=20), codebooks, codes, ids, q)
+    assert (gallery.search(q, 100, nprobe=1)[1] < 0).any()
 
 
 # -------------------------------------------------------------------------------------------------------------- searching

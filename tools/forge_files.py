@@ -345,13 +345,20 @@ def sound_files(folder: Path) -> list[tuple[Path, Path]]:
         ("folded", "additive", 3, 4, "ip", "lift", {}),
         ("model", "additive", 3, 5, "ip", "residual", {}),
         ("none", "additive", 3, 5, "l2", "residual", {}),
+        ("folded", "product", 4, 4, "ip", "ivfpq", {}, 6),
+        ("none", "product", 2, 5, "l2", "ivfpq", {}, 6),
+        ("none", "product", 0, 1, "ip", "buckets", {}, 6),
+        ("model", "additive", 3, 4, "ip", "lift", {}, 6),
+        ("folded", "additive", 4, 4, "ip", "buckets", {}, 6),
     ]
     out = []
-    for number, (encoder, kind, M, nbits, metric, target, options) in enumerate(wanted):
+    for number, (encoder, kind, M, nbits, metric, target, options, *lists) in enumerate(wanted):
         d = chains[encoder].d_out
-        codebooks = Codebooks(kind, normal(M, 1 << nbits, d // M if kind == "product" else d), metric)
+        centroids = normal(M, 1 << nbits, d // max(M, 1) if kind == "product" else d)
+        codebooks = Codebooks(kind, centroids, metric, normal(*lists, d) if lists else None)
         config = {"method": "dpq", "rule": "l2", "encoder": "mlp", "bits": M * nbits, "seed": 0, "nested": False}
         config |= {"class_names": ["a", "b", "c"], "labels": "one", "settings": {"epochs": 3, "lr": 0.1}}
+        config |= {"list_beam": 2} if lists else {}
         config |= {"training": {"rows": 9, "loss": [0.5], "codewords_used": [3] * M}, "long_name": "deep"}
         model, gallery = folder / f"m{number}.safetensors", folder / f"g{number}.faissindex"
         Model(chains[encoder], codebooks, config).save(model)
@@ -509,10 +516,10 @@ def forge_model(rng: Any, path: Path, out: Path) -> None:
             tensors[f"{name}.{rng.integers(9)}"] = t
         elif which == 4:
             tensors[name] = t[..., :0]
-        else:
+        elif t.size:  # of lists alone there are no codewords
             t.reshape(-1)[rng.integers(t.size)] = rng.choice(FLOATS)
     forged = bundle.Bundle(tensors, config)
-    meta = {"format": 1, "sha256": forged.digest(), "config": config}
+    meta = {"format": held.format, "sha256": forged.digest(), "config": config}
     out.write_bytes(save({k: np.ascontiguousarray(t) for k, t in tensors.items()}, {"scqfaiss": json.dumps(meta)}))
 
 

@@ -85,15 +85,24 @@ def rehearse():
 
 
 # -------------------------------------------------------------------------------------------------------------- the parts
-def made(kind, M, nbits, d, n, metric="ip", seed=0, words=0):
-    """Random codebooks of vectors of dimension d, n codes, their ids, 33 queries; words: how many codes are distinct."""
+def made(kind, M, nbits, d, n, metric="ip", seed=0, words=0, lists=0):
+    """Random codebooks of vectors of dimension d, n codes, their ids, 33 queries; words: how many codes are distinct.
+
+    lists: of so many, each with a centroid, one is part of every code.
+    """
     import numpy as np
 
     from scqfaiss.codebooks import Codebooks
 
     rng = np.random.default_rng(seed)
-    dsub = d if kind == "additive" else d // M
-    codebooks = Codebooks(kind, rng.standard_normal((M, 1 << nbits, dsub)).astype(np.float32), metric)
+    dsub = d if kind == "additive" else d // max(M, 1)
+    centroids = rng.standard_normal((M, 1 << nbits, dsub)).astype(np.float32)
+    if lists:
+        stored = 3 * rng.standard_normal((lists, d)).astype(np.float32)
+        codebooks = Codebooks(kind, centroids, metric, stored)
+        codes = codebooks.joined(rng.integers(0, lists, n), rng.integers(0, 1 << nbits, (n, M)))
+        return codebooks, codes, FAR + 3 * np.arange(n), rng.standard_normal((33, d)).astype(np.float32)
+    codebooks = Codebooks(kind, centroids, metric)
     codes = rng.integers(0, 1 << nbits, (words or n, M), dtype=np.uint8)
     codes = codebooks.check_codes(codes[rng.integers(0, words, n)] if words else codes)
     return codebooks, codes, FAR + 3 * np.arange(n), rng.standard_normal((33, d)).astype(np.float32)
@@ -172,6 +181,32 @@ def shapes(asked):
     cases += [("product", 8, 4, 16, asked.n), ("product", 26, 4, 52, asked.n), ("product", 8, 4, 16, asked.n, "l2")]
     cases += [("additive", 16, 4, 12, asked.n), ("additive", 5, 8, 12, asked.n)]
     return compare(asked, cases)
+
+
+def listed(asked):
+    """Real centroids, also where nothing is coded beside them, and as many lists as the kernels choose among."""
+    import numpy as np
+
+    from scqfaiss.targets import gpu
+
+    forms = [("product", 4, 8, 12, "ip"), ("product", 7, 8, 21, "ip"), ("product", 8, 4, 16, "ip")]
+    forms += [("product", 4, 8, 12, "l2"), ("product", 0, 1, 12, "ip"), ("product", 0, 1, 64, "ip")]
+    forms += [("additive", 4, 8, 12, "ip"), ("additive", 5, 8, 64, "ip"), ("additive", 16, 4, 12, "ip")]
+    rows = []
+    for kind, M, nbits, d, metric in forms:
+        for L in (7, 2048):
+            codebooks, codes, ids, q = made(kind, M, nbits, d, asked.n, metric, lists=L)
+            form = gpu.form(codebooks, codes, ids)
+            on = gpu.OnGpu(form, asked.device)
+            what = f"{kind} {M}x{nbits} d={d} {metric} L={L}"
+            rows.append((what, error_of(on.search(q, 100), codebooks, codes, ids, q), ERROR[metric]))
+            few = on.search(q, 10, nprobe=3)[0]
+            gpu.unwrap_index(form).nprobe = 3
+            off = np.abs(np.where(np.isfinite(few), few, 0) - form.search(q, 10)[0])
+            scale = np.abs(codebooks.scores(q, codes)).max()
+            full = on.search(q, 10, nprobe=3)[1] >= 0
+            rows.append((f"{what}, 3 lists visited", float((off * full).max() / scale), ERROR[metric]))
+    return judged(rows)
 
 
 def interleaved(asked):
@@ -409,6 +444,7 @@ QUESTIONS = [
         False,
     ),
     (shapes, "padded codebooks and merged 4-bit codebooks", False),
+    (listed, "lists that are part of the code: all of them and 3 of them, up to 2,048", False),
     (interleaved, "interleavedLayout with 6 codebooks and with nbits 4", True),
     (shards, "ivfpq in two shards", True),
     (selectors, "an ID selector: ignored by classical kernels, matched by position by cuVS", True),

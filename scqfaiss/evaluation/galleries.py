@@ -125,6 +125,7 @@ class _Ranked:
     decoded: Floats
     metric: str
     bits: int
+    lists: int
     agreement: float
 
     @staticmethod
@@ -137,11 +138,12 @@ class _Ranked:
 
         zs = encoded(gallery.index, z)
         agreement = _agreement(gallery, z, zs, decoded, words, codebooks.metric)
-        if agreement < 1 and gallery.exact:
-            raise IndexFileError(
-                f"{gallery.name}: {1 - agreement:.0%} of FAISS's scores are not those of its own codes"
-            )
-        return _Ranked(zs, words, decoded, codebooks.metric, codebooks.bits, agreement)
+        own = agreement if gallery.exact else 1.0
+        if gallery.every_list is not None:
+            own = _agreement(gallery, z, zs, decoded, words, codebooks.metric, gallery.every_list)
+        if own < 1:
+            raise IndexFileError(f"{gallery.name}: {1 - own:.0%} of FAISS's scores are not those of its own codes")
+        return _Ranked(zs, words, decoded, codebooks.metric, codebooks.bits, codebooks.L, agreement)
 
     def scores(self) -> Iterable[NDArray[np.float32]]:
         z = balanced(self.z) if self.metric == "ip" else self.z  # the ranking alone is asked for
@@ -150,6 +152,7 @@ class _Ranked:
     def facts(self) -> dict[str, Any]:
         return {
             "bits": self.bits,
+            **({} if self.lists == 1 else {"lists": self.lists}),
             "distinct_codes": len(self.words.codes),
             "queries": len(self.z),
             "search_agreement": self.agreement,
@@ -191,7 +194,9 @@ def _places(held: Ints, ids: Ints, name: str, database: str) -> Ints:
     return np.asarray(order[place])
 
 
-def _agreement(gallery: Gallery, z: Floats, zs: Floats, decoded: Floats, words: Words, metric: str) -> float:
+def _agreement(
+    gallery: Gallery, z: Floats, zs: Floats, decoded: Floats, words: Words, metric: str, nprobe: int | None = None
+) -> float:
     """Share of FAISS's own top-10 scores, over the first queries, that equal those of the full ranking within 1e-5."""
     odd = exponents(zs)
     if odd is not None:  # their scores, as numbers, may lie beyond float32
@@ -199,7 +204,7 @@ def _agreement(gallery: Gallery, z: Floats, zs: Floats, decoded: Floats, words: 
     k, nq = min(10, gallery.ntotal), min(len(z), SELF_CHECK_QUERIES)
     if nq == 0:
         return 1.0
-    D, _ = gallery.search(z[:nq], k, encoded=True, check_finite=False)
+    D, _ = gallery.search(z[:nq], k, encoded=True, nprobe=nprobe, check_finite=False)
     rows = np.bincount(words.inverse, minlength=len(decoded))
     right = 0
     for d, s in zip(-D if metric == "l2" else D, scores_in_blocks(zs[:nq], decoded, metric)):

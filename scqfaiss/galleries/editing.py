@@ -147,6 +147,7 @@ def _encoder(content: _Content, model: Model | PathLike | None) -> Model:
         raise ConfigError(f"{content.name}: new rows need the model its codes came from ({made_by}); give --model")
     encoder = Chain(content.metadata["d_in"]).then(*layers(content.stored.index))
     config = {"method": content.metadata["method"], "rule": content.metadata["rule"], "encoder": "folded"}
+    config["list_beam"] = content.metadata.get("list_beam", 1)
     return Model(encoder, content.codebooks, config)
 
 

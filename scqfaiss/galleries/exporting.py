@@ -66,6 +66,8 @@ def build(
         "model_sha256": model.origin,
         "class_names": model.config.get("class_names"),
     }
+    if codebooks.lists is not None:
+        metadata |= {"lists": codebooks.L, "list_beam": model.config.get("list_beam", 1)}
     if "classes" in model.config:
         metadata["classes"] = model.config["classes"]
     if model.modality.needs_encoder:
@@ -92,7 +94,7 @@ def check_target(model: Model, name: str | None, values: Mapping[str, Any], n: i
     if reason is not None:
         raise ConfigError(f"target {info.name} cannot serve these codes: {reason}")
     options = make_options(info.name, {key: _plain(value) for key, value in values.items()})
-    container.check(options, n)
+    container.check(options, n, shape.L)
     return container, options
 
 

@@ -21,6 +21,7 @@ from ..options import as_whole
 from ..targets import REGISTRY as TARGETS
 from ..targets import gpu
 from ..targets import target as find_target
+from ..targets.code_lists import has_code_lists
 from ..targets.ids import all_ids
 from ..targets.pretransform import unwrap_index
 from ..targets.queries import MAX_SCORE, prepared, ranges, unscaled
@@ -82,7 +83,19 @@ class Gallery:
         """Whether a search finds the best by the codes' own scores; False where lists are passed over or tables rounded."""
         target = self._snapshot.stored.target
         lists = getattr(unwrap_index(self.index), "nlist", 1)
-        return target is not None and target.INFO.exact and (target.INFO.name != "ivfpq" or lists == 1)
+        if target is None or not target.INFO.exact or (target.INFO.name != "buckets" and lists > 1):
+            return False
+        return self._snapshot.on_gpu is None or not has_code_lists(self.index) or lists <= gpu.MAX_NPROBE
+
+    @property
+    def every_list(self) -> int | None:
+        """The nprobe with which a search looks at every row, where codes have lists; None where they have none, or a GPU
+        cannot choose among so many.
+        """
+        if not has_code_lists(self.index):
+            return None
+        lists = int(unwrap_index(self.index).nlist)
+        return lists if self._snapshot.on_gpu is None or lists <= gpu.MAX_NPROBE else None
 
     @property
     def ntotal(self) -> int:
@@ -139,7 +152,7 @@ class Gallery:
             raise ConfigError(f"nprobe is {nprobe}: " + ("needs 1 or more" if lists else f"{self.name} has no lists"))
         if nprobe > lists:
             warn(f"nprobe={nprobe:,} is more than the {lists:,} lists of {self.name}: visited all of them")
-        if snapshot.on_gpu is not None:
+        if snapshot.on_gpu is not None and not has_code_lists(snapshot.stored.index):
             raise ConfigError("a GPU search scores every row; leave nprobe out, or use device cpu")
         return min(nprobe, lists)
 
@@ -160,7 +173,8 @@ class Gallery:
 
         k above ntotal is clipped to it, with a warning. encoded=True: xq are z already, (nq, index.d). allow, deny: ids
         that alone, or that never, may be found; where they leave fewer than k, the rest of I is -1 and D means nothing
-        there. nprobe: lists to visit, for a gallery with lists (target buckets without it searches exactly). check_finite:
+        there. nprobe: lists to visit and no more, for a gallery with lists. Without it a search visits as many as the file
+        says, and more where these hold fewer than k hits; target buckets searches exactly. check_finite:
         False for rows that were looked at already, as those of a Source are.
         Raises ConfigError on a wrong width, k < 1 or filters where the container has none, DataError on bad rows or ids.
         """
@@ -173,7 +187,7 @@ class Gallery:
         nprobe = self._visited(nprobe, snapshot)
         core, x, powers = prepared(snapshot.stored.index, z, name, snapshot.on_gpu is not None)
         if snapshot.on_gpu is not None:
-            D, I = snapshot.on_gpu.search(x, k)
+            D, I = snapshot.on_gpu.search(x, k, nprobe)
         elif (target := snapshot.stored.target) is None:
             D, I = faiss_calls.search(core, x, k)
         else:

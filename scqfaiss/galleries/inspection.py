@@ -66,8 +66,10 @@ def gallery_facts(path: PathLike) -> dict[str, Any]:
         "query_d": gallery.metadata["d_in"] if gallery.metadata else gallery.d,
         "bits": codebooks.bits,
         "bytes": os.stat(path).st_size,
-        "codewords_used": [len(np.unique(codes[:, m])) for m in range(codebooks.M)],
+        "codewords_used": [len(np.unique(column)) for column in codebooks.split(codes)[1].T],
     }
+    if codebooks.lists is not None:
+        out["lists_used"] = len(np.unique(codes[:, 0]))
     if gallery.metadata:
         container = target(gallery.metadata["target"])
         info = container.INFO
@@ -94,6 +96,7 @@ def model_facts(path: PathLike) -> dict[str, Any]:
         "d": codebooks.d,
         "M": codebooks.M,
         "nbits": codebooks.nbits,
+        **({} if codebooks.lists is None else {"lists": codebooks.L}),
         "metric": codebooks.metric,
         "codebooks": codebooks.kind,
         "encoder_layers": [op for op, _ in model.chain.layers],

@@ -51,7 +51,8 @@ class Stored:
 
 
 def shape_of_card(metadata: Mapping[str, Any]) -> Shape:
-    return Shape(metadata["kind"], metadata["M"], metadata["nbits"], metadata["d"], metadata["metric"])
+    s = metadata
+    return Shape(s["kind"], s["M"], s["nbits"], s["d"], s["metric"], s.get("lists", 1))
 
 
 def options_of(metadata: Mapping[str, Any], target: Target) -> Any:
@@ -105,11 +106,14 @@ def read_gallery(path: PathLike, *, verify: bool = True, mmap: bool = False) -> 
 
 
 def target_of(index: Any, told: Any = None) -> Target | None:
-    """The registered target that could have built `index`: the one told, if it could, or the first."""
+    """The registered target that could have built `index`: the one told, if it could, or the first.
+
+    Lists that are part of the codes are stored alike by two: without a word, they are searched as plain FAISS does.
+    """
     fits = [name for name in TARGETS if find_target(name).holds(index)]
     if told in fits:
         return find_target(told)
-    return find_target(fits[0]) if fits else None
+    return find_target(min(fits, key=lambda name: name == "buckets")) if fits else None
 
 
 def _compare(metadata: Mapping[str, Any], index: Any, target: Target | None, name: str) -> None:
@@ -126,6 +130,8 @@ def _compare(metadata: Mapping[str, Any], index: Any, target: Target | None, nam
         stored = replace(stored, M=2 * stored.M, nbits=4)  # 4-bit codebooks that stand in pairs: see targets/reshape.py
     actual |= {"kind": stored.kind, "d": stored.d, "M": stored.M, "nbits": stored.nbits, "K": stored.K}
     actual["metric"] = stored.metric
+    if "lists" in metadata or stored.L > 1:
+        actual["lists"] = stored.L
     if metadata["encoder"] != "model":
         actual["d_in"] = index.d
     try:
@@ -142,7 +148,7 @@ def _compare(metadata: Mapping[str, Any], index: Any, target: Target | None, nam
         )
     wrong = target.disagreement(index)
     if wrong is None and metadata["M"] != target.shape_of(index).M:
-        wrong = _unmerged(target, index, shape_of_card(metadata))
+        wrong = _unmerged(target, index, replace(shape_of_card(metadata), L=1))
     if wrong is not None:
         raise IndexFileError(f"{name}: {wrong}")
 

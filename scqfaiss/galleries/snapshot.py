@@ -32,7 +32,12 @@ class Snapshot:
             raise ConfigError(f"a {kind} holds no codes of ours and stays on the cpu")
         if not target.INFO.exact:
             warn(f"on a GPU the codes of target {target.INFO.name} are searched exactly, not as that target would")
-        return Snapshot(stored, gpu.OnGpu(gpu.form(*target.unpack(stored.index, stored.shape)), number))
+        content, nprobe = target.unpack(stored.index, stored.shape), None
+        if content[0].lists is not None and target.INFO.name != "buckets":  # whose searches are exact
+            nprobe = unwrap_index(stored.index).nprobe
+        elif content[0].L > gpu.MAX_NPROBE:
+            warn(f"a GPU search looks at {gpu.MAX_NPROBE:,} of the {content[0].L:,} lists: not exact, as on the cpu")
+        return Snapshot(stored, gpu.OnGpu(gpu.form(*content), number, nprobe))
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class Features(nn.Module):
             S, source = sca.similarity_matrix(config.similarity, config.class_vectors, labels, means)
             # A posterior lives on the axes of its classes. Any other feature fills all places, and tanh would clip axes.
             align = self.kind == "calibrated"
-            self.sca = sca.class_centers(S, source, config.target, d, task.M, task.seed, align)
+            self.sca = sca.class_centers(S, source, config.target, d, max(task.M, 1), task.seed, align)
         self.register_buffer("centers", torch.from_numpy(np.ascontiguousarray(self.sca.centers)))
         # Cosines are bounded: training goes on until each row stands on its center, by heart where a class has few rows. mAP
         # of cosines and inner products, on halves of training rows: 150 classes 0.901 and 0.921, 10 classes 0.625 and 0.631.
@@ -337,9 +337,15 @@ class Features(nn.Module):
         self.train(dropout)
         for i, x in rows.blocks():
             z = torch.cat([self(part) for part in torch.from_numpy(x).to(self.task.device).split(4096)])
-            # Only classes that were trained: the others' centers were never pulled away from anything.
-            like = (z @ self.centers.T).masked_fill(~self.trained, -torch.inf) if self.kind != "none" else None
-            yield i, z, None if like is None else like.argmax(1)
+            yield i, z, self.predicted(z)
+
+    def predicted(self, z: Tensor) -> Tensor | None:
+        """z (b, d) -> the class whose center is nearest, (b,) int64; None without centers."""
+        if self.kind == "none":
+            return None
+        # Only classes that were trained: the others' centers were never pulled away from anything.
+        like = z @ self.centers.to(z.device).T
+        return like.masked_fill(~self.trained.to(z.device), -torch.inf).argmax(1)
 
     def layers(self, upto: str = "z") -> Layers:
         """x -> z as layers of an encoder chain; upto='posterior' stops at p."""

@@ -24,7 +24,7 @@ from ..contract import Layers, MethodDefaults, OptimizerStep, Stage, Task, batch
 from ..errors import ConfigError
 from ..modality import Modality
 from . import centers as sca
-from . import cfa, cfa_checks, dead_codewords, residual
+from . import cfa, cfa_checks, dead_codewords, lists, residual
 from .progressive import FLOOR, greedy, margin_loss, prefix_errors, quantization_loss
 from .rows import CodebookRows, warn_of_few
 
@@ -37,7 +37,8 @@ class CodebookStage:
     """Which rows the codebooks learn from, and how."""
 
     rows: int = setting(1_000_000, low=1)  # at most so many rows teach the codebooks
-    copies: int = setting(4, low=1, high=100)  # passes over the training rows, dropout on, for the codebooks
+    copies: int = setting(4, low=1, high=100)  # passes over the training rows, with other noise each, for the codebooks
+    noise: float = setting(1.2, low=0, high=10)  # in standard deviations of each feature; 0, and of images: dropout instead
     epochs: int = setting(10, low=0)  # 0: residual k-means alone
     batch_size: int = setting(256, low=1)
     lr: float = setting(1e-3, low=0)
@@ -77,6 +78,7 @@ REFERENCE: dict[str, Any] = {
     "gamma": 1.0,
     "choice": "cosine",
     "codebooks.copies": 1,
+    "codebooks.noise": 0.0,
     "codebooks.epochs": 32,
     "codebooks.lr": 1e-4,
     "start": "normal",
@@ -152,6 +154,7 @@ class DPQ(MethodDefaults, nn.Module):
     long_name = "Deep Progressive Quantization"
     needs = frozenset({"labels"})
     starts = True
+    takes_lists = True
     beam = 1  # a wider one finds codes whose prefixes are not those of the shorter codes
     nested = True
 
@@ -206,7 +209,10 @@ class DPQ(MethodDefaults, nn.Module):
             raise ConfigError(
                 f"{config.what_moves} trains the network on, and that of the model to start from stays as it is"
             )
-        self.rows = CodebookRows(self.features, task, config.codebooks.rows, config.codebooks.copies)
+        stage = config.codebooks
+        copies = lists.copies(len(task.rows), task.lists, stage.copies)
+        self.rows = CodebookRows(self.features, task, stage.rows, copies, stage.noise)
+        self.centroids: Tensor | None = None  # of lists, (L, d), of z as it is
         self.codewords = nn.Parameter(torch.zeros(task.M, task.K, d))
         self.scale = 1.0  # the codewords rebuild scale * z
         self.z: Tensor  # (n, d) rows for the codebooks, scaled, on the device
@@ -216,7 +222,8 @@ class DPQ(MethodDefaults, nn.Module):
     # --------------------------------------------------------------------------------------------------------- stages
     def stages(self) -> list[Stage]:
         first = [self.features.stage()] if self.features is not None else []
-        return [*first, Stage(name="encode rows", begin=self.encode_rows), self.codebook_stage(first)]
+        codebooks = self.codebook_stage(first) if self.task.M else Stage(name="codebooks")
+        return [*first, Stage(name="encode rows", begin=self.encode_rows), codebooks]
 
     def codebook_stage(self, before: list[Stage]) -> Stage:
         """Codebooks alone on encoded rows; or encoder and codebooks, in turn (reference) or by one loss (end_to_end)."""
@@ -262,7 +269,12 @@ class DPQ(MethodDefaults, nn.Module):
             yield (self.z[part],)
 
     def encode_rows(self) -> None:
+        task = self.task
         self.z = self.rows.encoded()[0]
+        if task.lists > 1:
+            classes = None if self.features is None else self.features.predicted(self.z)
+            self.centroids = lists.learn(self.z, classes, task.lists, task.seed, task.progress)
+            self.z = lists.residuals(self.z, self.centroids)
 
     @torch.no_grad()
     def start_codebooks(self) -> None:
@@ -356,7 +368,11 @@ class DPQ(MethodDefaults, nn.Module):
         return layers
 
     def codebooks(self) -> Codebooks:
-        return Codebooks("additive", (self.codewords.detach().double() / self.scale).float().cpu().numpy())
+        centroids = None if self.centroids is None else self.centroids.numpy()
+        if self.task.M == 0:
+            return Codebooks("product", np.zeros((0, 2, self.codewords.shape[2]), np.float32), lists=centroids)
+        w = (self.codewords.detach().double() / self.scale).float().cpu().numpy()
+        return Codebooks("additive", w, lists=centroids)
 
     def summary(self) -> dict[str, Any]:
         return self.features.summary() if self.features is not None else {"cfa": "none"}

@@ -25,13 +25,14 @@ def lloyd(
     seeds: tuple[Tensor, Tensor],
     generator: torch.Generator,
     iterations: int = 25,
+    start: Tensor | None = None,
 ) -> Tensor:
     """k-means of M codebooks, each row only among the codewords its classes own.
 
     z (M, n, dsub) float32; pattern (n,) row -> p; allowed (P, K) bool; owner (K,) class of each codeword;
-    seeds: rows (q,) and classes (q,), a pair for every label of every row, which codewords start from. Codebooks that own all
-    codewords in common are the case P = 1 with one class, 0. -> centroids (M, K, dsub). Where rows are fewer than
-    codewords, jittered copies fill up.
+    seeds: rows (q,) and classes (q,), a pair for every label of every row, which codewords start from, unless `start`
+    (M, K, dsub) says from where. Codebooks that own all codewords in common are the case P = 1 with one class, 0.
+    -> centroids (M, K, dsub). Where rows are fewer than codewords, jittered copies fill up.
 
     Sub-vectors of one dimension among codewords that all own in common have an optimum to be sought directly: it is
     `scalar_levels`, which neither draws nor counts iterations.
@@ -42,7 +43,7 @@ def lloyd(
         levels = np.stack([scalar_levels(x, K).levels for x in z[:, :, 0].numpy()])
         return torch.from_numpy(levels).to(z.dtype)[:, :, None]
     row, row_class = seeds
-    w = _start(z, owner, seeds, generator)
+    w = _start(z, owner, seeds, generator) if start is None else start
     own, valid = table(allowed)
     output, codewords, counted, present = blocks_of(pattern, allowed, own, valid)
     (G, S), R = codewords.shape, len(output) // len(codewords)
@@ -88,9 +89,10 @@ def _start(z: Tensor, owner: Tensor, seeds: tuple[Tensor, Tensor], generator: to
     return w + 1e-4 * spread * torch.randn(w.shape, generator=generator)
 
 
-def shared_lloyd(z: Tensor, K: int, generator: torch.Generator) -> Tensor:
+def shared_lloyd(z: Tensor, K: int, generator: torch.Generator, start: Tensor | None = None) -> Tensor:
     """k-means of M codebooks whose K codewords all rows share: z (M, n, dsub) float32 -> centroids (M, K, dsub)."""
     n = z.shape[1]
     one_pattern, one_class = torch.zeros(n, dtype=torch.int64), torch.zeros(K, dtype=torch.int64)
     everything = torch.ones(1, K, dtype=torch.bool)
-    return lloyd(z, one_pattern, everything, one_class, (torch.arange(n), one_pattern), generator)
+    seeds = torch.arange(n), one_pattern
+    return lloyd(z, one_pattern, everything, one_class, seeds, generator, start=start)

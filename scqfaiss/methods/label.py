@@ -9,31 +9,39 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..codebooks import Codebooks
-from ..contract import Layers, MethodDefaults, Stage, Task
+from ..contract import Layers, MethodDefaults, Stage, Task, setting
 from ..errors import ConfigError
 from ..modality import Modality
-from . import cfa, cfa_checks
+from . import cfa, cfa_checks, lists
+from .rows import CodebookRows
+
+MAX_ROWS = 1_000_000  # that teach lists
 
 
 @dataclass(frozen=True)
 class Settings(cfa.Settings):
-    pass
+    copies: int = setting(4, low=1, high=100)  # passes over the training rows that teach lists, with other noise each
+    noise: float = setting(1.2, low=0, high=10)  # in standard deviations of each feature; 0, and of images: dropout instead
 
 
 class LabelCode(MethodDefaults, nn.Module):
     """One label a row: M=1, codewords are unit vectors, ceil(log2 C) bits, score = posterior of the stored class.
 
     Many labels: one bit a class, set where its probability is above 0.5; score = expected number of shared labels.
-    The bits follow from the classes: --bits and --nbits are not asked.
+    The bits follow from the classes: --bits and --nbits are not asked. With lists, these are the code, and cost no byte: each
+    belongs to a class, and several of a class tell its rows apart by what else they could be. The score is then that of scq, the
+    inner product of z.
     """
 
     Config = Settings
     long_name = "label code"
     needs = frozenset({"labels"})
     starts = True
+    takes_lists = True
     rule = "ip"  # argmax_k <p, e_k>; with many labels 'l2', which is pi_k > 0.5
 
     @staticmethod
@@ -41,8 +49,10 @@ class LabelCode(MethodDefaults, nn.Module):
         return config.unlabeled
 
     @staticmethod
-    def shape(C: int, multilabel: bool, M: int = 1, nbits: int = 1) -> tuple[int, int]:
-        """(M, nbits) that C classes need, whatever was asked for."""
+    def shape(C: int, multilabel: bool, M: int = 1, nbits: int = 1, lists: int = 1) -> tuple[int, int]:
+        """(M, nbits) that C classes need, whatever was asked for; nothing beside lists."""
+        if lists > 1:
+            return 0, 1
         return (C, 1) if multilabel else (1, max(1, (C - 1).bit_length()))
 
     @staticmethod
@@ -68,7 +78,7 @@ class LabelCode(MethodDefaults, nn.Module):
     def __init__(self, config: Settings, task: Task) -> None:
         super().__init__()
         assert task.labels is not None
-        self.task = task
+        self.config, self.task = config, task
         self.multilabel, C = task.labels.multilabel, task.labels.C
         if self.multilabel:
             config = replace(config, multi="sigmoid", d=max(config.d, C))
@@ -76,17 +86,32 @@ class LabelCode(MethodDefaults, nn.Module):
         self.C = C
         d = cfa.smallest_d(config, task.rows.d, C, 1, task.encoder_name)
         self.features = cfa.Features(config, task, d, task.labels)
+        self.centroids: Tensor | None = None  # of lists, (L, d)
+        if task.lists > 1:
+            self.rule = "l2"
 
     def stages(self) -> list[Stage]:
-        return [self.features.stage()]
+        stages = [self.features.stage()]
+        return [*stages, Stage(name="lists", begin=self.learn_lists)] if self.task.lists > 1 else stages
+
+    @torch.no_grad()
+    def learn_lists(self) -> None:
+        task, config = self.task, self.config
+        copies = lists.copies(len(task.rows), task.lists, config.copies)
+        z = CodebookRows(self.features, task, MAX_ROWS, copies, config.noise).encoded()[0]
+        self.centroids = lists.learn(z, self.features.predicted(z), task.lists, task.seed, task.progress)
 
     def layers(self) -> Layers:
+        if self.task.lists > 1:
+            return self.features.layers()
         layers = list(self.features.layers(upto="posterior"))
         if not self.multilabel and self.C < 3:  # FAISS has no 2-dimensional codebooks of fewer than 8 codewords
             layers.append(("linear", {"A": np.eye(3, self.C, dtype=np.float32)}))
         return layers
 
     def codebooks(self) -> Codebooks:
+        if self.centroids is not None:
+            return Codebooks("product", np.zeros((0, 2, self.features.d), np.float32), lists=self.centroids.numpy())
         if self.multilabel:
             return Codebooks("product", np.tile(np.array([[[0.0], [1.0]]], np.float32), (self.C, 1, 1)))
         K = 1 << self.shape(self.C, False)[1]

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..contract import Task
 from ..errors import warn
 from .cfa import Features
+from .noisy_rows import NoisyRows
 
 
 def warn_of_few(n: int, K: int) -> None:
@@ -29,13 +30,14 @@ class CodebookRows:
     """Training rows, or the task's own rows for codebooks, as the encoder leaves them.
 
     features: encoder and head; None where rows are z already. limit: at most so many rows. wanted: passes over the training
-    rows with the noise of training, each of which gives them anew.
+    rows with noise, each of which gives them anew. sigma: the noise, see NoisyRows; 0, and of images: dropout instead.
     """
 
     features: Features | None
     task: Task
     limit: int
     wanted: int = 1
+    sigma: float = 0.0
 
     @property
     def source(self) -> Any:
@@ -43,10 +45,10 @@ class CodebookRows:
 
     @property
     def noisy(self) -> bool:
-        """Whether the rows are encoded with the dropout of training on.
+        """Whether the rows are encoded with noise.
 
         On the rows it was trained on a classifier is surer than on any others, and codebooks fitted to that would waste their
-        codewords on the corners; with dropout on it is as unsure as it will be. Unlabelled rows need no such help.
+        codewords on the corners. Unlabelled rows need no such help.
         """
         calibrated = self.features is not None and self.features.kind == "calibrated"
         return calibrated and self.task.codebook_rows is None
@@ -60,8 +62,10 @@ class CodebookRows:
     def __len__(self) -> int:
         return min(len(self.source), self.limit) * self.copies
 
-    def _embed(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    def _embed(self, copy: int) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         if self.features is not None:
+            if self.noisy and self.sigma and not self.features.encoder.modality.needs_encoder:
+                return self.features.embed(NoisyRows(self.source, self.sigma, self.task.seed, copy))
             return self.features.embed(self.source, dropout=self.noisy)
         return ((i, torch.from_numpy(x), None) for i, x in self.source.blocks())
 
@@ -77,7 +81,7 @@ class CodebookRows:
         z, predicted = [], []
         torch.manual_seed(task.seed)
         for copy in range(copies):
-            for i, block, classes in self._embed():
+            for i, block, classes in self._embed(copy):
                 if keep is not None:
                     inside = torch.from_numpy(keep[slice(*np.searchsorted(keep, [i, i + len(block)]))] - i)
                     block, classes = block[inside], classes[inside] if classes is not None else None

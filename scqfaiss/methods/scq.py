@@ -27,8 +27,9 @@ from ..contract import (
 )
 from ..errors import ConfigError, warn
 from ..modality import Modality
-from . import cfa, cfa_checks, residual
+from . import cfa, cfa_checks, lists, residual
 from .arsq import ARSQ, allocate_codewords, decode, nearest
+from .class_kmeans import codebook_start
 from .dead_codewords import Seeds, reset_dead_codewords
 from .kmeans import lloyd
 from .rows import CodebookRows, warn_of_few
@@ -42,8 +43,9 @@ class CodebookStage:
 
     kind: str = setting("product", choices=("product", "additive"))
     rows: int = setting(1_000_000, low=1)  # at most so many rows teach the codebooks
-    # Passes over the training rows, each with dropout on, so that every pass gives other rows for the codebooks to learn from.
+    # Passes over the training rows, each with other noise, so that every pass gives other rows for the codebooks to learn from.
     copies: int = setting(4, low=1, high=100)
+    noise: float = setting(1.2, low=0, high=10)  # in standard deviations of each feature; 0, and of images: dropout instead
     epochs: int = setting(5, low=0)
     batch_size: int = setting(512, low=1)
     lr: float = setting(1e-3, low=0)
@@ -79,6 +81,7 @@ REFERENCE: dict[str, Any] = {
     "features.epochs": 320,
     "features.batch_size": 64,
     "codebooks.copies": 1,
+    "codebooks.noise": 0.0,
     "codebooks.epochs": 200,
     "codebooks.batch_size": 64,
     "codebooks.lr": 0.02,
@@ -95,7 +98,7 @@ REFERENCE: dict[str, Any] = {
 
 def feature_codebooks(config: Settings, M: int) -> int:
     """How many parts z is cut into: one for each product codebook, none for additive codebooks, which span all of it."""
-    return 1 if config.codebooks.kind == "additive" else M
+    return 1 if config.codebooks.kind == "additive" else max(M, 1)
 
 
 def classes_of(y: Tensor) -> Seeds:
@@ -116,6 +119,7 @@ class SCQ(MethodDefaults, nn.Module):
     long_name = "Spherical Centralized Quantization"
     needs = frozenset({"labels"})
     starts = True
+    takes_lists = True
 
     @staticmethod
     def unlabeled(config: Settings) -> str:
@@ -140,7 +144,8 @@ class SCQ(MethodDefaults, nn.Module):
             if config.private == "class":
                 warn("additive codebooks are shared by all classes: private=class is ignored")
             return
-        check_product_shape(cfa.smallest_d(config, d_in, C, M, encoder), M, nbits)
+        if M:
+            check_product_shape(cfa.smallest_d(config, d_in, C, M, encoder), M, nbits)
         K = 1 << nbits
         if config.private == "class" and K < C:
             need = (C - 1).bit_length()
@@ -156,7 +161,11 @@ class SCQ(MethodDefaults, nn.Module):
         self.beam = config.beam if self.additive else 1
         d = cfa.smallest_d(config, task.rows.d, task.labels.C, feature_codebooks(config, task.M), task.encoder_name)
         self.features = cfa.Features(config, task, d, task.labels)
-        self.rows = CodebookRows(self.features, task, config.codebooks.rows, config.codebooks.copies)
+        stage = config.codebooks
+        copies = lists.copies(len(task.rows), task.lists, stage.copies)
+        self.rows = CodebookRows(self.features, task, stage.rows, copies, stage.noise)
+        self.list_beam = lists.BEAM if task.lists > 1 and task.M else 1
+        self.centroids: Tensor | None = None  # of lists, (L, d), of z as it is
         self.z: Tensor
         self.y: Tensor
         self.pattern: Tensor
@@ -168,12 +177,17 @@ class SCQ(MethodDefaults, nn.Module):
         self.sums: Tensor  # additive codebooks, (M, K, d)
         self.counts = torch.from_numpy(task.labels.counts())
         present = int((self.counts > 0).sum())
-        self.public = self.additive or config.private == "public" or (config.private == "auto" and task.K < 2 * present)
-        if config.private == "auto" and self.public and not self.additive:
-            warn(f"K={task.K} codewords are fewer than 2 for each of {present} classes: all classes share them")
+        # What a list leaves over is nobody's own.
+        self.public = self.additive or task.lists > 1 or config.private == "public"
+        if config.private == "auto" and not self.public and task.K < 2 * present:
+            self.public = True
 
     def stages(self) -> list[Stage]:
-        codebooks = Stage(name="codebooks", begin=self.add_codebooks) if self.additive else self.arsq_stage()
+        codebooks = self.arsq_stage()
+        if self.task.M == 0:
+            codebooks = Stage(name="codebooks")
+        elif self.additive:
+            codebooks = Stage(name="codebooks", begin=self.add_codebooks)
         return [self.features.stage(), Stage(name="encode rows", begin=self.encode_rows), codebooks]
 
     def arsq_stage(self) -> Stage:
@@ -220,8 +234,12 @@ class SCQ(MethodDefaults, nn.Module):
 
     @torch.no_grad()
     def encode_rows(self) -> None:
-        """Encode the rows once: from here the encoder is frozen."""
+        """Encode the rows once: from here the encoder is frozen. With lists, codebooks learn what these leave over."""
+        task = self.task
         self.z, self.y = self.rows_for_codebooks()
+        if task.lists > 1:
+            self.centroids = lists.learn(self.z, self.features.predicted(self.z), task.lists, task.seed, task.progress)
+            self.whole, self.z = self.z, lists.residuals(self.z, self.centroids)
 
     @torch.no_grad()
     def add_codebooks(self) -> None:
@@ -246,15 +264,7 @@ class SCQ(MethodDefaults, nn.Module):
             start = 1e-4 * torch.randn(task.M, task.K, z.shape[1] // task.M, generator=generator)
         else:
             task.progress("k-means", 0, 1, "")
-            sample = torch.randperm(n, generator=generator)[: SEED_ROWS * task.K].sort().values
-            seeds = torch.arange(len(sample)), torch.zeros(len(sample), dtype=torch.int64)
-            if not self.public:
-                first_of_class = [(y == k if y.ndim == 1 else y[:, k]).nonzero()[:1, 0] for k in owner.unique()]
-                # A class that the sample left out must still seed its codewords.
-                sample = torch.cat([sample, *first_of_class]).unique()
-                seeds = classes_of(y[sample])
-            parts = z[sample].unflatten(1, (task.M, -1)).transpose(0, 1).contiguous()  # m n e
-            start = lloyd(parts, pattern[sample], owned, owner, seeds, generator)
+            start = self.started(z, pattern, owned, owner, generator)
         self.quantizer = ARSQ(start, owned, groups, c.omega, c.rho, c.detach_divisor).to(task.device)
         self.z, self.pattern = z.to(task.device), pattern.to(task.device)
         if not self.public:
@@ -263,6 +273,23 @@ class SCQ(MethodDefaults, nn.Module):
         if task.validation is not None:
             parts = [part for _, part, _ in self.features.embed(task.validation.rows)]
             self.z_validation = torch.cat(parts) * self.scale
+
+    def started(self, z: Tensor, pattern: Tensor, owned: Tensor, owner: Tensor, generator: torch.Generator) -> Tensor:
+        """Codewords to start from (M, K, dsub): private ones within their classes, others as codebook_start does."""
+        task, y = self.task, self.y
+        sample = torch.randperm(len(z), generator=generator)[: SEED_ROWS * task.K].sort().values
+        if self.public or self.config.quantizer == "kmeans":
+            classes = self.features.predicted(z) if task.lists == 1 else None
+            classes = torch.zeros(len(z), dtype=torch.int64) if classes is None else classes
+            return codebook_start(self.parts(z[sample]), classes[sample], task.K, generator)
+        first_of_class = [(y == k if y.ndim == 1 else y[:, k]).nonzero()[:1, 0] for k in owner.unique()]
+        # A class that the sample left out must still seed its codewords.
+        sample = torch.cat([sample, *first_of_class]).unique()
+        return lloyd(self.parts(z[sample]), pattern[sample], owned, owner, classes_of(y[sample]), generator)
+
+    def parts(self, z: Tensor) -> Tensor:
+        """z (n, d) -> (M, n, dsub)."""
+        return z.unflatten(1, (self.task.M, -1)).transpose(0, 1).contiguous()
 
     def renew(self, epoch: int) -> dict[str, Any]:
         """Codewords in use by the rule of encoding; dead ones move to rows, private ones to rows of their class."""
@@ -328,10 +355,16 @@ class SCQ(MethodDefaults, nn.Module):
         return self.features.layers()
 
     def codebooks(self) -> Codebooks:
-        if self.additive:
-            return Codebooks("additive", self.sums.numpy())
-        centroids = self.quantizer.centroids.detach().double() / self.scale
-        return Codebooks("product", centroids.float().cpu().numpy())
+        centroids = None if self.centroids is None else self.centroids.numpy()
+        if self.task.M == 0:
+            return Codebooks("product", np.zeros((0, 2, self.features.d), np.float32), lists=centroids)
+        kind, w = "additive", self.sums if self.additive else None
+        if w is None:
+            kind, w = "product", (self.quantizer.centroids.detach().double() / self.scale).float().cpu()
+        codebooks = Codebooks(kind, w.numpy(), lists=centroids)
+        if centroids is None:
+            return codebooks
+        return lists.refine(self.whole.numpy(), codebooks, self.beam, self.task.progress)
 
     def summary(self) -> dict[str, Any]:
         return self.features.summary() | {"private": "public" if self.public else "class"}

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError, suggestion
-from .options import ListOptions, NoOptions, RefineOptions
+from .options import ListOptions, NoOptions, RefineOptions, VisitOptions
 
 if TYPE_CHECKING:
     from .base import Target
@@ -26,7 +26,7 @@ REGISTRY = {
     "pq": Entry("scqfaiss.targets.pq:PQ"),
     "fastscan": Entry("scqfaiss.targets.fastscan:FastScan", RefineOptions),
     "buckets": Entry("scqfaiss.targets.buckets:Buckets", ListOptions),
-    "lift": Entry("scqfaiss.targets.lift:Lift"),
+    "lift": Entry("scqfaiss.targets.lift:Lift", VisitOptions),
     "residual": Entry("scqfaiss.targets.residual:Residual"),
 }
 

@@ -15,6 +15,7 @@ from ..codebooks import Codebooks, Codes, Shape
 from ..errors import ConfigError
 from ..faiss_calls import Hits, Ranges
 from .options import check as check_options
+from .options import check_listed
 from .pretransform import unwrap_index
 
 METRIC = {"ip": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
@@ -24,7 +25,7 @@ Ids = NDArray[np.int64]
 @dataclass(frozen=True)
 class TargetInfo:
     """name; FAISS class; kinds of codebooks; whether id selectors and range search work; exact: every score is the code's
-    own and the best are found.
+    own and the best are found; lists: whether a list may be part of the code.
     """
 
     name: str
@@ -33,6 +34,7 @@ class TargetInfo:
     filter: bool
     range: bool
     exact: bool
+    lists: bool = False
 
 
 COMPARED = 4096  # rows
@@ -52,7 +54,7 @@ class Target(ABC):
 
     @abstractmethod
     def build(self, codebooks: Codebooks, codes: Codes, ids: Ids, options: Any = None, like: Any = None) -> Any:
-        """Codebooks, codes (n, M) and ids (n,) -> a filled faiss.Index that takes queries of dimension codebooks.d.
+        """Codebooks, their codes (n rows) and ids (n,) -> a filled faiss.Index that takes queries of dimension codebooks.d.
 
         options: of the dataclass that the registry names for this target, or None for its defaults.
         like: an index of this target whose learned lists, if it has any, are taken over instead of learned anew.
@@ -82,9 +84,11 @@ class Target(ABC):
     def nbytes(self, shape: Shape, n: int) -> int:
         """Bytes of the FAISS stream for n rows, to within a few kilobytes (buckets: at most)."""
 
-    def check(self, options: Any, n: int) -> None:
-        """Raise ConfigError for options out of range for n rows. Reads no rows."""
+    def check(self, options: Any, n: int, lists: int = 1) -> None:
+        """Raise ConfigError for options out of range for n rows, whose codes tell `lists` lists apart. Reads no rows."""
         check_options(options)
+        if lists > 1:
+            check_listed(options, lists)
 
     def ranges(self, index: Any) -> bool:
         """Whether range_search works on this index."""
@@ -98,13 +102,31 @@ class Target(ABC):
         return {"nlist": ivf.nlist, "nprobe": ivf.nprobe, "by_residual": bool(ivf.by_residual)}
 
     def search(self, index: Any, x: NDArray[np.float32], k: int, *, sel: Any = None, nprobe: int | None = None) -> Hits:
-        """The k best of each row of x (nq, d) -> D (nq, k) float32, I (nq, k) int64; -1 where there are fewer."""
+        """The k best of each row of x (nq, d) -> D (nq, k) float32, I (nq, k) int64; -1 where there are fewer.
+
+        nprobe: lists to visit, and no more. Without it those that the file says, and more where these hold fewer than k hits:
+        a filter, or a large k, ends the search only where every list was visited.
+        """
+        if nprobe is None and isinstance(ivf := unwrap_index(index), faiss.IndexIVF):
+            return search_until_full(index, x, k, sel, ivf.nprobe)
         return faiss_calls.search(index, x, k, parameters(index, sel, nprobe))
 
     def range_search(self, index: Any, x: NDArray[np.float32], radius: float, *, sel: Any = None) -> Ranges:
         """All rows better than radius -> lims (nq + 1,), D, I: row q owns D[lims[q] : lims[q + 1]], in no order."""
         nprobe = getattr(unwrap_index(index), "nlist", None)
         return faiss_calls.range_search(index, x, radius, parameters(index, sel, nprobe))
+
+
+def search_until_full(index: Any, x: NDArray[np.float32], k: int, sel: Any, nprobe: int, **more: Any) -> Hits:
+    """Visit `nprobe` lists, and more of them for each query that has fewer than k hits, until all are visited."""
+    nlist = unwrap_index(index).nlist
+    D, I = faiss_calls.search(index, x, k, parameters(index, sel, nprobe, **more))
+    todo = np.flatnonzero((I < 0).any(1))
+    while len(todo) and nprobe < nlist:
+        nprobe = min(8 * nprobe, nlist)
+        D[todo], I[todo] = faiss_calls.search(index, x[todo], k, parameters(index, sel, nprobe, **more))
+        todo = todo[(I[todo] < 0).any(1)]
+    return D, I
 
 
 def parameters(index: Any, sel: Any = None, nprobe: int | None = None, **more: Any) -> Any:
@@ -164,10 +186,13 @@ def table_bytes(shape: Shape) -> int:
 
 
 def kind_reason(info: TargetInfo, shape: Shape) -> str | None:
-    """Why codebooks of this kind, or product codebooks of this shape, do not fit, or None."""
+    """Why codebooks of this kind, with lists, or product codebooks of this shape, do not fit, or None."""
+    if shape.L > 1 and not info.lists:
+        takers = "ivfpq or buckets" if shape.kind == "product" else "lift or buckets"
+        return f"its rows stand in no lists, and lists are part of these codes; use {takers}"
     if shape.kind not in info.kinds:
         other = "lift, residual or buckets" if shape.kind == "additive" else "ivfpq, pq or buckets"
         return f"it holds {' and '.join(info.kinds)} codebooks, these are {shape.kind}; use {other}"
-    if shape.kind == "product" and shape.d // shape.M == 2 and shape.nbits < 3:
+    if shape.kind == "product" and shape.M and shape.d // shape.M == 2 and shape.nbits < 3:
         return "codebooks of 2 dimensions need at least 8 codewords (nbits 3)"
     return None

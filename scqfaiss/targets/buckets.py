@@ -9,6 +9,9 @@ holds the ids. The best codes are found by an exhaustive scan of the unique ones
 each list (see bounding_boxes.py). Lists are visited by descending bound until the k-th score is not below the next one, when
 no other row can be better. `search` makes sure of that; plain FAISS visits the stored nprobe, twice what sampled queries
 needed.
+
+Codes whose lists come with the model are stored as target ivfpq or lift stores them, and searched exactly all the same (see
+list_bounds.py).
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from .base import (
     parameters,
     product_codebooks,
     product_shape,
+    search_until_full,
     table_bytes,
 )
 from .bounding_boxes import (
@@ -45,6 +49,16 @@ from .bounding_boxes import (
     search_boxes,
     tune_nprobe,
 )
+from .code_lists import (
+    build_listed,
+    has_code_lists,
+    list_disagreement,
+    listed_bytes,
+    listed_shape,
+    table_reason,
+    unpack_listed,
+)
+from .list_bounds import range_search_listed, search_listed
 from .lists import add, code_keys, rows_of
 from .options import ListOptions
 from .pq import codes_of, index_pq
@@ -59,17 +73,22 @@ MOST_PAIRS = 1 << 22  # of query and list held at a time, about 100 MB
 
 
 class Buckets(Target):
-    INFO = TargetInfo("buckets", "IndexIVFPQ", ("product", "additive"), filter=True, range=True, exact=True)
+    INFO = TargetInfo("buckets", "IndexIVFPQ", ("product", "additive"), filter=True, range=True, exact=True, lists=True)
 
     def supports(self, shape: Shape) -> str | None:
         if shape.kind == "additive" and shape.metric != "ip":
             return "a sum of inner products is no distance; use target residual"
-        return kind_reason(self.INFO, shape)
+        if shape.L > 1 and shape.metric != "ip":
+            return "lists have bounds for inner products only; use target ivfpq"
+        return kind_reason(self.INFO, shape) or table_reason(shape)
 
     def build(
         self, codebooks: Codebooks, codes: Codes, ids: Ids, options: ListOptions = DEFAULTS, like: Any = None
     ) -> Any:
         """-> faiss.IndexIVFPQ, behind a tile if the codebooks are additive. options.nlist: lists with bounding boxes, about."""
+        if codebooks.lists is not None:
+            self.check(options, len(codes), codebooks.L)
+            return build_listed(codebooks, codes, ids, options.nprobe)
         if options.nlist and codebooks.metric == "l2":
             raise ConfigError("lists of neighbours have bounds for inner products only; leave --nlist out")
         stored_codebooks, codes = merged(codebooks, codes)
@@ -91,6 +110,8 @@ class Buckets(Target):
         index = unwrap_index(index)
         if not isinstance(index, faiss.IndexIVFPQ):
             return False
+        if has_code_lists(index):
+            return bool(index.metric_type == faiss.METRIC_INNER_PRODUCT)
         if _holds_unique_codes(index):
             return bool(index.by_residual) and (index.pq.M, index.pq.nbits) == (1, 1)
         return is_over_boxes(index)
@@ -98,6 +119,8 @@ class Buckets(Target):
     def disagreement(self, index: Any) -> str | None:
         """A row beside its unique code adds nothing to its score; rows lie within the box of their list."""
         core = unwrap_index(index)
+        if has_code_lists(core):
+            return list_disagreement(index)
         if _holds_unique_codes(core):
             offset = np.abs(faiss.vector_to_array(core.pq.centroids)).max()
             return f"rows add {offset:g} to their unique codes, not 0" if offset else None
@@ -105,12 +128,16 @@ class Buckets(Target):
 
     def shape_of(self, index: Any) -> Shape:
         core = unwrap_index(index)
+        if has_code_lists(core):
+            return listed_shape(index)
         return product_shape(
             faiss.downcast_index(core.quantizer) if _holds_unique_codes(core) else core, kind_of(index)
         )
 
     def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
         core, kind = unwrap_index(index), kind_of(index)
+        if has_code_lists(core):
+            return unpack_listed(index, shape)
         lists, codes, ids = rows_of(core)
         if _holds_unique_codes(core):
             coarse = faiss.downcast_index(core.quantizer)
@@ -122,13 +149,17 @@ class Buckets(Target):
         if nprobe:
             return super().search(index, x, k, sel=sel, nprobe=nprobe)
         core, x = unwrap_index(index), apply_transforms(index, x)
-        look = _search_unique_codes if _holds_unique_codes(core) else search_boxes
+        look = search_listed if has_code_lists(core) else search_boxes
+        if _holds_unique_codes(core):
+            look = _search_unique_codes
         step = max(1, MOST_PAIRS // core.nlist)  # a filter that leaves little makes a search visit every list
         parts = [look(core, x[i : i + step], k, sel) for i in range(0, max(len(x), 1), step)]
         return np.concatenate([D for D, _ in parts]), np.concatenate([I for _, I in parts])
 
     def range_search(self, index: Any, x: NDArray[np.float32], radius: float, *, sel: Any = None) -> Ranges:
         core, x = unwrap_index(index), apply_transforms(index, x)
+        if has_code_lists(core):
+            return range_search_listed(core, x, radius, sel)
         if _holds_unique_codes(core):  # best codes first, all rows of a code alike: the first outside ends the scan
             params = parameters(core, sel, core.nlist, max_empty_result_buckets=0 if sel is not None else 1)
             return faiss_calls.range_search(core, x, radius, params)
@@ -136,6 +167,8 @@ class Buckets(Target):
 
     def nbytes(self, shape: Shape, n: int) -> int:
         """At most, unless more lists are asked for: which form it will be, only the codes tell."""
+        if shape.L > 1:
+            return listed_bytes(shape, n)
         tables = 2 * table_bytes(merged_shape(shape)) + 1000
         if shape.metric == "l2" or n <= FEW_ROWS:
             return 9 * n + n * (shape.code_size + 8) + tables
@@ -175,10 +208,4 @@ def _search_unique_codes(core: Any, x: NDArray[np.float32], k: int, sel: Any) ->
     nprobe = min(k if sel is None else 4 * k, core.nlist)
     # max_codes alone counts before the selector and would lose rows; the soft form counts after it.
     more = {"max_codes": k} if sel is None else {"max_codes": k, "ensure_topk_full": True}
-    D, I = faiss_calls.search(core, x, k, parameters(core, sel, nprobe, **more))
-    todo = np.flatnonzero((I < 0).any(1))
-    while len(todo) and nprobe < core.nlist:
-        nprobe = min(8 * nprobe, core.nlist)
-        D[todo], I[todo] = faiss_calls.search(core, x[todo], k, parameters(core, sel, nprobe, **more))
-        todo = todo[(I[todo] < 0).any(1)]
-    return D, I
+    return search_until_full(core, x, k, sel, nprobe, **more)

@@ -55,7 +55,7 @@ class FastScan(Target):
     )
 
     def supports(self, shape: Shape) -> str | None:
-        if shape.nbits != 4:
+        if shape.nbits != 4 and shape.L == 1:
             return f"fast scan needs 4-bit codebooks (--nbits 4), these have {shape.nbits}"
         if shape.kind == "additive" and shape.metric != "ip":
             return "a sum of inner products is no distance; use target residual"

@@ -2,7 +2,8 @@
 
 A zero centroid makes every residual the vector itself, so codebooks learned elsewhere are exact. Chosen over IndexPQ,
 which has no id selectors, no ids of its own and no GPU class. With more lists the centroids only route: codes stay codes of
-whole vectors (by_residual False), so scores are exact and what is approximate is which lists are visited.
+whole vectors (by_residual False), so scores are exact and what is approximate is which lists are visited. Lists that are part of
+the code are stored as such (see code_lists.py).
 """
 
 from __future__ import annotations
@@ -21,10 +22,19 @@ from .base import (
     Target,
     TargetInfo,
     kind_reason,
-    metric_of,
     product_codebooks,
     product_shape,
     table_bytes,
+)
+from .code_lists import (
+    build_listed,
+    has_code_lists,
+    list_disagreement,
+    listed_bytes,
+    listed_shape,
+    metric_disagreement,
+    table_reason,
+    unpack_listed,
 )
 from .lists import decoded, ivfpq, kmeans, rows_of
 from .options import ListOptions
@@ -54,26 +64,28 @@ def is_flat_ivfpq(index: Any) -> bool:
 
 
 def residual_centroids(index: Any) -> str | None:
-    """Where the codes are said to be of residuals, as one_list says, but the centroids are not 0: what they are."""
+    """Where the codes of one list are said to be of residuals, as one_list says, but its centroid is not 0: what it is."""
+    if has_code_lists(index):
+        return list_disagreement(index)
     index = unwrap_index(index)
     norm = 0.0
     if index.by_residual:
         norm = float(np.abs(faiss_calls.stored_rows(index.quantizer)).max())
     if norm:
         return f"the codes are those of residuals, and the centroids reach {norm:g}, not 0"
-    if faiss.downcast_index(index.quantizer).metric_type != index.metric_type:
-        return f"the lists have metric {metric_of(index)}, their centroids {metric_of(index.quantizer)}"
-    return None
+    return metric_disagreement(index)
 
 
 class IVFPQ(Target):
-    INFO = TargetInfo("ivfpq", "IndexIVFPQ", ("product",), filter=True, range=True, exact=True)
+    INFO = TargetInfo("ivfpq", "IndexIVFPQ", ("product",), filter=True, range=True, exact=True, lists=True)
 
     def supports(self, shape: Shape) -> str | None:
-        return kind_reason(self.INFO, shape)
+        return kind_reason(self.INFO, shape) or table_reason(shape)
 
-    def check(self, options: ListOptions, n: int) -> None:
-        super().check(options, n)
+    def check(self, options: ListOptions, n: int, lists: int = 1) -> None:
+        super().check(options, n, lists)
+        if lists > 1:
+            return
         if options.nlist > n:
             raise ConfigError(f"nlist is {options.nlist:,}, needs at most the {n:,} rows")
         if options.nprobe > max(options.nlist, 1):
@@ -83,8 +95,10 @@ class IVFPQ(Target):
         self, codebooks: Codebooks, codes: Codes, ids: Ids, options: ListOptions = DEFAULTS, like: Any = None
     ) -> Any:
         """-> faiss.IndexIVFPQ holding n vectors under their ids."""
-        if like is None:
-            self.check(options, len(codes))
+        if like is None or codebooks.lists is not None:
+            self.check(options, len(codes), codebooks.L)
+        if codebooks.lists is not None:
+            return build_listed(codebooks, codes, ids, options.nprobe)
         nlist = options.nlist if like is None else unwrap_index(like).nlist
         if nlist <= 1:
             return one_list(*merged(codebooks, codes), ids)
@@ -110,10 +124,12 @@ class IVFPQ(Target):
         return residual_centroids(index)
 
     def shape_of(self, index: Any) -> Shape:
-        return product_shape(unwrap_index(index))
+        return listed_shape(index) if has_code_lists(index) else product_shape(unwrap_index(index))
 
     def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
-        """Raises ConfigError for codes of residuals, which we never write."""
+        """Raises ConfigError for one list of residuals, which we never write."""
+        if has_code_lists(index):
+            return unpack_listed(index, shape)
         index = unwrap_index(index)
         if index.by_residual and faiss_calls.stored_rows(index.quantizer).any():
             raise ConfigError("the codes stand for residuals of coarse centroids, not for vectors")
@@ -121,4 +137,6 @@ class IVFPQ(Target):
         return *split(product_codebooks(index), codes, shape), ids
 
     def nbytes(self, shape: Shape, n: int) -> int:
+        if shape.L > 1:
+            return listed_bytes(shape, n)
         return n * (shape.code_size + 8) + table_bytes(merged_shape(shape)) + 4 * shape.d + 1000

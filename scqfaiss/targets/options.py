@@ -24,12 +24,22 @@ class NoOptions:
     """Of a target that takes none."""
 
 
+_NPROBE = "lists that a search visits unless it says otherwise."
+
+
 @dataclass(frozen=True)
 class ListOptions:
     """Of a target with inverted lists."""
 
     nlist: int = option(0, 0, MAX_LISTS, "inverted lists (default of ivfpq 1: exact).")
-    nprobe: int = option(0, 0, MAX_LISTS, "lists that a search visits unless it says otherwise.")
+    nprobe: int = option(0, 0, MAX_LISTS, _NPROBE)
+
+
+@dataclass(frozen=True)
+class VisitOptions:
+    """Of a target whose lists, if there are several, come with the codes."""
+
+    nprobe: int = option(0, 0, MAX_LISTS, _NPROBE)
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,15 @@ def check(options: Any) -> None:
         if type(value) is not type(f.default) or not low <= value <= high:
             kind = "a whole number" if isinstance(f.default, int) else "a number"
             raise ConfigError(f"{f.name} is {value!r}, needs {kind} from {low} to {high:,}")
+
+
+def check_listed(options: Any, lists: int) -> None:
+    """Raise ConfigError for options that do not fit codes whose lists come with the model."""
+    nlist, nprobe = getattr(options, "nlist", 0), getattr(options, "nprobe", 0)
+    if nlist:
+        raise ConfigError(f"nlist is {nlist:,}, and the model has {lists:,} lists of its own; leave --nlist out")
+    if nprobe > lists:
+        raise ConfigError(f"nprobe is {nprobe:,}, needs at most the {lists:,} lists")
 
 
 def chosen(options: Any) -> dict[str, Any]:

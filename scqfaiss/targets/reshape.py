@@ -1,5 +1,5 @@
 """The same codes in another form: 4-bit codebooks two by two as 8-bit codebooks, additive codebooks as
-product codebooks, codebooks added.
+product codebooks, codebooks added. Lists stay what they are.
 
 Scores do not change, and neither do the packed code bytes (but for added codebooks). Merged codebooks are scanned several times
 faster by FAISS, and the GPU takes nothing else.
@@ -34,8 +34,9 @@ def merged(codebooks: Codebooks, codes: Codes) -> tuple[Codebooks, Codes]:
     else:
         both = (shape.M, 16, 16, C.shape[2])
         pairs = np.concatenate([np.broadcast_to(low, both), np.broadcast_to(high, both)], axis=3)
-    stored_codebooks = Codebooks(codebooks.kind, pairs.reshape(shape.M, 256, -1), codebooks.metric)
-    return stored_codebooks, stored_codebooks.check_codes(codes[:, 0::2] | codes[:, 1::2] << 4)
+    stored_codebooks = Codebooks(codebooks.kind, pairs.reshape(shape.M, 256, -1), codebooks.metric, codebooks.lists)
+    lists, words = codebooks.split(codes)
+    return stored_codebooks, stored_codebooks.joined(lists, words[:, 0::2] | words[:, 1::2] << 4)
 
 
 def split(codebooks: Codebooks, codes: Codes, shape: Shape | None) -> tuple[Codebooks, Codes]:
@@ -54,9 +55,20 @@ def split(codebooks: Codebooks, codes: Codes, shape: Shape | None) -> tuple[Code
         half = C.shape[3] // 2
         low, high = low[..., :half], high[..., half:]
     stored_codebooks = np.stack([low, high], axis=1).reshape(shape.M, 16, -1)
+    lists, words = codebooks.split(codes)
     out = np.empty((len(codes), shape.M), codes.dtype)
-    out[:, 0::2], out[:, 1::2] = codes & 15, codes >> 4
-    return Codebooks(codebooks.kind, stored_codebooks, codebooks.metric), out
+    out[:, 0::2], out[:, 1::2] = words & 15, words >> 4
+    pairs = Codebooks(codebooks.kind, stored_codebooks, codebooks.metric, codebooks.lists)
+    return pairs, pairs.joined(lists, out)
+
+
+def filled(codebooks: Codebooks, codes: Codes, nbits: int = 1) -> tuple[Codebooks, Codes]:
+    """Codes of lists alone with one codebook of zeros beside the list, because FAISS has no codes of 0 bytes."""
+    if codebooks.M:
+        return codebooks, codes
+    zeros = np.zeros((1, 1 << nbits, codebooks.d), np.float32)
+    with_zeros = Codebooks("product", zeros, codebooks.metric, codebooks.lists)
+    return with_zeros, with_zeros.joined(codes[:, 0], np.zeros((len(codes), 1), codes.dtype))
 
 
 def as_product(codebooks: Codebooks) -> tuple[Codebooks, list[faiss.VectorTransform]]:
@@ -69,7 +81,13 @@ def as_product(codebooks: Codebooks) -> tuple[Codebooks, list[faiss.VectorTransf
         return codebooks, []
     tile = faiss.RemapDimensionsTransform(codebooks.d, codebooks.M * codebooks.d, False)
     faiss.copy_array_to_vector(np.tile(np.arange(codebooks.d), codebooks.M).astype(np.int32), tile.map)
-    return Codebooks("product", codebooks.centroids, codebooks.metric), [tile]
+    lists = None if codebooks.lists is None else _widened(codebooks.lists, codebooks.M * codebooks.d)
+    return Codebooks("product", codebooks.centroids, codebooks.metric, lists), [tile]
+
+
+def _widened(lists: NDArray[np.float32], d: int) -> NDArray[np.float32]:
+    """Centroids with zeros behind them, (L, d): of a repeated query they meet the first part alone."""
+    return np.pad(lists, ((0, 0), (0, d - lists.shape[1])))
 
 
 def spread(codebooks: Codebooks, codes: Codes) -> tuple[Codebooks, Codes]:
@@ -129,4 +147,5 @@ def padded(codebooks: Codebooks, codes: Codes, M: int) -> tuple[Codebooks, Codes
     places = np.r_[np.arange(codebooks.d), np.full(extra * dsub, -1)].astype(np.int32)
     faiss.copy_array_to_vector(places, zeros.map)
     codes = np.hstack([codes, np.zeros((len(codes), extra), codes.dtype)])
-    return Codebooks("product", table, codebooks.metric), codes, [zeros]
+    lists = None if codebooks.lists is None else _widened(codebooks.lists, M * dsub)
+    return Codebooks("product", table, codebooks.metric, lists), codes, [zeros]

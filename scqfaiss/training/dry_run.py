@@ -42,14 +42,15 @@ def dry_run(
         method = build(plan, dry=True)
         stages = method.stages()
         n, chain = len(source), Chain(plan.d_in).then(*method.layers())
-    shape = Shape(plan.method.kind(plan.config), plan.M, plan.nbits, chain.d_out)
+    shape = plan.shape(chain.d_out)
     form = f"of d={plan.d_in} ({format_bytes(4 * n * source.d)} as float32)"
     if isinstance(source, ItemSource):
         form = f"{source.form} ({format_bytes(n * source.d)}), to features of d={plan.d_in}"
+    in_lists = f", in {shape.L:,} lists" if shape.L > 1 else ""
     lines = [
         f"{'pairs' if source.pairs else source.modality.items}: {n:,} {form}",
         f"classes: {class_numbers.described(plan.labels)}",
-        f"codes: {shape.M} x {shape.nbits} bits, {shape.code_size} bytes a vector, z of d={shape.d}",
+        f"codes: {shape.M} x {shape.nbits} bits, {shape.code_size} bytes a vector{in_lists}, z of d={shape.d}",
         f"model: about {format_bytes(model_bytes(plan, chain))}",
         *(f"stage {s.name}: {s.epochs} epochs, {s.epochs * s.steps_per_epoch:,} steps" for s in stages if s.epochs),
         f"device: {plan.device}",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Floats
-from ..codebooks import Codebooks, Shape
+from ..codebooks import Codebooks
 from ..contract import Method, flat
 from ..data import Source
 from ..data.items import ItemSource
@@ -50,6 +50,8 @@ def outcome(plan: Plan, method: Method, losses: Any) -> Model:
         config["classes"] = labels.numbers.tolist()
     if method.beam != 1:
         config["beam"] = method.beam
+    if method.list_beam != 1:
+        config["list_beam"] = method.list_beam
     if method.nested:
         config["nested"] = True
     weights = None
@@ -66,8 +68,8 @@ def outcome(plan: Plan, method: Method, losses: Any) -> Model:
 
 def model_bytes(plan: Plan, chain: Chain) -> int:
     """About the bytes of the model's file."""
-    shape = Shape(plan.method.kind(plan.config), plan.M, plan.nbits, chain.d_out)
-    of_codebooks = shape.K * shape.d * (shape.M if shape.kind == "additive" else 1)
+    shape = plan.shape(chain.d_out)
+    of_codebooks = shape.K * shape.d * (shape.M if shape.kind == "additive" else 1) + plan.lists * shape.d
     weights = sum(a.size for _, arrays in chain.layers for a in arrays.values()) + of_codebooks
     if plan.network is not None:
         weights += sum(t.numel() for t in plan.network.state_dict().values())
@@ -90,18 +92,20 @@ def codeword_use(model: Model, source: Source, network: Any = None) -> tuple[lis
     n = min(len(source), CHECK_ITEMS if source.modality.needs_encoder else CHECK_ROWS)
     items = np.linspace(0, len(source) - 1, n).astype(np.int64)
     for x in blocks():
-        codes = model.encode(x)
+        _, words = model.codebooks.split(model.encode(x))
         for m in range(model.codebooks.M):
-            seen[m, codes[:, m]] = True
+            seen[m, words[:, m]] = True
     return [int(s) for s in seen.sum(1)], n
 
 
 def describe(model: Model) -> str:
     """One line about a model."""
     b, use = model.codebooks, model.config["training"]["codewords_used"]
+    lists = f" in {b.L:,} lists" if b.lists is not None else ""
+    used = f"codewords used {min(use)} to {max(use)} of {b.K}, " if b.M else ""
     return (
-        f"{model.config['method']}, {b.bits} bits ({b.M} x {b.nbits}), rows of d={model.d_in} to z of d={b.d}, "
-        f"codewords used {min(use)} to {max(use)} of {b.K}, {model.config['long_name']}, SHA-256 {model.sha256[:12]}"
+        f"{model.config['method']}, {b.bits} bits ({b.M} x {b.nbits}){lists}, rows of d={model.d_in} to z of d={b.d}, "
+        f"{used}{model.config['long_name']}, SHA-256 {model.sha256[:12]}"
     )
 
 

@@ -10,15 +10,17 @@ import numpy as np
 
 from .. import distributed
 from ..arrays import Labels
+from ..codebooks import MAX_LISTS, Shape
 from ..contract import Method, configure, flat, near_settings, settings
 from ..data import Source, classes
 from ..devices import check_precision
 from ..encoders import encoder_class
 from ..errors import ConfigError, DataError, ResourceError, format_bytes, warn
-from ..methods import ALIASES, method_class
+from ..methods import ALIASES, REGISTRY, method_class
+from ..methods.list_counts import auto
 from ..modality import ROWS
 from ..model import Model
-from ..options import TrainOptions, check_numbers
+from ..options import TrainOptions, check_numbers, check_whole
 from . import class_numbers
 from .rows import free_memory
 from .starting import align_with, make_network, model_to_start_from, of_network
@@ -48,6 +50,7 @@ class Plan:
     device: str
     M: int
     nbits: int
+    lists: int = 1  # inverted lists that are part of a code; 1: codes are of whole vectors
     network: Any = None  # an encoders.base.FrontEncoder, where rows are no rows of features
     start: Model | None = None
     labels: Labels | None = None  # of the training rows, by the classes that are told apart
@@ -64,6 +67,12 @@ class Plan:
             return int(self.network.width)
         source = self.sources.rows
         return source.d // 2 if source.pairs else source.d
+
+
+    def shape(self, d: int) -> Shape:
+        """The shape of the codes that the training comes to, of z of dimension d."""
+        kind = self.method.kind(self.config) if self.M else "product"
+        return Shape(kind, self.M, self.nbits, d, L=self.lists)
 
 
 def make_plan(
@@ -83,13 +92,14 @@ def make_plan(
     _warn_of_unused(options, method, validation)
     C, multilabel = (labels.C, labels.multilabel) if labels else (0, False)
     check_memory(C, source)
-    M, nbits = method.shape(C, multilabel, *split_bits(options.bits, options.nbits))
+    lists = count_lists(options, method, codebook_source or source, C, multilabel)
+    M, nbits = method.shape(C, multilabel, *split_bits(options.bits, options.nbits, lists), lists)
     device, network = distributed.pick_device(options.device), None
     if encoder is not None and encoder.modality.needs_encoder:
         network = make_network(options, name, encoder, encoder_config, start)
         name = network.factory
     options, sources = replace(options, encoder=name), Sources(source, codebook_source, validation)
-    plan = Plan(options, sources, method, config, encoder, encoder_config, device, M, nbits, network, start, labels)
+    plan = Plan(options, sources, method, config, encoder, encoder_config, device, M, nbits, lists, network, start, labels)
     for rows in (source, validation):
         adapt(plan, rows)
     method.check(config, plan.d_in, C, M, nbits, name, source.modality)
@@ -276,8 +286,30 @@ def check_validation(validation: Source, source: Source, labels: Labels | None) 
         raise ConfigError(f"{validation.name} has {kinds[0]}, {source.name} has {kinds[1]}")
 
 
-def split_bits(bits: int, nbits: int) -> tuple[int, int]:
+def count_lists(options: TrainOptions, method: type[Method], codebook_rows: Source, C: int, multilabel: bool) -> int:
+    """The number of lists that was asked for; `auto` by the rows that the codebooks learn from and by the classes.
+
+    Raises ConfigError for another word, and where the method's codes have no lists.
+    """
+    text = str(options.lists)
+    if text == "auto":
+        return auto(len(codebook_rows), 1 if multilabel else C) if method.takes_lists else 1
+    if isinstance(options.lists, bool) or not text.isdecimal():
+        raise ConfigError(f"lists is {options.lists!r}, needs a whole number from 1 to {MAX_LISTS:,}, or auto")
+    number = int(text)
+    check_whole("lists", number, 1, MAX_LISTS)
+    if number > 1 and not method.takes_lists:
+        able = [name for name in REGISTRY if method_class(name).takes_lists]
+        raise ConfigError(f"method {options.method} has codes without lists; {', '.join(able)} take --lists")
+    return number
+
+
+def split_bits(bits: int, nbits: int, lists: int = 1) -> tuple[int, int]:
     """(M, nbits) of codes of `bits` bits. Raises ConfigError with the nearest lengths that work."""
+    if bits == 0 and lists > 1:  # the list is all there is
+        return 0, 1
+    if bits == 0 and lists == 1:
+        raise ConfigError("codes of 0 bits need lists that tell the rows apart; add --lists auto, or give --bits")
     if not 1 <= nbits <= 16:
         raise ConfigError(f"nbits is {nbits}, needs 1 to 16")
     if bits > MAX_BITS:

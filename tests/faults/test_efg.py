@@ -98,7 +98,7 @@ def test_e4_fewer_than_k_found(run, here):
     index.train(x)
     index.add(x)
     faiss.write_index(index, "lists.faissindex")
-    result = run("search", "lists.faissindex", "query.h5", "-k", "40", "-o", "hits.h5")
+    result = run("search", "lists.faissindex", "query.h5", "-k", "40", "--nprobe", "1", "-o", "hits.h5")
     assert result.code == 0
     assert "-1:" not in result.out
     with h5py.File("hits.h5") as f:
@@ -296,8 +296,8 @@ def test_g1_newer_format(run, here):
     data = Path("m.safetensors").read_bytes()
     meta = b'\\"format\\": 1'
     assert data.count(meta) == 1
-    Path("m.safetensors").write_bytes(data.replace(meta, b'\\"format\\": 2'))
-    message = "m.safetensors: made by a newer scqfaiss: format 2, this version reads 1"
+    Path("m.safetensors").write_bytes(data.replace(meta, b'\\"format\\": 3'))
+    message = "m.safetensors: made by a newer scqfaiss: format 3, this version reads 2"
     refused(run("verify", "m.safetensors"), 3, message)
 
 

@@ -11,15 +11,21 @@ from scqfaiss.targets import make_options, target
 KINDS = ("product", "additive")
 
 
-def random_codebooks(kind="product", M=4, nbits=4, d=8, metric="ip", seed=0):
-    """Codebooks of random numbers; d is that of a decoded vector."""
+def random_codebooks(kind="product", M=4, nbits=4, d=8, metric="ip", seed=0, L=1):
+    """Codebooks of random numbers; d is that of a decoded vector. L: lists that are part of the codes, if above 1."""
     rng = np.random.default_rng(seed)
-    width = d // M if kind == "product" else d
-    return Codebooks(kind, rng.standard_normal((M, 1 << nbits, width)).astype(np.float32), metric)
+    width = d // max(M, 1) if kind == "product" else d
+    centroids = rng.standard_normal((M, 1 << nbits, width)).astype(np.float32)
+    lists = None if L == 1 else 2 * rng.standard_normal((L, d)).astype(np.float32)
+    return Codebooks(kind, centroids, metric, lists)
 
 
 def random_codes(codebooks, n, seed=1):
-    return codebooks.check_codes(np.random.default_rng(seed).integers(0, codebooks.K, (n, codebooks.M)))
+    rng = np.random.default_rng(seed)
+    words = rng.integers(0, codebooks.K, (n, codebooks.M))
+    if codebooks.lists is None:
+        return codebooks.check_codes(words)
+    return codebooks.joined(rng.integers(0, codebooks.L, n), words)
 
 
 def random_queries(nq, d, seed=2):
@@ -62,20 +68,30 @@ VALID = {
     "lift": ("lift", "additive", 3, 4, 6, "ip", 60, {}),
     "residual": ("residual", "additive", 3, 5, 6, "ip", 60, {}),
     "residual l2": ("residual", "additive", 3, 5, 6, "l2", 60, {}),
+    "ivfpq listed": ("ivfpq", "product", 2, 8, 8, "ip", 60, {}),
+    "ivfpq listed l2": ("ivfpq", "product", 4, 4, 8, "l2", 60, {"nprobe": 2}),
+    "ivfpq of lists alone": ("ivfpq", "product", 0, 1, 8, "ip", 60, {}),
+    "lift listed": ("lift", "additive", 2, 8, 6, "ip", 60, {}),
+    "buckets listed": ("buckets", "additive", 4, 4, 6, "ip", 60, {}),
+    "buckets of lists alone": ("buckets", "product", 0, 1, 8, "ip", 60, {}),
 }
+LISTED = [name for name in VALID if "listed" in name or "lists alone" in name]
+LISTS = 7
 
 
 def valid(name):
     """(index with ids of its own, metadata) of a valid gallery."""
     which, kind, M, nbits, d, metric, n, options = VALID[name]
-    codebooks = random_codebooks(kind, M, nbits, d, metric)
+    codebooks = random_codebooks(kind, M, nbits, d, metric, L=LISTS if name in LISTED else 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("scqfaiss.targets.bounding_boxes.FLAT_BOXES", 50)  # so that 100 lists take two levels
         index = target(which).build(
             codebooks, random_codes(codebooks, n), np.arange(n) * 2 + 9, make_options(which, options)
         )
-    s = Shape(kind, M, nbits, d, metric)
+    s = Shape(kind, M, nbits, d, metric, codebooks.L)
     metadata = {"target": which, "n": n, "kind": kind, "M": M, "nbits": nbits, "K": s.K, "d": d, "metric": metric}
+    if name in LISTED:
+        metadata["lists"] = LISTS
     return index, metadata | {"encoder": "none", "d_in": d, "model_sha256": "0" * 64}
 
 

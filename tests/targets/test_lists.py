@@ -168,7 +168,7 @@ def test_more_lists_than_rows_or_more_visits_than_lists_are_refused():
 def test_codes_of_residuals_are_not_taken_for_codes_of_vectors():
     x = random_queries(300, 8)
     quantizer = faiss.IndexFlatL2(8)
-    index = faiss.IndexIVFPQ(quantizer, 8, 4, 2, 4)
+    index = faiss.IndexIVFPQ(quantizer, 8, 1, 2, 4)  # several lists may be part of the code, see test_code_lists.py
     index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
     index.train(x)
     index.add(x)

@@ -16,7 +16,7 @@ from scqfaiss.galleries.reading import read_gallery, stamp_of, target_of
 from scqfaiss.targets import REGISTRY, make_options, target
 from scqfaiss.targets.pretransform import unwrap_index
 
-from .conftest import VALID, random_codebooks, random_codes, random_queries, valid, write
+from .conftest import LISTED, LISTS, VALID, random_codebooks, random_codes, random_queries, valid, write
 
 
 @pytest.fixture
@@ -57,7 +57,13 @@ def test_a_mapped_gallery_answers_as_one_that_was_read(name, saved):
 def test_whose_index_it_is_follows_from_the_index(name, saved):
     metadata = saved(name)
     index = read_gallery("g.faissindex").index
-    assert [n for n in REGISTRY if target(n).holds(index)] == [metadata["target"]]
+    held_by = [n for n in REGISTRY if target(n).holds(index)]
+    if name in LISTED:  # searched exactly or not, they are stored alike
+        assert metadata["target"] in held_by and set(held_by) <= {"ivfpq", "lift", "buckets"}
+        assert target_of(index, metadata["target"]).INFO.name == metadata["target"]
+        assert target_of(index, "pq").INFO.name == ("lift" if metadata["kind"] == "additive" else "ivfpq")
+        return
+    assert held_by == [metadata["target"]]
     for told in (None, metadata["target"], "pq", "no such"):  # a wrong word does not make it another's
         assert target_of(index, told).INFO.name == metadata["target"]
     assert target_of(faiss.IndexFlatIP(4)) is None
@@ -279,3 +285,37 @@ def test_the_shape_of_the_card_tells_of_merged_codebooks(saved):
     assert (held.M, held.nbits) == (1, 8)
     codebooks, codes, _ = stored.target.unpack(stored.index, stored.shape)
     assert codebooks.shape == stored.shape and codes.shape == (300, 2)
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_lists_are_what_the_metadata_says(name, saved):
+    metadata = saved(name)
+    assert read_gallery("g.faissindex").shape.L == LISTS
+    index, _ = valid(name)
+    for said, words in ((LISTS + 1, "lists=8, the index has 7"), (None, "lists=None, the index has 7")):
+        changed = {k: v for k, v in (metadata | {"lists": said}).items() if v is not None}
+        write(f"{said}.faissindex", index, changed)
+        with pytest.raises(IndexFileError, match=f"the metadata says {words}"):
+            read_gallery(f"{said}.faissindex")
+
+
+@pytest.mark.parametrize("name", ["ivfpq", "lift", "ivfpq lists", "words", "boxes", "pq"])
+def test_lists_that_are_not_there_are_missed(name, saved):
+    metadata = saved(name)
+    index, _ = valid(name)
+    write("w.faissindex", index, metadata | {"lists": 2})
+    with pytest.raises(IndexFileError, match="the metadata says lists=2, the index has 1"):
+        read_gallery("w.faissindex")
+
+
+def test_additive_centroids_that_reach_into_other_codebooks_are_refused(saved):
+    metadata = saved("lift listed")
+    index, _ = valid("lift listed")
+    core = unwrap_index(index)
+    flat = faiss.downcast_index(core.quantizer)
+    rows = faiss.vector_to_array(flat.codes).view(np.float32).reshape(LISTS, -1).copy()
+    rows[2, -1] = 1
+    faiss.copy_array_to_vector(rows.view(np.uint8).ravel(), flat.codes)
+    write("w.faissindex", index, metadata)
+    with pytest.raises(IndexFileError, match="the centroid of list 2 reaches beyond the first 6 dimensions"):
+        read_gallery("w.faissindex")
