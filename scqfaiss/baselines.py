@@ -80,7 +80,9 @@ class PQ(MethodDefaults):
         if len(rows) < 39 * task.K:
             warn(f"{len(rows):,} rows are few for {task.K} codewords a codebook; FAISS advises {39 * task.K:,}")
         if len(rows) < task.lists:
-            raise ConfigError(f"{len(rows):,} rows cannot train {task.lists:,} lists; need --lists {len(rows):,} or less")
+            raise ConfigError(
+                f"{len(rows):,} rows cannot train {task.lists:,} lists; need --lists {len(rows):,} or less"
+            )
         x: NDArray[np.float32] = rows.sample(max(256 * task.K, ROWS_PER_LIST * task.lists), task.seed)[0]
         if self.config.raw:
             return x
@@ -109,7 +111,11 @@ class PQ(MethodDefaults):
         if self.task.lists == 1:
             return x
         self.lists = faiss_calls.kmeans(
-            x, self.task.lists, niter=self.config.iterations, seed=(self.task.seed + 1) % 2**31, min_points_per_centroid=1
+            x,
+            self.task.lists,
+            niter=self.config.iterations,
+            seed=(self.task.seed + 1) % 2**31,
+            min_points_per_centroid=1,
         )
         return x - self.lists[faiss_calls.nearest(x, self.lists)]
 
@@ -143,7 +149,9 @@ class OPQ(PQ):
     @classmethod
     def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
         if M == 0:
-            raise ConfigError("a rotation changes no distance, and lists alone have nothing else; --bits 0 is for method pq")
+            raise ConfigError(
+                "a rotation changes no distance, and lists alone have nothing else; --bits 0 is for method pq"
+            )
         if d_in < M:
             raise ConfigError(f"rows of d={d_in} cannot fill M={M} codebooks")
         check_product_shape(d_in // M * M, M, nbits)

@@ -31,11 +31,10 @@ def lloyd(
 
     z (M, n, dsub) float32; pattern (n,) row -> p; allowed (P, K) bool; owner (K,) class of each codeword;
     seeds: rows (q,) and classes (q,), a pair for every label of every row, which codewords start from, unless `start`
-    (M, K, dsub) says from where. Codebooks that own all codewords in common are the case P = 1 with one class, 0.
-    -> centroids (M, K, dsub). Where rows are fewer than codewords, jittered copies fill up.
+    (M, K, dsub) says from where. Codewords that all own in common are the case P = 1 with one class, 0. -> centroids
+    (M, K, dsub). Where rows are fewer than codewords, jittered copies fill up.
 
-    Sub-vectors of one dimension among codewords that all own in common have an optimum to be sought directly: it is
-    `scalar_levels`, which neither draws nor counts iterations.
+    Sub-vectors of one dimension among codewords of all have an optimum that `scalar_levels` finds, without a draw.
     """
     M, n, dsub = z.shape
     K = len(owner)

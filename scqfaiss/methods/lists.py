@@ -1,7 +1,7 @@
 """Inverted lists learned with the codes: a row is the centroid of its list and a code of what that leaves over.
 
-In which list a row stands costs no byte, as its id has to stand somewhere: the list is a code. Lists of many classes belong to one class
-each, see class_kmeans. Residual codebooks are trained as codebooks of whole vectors are, and then lists and codewords in turn.
+In which list a row stands costs no byte, as its id has to stand somewhere: the list is a code. Each list belongs to one class,
+see class_kmeans. Residual codebooks are trained as codebooks of whole vectors are, and then lists and codewords in turn.
 
 n row   d dimension of z   l list (L)   m codebook (M)   k codeword (K)
 """
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..codebooks import Codebooks
+from ..codebooks import Codebooks, Codes
 from ..contract import Progress, silent
 from ..errors import warn
 from .class_kmeans import class_kmeans
@@ -52,11 +52,13 @@ def residuals(z: Tensor, lists: Tensor) -> Tensor:
     return z - lists[torch.from_numpy(alone.assign(z.numpy(), "l2")[:, 0].astype(np.int64))]
 
 
-def refine(z: Array, codebooks: Codebooks, beam: int = 1, progress: Progress = silent, rounds: int = ROUNDS) -> Codebooks:
+def refine(
+    z: Array, codebooks: Codebooks, beam: int = 1, progress: Progress = silent, rounds: int = ROUNDS
+) -> Codebooks:
     """Lists and residual codebooks in turn, each the best for the other and for the codes; then the rows are encoded anew.
 
-    z (n, d) float32: the rows they learn from. beam: as Codebooks.assign takes it. Codes are those of encoding, so that each update
-    lowers the squared error; the first round that does not ends them.
+    z (n, d) float32: the rows they learn from. beam: as Codebooks.assign takes it. Codes are those of encoding. The first round
+    that does not lower the squared error ends them.
     """
     error = np.inf
     for done in range(rounds):
@@ -70,27 +72,29 @@ def refine(z: Array, codebooks: Codebooks, beam: int = 1, progress: Progress = s
     return codebooks
 
 
-def _updated(z: Array, codebooks: Codebooks, codes: NDArray[np.unsignedinteger]) -> Codebooks:
+def _updated(z: Array, codebooks: Codebooks, codes: Codes) -> Codebooks:
     """Centroids of lists as means of what the codewords leave over, then codewords of what the lists leave over."""
     assert codebooks.lists is not None
     numbers, words = codebooks.split(codes)
     assert numbers is not None
-    words = words.astype(np.int64)
     lists = means(z - codebooks.residual.decode(words), numbers, codebooks.lists)
+    chosen: NDArray[np.int64] = words.astype(np.int64)
     left, w = z - lists[numbers], codebooks.centroids
     if codebooks.kind == "product":
         dsub = w.shape[2]
         parts = [left[:, m * dsub : (m + 1) * dsub] for m in range(len(w))]
-        w = np.stack([means(part, words[:, m], w[m]) for m, part in enumerate(parts)])
+        w = np.stack([means(part, chosen[:, m], w[m]) for m, part in enumerate(parts)])
     elif codebooks.M == 1:
-        w = means(left, words[:, 0], w[0])[None]
+        w = means(left, chosen[:, 0], w[0])[None]
     elif codebooks.M * codebooks.K <= MAX_CODEWORDS:
-        w = least_squares(torch.from_numpy(left), torch.from_numpy(words), torch.from_numpy(w)).numpy()
+        w = least_squares(torch.from_numpy(left), torch.from_numpy(chosen), torch.from_numpy(w)).numpy()
     return Codebooks(codebooks.kind, w, codebooks.metric, lists)
 
 
 def means(x: Array, place: NDArray[np.int64], before: Array) -> Array:
     """Mean of the rows x (n, e) at each place (n,), (K, e); `before` (K, e) where there are none."""
-    sums = torch.zeros(before.shape, dtype=torch.float64).index_add_(0, torch.from_numpy(place), torch.from_numpy(x).double())
+    sums = torch.zeros(before.shape, dtype=torch.float64).index_add_(
+        0, torch.from_numpy(place), torch.from_numpy(x).double()
+    )
     counts = np.bincount(place, minlength=len(before))[:, None]
     return np.where(counts > 0, sums.numpy() / np.maximum(counts, 1), before).astype(np.float32)

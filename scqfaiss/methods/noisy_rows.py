@@ -1,7 +1,7 @@
 """Training rows with Gaussian noise: stand-ins for rows that the classifier was not trained on.
 
-A classifier is surer of its training rows than of any others, and codebooks fitted to what it says of them fit no gallery. The same
-rows beside noise of about the features' own standard deviation are as uncertain as new rows are: of 100 classes the largest
+A classifier is surer of its training rows than of any others, and codebooks fitted to what it says of them fit no gallery. The
+same rows beside noise of about the features' own standard deviation are as uncertain as new rows are: of 100 classes the largest
 probability of a row is 0.57 on average with dropout on, 0.26 with noise, and 0.25 of rows that were not trained on.
 """
 

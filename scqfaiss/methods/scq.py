@@ -45,7 +45,9 @@ class CodebookStage:
     rows: int = setting(1_000_000, low=1)  # at most so many rows teach the codebooks
     # Passes over the training rows, each with other noise, so that every pass gives other rows for the codebooks to learn from.
     copies: int = setting(4, low=1, high=100)
-    noise: float = setting(1.5, low=0, high=10)  # in standard deviations of each feature; 0, and of images: dropout instead
+    noise: float = setting(
+        1.5, low=0, high=10
+    )  # in standard deviations of each feature; 0, and of images: dropout instead
     epochs: int = setting(5, low=0)
     batch_size: int = setting(512, low=1)
     lr: float = setting(1e-3, low=0)
@@ -291,7 +293,8 @@ class SCQ(MethodDefaults, nn.Module):
 
     def parts(self, z: Tensor) -> Tensor:
         """z (n, d) -> (M, n, dsub)."""
-        return z.unflatten(1, (self.task.M, -1)).transpose(0, 1).contiguous()
+        parts: Tensor = z.unflatten(1, (self.task.M, -1)).transpose(0, 1).contiguous()
+        return parts
 
     def renew(self, epoch: int) -> dict[str, Any]:
         """Codewords in use by the rule of encoding; dead ones move to rows, private ones to rows of their class."""

@@ -22,7 +22,12 @@ def run_fingerprint(plan: Plan, task: Task) -> dict[str, Any]:
     options = plan.options
     named = ("method", "encoder", "seed", "epochs", "batch_size", "precision", "clip_norm", "accumulate")
     out: dict[str, Any] = {name: getattr(options, name) for name in named}
-    out |= {"bits": plan.M * plan.nbits, "nbits": plan.nbits, "lists": plan.lists, "device": torch.device(plan.device).type}
+    out |= {
+        "bits": plan.M * plan.nbits,
+        "nbits": plan.nbits,
+        "lists": plan.lists,
+        "device": torch.device(plan.device).type,
+    }
     out |= {"scqfaiss": __version__, "torch": torch.__version__, "processes": distributed.world_size()}
     if task.labels is not None:
         out |= {"classes": task.labels.C, "class names": list(task.labels.class_names or ())}

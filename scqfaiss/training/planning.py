@@ -50,7 +50,7 @@ class Plan:
     device: str
     M: int
     nbits: int
-    lists: int = 1  # inverted lists that are part of a code; 1: codes are of whole vectors
+    lists: int  # that are part of a code; 1: codes are of whole vectors
     network: Any = None  # an encoders.base.FrontEncoder, where rows are no rows of features
     start: Model | None = None
     labels: Labels | None = None  # of the training rows, by the classes that are told apart
@@ -67,7 +67,6 @@ class Plan:
             return int(self.network.width)
         source = self.sources.rows
         return source.d // 2 if source.pairs else source.d
-
 
     def shape(self, d: int) -> Shape:
         """The shape of the codes that the training comes to, of z of dimension d."""
@@ -99,7 +98,9 @@ def make_plan(
         network = make_network(options, name, encoder, encoder_config, start)
         name = network.factory
     options, sources = replace(options, encoder=name), Sources(source, codebook_source, validation)
-    plan = Plan(options, sources, method, config, encoder, encoder_config, device, M, nbits, lists, network, start, labels)
+    plan = Plan(
+        options, sources, method, config, encoder, encoder_config, device, M, nbits, lists, network, start, labels
+    )
     for rows in (source, validation):
         adapt(plan, rows)
     method.check(config, plan.d_in, C, M, nbits, name, source.modality)
@@ -304,11 +305,11 @@ def count_lists(options: TrainOptions, method: type[Method], codebook_rows: Sour
     return number
 
 
-def split_bits(bits: int, nbits: int, lists: int = 1) -> tuple[int, int]:
+def split_bits(bits: int, nbits: int, L: int = 1) -> tuple[int, int]:
     """(M, nbits) of codes of `bits` bits. Raises ConfigError with the nearest lengths that work."""
-    if bits == 0 and lists > 1:  # the list is all there is
+    if bits == 0 and L > 1:  # the list is all there is
         return 0, 1
-    if bits == 0 and lists == 1:
+    if bits == 0 and L == 1:
         raise ConfigError("codes of 0 bits need lists that tell the rows apart; add --lists auto, or give --bits")
     if not 1 <= nbits <= 16:
         raise ConfigError(f"nbits is {nbits}, needs 1 to 16")

@@ -1,5 +1,7 @@
 """Lists that are part of a code: how they are learned, and codebooks of what they leave over."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -147,7 +149,7 @@ def test_rounds_lower_the_squared_error(kind, M, beam):
         refined = lists.refine(z, codebooks, beam, rounds=rounds)
         errors.append(distortion(z, refined, refined.assign(z, "l2", beam, lists.BEAM)))
     assert errors[1] < 0.9 * errors[0]
-    assert all(b <= a * (1 + 1e-5) for a, b in zip(errors, errors[1:]))
+    assert all(b <= a * (1 + 1e-5) for a, b in itertools.pairwise(errors))
 
 
 def test_the_number_of_lists_by_itself():
