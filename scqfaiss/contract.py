@@ -87,7 +87,6 @@ class Task:
     labels: Labels | None
     M: int
     nbits: int
-    lists: int = 1  # inverted lists that are part of a code; 1: codes are of whole vectors
     seed: int = 0
     encoder: Encoder | None = None  # None for methods that bring their own (needs_encoder False)
     encoder_name: str = ""
@@ -99,6 +98,7 @@ class Task:
     batch_size: int | None = None
     device: str = "cpu"
     progress: Progress = silent
+    lists: int = 1  # inverted lists that are part of a code; 1: codes are of whole vectors
 
     @property
     def K(self) -> int:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .codebooks import KINDS, METRICS, RULES
+from .codebooks import KINDS, MAX_BEAM, METRICS, RULES
 from .errors import CheckpointError, IndexFileError, printable
 
 MOST = 1 << 62  # of a count
@@ -63,7 +63,8 @@ _CARD_MORE: dict[str, Rule] = {
     "pictures": _BOOL,
     "by_residual": _BOOL,
     "lists": _count(2),
-    **dict.fromkeys(("model_bits", "nlist", "nprobe", "list_beam"), _count(1)),
+    "list_beam": ((lambda v: type(v) is int and 1 <= v <= MAX_BEAM), f"a whole number from 1 to {MAX_BEAM}"),
+    **dict.fromkeys(("model_bits", "nlist", "nprobe"), _count(1)),
     **dict.fromkeys(("bits", "skipped_rows", "repeated_ids"), _count(0)),
 }
 _MODEL: dict[str, Rule] = {"method": _TEXT, "encoder": _TEXT, "chain": _OBJECT, "codebooks": _OBJECT}

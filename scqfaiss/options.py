@@ -35,11 +35,6 @@ class TrainOptions:
     # The range of bits and nbits follows from one another, see training.planning.split_bits.
     bits: int = option(32, "Bits of a code.", low=-MAX_COUNT)
     nbits: int = option(8, "Bits of one codebook; bits / nbits codebooks.", low=-MAX_COUNT)
-    lists: str | int = option(
-        "1",
-        "Inverted lists that are part of a code and cost no byte: a number, or auto; 1: codes of whole vectors. With lists, "
-        "--bits 0 is a code too.",
-    )
     encoder: str = option(
         "auto",
         "mlp, linear or identity; for images squeezenet or package.module:factory; auto: the default of the method.",
@@ -65,6 +60,11 @@ class TrainOptions:
     batch_size: int | None = option(None, "Rows of a training step.", low=1, shown_default="the method's own")
     seed: int = option(0, "Seed of every random choice.", low=0)
     settings: Mapping[str, Any] = option(dict, "A setting of the method.", metavar="KEY=VALUE")
+    lists: str | int = option(
+        "1",
+        "Inverted lists that are part of a code and cost no byte: a number, or auto; 1: codes of whole vectors. With lists, "
+        "--bits 0 is a code too.",
+    )
 
 
 @dataclass(frozen=True)

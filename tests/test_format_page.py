@@ -267,7 +267,8 @@ MAY_METADATA = {
     "class_names": names,
     **dict.fromkeys(("pictures", "by_residual"), BOOL),
     "lists": count(2),
-    **dict.fromkeys(("model_bits", "nlist", "nprobe", "list_beam"), count(1)),
+    "list_beam": count(1, 64),
+    **dict.fromkeys(("model_bits", "nlist", "nprobe"), count(1)),
     **dict.fromkeys(("bits", "repeated_ids", "skipped_rows"), count(0)),
     "options": OBJECT,
 }
@@ -344,6 +345,8 @@ def check_agreement(found, index):
             need(key not in found or found[key] == getattr(core, key), key)
     need(found.get("lists", 1) == lists_of(core), "lists")
     need(found["M"] or "lists" in found, "M")
+    need("lists" in found or "list_beam" not in found, "list_beam")
+    need("lists" not in found or found.get("rule", "l2") == "l2", "rule")
 
 
 def lists_of(core):
@@ -809,11 +812,11 @@ def test_lists_written_from_the_page_are_read(model, tmp_path, M, list_beam):
         assert scqfaiss.append(tmp_path / "l.faissindex", x[:4] + 1, model=path) == 64
         again, index_again = read_gallery(tmp_path / "l.faissindex")
         assert codes_of(again, index_again)[0].shape[0] == 64 and again["lists"] == 300
-    for change in ({"lists": 299}, {"lists": None}, {"M": 1}, {"lists": 1}):
+    for change in ({"lists": 299}, {"lists": None}, {"M": 1}, {"lists": 1}, {"rule": "ip"}, {"list_beam": 65}):
         wrong = {k: v for k, v in (values | change).items() if v is not None}
         write_gallery(tmp_path / "w.faissindex", index, wrong)
         assert refused(scqfaiss.open, tmp_path / "w.faissindex")
-        if "lists" in change:
+        if "M" not in change:
             assert refused(read_gallery, tmp_path / "w.faissindex")
 
 

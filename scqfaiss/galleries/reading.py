@@ -146,11 +146,20 @@ def _compare(metadata: Mapping[str, Any], index: Any, target: Target | None, nam
         raise IndexFileError(
             f"{name}: the metadata says bits={metadata['bits']}, and M={metadata['M']} of nbits={metadata['nbits']}"
         )
-    wrong = target.disagreement(index)
+    wrong = _lists_disagree(metadata) or target.disagreement(index)
     if wrong is None and metadata["M"] != target.shape_of(index).M:
         wrong = _unmerged(target, index, replace(shape_of_card(metadata), L=1))
     if wrong is not None:
         raise IndexFileError(f"{name}: {wrong}")
+
+
+def _lists_disagree(metadata: Mapping[str, Any]) -> str | None:
+    """What the metadata says of lists and of encoding that no model with lists, or without, says; or None."""
+    if "lists" not in metadata and "list_beam" in metadata:
+        return f"the metadata says list_beam={metadata['list_beam']}, and the codes have no lists"
+    if "lists" in metadata and metadata.get("rule", "l2") != "l2":
+        return f"the metadata says rule={metadata['rule']}, and codes with lists are encoded by l2"
+    return None
 
 
 def _unmerged(target: Target, index: Any, shape: Shape) -> str | None:

@@ -38,7 +38,7 @@ class CodebookStage:
 
     rows: int = setting(1_000_000, low=1)  # at most so many rows teach the codebooks
     copies: int = setting(4, low=1, high=100)  # passes over the training rows, with other noise each, for the codebooks
-    noise: float = setting(1.2, low=0, high=10)  # in standard deviations of each feature; 0, and of images: dropout instead
+    noise: float = setting(1.5, low=0, high=10)  # in standard deviations of each feature; 0, and of images: dropout instead
     epochs: int = setting(10, low=0)  # 0: residual k-means alone
     batch_size: int = setting(256, low=1)
     lr: float = setting(1e-3, low=0)

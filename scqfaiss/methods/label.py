@@ -25,7 +25,7 @@ MAX_ROWS = 1_000_000  # that teach lists
 @dataclass(frozen=True)
 class Settings(cfa.Settings):
     copies: int = setting(4, low=1, high=100)  # passes over the training rows that teach lists, with other noise each
-    noise: float = setting(1.2, low=0, high=10)  # in standard deviations of each feature; 0, and of images: dropout instead
+    noise: float = setting(1.5, low=0, high=10)  # in standard deviations of each feature; 0, and of images: dropout instead
 
 
 class LabelCode(MethodDefaults, nn.Module):

@@ -33,6 +33,7 @@ LONGEST = 4  # times the mean: longer lists are cut
 SAMPLE_FLOATS = 1 << 26  # of the rows that k-means looks at, 256 MB
 RANGE_QUERIES = 256  # at a time: a wide search may name every list for each
 ROUNDING = 1e-6  # relative: bounds and scores are sums of float32 in different orders
+SUM_ROUNDING = 1e-5  # the same of scores that are the sum of a list's and of what its rows add
 
 
 def is_over_boxes(core: Any) -> bool:
@@ -206,15 +207,18 @@ def best_boxes(boxes: Any, q: NDArray[np.float32], width: int) -> Hits:
 
 
 def visit_lists(
-    ivf: Any, x: NDArray[np.float32], k: int, sel: Any, best: Callable[[Any, int], Hits], above: Any = 0
+    ivf: Any, x: NDArray[np.float32], k: int, sel: Any, best: Callable[[Any, int], Hits], above: Any = None
 ) -> Hits:
     """Visit the lists of each query by descending bound until its k-th score is not below the next bound.
 
-    best(rows, width) -> (scores, lists) of the `width` best lists, which with what a row may score `above` its list, a number
-    for each query, are the bounds. A first pass visits a few lists: with its k-th score it is known which lists a second must
-    visit.
+    best(rows, width) -> (bounds, lists) of the `width` best lists. A first pass visits a few lists: with its k-th score it is
+    known which lists a second must visit. above: (nq,) what a row may score above its list, where `best` gives the scores of
+    lists by themselves.
     """
-    above = np.broadcast_to(np.asarray(above, np.float32), len(x))[:, None]
+
+    def limits(bounds: Any) -> Any:
+        return bounds if above is None else bounds + SUM_ROUNDING * np.abs(bounds) + above[todo, None]
+
     D, I = np.empty((len(x), k), np.float32), np.empty((len(x), k), np.int64)
     todo: Any = slice(None)
     width = min(WIDTH, ivf.nlist)
@@ -224,7 +228,7 @@ def visit_lists(
         bounds, lists = best(todo, width)
         if width == min(WIDTH, ivf.nlist):
             D[todo], I[todo] = _search_preassigned(ivf, rows, k, bounds[:, :first], lists[:, :first], sel)
-        needed = (bounds + above[todo] > D[todo, -1:]) | (I[todo, -1:] < 0)
+        needed = (limits(bounds) > D[todo, -1:]) | (I[todo, -1:] < 0)
         again = np.flatnonzero(needed[:, first:].any(1)) if first < width else np.empty(0, np.int64)
         if len(again):
             keys = np.where(needed[again], lists[again], -1)[:, : int(needed[again].sum(1).max())]
@@ -232,7 +236,7 @@ def visit_lists(
             D[places], I[places] = _search_preassigned(ivf, rows[again], k, bounds[again, : keys.shape[1]], keys, sel)
         if width == ivf.nlist or not needed[:, -1].any():
             return D, I
-        beyond = np.flatnonzero((bounds[:, -1] + above[todo, 0] > D[todo, -1]) | (I[todo, -1] < 0))
+        beyond = np.flatnonzero((limits(bounds)[:, -1] > D[todo, -1]) | (I[todo, -1] < 0))
         todo = beyond if isinstance(todo, slice) else todo[beyond]
         if not len(todo):
             return D, I

@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 from .. import faiss_calls
 from ..faiss_calls import Hits, Ranges
 from .base import parameters
-from .bounding_boxes import visit_lists
+from .bounding_boxes import SUM_ROUNDING, visit_lists
 
-ROUNDING = 1e-5  # relative to the sizes that are added up: bounds and scores are sums of float32 in different orders
 SCORES = 1 << 24  # of queries and lists, or codewords, held at a time: 64 MB
 
 
 def most_added(core: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """x (nq, d) -> (nq,) the most that codewords add to the score of a list, and what rounding may."""
     pq = core.pq
-    table = faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub)
+    table = faiss.rev_swig_ptr(pq.centroids.data(), pq.centroids.size()).reshape(pq.M, pq.ksub, pq.dsub)
     added, size = np.zeros((2, len(x)), np.float64)
     step = max(1, SCORES // pq.ksub)
     for i in range(0, len(x), step):
@@ -32,31 +31,25 @@ def most_added(core: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
             products = x[i : i + step, m * pq.dsub : (m + 1) * pq.dsub] @ table[m].T
             added[i : i + step] += products.max(1)
             size[i : i + step] += np.abs(products).max(1)
-    return (added + ROUNDING * size).astype(np.float32)
-
-
-def coarse_rounding(core: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(nq,) what rounding may add to the score of a list."""
-    largest = np.abs(faiss_calls.stored_rows(core.quantizer)).max(0, initial=0)
-    return np.asarray(ROUNDING * (np.abs(x) @ largest), np.float32)
+    return (added + SUM_ROUNDING * size).astype(np.float32)
 
 
 def search_listed(core: Any, x: NDArray[np.float32], k: int, sel: Any) -> Hits:
     """Exact hits from an IndexIVFPQ whose lists are part of the code."""
-    coarse = faiss.downcast_index(core.quantizer)
-    above = most_added(core, x) + coarse_rounding(core, x)
-    return visit_lists(core, x, k, sel, lambda rows, width: faiss_calls.search(coarse, x[rows], width), above)
+    coarse = faiss.downcast_index(core.quantizer)  # <q, c_l> as computed here goes into the scores, too
+    best = lambda rows, width: faiss_calls.search(coarse, x[rows], width)  # noqa: E731
+    return visit_lists(core, x, k, sel, best, most_added(core, x))
 
 
 def range_search_listed(core: Any, x: NDArray[np.float32], radius: float, sel: Any) -> Ranges:
     """Hits above radius of each query -> lims (nq + 1,), D, I, from the lists that can hold one."""
     centroids = faiss_calls.stored_rows(core.quantizer)
-    lowest = radius - most_added(core, x) - coarse_rounding(core, x)
+    lowest = radius - most_added(core, x)
     counts, D, I = [np.zeros(1, np.int64)], [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
     step = max(1, SCORES // core.nlist)
     for i in range(0, len(x), step):
         scores = x[i : i + step] @ centroids.T
-        near = scores > lowest[i : i + step, None]
+        near = scores + SUM_ROUNDING * np.abs(scores) > lowest[i : i + step, None]
         width = max(1, int(near.sum(1).max(initial=0)))
         lists = np.argsort(~near, axis=1, kind="stable")[:, :width]
         found = np.take_along_axis(near, lists, 1)

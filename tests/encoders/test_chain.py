@@ -12,7 +12,7 @@ from scqfaiss.encoders import chain as chains
 from scqfaiss.encoders import encoder_class
 from scqfaiss.encoders.base import Stats, standardising
 from scqfaiss.encoders.chain import Chain, unpack
-from scqfaiss.errors import CheckpointError, ConfigError
+from scqfaiss.errors import CheckpointError, ConfigError, DataError
 from scqfaiss.methods import cfa
 from scqfaiss.methods.label import LabelCode
 from scqfaiss.training.rows import SourceRows, statistics
@@ -253,3 +253,25 @@ def test_statistics_of_no_spread_make_a_finite_encoder():
     cls = encoder_class("linear")
     still = Stats(3, np.ones(2), np.zeros(2), np.ones(2), np.zeros(2), 1.0)
     assert torch.isfinite(cls(cls.Config(), still)(torch.ones(3, 2))).all()
+
+
+@pytest.mark.parametrize("hidden, members, width", [(0, 1, 1024), (0, 2, 256), (0, 3, 256), (7, 1, 7), (7, 3, 7)])
+def test_members_that_are_averaged_are_small_by_default(hidden, members, width):
+    made = encoder_class("mlp")
+    encoder = made(made.Config(hidden=hidden), statistics(SourceRows(ArraySource(X), "cpu")), members)
+    assert encoder.width == width
+    assert encoder(torch.from_numpy(X)).shape == (members, len(X), width)
+    assert encoder.layers()[0][1]["A"].shape == (members * width, X.shape[1])
+
+
+@pytest.mark.parametrize("at", [0, 3, 49])
+def test_sums_that_overflow_are_no_rows_that_do(at):
+    """The rows are finite one by one; all of them added up are not."""
+    large = np.float32(2e38)
+    x = np.zeros((50, 2), np.float32)
+    x[:, 0] = 1
+    chain = Chain(2, [("linear", {"A": np.array([[large, 0], [0, large]], np.float32)})])
+    np.testing.assert_array_equal(chain(x), x * large)
+    x[at, 1] = 2
+    with pytest.raises(DataError, match=f"^queries: row 1{at:02d} is too large for the encoder \\(layer 0, linear\\)$"):
+        chain(x, "queries", 100)

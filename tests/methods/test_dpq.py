@@ -258,7 +258,7 @@ def begun(method):
 
 def test_without_epochs_the_codebooks_are_residual_k_means(one):
     method = begun(built(one, **{"codebooks.epochs": 0}))
-    z, _ = CodebookRows(method.features, method.task, 10**6, 4).encoded()
+    z, _ = CodebookRows(method.features, method.task, 10**6, 4, method.config.codebooks.noise).encoded()
     scale = math.sqrt(z.shape[1] / float(z.double().square().sum(1).mean()))
     start = residual.start(z * scale, 3, 16, 1, torch.Generator().manual_seed(0))
     np.testing.assert_array_equal(method.codewords.detach(), start)
