@@ -298,6 +298,25 @@ def test_ours_at_a_length_with_lists_fast_scan_and_a_gallery(tmp_path):
 
 
 @pytest.mark.slow
+def test_ours_in_lists_stand_beside_faiss_in_as_many(tmp_path):
+    """Also the list alone, a code of 0 bits; methods that have no lists say so."""
+    write_parts(tmp_path)
+    asked = (*QUICK, "--bits=0", "--lists=16", "--methods=scq,mecoq", "--baselines=ivf", "--containers=ivfpq,pq")
+    done = run(tmp_path, tmp_path / "out", *asked, "--left-out=3,5", "--spaces=trained")
+    assert done.exit_code == 0, (done.output, done.exception)
+    rows = {row["key"]: row for row in read(tmp_path / "out")["rows"]}
+    ours, alone = rows["scq/trained/0 in 16 lists/ivfpq"], rows["ivf/trained/0 in 16 lists/faiss"]
+    for row in (ours, alone):
+        assert (row["bits"], row["lists"]) == (0, 16) and row["distinct_codes"] <= 16
+        assert {point["nprobe"] for point in row["points"]} == {1, 2, 4, 8, 16}
+        assert len(row["usage"]) == 1 and len(row["usage"][0]) == 16 and sum(row["usage"][0]) == 997
+    assert ours["map"] > 0.9 and 0 < ours["unseen_map"] < ours["map"] and "unseen_map" not in alone
+    refused = rows["mecoq/trained/0 in 16 lists/none"]
+    assert "lists" in refused["reason"] and refused["lists"] == 16 and "map" not in refused
+    assert read(tmp_path / "out")["embedding"] == {"method": "scq", "bits": 0, "lists": 16}
+
+
+@pytest.mark.slow
 def test_codes_that_no_container_takes_say_so(tmp_path):
     write_parts(tmp_path)
     asked = (*QUICK, "--bits=8", "--methods=label", "--baselines=,", "--spaces=raw", "--containers=residual")
