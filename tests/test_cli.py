@@ -111,7 +111,7 @@ def test_config_file_missing(run, here, untouched):
 
 
 def test_dry_run_writes_nothing_and_says_all(run, here, untouched):
-    result = run("train", "train.h5", "-o", "x.safetensors", *TINY, "--dry-run")
+    result = run("train", "train.h5", "-o", "x.safetensors", *TINY, "--set", "quantizer=arsq", "--dry-run")
     assert result.code == 0
     lines = result.out.splitlines()
     assert lines[:3] == [

@@ -141,11 +141,16 @@ def test_unlabelled_rows_are_never_taken_for_classes_that_were_not_trained():
     assert set(found.tolist()) <= {0, 1, 2} and method.task.labels.numbers.tolist() == [0, 2, 4]
 
 
-def test_dropout_stays_on_for_the_codebooks_however_often_the_rows_are_encoded(monkeypatch, data):
+def test_without_other_noise_dropout_stays_on_for_the_codebooks_however_often_the_rows_are_encoded(monkeypatch, data):
     x, y, _ = data
     seen = []
     for settings in ({"codebooks.copies": 1}, {"codebooks.copies": 3}, {"codebooks.rows": 250}):
-        method = build(make_plan(TrainOptions(bits=8, nbits=4, settings={**SETTINGS, **settings}), ArraySource(x, y)))
+        method = build(
+            make_plan(
+                TrainOptions(bits=8, nbits=4, settings={**SETTINGS, "codebooks.noise": 0.0, **settings}),
+                ArraySource(x, y),
+            )
+        )
         embed = method.features.embed
         monkeypatch.setattr(
             method.features, "embed", lambda rows, dropout, embed=embed: seen.append(dropout) or embed(rows, dropout)

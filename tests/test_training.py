@@ -244,12 +244,13 @@ def test_epochs_and_batch_size_go_to_every_stage(one):
     default = stages_of(one, TrainOptions(bits=8, nbits=4))
     assert default["features"].steps_per_epoch == 8  # batches of an eighth
     assert default["features"].epochs * 8 >= 400
-    assert (default["codebooks"].epochs, default["codebooks"].steps_per_epoch) == (5, 3)  # 4 copies of 400 rows by 512
-    asked = stages_of(one, TrainOptions(bits=8, nbits=4, epochs=3, batch_size=100))
+    assert (default["codebooks"].epochs, default["codebooks"].steps_per_epoch) == (0, 3)  # 4 copies of 400 rows by 512
+    annealed = {"quantizer": "arsq"}
+    assert stages_of(one, TrainOptions(bits=8, nbits=4, settings=annealed))["codebooks"].epochs == 5
+    asked = stages_of(one, TrainOptions(bits=8, nbits=4, epochs=3, batch_size=100, settings=annealed))
     assert {(s.epochs, s.steps_per_epoch) for s in asked.values() if s.epochs} == {(3, 4), (3, 16)}
     none = stages_of(one, TrainOptions(bits=8, nbits=4, epochs=0))
     assert {s.epochs for s in none.values()} == {0}
-    assert stages_of(one, TrainOptions(bits=8, nbits=4, settings={"quantizer": "kmeans"}))["codebooks"].epochs == 0
 
 
 def test_the_annealing_moves_both_temperatures(one):
@@ -426,7 +427,7 @@ def test_a_class_without_rows_keeps_its_name_and_gets_no_center_and_no_codewords
 
 @pytest.mark.parametrize("nbits, C, notice", [(1, 4, True), (2, 4, True), (3, 4, False)])
 def test_few_codewords_are_shared_by_all_classes_with_a_notice(nbits, C, notice, one):
-    settings = SCQ | {"nbits": nbits, "bits": 2 * nbits, "d": 6}
+    settings = SCQ | {"nbits": nbits, "bits": 2 * nbits, "d": 6, "quantizer": "arsq"}
     if notice:
         words = f"^K={1 << nbits} codewords are fewer than 2 for each of 4 classes: all classes share them$"
         with pytest.warns(ScqWarning, match=words):
@@ -438,7 +439,7 @@ def test_few_codewords_are_shared_by_all_classes_with_a_notice(nbits, C, notice,
 
 
 def test_each_class_may_own_a_single_codeword(one):
-    model = scqfaiss.train(*one, **SCQ | {"nbits": 2, "bits": 4, "d": 6}, private="class")
+    model = scqfaiss.train(*one, **SCQ | {"nbits": 2, "bits": 4, "d": 6}, private="class", quantizer="arsq")
     assert model.config["training"]["private"] == "class"
     assert model.config["training"]["loss"]["codebooks"]["regulation"] == 0
 

@@ -185,6 +185,8 @@ class SCQ(MethodDefaults, nn.Module):
         self.public = self.additive or task.lists > 1 or config.private == "public"
         if config.private == "auto" and not self.public and task.K < 2 * present:
             self.public = True
+            if config.quantizer == "arsq":
+                warn(f"K={task.K} codewords are fewer than 2 for each of {present} classes: all classes share them")
 
     def stages(self) -> list[Stage]:
         codebooks = self.arsq_stage()

@@ -309,8 +309,6 @@ def split_bits(bits: int, nbits: int, L: int = 1) -> tuple[int, int]:
     """(M, nbits) of codes of `bits` bits. Raises ConfigError with the nearest lengths that work."""
     if bits == 0 and L > 1:  # the list is all there is
         return 0, 1
-    if bits == 0 and L == 1:
-        raise ConfigError("codes of 0 bits need lists that tell the rows apart; add --lists auto, or give --bits")
     if not 1 <= nbits <= 16:
         raise ConfigError(f"nbits is {nbits}, needs 1 to 16")
     if bits > MAX_BITS:
@@ -318,5 +316,7 @@ def split_bits(bits: int, nbits: int, L: int = 1) -> tuple[int, int]:
     if bits < 1 or bits % nbits:
         below = bits // nbits * nbits
         near = f"{below} or {below + nbits}" if below > 0 else f"{nbits}"
+        if bits == 0:
+            near += ", or --lists auto, whose lists alone are a code of 0 bits"
         raise ConfigError(f"bits={bits} is not a multiple of nbits={nbits}; need {near}")
     return bits // nbits, nbits

@@ -77,7 +77,7 @@ def test_b8_k_below_c(run, here):
     message = "K=16 codewords cannot serve C=100 classes; need --nbits 7 or more, or private=public"
     refused(result, 2, message)
     assert not (here / "x.safetensors").exists()
-    result = run("train", "wide.h5", "-o", "x.safetensors", *TINY)
+    result = run("train", "wide.h5", "-o", "x.safetensors", *TINY, "--set", "quantizer=arsq")
     assert result.code == 0
     shared = "K=16 codewords are fewer than 2 for each of 100 classes: all classes share them"
     assert result.warnings == [shared]
@@ -89,7 +89,10 @@ def test_b8_k_below_c(run, here):
         (["--bits", "24", "--set", "d=16"], "d=16 is not divisible by M=3 codebooks; need M of 2 or 4"),
         (["--bits", "30"], "bits=30 is not a multiple of nbits=8; need 24 or 32"),
         (["--bits", "7"], "bits=7 is not a multiple of nbits=8; need 8"),
-        (["--bits", "0"], "bits=0 is not a multiple of nbits=8; need 8"),
+        (
+            ["--bits", "0"],
+            "bits=0 is not a multiple of nbits=8; need 8, or --lists auto, whose lists alone are a code of 0 bits",
+        ),
         (["--bits", "-8"], "bits=-8 is not a multiple of nbits=8; need 8"),
         (["--bits", "1000000000"], "bits is 1,000,000,000, needs 8 to 4,096"),
         (["--nbits", "0"], "nbits is 0, needs 1 to 16"),

@@ -184,7 +184,7 @@ def test_f7_out_of_memory(run, here, untouched, monkeypatch, error, message):
         raise error
 
     monkeypatch.setattr("scqfaiss.methods.arsq.ARSQ.loss", refuse)
-    refused(run("train", "train.h5", "-o", "x.safetensors", *TINY), 5, message)
+    refused(run("train", "train.h5", "-o", "x.safetensors", *TINY, "--set", "quantizer=arsq"), 5, message)
     untouched()
 
 

@@ -20,7 +20,7 @@ from .conftest import blobs, command, write_h5
 
 # Seven steps an epoch, sixty in all, over two stages with epochs.
 SMALL = ("train", "train.h5", "-o", "m.safetensors", "--bits", "8", "--nbits", "4", "--encoder", "linear")
-SMALL += ("--batch-size", "43", "--epochs", "8", "--set", "codebooks.copies=1")
+SMALL += ("--batch-size", "43", "--epochs", "8", "--set", "codebooks.copies=1", "--set", "quantizer=arsq")
 KEPT = (*SMALL, "--checkpoint-every", "5")
 pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
 

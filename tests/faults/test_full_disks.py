@@ -179,7 +179,7 @@ def test_a_limit_on_files_is_asked_for_before_the_first_step(here, untouched, st
 
 def test_metrics_that_find_no_room_end_no_training(run, here, disk, monkeypatch):
     folder = disk(64)
-    asked = ("train", "train.h5", "-o", "x.safetensors", *TINY, "--metrics", "disk/m.jsonl")
+    asked = ("train", "train.h5", "-o", "x.safetensors", *TINY, "--set", "quantizer=arsq", "--metrics", "disk/m.jsonl")
     real, lines = Log.__call__, []
 
     def full(log, facts):

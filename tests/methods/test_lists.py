@@ -243,7 +243,7 @@ def test_lists_that_cannot_be():
         ({"lists": True}, "lists is True, needs a whole number"),
         ({"lists": 0}, "lists is 0, needs 1 or more"),
         ({"lists": 1 << 25}, "needs 1 to 16777216"),
-        ({"bits": 0}, "codes of 0 bits need lists"),
+        ({"bits": 0}, "bits=0 is not a multiple of nbits=8; need 8, or --lists auto, whose lists alone"),
         ({"method": "opq", "bits": 0, "lists": 4}, "--bits 0 is for method pq"),
         ({"method": "pq", "lists": 1000}, "600 rows cannot train 1,000 lists"),
     ):
