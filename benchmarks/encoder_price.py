@@ -4,14 +4,15 @@
 
 For each shape, members x hidden units: `map` of the embedding, not coded, mean over the seeds; microseconds a query on one
 thread of `Model.embed`, 1,000 queries at a time (`encode_us`) and one at a time (`encode_single_us`), and of `Gallery.search`
-from the row to the 10 nearest codes (`query_us`, `query_single_us`), target buckets. IVFPQ: at the nprobe that finds 0.95 of
-its own first 10. Shapes and IVFPQ take turns; medians of the rounds.
+from the row to the 10 nearest codes (`query_us`, `query_single_us`), target ivfpq with as many lists as IVFPQ has. Both visit
+the least nprobe that finds 0.95 of the first 10 of their own codes. Shapes and IVFPQ take turns; medians of the rounds.
 """
 
 import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 
 import scqfaiss
 from scqfaiss.comparison.faiss_codes import build, lists_for
-from scqfaiss.comparison.growth import least_nprobe
+from scqfaiss.comparison.growth import least_nprobe, recall
 from scqfaiss.comparison.measuring import threads
 from scqfaiss.data import open_rows
 from scqfaiss.evaluation.ranking import measure_vectors
@@ -43,23 +44,29 @@ def microseconds(call: Callable[[Any], Any], xq: Any) -> tuple[float, float]:
     return 1e6 * batch, 1e6 * median(single)
 
 
-def ivfpq(xb: Any, xq: Any, bits: int) -> tuple[Callable[[Any], Any], int]:
-    """Search of FAISS's IVFPQ of the rows, and its nprobe."""
-    nlist = lists_for(len(xb))
+def enough_lists(search: Callable[..., Any], xq: Any, nlist: int) -> int:
+    """The nprobe of search(x, nprobe) -> scores, ids."""
+    best = search(xq, nlist)[0]
+    return least_nprobe(lambda nprobe: recall(best, search(xq, nprobe)[0]), nlist)[0]
+
+
+def ivfpq(xb: Any, bits: int, nlist: int) -> Callable[..., Any]:
+    """Search of FAISS's IVFPQ of the rows."""
     index = build("ivfpq", xb, bits, nlist, 0, len(xb)).index
     ivf = faiss.extract_index_ivf(index)
 
-    def first(nprobe: int) -> Any:
+    def search(x: Any, nprobe: int) -> Any:
         ivf.nprobe = nprobe
-        return index.search(xq, 10)[1]
+        return index.search(x, 10)
 
-    best = first(nlist)
+    return search
 
-    def found(nprobe: int) -> float:
-        return float(np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(first(nprobe), best)]))
 
-    ivf.nprobe, _ = least_nprobe(found, nlist)
-    return lambda x: index.search(x, 10), ivf.nprobe
+def gallery_of(model: Any, xb: Any, nlist: int, path: Path) -> Callable[..., Any]:
+    """Search of a gallery of ours, encoder included."""
+    scqfaiss.export(model, xb, path=path, target="ivfpq", nlist=nlist)
+    gallery = scqfaiss.open(path, model=model)
+    return lambda x, nprobe: gallery.search(x, 10, nprobe=nprobe)
 
 
 @click.command()
@@ -78,6 +85,8 @@ def main(train: str, query: str, database: str, shapes: str, seeds: str, bits: i
     assert y and yq and yb
     out: dict[str, Any] = {}
     calls: dict[str, dict[str, Any]] = {}
+    searches: dict[str, Callable[..., Any]] = {}
+    nlist = lists_for(len(xb))
     with tempfile.TemporaryDirectory() as folder, threads(1):
         for shape in shapes.split(","):
             members, hidden = map(int, shape.split("x"))
@@ -85,13 +94,14 @@ def main(train: str, query: str, database: str, shapes: str, seeds: str, bits: i
             for seed in map(int, seeds.split(",")):
                 model = scqfaiss.train(x, y.y, bits=bits, seed=seed, members=members, hidden=hidden)
                 maps.append(measure_vectors(model.embed(xq), yq, model.embed(xb), yb)["map"])
-            path = Path(folder) / f"{shape}.faissindex"
-            scqfaiss.export(model, xb, path=path, target="buckets")
-            gallery = scqfaiss.open(path, model=model)
-            calls[shape] = {"encode": model.embed, "query": gallery.search}
+            searches[shape] = gallery_of(model, xb, nlist, Path(folder) / f"{shape}.faissindex")
+            calls[shape] = {"encode": model.embed}
             out[shape] = {"map": round(float(np.mean(maps)), 4), "maps": [round(m, 4) for m in maps]}
-        search, nprobe = ivfpq(xb, xq, bits)
-        calls["ivfpq"], out["ivfpq"] = {"query": search}, {"nprobe": nprobe}
+        searches["ivfpq"] = ivfpq(xb, bits, nlist)
+        for name, search in searches.items():
+            nprobe = enough_lists(search, xq, nlist)
+            out.setdefault(name, {})["nprobe"] = nprobe
+            calls.setdefault(name, {})["query"] = partial(search, nprobe=nprobe)
         taken: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for _ in range(rounds):
             for name, of_name in calls.items():

@@ -31,6 +31,7 @@ class Stats:
     power_mean: NDArray[np.float64]
     power_sd: NDArray[np.float64]
     minimum: float
+    multilabel: bool = False  # whether a row may carry several labels
 
 
 class Encoder(nn.Module):

@@ -317,7 +317,7 @@ class DPQ(MethodDefaults, nn.Module):
         c = self.config
         assert self.features is not None
         groups = [
-            *self.features.groups(c.codebooks.encoder_lr, c.features.decay),
+            *self.features.groups(c.codebooks.encoder_lr, self.features.decay),
             {"params": [self.codewords], "lr": c.codebooks.lr, "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, fused=True)

@@ -103,7 +103,9 @@ def _encoder(plan: Plan, rows: SourceRows | ImageRows, dry: bool) -> Any:
     elif plan.encoder is not None:
         assert isinstance(rows, SourceRows)
         d = plan.d_in
-        stats = Stats(1, np.zeros(d), np.ones(d), np.zeros(d), np.ones(d), 0.0) if dry else statistics(rows, d)
+        n = len(rows)
+        stats = Stats(n, np.zeros(d), np.ones(d), np.zeros(d), np.ones(d), 0.0) if dry else statistics(rows, d)
+        stats = replace(stats, multilabel=plan.labels is not None and plan.labels.multilabel)
         members = plan.method.members(plan.config, plan.options.encoder)
         encoder = plan.encoder(plan.encoder_config, stats, members).to(plan.device)
     else:

@@ -1,5 +1,7 @@
 """The NumPy forward pass against torch, and everything a chain refuses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -255,10 +257,16 @@ def test_statistics_of_no_spread_make_a_finite_encoder():
     assert torch.isfinite(cls(cls.Config(), still)(torch.ones(3, 2))).all()
 
 
-@pytest.mark.parametrize("hidden, members, width", [(0, 1, 1024), (0, 2, 256), (0, 3, 256), (7, 1, 7), (7, 3, 7)])
-def test_members_that_are_averaged_are_small_by_default(hidden, members, width):
-    made = encoder_class("mlp")
-    encoder = made(made.Config(hidden=hidden), statistics(SourceRows(ArraySource(X), "cpu")), members)
+@pytest.mark.parametrize(
+    "hidden, members, n, multilabel, width",
+    [
+        *[(0, 1, 50, False, 1024), (0, 2, 50, False, 256), (0, 3, 8_000, False, 256), (0, 3, 8_001, False, 512)],
+        *[(0, 3, 16_001, False, 1024), (0, 3, 50, True, 1024), (7, 1, 50, False, 7), (7, 3, 50, True, 7)],
+    ],
+)
+def test_members_that_are_averaged_are_as_wide_as_their_rows_teach(hidden, members, n, multilabel, width):
+    made, stats = encoder_class("mlp"), statistics(SourceRows(ArraySource(X), "cpu"))
+    encoder = made(made.Config(hidden=hidden), replace(stats, n=n, multilabel=multilabel), members)
     assert encoder.width == width
     assert encoder(torch.from_numpy(X)).shape == (members, len(X), width)
     assert encoder.layers()[0][1]["A"].shape == (members * width, X.shape[1])

@@ -451,3 +451,19 @@ def test_a_head_of_another_kind_is_refused(labels, wanted):
     g = features(labels, multi=wanted)
     with pytest.raises(ConfigError, match=f"needs linear, normalize, linear, {wanted}, or linear, {wanted}$"):
         head_layers.adopt(g, head_layers.of(f, "z"))
+
+
+@pytest.mark.parametrize(
+    "labels, config, decay",
+    [
+        (ONE, {}, 1.0),
+        (ONE, {"logits": "cosine"}, 0.3),
+        (MANY, {}, 0.3),
+        (MANY, {"logits": "inner"}, 1.0),
+        (MANY, {"features.decay": 0.0}, 0.0),
+    ],
+)
+def test_the_default_decay_is_that_of_the_logits(labels, config, decay):
+    stage = features(labels, **config).stage()
+    optimizer, _ = stage.optimizer_steps[0].make_optimizer(10)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [decay]
