@@ -625,7 +625,7 @@ def test_a_dry_run_says_what_would_be_done_and_reads_nothing(rows_file, monkeypa
     lines = dry_run(
         rows_file,
         rows_file.with_name("m.safetensors"),
-        TrainOptions(bits=8, nbits=4, epochs=2, batch_size=100),
+        TrainOptions(bits=8, nbits=4, epochs=2, batch_size=100, settings={"quantizer": "arsq"}),
         keys={},
     ).splitlines()
     assert lines[0] == "rows: 400 of d=16 (25.6 kB as float32)"

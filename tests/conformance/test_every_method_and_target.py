@@ -520,7 +520,7 @@ class ToyMethod:
     """Codewords are the first rows, cut in M pieces."""
 
     Config, PRESETS, long_name, needs, needs_encoder = ToySettings, {}, "toy", frozenset(), False
-    rule, beam, nested = "l2", 1, False
+    rule, beam, list_beam, nested, takes_lists = "l2", 1, 1, False, False
 
     @classmethod
     def needs_of(cls, config):
@@ -534,7 +534,7 @@ class ToyMethod:
         self.config, self.task = config, task
 
     @staticmethod
-    def shape(C, multilabel, M, nbits):
+    def shape(C, multilabel, M, nbits, lists=1):
         return M, nbits
 
     @staticmethod
