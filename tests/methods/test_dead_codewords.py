@@ -346,6 +346,7 @@ def test_a_training_cut_off_between_revivals_resumes_to_the_same_bytes(one, tmp_
     x, y = one
     revived = []
     bare = {"bits": 8, "nbits": 4, "encoder": "identity", "epochs": 4, "start": "normal", "batch_size": 80}
+    bare["quantizer"] = "arsq"
     bare["validation"] = (x[300:], y[300:])
 
     def train(cut=None, folder=None):
