@@ -526,7 +526,7 @@ def listed_cases():
                 continue  # a rotation changes no list
             labels = ("one", "many") if "labels" in cls.needs and nbits == 4 else ("one",)
             for kind in labels if "labels" in cls.needs else ("none",):
-                marks = [pytest.mark.slow] if (kind == "many" or bits == nbits) and method != "scq" else []
+                marks = [pytest.mark.slow] if (kind == "many" or nbits == 8) and method != "scq" else []
                 yield pytest.param(method, kind, bits, nbits, id=f"{method}-{kind}-{bits}of{nbits}", marks=marks)
 
 
