@@ -47,31 +47,42 @@ def roundings(chain, inputs=1):
     return total + chain.d_out
 
 
-def assert_as_good(codes, wanted, codebooks, z, rule="l2", terms=0, beam=1):
+def assert_as_good(codes, wanted, codebooks, z, rule="l2", terms=0, beam=1, list_beam=1):
     """Codes (n, M) are `wanted`, or differ where two codewords serve z equally well to the accuracy of float32.
+
+    Codes (n, 1 + M) with lists: where two lists do, or, if several lists are tried, where the sums do.
 
     Additive codes are greedy, one codebook after the other: what follows a tie may differ; with a beam above 1 the sums are
     compared. terms: roundings in z, where it was computed in two ways.
     """
     assert codes.shape == np.shape(wanted)
     left, alive = np.asarray(z, np.float64), np.ones(len(codes), bool)
-    dsub = codebooks.centroids.shape[2]
+    dsub = width = codebooks.centroids.shape[2]
+    longest = np.linalg.norm(codebooks.centroids, axis=2).max(initial=0)
+    if codebooks.lists is not None:
+        width = codebooks.d
+        longest = codebooks.M * longest + np.linalg.norm(codebooks.lists, axis=1).max()
 
     def check(part, chosen, other, what):
         if rule == "l2":
             gap = np.square(part - chosen).sum(1) - np.square(part - other).sum(1)
         else:
             gap = ((other - chosen) * part).sum(1)
-        size = np.square(np.linalg.norm(part, axis=1) + np.linalg.norm(codebooks.centroids, axis=2).max())
-        allowed = (2 * dsub + 8 + 2 * terms) * np.finfo(np.float32).eps * size
+        size = np.square(np.linalg.norm(part, axis=1) + longest)
+        allowed = (2 * width + 8 + 2 * terms) * np.finfo(np.float32).eps * size
         bad = alive & (np.abs(gap) > allowed)
         assert not bad.any(), (
             f"{what}, rows {np.flatnonzero(bad)[:5]}: {gap[bad][:5]} apart, allowed {allowed[bad][:5]}"
         )
 
-    if beam > 1:
+    if beam > 1 or list_beam > 1:
         check(left, codebooks.decode(codes), codebooks.decode(wanted), "sums")
         return
+    if codebooks.lists is not None:
+        (chosen, codes), (other, wanted) = codebooks.split(codes), codebooks.split(wanted)
+        check(left, codebooks.lists[chosen], codebooks.lists[other], "lists")
+        alive &= chosen == other
+        left = left - codebooks.lists[other]
     for m, codebook in enumerate(codebooks.centroids.astype(np.float64)):
         part = left[:, m * dsub : (m + 1) * dsub] if codebooks.kind == "product" else left
         check(part, codebook[codes[:, m]], codebook[wanted[:, m]], f"codebook {m}")
@@ -83,5 +94,6 @@ def assert_as_good(codes, wanted, codebooks, z, rule="l2", terms=0, beam=1):
 def assert_encodes_as(model, x, wanted):
     """The model gives rows x the codes `wanted`, up to ties."""
     z = model.embed(x)
-    how = {"rule": model.config["rule"], "terms": roundings(model.chain), "beam": model.config.get("beam", 1)}
-    assert_as_good(model.encode(x), wanted, model.codebooks, z, **how)
+    beams = {name: model.config.get(name, 1) for name in ("beam", "list_beam")}
+    terms = roundings(model.chain)
+    assert_as_good(model.encode(x), wanted, model.codebooks, z, model.config["rule"], terms, **beams)

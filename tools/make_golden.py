@@ -1,9 +1,11 @@
 """Write a folder of golden files: galleries of every target and their models, and the answers they must give for ever.
 
-    python tools/make_golden.py tests/golden/NAME
+    python tools/make_golden.py tests/golden/targets
+    python tools/make_golden.py tests/golden/lists
 
-Run it once for every new file format, or when a target is new, into a folder of its own; files that are there are never
-written again. Made from random numbers with a fixed seed, so that they take a few kilobytes and belong to no one.
+The folder's name says which galleries: those of codes of whole vectors, or of codes with lists. For a new file format, or
+a target that is new, another name gets galleries of its own; files that are there are never written again. Made from random
+numbers with a fixed seed, so that they take a few kilobytes and belong to no one.
 """
 
 from __future__ import annotations
@@ -21,20 +23,29 @@ from scqfaiss.files import atomic_write
 from scqfaiss.model import Model
 
 N, D, C, K_BEST = 120, 16, 4, 10
-# name of the gallery -> model, target, options of the export
-GALLERIES: dict[str, tuple[str, str, dict[str, int]]] = {
-    "ivfpq": ("product", "ivfpq", {}),
-    "ivfpq_lists": ("product", "ivfpq", {"nlist": 4, "nprobe": 4}),
-    "ivfpq_folded": ("folded", "ivfpq", {}),
-    "pq": ("product", "pq", {}),
-    "fastscan": ("product", "fastscan", {}),
-    "fastscan_alone": ("product", "fastscan", {"refine": -1}),
-    "buckets_words": ("product", "buckets", {}),
-    "buckets_boxes": ("product", "buckets", {"nlist": 8}),
-    "buckets_additive": ("additive", "buckets", {}),
-    "fastscan_additive": ("additive", "fastscan", {}),
-    "lift": ("additive", "lift", {}),
-    "residual": ("additive", "residual", {}),
+LISTS = 5
+# folder -> name of the gallery -> model, target, options of the export
+GALLERIES: dict[str, dict[str, tuple[str, str, dict[str, int]]]] = {
+    "targets": {
+        "ivfpq": ("product", "ivfpq", {}),
+        "ivfpq_lists": ("product", "ivfpq", {"nlist": 4, "nprobe": 4}),
+        "ivfpq_folded": ("folded", "ivfpq", {}),
+        "pq": ("product", "pq", {}),
+        "fastscan": ("product", "fastscan", {}),
+        "fastscan_alone": ("product", "fastscan", {"refine": -1}),
+        "buckets_words": ("product", "buckets", {}),
+        "buckets_boxes": ("product", "buckets", {"nlist": 8}),
+        "buckets_additive": ("additive", "buckets", {}),
+        "fastscan_additive": ("additive", "fastscan", {}),
+        "lift": ("additive", "lift", {}),
+        "residual": ("additive", "residual", {}),
+    },
+    "lists": {
+        "ivfpq": ("product", "ivfpq", {}),
+        "ivfpq_alone": ("alone", "ivfpq", {"nprobe": LISTS}),
+        "buckets": ("product", "buckets", {"nprobe": LISTS}),
+        "lift": ("additive", "lift", {"nprobe": LISTS}),
+    },
 }
 
 
@@ -45,18 +56,13 @@ def main(folder: Path) -> None:
     xq = x[:8] + np.float32(0.25)
     ids = rng.permutation(N) * 5 + 2**40
     warnings.simplefilter("ignore", scqfaiss.ScqWarning)
-    small: dict[str, Any] = {"bits": 16, "nbits": 4, "epochs": 20}
-    models = {
-        "product": scqfaiss.train(x, y, hidden=8, members=2, class_names=["a", "b", "c", "d"], **small),
-        "additive": scqfaiss.train(x, y, hidden=8, members=1, **{"codebooks.kind": "additive"}, **small),
-        "folded": scqfaiss.train(x, y, encoder="linear", cfa="cosine", d=8, **small),
-    }
+    models = train(folder.name, x, y)
     folder.mkdir(parents=True, exist_ok=True)
-    answers: dict[str, Any] = {"queries": xq, "rows": x}
+    answers: dict[str, Any] = {"queries": xq, "rows": x, "row_ids": ids}
     for name, model in models.items():
         model.save(folder / f"{name}.safetensors")
         answers[f"{name}/z"] = Model.load(folder / f"{name}.safetensors").embed(xq)
-    for name, (model_name, target, options) in GALLERIES.items():
+    for name, (model_name, target, options) in GALLERIES[folder.name].items():
         path, model = folder / f"{name}.faissindex", models[model_name]
         scqfaiss.export(model, x, ids=ids, path=path, target=target, **options)
         gallery = scqfaiss.open(path, model=model)
@@ -68,6 +74,25 @@ def main(folder: Path) -> None:
     print(f"{sum(p.stat().st_size for p in folder.iterdir()):,} bytes")
 
 
+def train(folder: str, x: Any, y: Any) -> dict[str, Model]:
+    """The models of a folder, by the names of their files."""
+    additive: dict[str, Any] = {"codebooks.kind": "additive"}
+    small: dict[str, Any] = {"nbits": 4, "epochs": 20}
+    if folder == "lists":
+        listed: dict[str, Any] = {"hidden": 8, "members": 1, "lists": LISTS, **small}
+        return {
+            "product": scqfaiss.train(x, y, bits=8, **listed),
+            "additive": scqfaiss.train(x, y, bits=8, **additive, **listed),
+            "alone": scqfaiss.train(x, y, bits=0, **listed),
+        }
+    small["bits"] = 16
+    return {
+        "product": scqfaiss.train(x, y, hidden=8, members=2, class_names=["a", "b", "c", "d"], **small),
+        "additive": scqfaiss.train(x, y, hidden=8, members=1, **additive, **small),
+        "folded": scqfaiss.train(x, y, encoder="linear", cfa="cosine", d=8, **small),
+    }
+
+
 def write(f: BinaryIO, answers: dict[str, np.ndarray]) -> None:
     with h5py.File(f, "w", libver=("v110", "v110")) as hdf5:
         for name, value in answers.items():
@@ -75,6 +100,8 @@ def write(f: BinaryIO, answers: dict[str, np.ndarray]) -> None:
 
 
 if __name__ == "__main__":
+    if Path(sys.argv[1]).name not in GALLERIES:
+        sys.exit(f"{sys.argv[1]}: golden folders are {', '.join(GALLERIES)}")
     if any(Path(sys.argv[1]).glob("*.faissindex")):
         sys.exit(f"{sys.argv[1]} holds golden files already: a new format gets a new folder")
     main(Path(sys.argv[1]))

@@ -19,9 +19,11 @@ from .lists import ivfpq, rows_of
 from .pretransform import apply_transforms, kind_of, prepend, unwrap_index
 from .reshape import as_product, filled, merged, merged_shape, split
 
-TRIED = 256  # rows that serve as queries to find how many lists a search has to visit
+TRIED = 256  # queries to find how many lists a search has to visit
 HITS = 10  # of each
-FOUND = 0.95  # of these, on average
+# Of these, on average. Queries that are rows find theirs sooner than others do: where they find 0.95, queries that
+# no list was learned from found 0.80 to 0.95. Midpoints find about as many as these do, or 0.03 more.
+FOUND = 0.98
 ROUNDING = 1e-6  # relative: the same scores, added up in another order
 # FAISS's readers count a table of L M K floats, which only squared distances have, against the bytes that a file may claim.
 MOST_TABLE = 1 << 26
@@ -54,17 +56,19 @@ def build_listed(codebooks: Codebooks, codes: Codes, ids: Ids, nprobe: int = 0) 
 
 
 def needed_nprobe(index: Any, codebooks: Codebooks, codes: Codes) -> int:
-    """The fewest lists in which rows that serve as queries find FOUND of their HITS best scores, on average.
+    """The fewest lists in which queries find FOUND of their HITS best scores, on average.
 
-    codebooks: as they are stored. The rows are spread over all lists: a gallery that was taken apart and built again has them
-    in another order, and the same number here.
+    codebooks: as they are stored. A query is the midpoint of two rows, one half of the gallery behind the other, list by list:
+    like rows that are no part of the gallery, it lies farther from the centroids than rows do, and its best rows are spread
+    over more lists. A gallery that was taken apart and built again has its rows in another order, and the same number here.
     """
     core, n = unwrap_index(index), len(codes)
     if n == 0:
         return int(core.nlist)
-    by_list = np.argsort(codes[:, 0], kind="stable")
-    tried = by_list[np.linspace(0, n, min(n, TRIED), endpoint=False).astype(int)]
-    x, k = apply_transforms(index, codebooks.decode(codes[tried])), min(HITS, n)
+    by_list = np.lexsort(codes.T[::-1])  # and within a list by codewords: the order of the rows counts for nothing
+    place = np.linspace(0, n, min(n, TRIED), endpoint=False).astype(int)
+    near, far = (np.float32(0.5) * codebooks.decode(codes[by_list[p]]) for p in (place, (place + n // 2) % n))
+    x, k = apply_transforms(index, near + far), min(HITS, n)
     sign = 1 if codebooks.metric == "ip" else -1
 
     def scores(nprobe: int) -> Any:

@@ -169,6 +169,8 @@ def between(scores, share):
 def assert_same_codes(found, codebooks, codes, ids):
     """Codebooks, codes, ids (in any order) are what was stored. Of merged additive codebooks only sums come back."""
     found_codebooks, found_codes, found_ids = found
+    if codebooks.lists is not None:
+        np.testing.assert_array_equal(found_codebooks.lists, codebooks.lists)
     if codebooks.kind == "product" or merged_shape(codebooks.shape) == codebooks.shape:
         np.testing.assert_array_equal(found_codebooks.centroids, codebooks.centroids)
     assert (found_codebooks.shape, found_codes.dtype) == (codebooks.shape, codes.dtype)
@@ -180,6 +182,8 @@ def assert_same_codes(found, codebooks, codes, ids):
 
 def serving(shape):
     """The targets that take codes of this shape, written down once more."""
+    if shape.L > 1:
+        return {"ivfpq" if shape.kind == "product" else "lift", "buckets"}
     if shape.kind == "product":
         return {"ivfpq", "pq", "buckets"} | ({"fastscan"} if shape.nbits == 4 else set())
     if shape.metric == "l2":
@@ -508,6 +512,97 @@ def test_label_code_scores_are_probabilities(labels, trained, one):
         np.testing.assert_array_equal(codes[clear], (p > 0.5)[clear])
         assert_close(found, p @ codes.T, terms=2 * 4)  # the expected number of shared labels
         assert model.codebooks.shape.code_size == 1
+
+
+# ------------------------------------------------------------------------------------------------ lists that are codes
+LISTS = 6
+
+
+def listed_cases():
+    for method in [*METHODS, *VARIANTS]:
+        cls = method_class(base(method)[0])
+        for bits, nbits in ((8, 4), (8, 8), (0, 8)) if cls.takes_lists else ():
+            if bits == 0 and method == "opq":
+                continue  # a rotation changes no list
+            labels = ("one", "many") if "labels" in cls.needs and nbits == 4 else ("one",)
+            for kind in labels if "labels" in cls.needs else ("none",):
+                marks = [pytest.mark.slow] if (kind == "many" or nbits == 8) and method != "scq" else []
+                yield pytest.param(method, kind, bits, nbits, id=f"{method}-{kind}-{bits}of{nbits}", marks=marks)
+
+
+LISTED = list(listed_cases())
+_listed = {}
+
+
+@pytest.fixture
+def listed(one, multilabel):
+    """(method, labels, bits, nbits) -> a model whose codes have lists, trained once."""
+
+    def get(method, labels, bits, nbits):
+        key = method, labels, bits, nbits
+        if key not in _listed:
+            x, y = {"one": one, "many": multilabel, "none": (one[0], None)}[labels]
+            _listed[key] = train(method, x, y, nbits, bits=bits, lists=LISTS)
+        return _listed[key]
+
+    return get
+
+
+@pytest.mark.parametrize("method, labels, bits, nbits", LISTED)
+def test_codes_with_lists_have_their_shape_and_range(method, labels, bits, nbits, listed, one, multilabel, tmp_path):
+    model, x = listed(method, labels, bits, nbits), one[0]
+    codebooks, codes, cls = model.codebooks, model.encode(x), method_class(base(method)[0])
+    C, asked = 0 if labels == "none" else 4, (bits // nbits, nbits) if bits else (0, 1)
+    assert codebooks.shape.L == LISTS
+    assert (codebooks.M, codebooks.nbits) == cls.shape(C, labels == "many", *asked, LISTS)
+    assert codes.shape == (400, 1 + codebooks.M) and codes.dtype == codebooks.code_dtype
+    assert codes[:, 0].max() < LISTS and (codes[:, 1:] < codebooks.K).all()
+    assert len(np.unique(codes[:, 0])) > 1
+    for n in (0, 1, 7):
+        assert_encodes_as(model, x[:n], codes[:n])
+    model.save(tmp_path / "m.safetensors")
+    again = Model.load(tmp_path / "m.safetensors")
+    assert again.to_bytes() == model.to_bytes()
+    np.testing.assert_array_equal(again.encode(x), codes)
+    x, y = {"one": one, "many": multilabel, "none": (x, None)}[labels]
+    assert train(method, x, y, nbits, bits=bits, lists=LISTS).to_bytes() == model.to_bytes()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("method, labels, bits, nbits", LISTED)
+def test_codes_with_lists_score_as_they_should(method, labels, bits, nbits, target, listed, one, tmp_path, plain_faiss):
+    model, x = listed(method, labels, bits, nbits), one[0]
+    path, xb, xq = tmp_path / "g.faissindex", x[:N_BASE], x[N_BASE : N_BASE + 20]
+    if target not in serving(model.codebooks.shape):
+        why = "its rows stand in no lists, and lists are part of these codes; use "
+        why = why if model.codebooks.kind in find_target(target).INFO.kinds else ""
+        with pytest.raises(ConfigError, match=f"^target {target} cannot serve these codes: {why}"):
+            scqfaiss.export(model, xb, path=path, target=target)
+        return
+    ids = np.random.default_rng(1).permutation(N_BASE) * 7 + 2**62 - 10_000
+    codes, z, metric = model.encode(xb), model.embed(xq), model.codebooks.metric
+    scores = model.codebooks.scores(z, codes)
+    # The file says how many lists plain FAISS visits: here all of them.
+    scqfaiss.export(model, xb, ids=ids, path=path, target=target, nprobe=LISTS)
+    D, I, found = plain_faiss(path, xq if model.chain.foldable else z, K)
+    assert found["ntotal"] == N_BASE
+    assert_hits(D, I, scores, ids, K, metric)
+    # By itself it says as many as are needed for most hits; a search may ask for all, and finds as many as it asks for.
+    scqfaiss.export(model, xb, ids=ids, path=path, target=target)
+    gallery = scqfaiss.open(path, model=model)
+    assert (gallery.target, gallery.metadata["lists"]) == (target, LISTS)
+    assert_hits(*gallery.search(xq, K, nprobe=LISTS), scores, ids, K, metric)
+    assert_hits(*gallery.search(xq, N_BASE), scores, ids, N_BASE, metric)
+    assert_hits(*gallery.search(xq, K, allow=ids[::5], deny=ids[::2], nprobe=LISTS), scores[:, 5::10], ids[5::10], K)
+    assert_same_codes(gallery.unpack(), model.codebooks, codes, ids)
+    np.testing.assert_allclose(gallery.reconstruct(ids[:9]), model.codebooks.decode(codes[:9]), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if not method_class(m).takes_lists])
+def test_a_method_without_lists_says_which_have_them(method, one):
+    able = ", ".join(m for m in scqfaiss.methods.REGISTRY if method_class(m).takes_lists)
+    with pytest.raises(ConfigError, match=f"^method {method} has codes without lists; {able} take --lists$"):
+        train(method, one[0], one[1] if "labels" in method_class(method).needs else None, lists=LISTS)
 
 
 # ------------------------------------------------------------------------------------ one file and one line are enough
