@@ -39,7 +39,7 @@ def train(folder, cut=None, resume=True, every=7, **settings):
             raise Cut
 
     x, y = blobs(300)
-    asked = {"bits": 8, "nbits": 4, "epochs": 8, "batch_size": 75, "encoder": "linear"} | settings
+    asked = {"bits": 8, "nbits": 4, "epochs": 8, "batch_size": 75, "encoder": "linear", "quantizer": "arsq"} | settings
     return scqfaiss.train(
         x,
         y,
@@ -68,7 +68,9 @@ def cut_off(folder, *cuts, **settings):
 
 @pytest.mark.slow
 # ------------------------------------------------------------------------------------------------------------------- F1
-@pytest.mark.parametrize("settings", [{}, {"recipe": "reference", "clip_norm": 1.0, "precision": "bfloat16"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"lists": 16}, {"recipe": "reference", "clip_norm": 1.0, "precision": "bfloat16"}]
+)
 def test_f1_cut_off_anywhere_and_resumed(tmp_path, settings):
     whole = train(None, **settings).to_bytes()
     rng = np.random.default_rng(0)
