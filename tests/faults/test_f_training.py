@@ -342,7 +342,7 @@ def losses(path):
 @pytest.mark.slow
 def test_two_processes_train_as_one(here, run):
     whole = ("--batch-size", "300", "--epochs", "20", "--set", "input_dropout=0", "--set", "codebooks.copies=1")
-    asked = (*SMALL[:2], *SMALL[4:-6], *whole)
+    asked = (*SMALL[:2], *SMALL[4:-8], *whole, "--set", "quantizer=arsq")
     assert run(*asked, "-o", "one.safetensors", "--metrics", "one.jsonl").code == 0
     both = processes(here, 2, *asked, "-o", "two.safetensors", "--metrics", "two.jsonl")
     answers = [p.communicate(timeout=50) for p in both]
