@@ -143,8 +143,15 @@ def test_tables_that_faiss_would_not_read_again_are_refused():
     with_it = faiss.get_deserialization_vector_byte_limit()
     try:
         faiss.set_deserialization_vector_byte_limit(4 * 7 * 2 * 256)
+        stored = faiss.serialize_index(target("ivfpq").build(codebooks, codes, np.arange(200)))
+        if tuple(map(int, faiss.__version__.split(".")[:2])) < (
+            1,
+            15,
+        ):  # counts no tables: files are read everywhere else
+            faiss.deserialize_index(stored)
+            return
         with pytest.raises(RuntimeError, match="limit"):
-            faiss.deserialize_index(faiss.serialize_index(target("ivfpq").build(codebooks, codes, np.arange(200))))
+            faiss.deserialize_index(stored)
     finally:
         faiss.set_deserialization_vector_byte_limit(with_it)
 
