@@ -95,6 +95,11 @@ class Codebooks:
             self._check_lists(self.lists)
             object.__setattr__(self, "lists", np.ascontiguousarray(self.lists))
 
+    @classmethod
+    def of_lists(cls, lists: NDArray[np.float32], metric: str = "ip") -> Codebooks:
+        """Codes of 0 bits: the list that a row stands in, lists (L, d), and no codeword."""
+        return cls("product", np.zeros((0, 2, lists.shape[1]), np.float32), metric, lists)
+
     def _check_lists(self, lists: NDArray[np.float32]) -> None:
         if lists.ndim != 2 or lists.dtype != np.float32 or lists.shape[1] != self.d:
             raise ConfigError(f"lists are {lists.shape} {lists.dtype}, need (L, {self.d}) float32")

@@ -150,10 +150,11 @@ class Model:
         training = config.get("training")
         if isinstance(training, dict) and isinstance(training.get("codewords_used"), list):
             config["training"] = training | {"codewords_used": training["codewords_used"][:M]}
-        first, kind = codebooks.centroids[:M], codebooks.kind
-        if M == 0:
-            first, kind = np.zeros((0, 2, codebooks.d), np.float32), "product"
-        return Model(self.chain, Codebooks(kind, first, codebooks.metric, codebooks.lists), config, self.backbone)
+        if M == 0 and codebooks.lists is not None:
+            first = Codebooks.of_lists(codebooks.lists, codebooks.metric)
+        else:
+            first = Codebooks(codebooks.kind, codebooks.centroids[:M], codebooks.metric, codebooks.lists)
+        return Model(self.chain, first, config, self.backbone)
 
     def _not_nested(self, M: int) -> str | None:
         """None, or why the first M codebooks of a code are no code; with M = 0 its list."""

@@ -28,9 +28,10 @@ from .. import faiss_calls
 from ..arrays import Floats, Ints
 from ..codebooks import Codebooks
 from ..evaluation.ranking import Words
-from ..targets import lists as inverted
 from ..targets.base import unpack_codes
+from ..targets.code_lists import real_lists
 from ..targets.fastscan import unblocked
+from ..targets.reshape import filled
 from .ranking import Coding
 
 WHOLE = ("pq", "opq", "rq", "lsq", "fastscan", "rabitq")  # methods that code whole vectors
@@ -163,14 +164,10 @@ def _replace(ivf: Any, coarse: Any) -> None:
 
 
 def lists_alone(ivf: Any, xb: Floats) -> Any:
-    """The rows in the trained lists of `ivf`, with codes that say nothing more: one codebook of two zeros."""
-    centroids = faiss_calls.stored_rows(ivf.quantizer)
-    coarse = faiss.IndexFlatIP(ivf.d)
-    faiss_calls.add(coarse, centroids)
-    nothing = Codebooks("product", np.zeros((1, 2, ivf.d), np.float32))
-    codes, ids = np.zeros((len(xb), 1), np.uint8), np.arange(len(xb))
-    lists = faiss_calls.search(ivf.quantizer, xb, 1)[1][:, 0]
-    return inverted.ivfpq(nothing, coarse, lists, codes, ids, by_residual=True)
+    """The rows in the trained lists of `ivf`, with codes that say nothing more; all lists are visited."""
+    codebooks = Codebooks.of_lists(faiss_calls.stored_rows(ivf.quantizer))
+    lists = faiss_calls.search(ivf.quantizer, xb, 1)[1]
+    return real_lists(*filled(codebooks, codebooks.check_codes(lists)), np.arange(len(xb)))
 
 
 def rabitq_of(index: Any) -> Any:

@@ -212,8 +212,7 @@ class DPQ(MethodDefaults, nn.Module):
                 f"{config.what_moves} trains the network on, and that of the model to start from stays as it is"
             )
         stage = config.codebooks
-        copies = lists.copies(len(task.rows), task.lists, stage.copies)
-        self.rows = CodebookRows(self.features, task, stage.rows, copies, stage.noise)
+        self.rows = CodebookRows(self.features, task, stage.rows, stage.copies, stage.noise)
         self.centroids: Tensor | None = None  # of lists, (L, d), of z as it is
         self.codewords = nn.Parameter(torch.zeros(task.M, task.K, d))
         self.scale = 1.0  # the codewords rebuild scale * z
@@ -274,8 +273,7 @@ class DPQ(MethodDefaults, nn.Module):
         task = self.task
         self.z = self.rows.encoded()[0]
         if task.lists > 1:
-            classes = None if self.features is None else self.features.predicted(self.z)
-            self.centroids = lists.learn(self.z, classes, task.lists, task.seed, task.progress)
+            self.centroids = lists.of_task(self.z, self.features, task)
             self.z = lists.residuals(self.z, self.centroids)
 
     @torch.no_grad()
@@ -371,8 +369,8 @@ class DPQ(MethodDefaults, nn.Module):
 
     def codebooks(self) -> Codebooks:
         centroids = None if self.centroids is None else self.centroids.numpy()
-        if self.task.M == 0:
-            return Codebooks("product", np.zeros((0, 2, self.codewords.shape[2]), np.float32), lists=centroids)
+        if self.task.M == 0 and centroids is not None:
+            return Codebooks.of_lists(centroids)
         w = (self.codewords.detach().double() / self.scale).float().cpu().numpy()
         return Codebooks("additive", w, lists=centroids)
 

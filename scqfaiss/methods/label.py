@@ -98,10 +98,8 @@ class LabelCode(MethodDefaults, nn.Module):
 
     @torch.no_grad()
     def learn_lists(self) -> None:
-        task, config = self.task, self.config
-        copies = lists.copies(len(task.rows), task.lists, config.copies)
-        z = CodebookRows(self.features, task, MAX_ROWS, copies, config.noise).encoded()[0]
-        self.centroids = lists.learn(z, self.features.predicted(z), task.lists, task.seed, task.progress)
+        rows = CodebookRows(self.features, self.task, MAX_ROWS, self.config.copies, self.config.noise)
+        self.centroids = lists.of_task(rows.encoded()[0], self.features, self.task)
 
     def layers(self) -> Layers:
         if self.task.lists > 1:
@@ -113,7 +111,7 @@ class LabelCode(MethodDefaults, nn.Module):
 
     def codebooks(self) -> Codebooks:
         if self.centroids is not None:
-            return Codebooks("product", np.zeros((0, 2, self.features.d), np.float32), lists=self.centroids.numpy())
+            return Codebooks.of_lists(self.centroids.numpy())
         if self.multilabel:
             return Codebooks("product", np.tile(np.array([[[0.0], [1.0]]], np.float32), (self.C, 1, 1)))
         K = 1 << self.shape(self.C, False)[1]

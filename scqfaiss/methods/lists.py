@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..codebooks import Codebooks, Codes
-from ..contract import Progress, silent
+from ..contract import Progress, Task, silent
 from ..errors import warn
+from .cfa import Features
 from .class_kmeans import class_kmeans
 from .residual import MAX_CODEWORDS, least_squares
 
@@ -46,9 +47,15 @@ def learn(z: Tensor, y: Tensor | None, L: int, seed: int, progress: Progress = s
     return lists
 
 
+def of_task(z: Tensor, features: Features | None, task: Task) -> Tensor:
+    """The lists of a training from its rows z (n, d), each of a class that `features` predicts, where there are any."""
+    classes = None if features is None else features.predicted(z)
+    return learn(z, classes, task.lists, task.seed, task.progress)
+
+
 def residuals(z: Tensor, lists: Tensor) -> Tensor:
     """z (n, d) less the centroid of the nearest list, (n, d)."""
-    alone = Codebooks("product", np.zeros((0, 2, z.shape[1]), np.float32), lists=lists.numpy())
+    alone = Codebooks.of_lists(lists.numpy())
     return z - lists[torch.from_numpy(alone.assign(z.numpy(), "l2")[:, 0].astype(np.int64))]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..contract import Task
 from ..errors import warn
+from . import lists
 from .cfa import Features
 from .noisy_rows import NoisyRows
 
@@ -30,7 +31,8 @@ class CodebookRows:
     """Training rows, or the task's own rows for codebooks, as the encoder leaves them.
 
     features: encoder and head; None where rows are z already. limit: at most so many rows. wanted: passes over the training
-    rows with noise, each of which gives them anew. sigma: the noise, see NoisyRows; 0, and of images: dropout instead.
+    rows with noise, each of which gives them anew, and more where lists would have few. sigma: the noise, see NoisyRows; 0,
+    and of images: dropout instead.
     """
 
     features: Features | None
@@ -57,7 +59,8 @@ class CodebookRows:
     def copies(self) -> int:
         """How often the rows are encoded: more than once only where each time differs."""
         fit = self.limit // max(len(self.task.rows), 1)
-        return max(1, min(self.wanted, fit)) if self.noisy else 1
+        wanted = lists.copies(len(self.task.rows), self.task.lists, self.wanted)
+        return max(1, min(wanted, fit)) if self.noisy else 1
 
     def __len__(self) -> int:
         return min(len(self.source), self.limit) * self.copies

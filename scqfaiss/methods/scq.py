@@ -166,8 +166,7 @@ class SCQ(MethodDefaults, nn.Module):
         d = cfa.smallest_d(config, task.rows.d, task.labels.C, feature_codebooks(config, task.M), task.encoder_name)
         self.features = cfa.Features(config, task, d, task.labels)
         stage = config.codebooks
-        copies = lists.copies(len(task.rows), task.lists, stage.copies)
-        self.rows = CodebookRows(self.features, task, stage.rows, copies, stage.noise)
+        self.rows = CodebookRows(self.features, task, stage.rows, stage.copies, stage.noise)
         self.list_beam = lists.BEAM if task.lists > 1 and task.M else 1
         self.centroids: Tensor | None = None  # of lists, (L, d), of z as it is
         self.z: Tensor
@@ -244,7 +243,7 @@ class SCQ(MethodDefaults, nn.Module):
         task = self.task
         self.z, self.y = self.rows_for_codebooks()
         if task.lists > 1:
-            self.centroids = lists.learn(self.z, self.features.predicted(self.z), task.lists, task.seed, task.progress)
+            self.centroids = lists.of_task(self.z, self.features, task)
             self.whole, self.z = self.z, lists.residuals(self.z, self.centroids)
 
     @torch.no_grad()
@@ -363,8 +362,8 @@ class SCQ(MethodDefaults, nn.Module):
 
     def codebooks(self) -> Codebooks:
         centroids = None if self.centroids is None else self.centroids.numpy()
-        if self.task.M == 0:
-            return Codebooks("product", np.zeros((0, 2, self.features.d), np.float32), lists=centroids)
+        if self.task.M == 0 and centroids is not None:
+            return Codebooks.of_lists(centroids)
         kind, w = "additive", self.sums if self.additive else None
         if w is None:
             kind, w = "product", (self.quantizer.centroids.detach().double() / self.scale).float().cpu()

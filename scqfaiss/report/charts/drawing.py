@@ -8,7 +8,7 @@ import math
 import re
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -236,6 +236,18 @@ def subplots(height: float, rows: int = 1, columns: int = 1, **more: Any) -> tup
     figure = Figure(figsize=(WIDTH / 96, height / 96), dpi=96, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False, **more).flat)
+
+
+def map_over_ms(theme: Theme, points: Sequence[Mapping[str, Any]], axis: str) -> tuple[Figure, Axes]:
+    """A figure for operating points, each with `ms` and `map`, and its axes, in logarithms of the time. axis: its title."""
+    figure, (ax,) = subplots(294)
+    log_axis(ax.xaxis, [p["ms"] for p in points], 0.06, tick_text)
+    ax.set_ylim(*fraction_limits([p["map"] for p in points]))
+    ax.set_title("mAP")
+    ax.set_title("↖ better: up and left", loc="right", color=theme["ink"], weight="bold")
+    ax.set_xlabel(axis)
+    ax.grid(axis="y")
+    return figure, ax
 
 
 @dataclass(frozen=True)

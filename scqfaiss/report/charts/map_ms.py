@@ -37,14 +37,11 @@ def map_ms(document: Document) -> Plan | Missing:
     fronts = {label: front([p for _, p in points if p.get("pareto")]) for label, points in series.items()}
 
     def draw(theme: Theme) -> Figure:
-        figure, (ax,) = drawing.subplots(294)
-        every = [p for points in printable.values() for _, p in points]
-        drawing.log_axis(ax.xaxis, [p["ms"] for p in every], 0.06, drawing.tick_text)
-        ax.set_ylim(*drawing.fraction_limits([p["map"] for p in every]))
-        ax.set_title("mAP")
-        ax.set_title("↖ better: up and left", loc="right", color=theme["ink"], weight="bold")
-        ax.set_xlabel(f"ms a query, {'with its encoder, ' if any(encoders.values()) else ''}log scale")
-        ax.grid(axis="y")
+        figure, ax = drawing.map_over_ms(
+            theme,
+            [p for points in printable.values() for _, p in points],
+            f"ms a query, {'with its encoder, ' if any(encoders.values()) else ''}log scale",
+        )
         for label, points in printable.items():
             look = style[label]
             faint = replace(look, size=look.size - 1.5).line(theme) | {"linestyle": "none", "zorder": 2}

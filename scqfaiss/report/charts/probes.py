@@ -29,14 +29,9 @@ def probes(document: Document) -> Plan | Missing:
     drawn = dict(list(curves.items())[: drawing.MOST])
 
     def draw(theme: Theme) -> Figure:
-        figure, (ax,) = drawing.subplots(294)
-        every = [p for points in drawn.values() for _, p in points]
-        drawing.log_axis(ax.xaxis, [p["ms"] for p in every], 0.06, drawing.tick_text)
-        ax.set_ylim(*drawing.fraction_limits([p["map"] for p in every]))
-        ax.set_title("mAP")
-        ax.set_title("↖ better: up and left", loc="right", color=theme["ink"], weight="bold")
-        ax.set_xlabel("ms a query, search alone, log scale")
-        ax.grid(axis="y")
+        figure, ax = drawing.map_over_ms(
+            theme, [p for points in drawn.values() for _, p in points], "ms a query, search alone, log scale"
+        )
         for label, points in drawn.items():
             ax.plot([p["ms"] for _, p in points], [p["map"] for _, p in points], **style[label].line(theme))
         drawing.legend(figure, theme, [(label, style[label]) for label in drawn])
