@@ -244,7 +244,7 @@ class DPQ(MethodDefaults, nn.Module):
             optimizer_steps = [
                 OptimizerStep(features.loss, lambda steps: features.reference_optimizer(done)),
                 OptimizerStep(
-                    lambda x, index: self.quantization(features(x).detach() * self.scale), self.codebook_optimizer
+                    lambda x, index: self.quantization(self.coded(features(x).detach())), self.codebook_optimizer
                 ),
             ]
         return Stage(
@@ -293,6 +293,10 @@ class DPQ(MethodDefaults, nn.Module):
         self.z = z.to(task.device)
 
     # --------------------------------------------------------------------------------------------------------- losses
+    def coded(self, z: Tensor) -> Tensor:
+        """z (b, d) as the codebooks code it: less its list, where there are lists, and scaled."""
+        return (z if self.centroids is None else lists.residuals(z, self.centroids)) * self.scale
+
     def quantization(self, z: Tensor) -> dict[str, Tensor]:
         """L_q of z (b, d), scaled."""
         c = self.config
@@ -301,7 +305,7 @@ class DPQ(MethodDefaults, nn.Module):
     def joint(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
         """The encoder's own loss and L_q, whose gradient reaches the encoder."""
         assert self.features is not None
-        return self.features.loss(x, index) | self.quantization(self.features(x) * self.scale)
+        return self.features.loss(x, index) | self.quantization(self.coded(self.features(x)))
 
     def codebook_optimizer(self, steps: int) -> tuple[Any, Any]:
         """Adam, the rate falling to 0 by a cosine; reference: constant."""
@@ -330,7 +334,7 @@ class DPQ(MethodDefaults, nn.Module):
         task, w = self.task, self.codewords
         # Of its own seed: what is drawn does not depend on what ran before, in a training that was resumed either.
         generator = torch.Generator().manual_seed(seed_of(task.seed, epoch))
-        z = self.rows.encoded()[0].to(task.device) * self.scale if self.moving else self.z
+        z = self.coded(self.rows.encoded()[0].to(task.device)) if self.moving else self.z
         if len(z) > USE_ROWS * task.K:
             sample = torch.randperm(len(z), generator=generator)[: USE_ROWS * task.K]
             z = z[sample.to(z.device)]
@@ -348,14 +352,16 @@ class DPQ(MethodDefaults, nn.Module):
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Squared error of rebuilding the validation rows, summed over the prefixes, as a share of their energy."""
+        """Squared error of rebuilding the validation rows, summed over the prefixes, as a share of their energy; with
+        lists, of what the nearest leaves over.
+        """
         assert self.task.validation is not None
         z = self.held
         if z is None:
             rows = replace(self.task, codebook_rows=self.task.validation.rows)  # encoded without the noise of training
             z = CodebookRows(self.features, rows, len(self.task.validation.rows)).encoded()[0].to(self.task.device)
             self.held = None if self.moving else z
-        z = z * self.scale
+        z = self.coded(z)
         energy = z.double().square().sum().clamp_min(FLOOR)
         return float(prefix_errors(z, self.codewords).sum() / energy)
 

@@ -54,9 +54,9 @@ def of_task(z: Tensor, features: Features | None, task: Task) -> Tensor:
 
 
 def residuals(z: Tensor, lists: Tensor) -> Tensor:
-    """z (n, d) less the centroid of the nearest list, (n, d)."""
-    alone = Codebooks.of_lists(lists.numpy())
-    return z - lists[torch.from_numpy(alone.assign(z.numpy(), "l2")[:, 0].astype(np.int64))]
+    """z (n, d) on any device, with its gradient, less the centroid of the nearest list, (n, d)."""
+    numbers = Codebooks.of_lists(lists.numpy()).assign(z.detach().cpu().numpy(), "l2")[:, 0]
+    return z - lists[torch.from_numpy(numbers.astype(np.int64))].to(z.device)
 
 
 def refine(
@@ -65,17 +65,21 @@ def refine(
     """Lists and residual codebooks in turn, each the best for the other and for the codes; then the rows are encoded anew.
 
     z (n, d) float32: the rows they learn from. beam: as Codebooks.assign takes it. Codes are those of encoding. The first round
-    that does not lower the squared error ends them.
+    that does not lower the squared error ends them, and counts for nothing.
     """
-    error = np.inf
+
+    def encoded(codebooks: Codebooks) -> tuple[Codes, float]:
+        codes = codebooks.assign(z, "l2", beam, BEAM)
+        return codes, float(np.square(z - codebooks.decode(codes), dtype=np.float64).sum())
+
+    codes, error = encoded(codebooks)
     for done in range(rounds):
         progress("lists and codebooks", done, rounds, "")
-        codes = codebooks.assign(z, "l2", beam, BEAM)
-        new_error = float(np.square(z - codebooks.decode(codes), dtype=np.float64).sum())
+        updated = _updated(z, codebooks, codes)
+        new_codes, new_error = encoded(updated)
         if not new_error < error:
             break
-        error = new_error
-        codebooks = _updated(z, codebooks, codes)
+        codebooks, codes, error = updated, new_codes, new_error
     return codebooks
 
 

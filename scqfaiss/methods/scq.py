@@ -277,7 +277,10 @@ class SCQ(MethodDefaults, nn.Module):
             self.private_to = owner.to(task.device), (row.to(task.device), row_class.to(task.device))
         if task.validation is not None:
             parts = [part for _, part, _ in self.features.embed(task.validation.rows)]
-            self.z_validation = torch.cat(parts) * self.scale
+            held = torch.cat(parts)
+            if self.centroids is not None:
+                held = lists.residuals(held, self.centroids)
+            self.z_validation = held * self.scale
 
     def started(self, z: Tensor, pattern: Tensor, owned: Tensor, owner: Tensor, generator: torch.Generator) -> Tensor:
         """Codewords to start from (M, K, dsub): private ones within their classes, others as codebook_start does."""

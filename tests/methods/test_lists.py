@@ -8,12 +8,15 @@ import torch
 
 import scqfaiss
 from scqfaiss.codebooks import Codebooks
+from scqfaiss.data import ArraySource
 from scqfaiss.errors import ConfigError
 from scqfaiss.methods import lists
 from scqfaiss.methods.class_kmeans import FALL, class_kmeans, codebook_start, shares
 from scqfaiss.methods.list_counts import auto
 from scqfaiss.methods.noisy_rows import NoisyRows
-from scqfaiss.training.planning import split_bits
+from scqfaiss.options import TrainOptions
+from scqfaiss.training.fitting import build
+from scqfaiss.training.planning import make_plan, split_bits
 
 GENERATOR = torch.Generator
 
@@ -259,3 +262,54 @@ def test_with_as_many_codewords_as_classes_no_class_is_lost():
     codes = model.encode(corners(C=16, n=320, d=24, noise=0.05, seed=1)[0])[:, 0]
     most_used = [np.bincount(codes[np.arange(320) % 16 == c]).argmax() for c in range(16)]
     assert len(set(most_used)) == 16
+
+
+# ---------------------------------------------------------------------------------------------------------- what lists change
+@pytest.mark.parametrize("method", ["scq", "dpq"])
+def test_validation_is_of_what_the_lists_leave_over(method):
+    """The error that chooses the best epoch is that of codes with lists, not of whole rows by residual codewords."""
+    x, y = corners()
+    settings = {"hidden": 16, "members": 1} | ({"quantizer": "arsq"} if method == "scq" else {})
+    options = TrainOptions(method, 8, 4, epochs=1, settings=settings, lists=16)
+    trained = build(make_plan(options, ArraySource(x[:500], y[:500]), ArraySource(x[500:], y[500:])))
+    trained.eval()
+    for stage in trained.stages():
+        stage.begin()
+    found = trained.stages()[-1].validate()
+    z = trained.features(torch.from_numpy(x[500:])).detach().numpy()
+    w = (trained.quantizer.centroids if method == "scq" else trained.codewords).detach().numpy() / trained.scale
+    kind, centroids = ("product" if method == "scq" else "additive"), trained.centroids.numpy()
+    prefixes = [w] if method == "scq" else [w[:m] for m in (1, 2)]
+    books = [Codebooks(kind, part.astype(np.float32), lists=centroids) for part in prefixes]
+    error = sum(distortion(z, b, b.assign(z, "l2")) for b in books)
+    alone = Codebooks.of_lists(centroids)
+    per = len(z) if method == "scq" else distortion(z, alone, alone.assign(z, "l2"))
+    np.testing.assert_allclose(found, error / per, rtol=1e-4)
+
+
+def test_an_encoder_that_goes_on_learning_is_coded_less_its_lists():
+    x, y = corners()
+    options = TrainOptions("dpq", 8, 4, epochs=1, settings={"hidden": 16, "members": 1, "end_to_end": True}, lists=16)
+    trained = build(make_plan(options, ArraySource(x, y)))
+    trained.eval()
+    for stage in trained.stages():
+        stage.begin()
+    z = trained.features(torch.from_numpy(x))
+    near = (z[:, None].double() - trained.centroids.double()).square().sum(2).argmin(1)
+    want = trained.quantization((z - trained.centroids[near]) * trained.scale)
+    index = torch.arange(len(x))
+    found = trained.joint(torch.from_numpy(x), index)
+    for name, value in want.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+    sum(want[name] for name in want).backward()
+    assert any(p.grad is not None and bool(p.grad.any()) for p in trained.features.parameters())
+
+
+def test_a_round_that_does_not_lower_the_error_counts_for_nothing(monkeypatch):
+    z, codebooks = residual_codebooks("product", 2)
+
+    def worse(z, codebooks, codes):
+        return Codebooks(codebooks.kind, codebooks.centroids + 1, lists=codebooks.lists)
+
+    monkeypatch.setattr(lists, "_updated", worse)
+    assert lists.refine(z, codebooks) is codebooks
