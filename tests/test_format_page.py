@@ -193,6 +193,10 @@ def run_layer(layer, x, a):
         return np.stack([part @ A.T + b for part, A, b in zip(parts, a["A"], a["b"], strict=True)])
     if layer == "average":
         return np.tensordot(a["weights"], x, 1)[None]
+    if layer == "attend":
+        share, scale, null = a["mix"]
+        w = np.exp(scale * (x @ a["keys"].T))
+        return (1 - share) * x + share * (w / (w.sum(-1, keepdims=True) + np.exp(scale * null))) @ a["keys"]
     if layer == "softmax":
         e = np.exp(x - x.max(-1, keepdims=True))
         return e / e.sum(-1, keepdims=True)

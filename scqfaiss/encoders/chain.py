@@ -102,6 +102,24 @@ def _sigmoid(x: Floats, a: Arrays) -> Floats:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * x)), np.float32)  # no overflow at either end
 
 
+def _attend(x: Floats, a: Arrays) -> Floats:
+    share, scale, null = a["mix"]
+    near = scale * (x @ a["keys"].T)
+    top = np.maximum(near.max(1, keepdims=True), scale * null)
+    weights = np.exp(near - top)
+    weights /= weights.sum(1, keepdims=True) + np.exp(scale * null - top)
+    return np.asarray((1 - share) * x + share * (weights @ a["keys"]), np.float32)
+
+
+def _torch_attend(x: Any, a: Mapping[str, Any]) -> Any:
+    share, scale, null = a["mix"]
+    near = scale * (x @ a["keys"].mT)
+    top = near.amax(-1, keepdim=True).clamp_min(scale * null)
+    weights = (near - top).exp()
+    weights = weights / (weights.sum(-1, keepdim=True) + (scale * null - top).exp())
+    return (1 - share) * x + share * (weights @ a["keys"])
+
+
 # A root whose slope stays finite: below this, the smallest normal number of float32, its argument counts as this.
 _TINY = float(np.finfo(np.float32).tiny)
 
@@ -128,6 +146,9 @@ OPERATIONS: dict[str, Operation] = {
     "heads": Operation(_heads, _torch_heads, ("A", "b"), may_overflow=True),
     # ... and their mean by weights (E,): -> (n, d_out).
     "average": Operation(_average, lambda x, a: (x * a["weights"][:, None]).sum(1), ("weights",)),
+    # keys (L, d), mix (3,) = (share, scale, null): (1 - share) x + share sum_l w_l keys_l, where w is the softmax of
+    # scale <x, keys_l>, with one more term scale * null that belongs to no key: rows far from all keys stay where they are
+    "attend": Operation(_attend, _torch_attend, ("keys", "mix"), may_overflow=True),
 }
 
 
@@ -164,6 +185,10 @@ class Chain:
                 if arrays["weights"].shape != (E,):
                     raise CheckpointError(f"{what} is {arrays['weights'].shape}, needs ({E},)")
                 E = 1
+            elif op == "attend":
+                keys, mix = arrays["keys"], arrays["mix"]
+                if keys.ndim != 2 or keys.shape[1] != d or not len(keys) or mix.shape != (3,):
+                    raise CheckpointError(f"{what} is {keys.shape} and {mix.shape}, needs keys of {d} columns and (3,)")
             elif op == "center" and arrays["mean"].shape != (d,):
                 raise CheckpointError(f"{what} is {arrays['mean'].shape}, needs ({d},)")
         if E != 1:

@@ -162,6 +162,22 @@ def test_heads_run_side_by_side_and_average_by_weight():
     assert chain.d_out == 4
 
 
+def test_attention_draws_a_row_to_the_keys_that_it_is_near():
+    keys = np.random.default_rng(5).standard_normal((4, 6)).astype(np.float32)
+    share, scale, null = 0.5, 3.0, 0.7
+    chain = Chain(6, [("attend", {"keys": keys, "mix": np.array([share, scale, null], np.float32)})])
+    for x, found in zip(X, chain(X)):
+        terms = [np.exp(scale * float(np.dot(x, key))) for key in keys.astype(np.float64)]
+        drawn = sum(t * key for t, key in zip(terms, keys)) / (sum(terms) + np.exp(scale * null))
+        np.testing.assert_allclose(found, (1 - share) * x + share * drawn, atol=1e-4)
+    # Far from every key nothing draws, and on a key all do.
+    cold = Chain(6, [("attend", {"keys": keys, "mix": np.array([0.5, 1e4, 1e2], np.float32)})])
+    np.testing.assert_array_equal(cold(X), np.float32(0.5) * X)
+    axes = np.eye(4, 6, dtype=np.float32)
+    hot = Chain(6, [("attend", {"keys": axes, "mix": np.array([1, 100, 0], np.float32)})])
+    np.testing.assert_allclose(hot(3 * axes), axes, atol=1e-5)
+
+
 def test_neighbouring_affine_layers_become_one():
     A, B = RNG.standard_normal((5, 6)).astype(np.float32), RNG.standard_normal((3, 5)).astype(np.float32)
     a = RNG.standard_normal(5).astype(np.float32)
@@ -189,6 +205,11 @@ def f32(*shape):
         ([("relu", {}), ("linear", {"A": f32(2, 5)})], r"^encoder layer 1 \(linear\) is \(2, 5\), needs 6 columns"),
         ([("linear", {"A": f32(6)})], r"^encoder layer 0 \(linear\) is \(6,\), needs 6 columns"),
         ([("linear", {"A": f32(2, 6), "b": f32(3)})], r"^encoder layer 0 \(linear\) is .* a bias of its rows$"),
+        (
+            [("attend", {"keys": f32(3, 5), "mix": f32(3)})],
+            r"^encoder layer 0 \(attend\) is \(3, 5\) and \(3,\), needs keys of 6 columns and \(3,\)$",
+        ),
+        ([("attend", {"keys": f32(3, 6), "mix": f32(2)})], r"^encoder layer 0 \(attend\) is .* and \(2,\), needs keys"),
         ([("center", {"mean": f32(5)})], r"^encoder layer 0 \(center\) is \(5,\), needs \(6,\)$"),
         ([("heads", {"A": f32(2, 3, 4), "b": f32(2, 3)})], r"^encoder layer 0 \(heads\) is \(2, 3, 4\), needs heads"),
         ([("heads", {"A": f32(2, 3, 3), "b": f32(3, 2)})], r"^encoder layer 0 \(heads\) is \(2, 3, 3\), needs heads"),

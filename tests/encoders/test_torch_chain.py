@@ -15,6 +15,7 @@ def f(*shape, seed=0):
 
 AVERAGE = ("average", {"weights": f(3)})
 HEADS = ("heads", {"A": f(3, 6, 4), "b": f(3, 6)})
+ATTEND = ("attend", {"keys": f(20, 12), "mix": np.array([0.4, 3, 0.5], np.float32)})
 LINEAR = ("linear", {"A": f(8, 12), "b": f(8)})
 # Chains of one operation each; heads and their average come together.
 SINGLE = {
@@ -22,10 +23,11 @@ SINGLE = {
     "linear, no bias": [("linear", {"A": f(8, 12)})],
     "center": [("center", {"mean": f(12)})],
     "heads, average": [HEADS, AVERAGE],
+    "normalize, attend": [("normalize", {}), ATTEND],  # as exp() of large numbers magnifies every rounding
     **{op: [(op, {})] for op in ("normalize", "power", "relu", "tanh", "softmax", "sigmoid")},
 }
 ALL = [
-    *[("normalize", {}), ("power", {}), ("center", {"mean": f(12)}), LINEAR, ("relu", {}), ("linear", {"A": f(12, 8)})],
+    *[("normalize", {}), ATTEND, ("power", {}), ("center", {"mean": f(12)}), LINEAR, ("relu", {}), ("linear", {"A": f(12, 8)})],
     *[("tanh", {}), HEADS, ("sigmoid", {}), ("linear", {"A": f(5, 6), "b": f(5)}), ("softmax", {}), AVERAGE],
     *[("normalize", {}), ("linear", {"A": f(8, 5)})],
 ]
