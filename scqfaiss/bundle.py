@@ -21,7 +21,7 @@ from safetensors.numpy import save as _save
 from .errors import CheckpointError, printable
 from .files import PathLike, open_regular, parse_json
 
-FORMAT = 2  # the newest that is read; 1 says all that a file without lists needs
+FORMAT = 3  # the newest that is read; 2 is for lists, 3 for content codes, and 1 says all that other files need
 _KEY = "scqfaiss"  # one metadata key: safetensors keeps several in no fixed order, which would change the bytes
 
 

@@ -11,8 +11,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .arrays import MAX_CLASSES
 from .codebooks import KINDS, MAX_BEAM, METRICS, RULES
 from .errors import CheckpointError, IndexFileError, printable
+from .modality import IMAGES, REGISTRY
 
 MOST = 1 << 62  # of a count
 DEPTH = 16  # of lists and objects in one another
@@ -64,7 +66,7 @@ _CARD_MORE: dict[str, Rule] = {
     "by_residual": _BOOL,
     "lists": _count(2),
     "list_beam": ((lambda v: type(v) is int and 1 <= v <= MAX_BEAM), f"a whole number from 1 to {MAX_BEAM}"),
-    **dict.fromkeys(("model_bits", "nlist", "nprobe"), _count(1)),
+    **dict.fromkeys(("model_bits", "content_bits", "nlist", "nprobe"), _count(1)),
     **dict.fromkeys(("bits", "skipped_rows", "repeated_ids"), _count(0)),
 }
 _MODEL: dict[str, Rule] = {"method": _TEXT, "encoder": _TEXT, "chain": _OBJECT, "codebooks": _OBJECT}
@@ -72,7 +74,7 @@ _MODEL_MORE: dict[str, Rule] = {
     **dict.fromkeys(("labels", "long_name"), (lambda v: v is None or isinstance(v, str), "text")),
     "class_names": _NAMES,
     "bits": _count(0),
-    **dict.fromkeys(("settings", "training", "data", "backbone", "prefix"), _OBJECT),
+    **dict.fromkeys(("settings", "training", "data", "backbone", "prefix", "content"), _OBJECT),
 }
 
 
@@ -105,6 +107,34 @@ def check_config(config: Mapping[str, Any], name: str) -> None:
         raise CheckpointError(f"{name}: {error}") from None
 
 
+def check_facts(config: Mapping[str, Any], lists: bool, network: bool) -> None:
+    """Raise CheckpointError where a model's config does not say how rows become codes. lists, network: whether its codebooks have
+    lists, and whether there is a network for images.
+    """
+    if config.get("rule") not in RULES:
+        raise CheckpointError(f"the assignment rule is {config.get('rule')!r}, needs one of {', '.join(RULES)}")
+    for key, name in (("beam", "beam"), ("list_beam", "beam of lists")):
+        beam = config.get(key, 1)
+        if type(beam) is not int or not 1 <= beam <= MAX_BEAM:
+            raise CheckpointError(f"the {name} is {beam!r}, needs a whole number from 1 to {MAX_BEAM}")
+    if not lists and config.get("list_beam", 1) != 1:
+        raise CheckpointError(f"the beam of lists is {config['list_beam']}, and the codebooks have no lists")
+    if lists and config["rule"] != "l2":
+        raise CheckpointError(f"the assignment rule is '{config['rule']}', codebooks with lists need 'l2'")
+    whole = config.get("prefix")
+    if whole is not None and not _tells_of_a_whole(whole):
+        raise CheckpointError(f"the model is a prefix of {whole!r}, needs the SHA-256 and the bits of the whole one")
+    if not _tells_of_classes(config):
+        raise CheckpointError(
+            "the class numbers of the model need to be whole numbers that rise, one for each of its classes"
+        )
+    if network != ("backbone" in config) or not isinstance(config.get("backbone", {}), dict):
+        raise CheckpointError("a network for images needs its tensors and its description")
+    modality = config.get("backbone", {}).get("modality", IMAGES.name)
+    if not isinstance(modality, str) or modality not in REGISTRY:
+        raise CheckpointError(f"the model's encoder is of '{printable(str(modality))[:80]}', which is not known here")
+
+
 def _check(found: Mapping[str, Any], rules: Mapping[str, Rule], what: str, required: bool = False) -> None:
     for key, (holds, words) in rules.items():
         if (required or key in found) and not holds(found.get(key)):
@@ -132,3 +162,20 @@ def _encodes(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _tells_of_classes(config: Mapping[str, Any]) -> bool:
+    """Whether a config that holds 'C', and 'classes', holds what training writes."""
+    C, numbers = config.get("C", 0), config.get("classes")
+    if type(C) is not int or not 0 <= C <= MAX_CLASSES:
+        return False
+    if numbers is None:
+        return "classes" not in config
+    if not isinstance(numbers, list) or len(numbers) != C or any(type(c) is not int for c in numbers):
+        return False
+    return all(a < b for a, b in zip([-1, *numbers], [*numbers, MAX_CLASSES]))
+
+
+def _tells_of_a_whole(prefix: Any) -> bool:
+    """Whether the 'prefix' of a config is what Model.prefix writes."""
+    return isinstance(prefix, dict) and len(str(prefix.get("sha256"))) == 64 and type(prefix.get("bits")) is int

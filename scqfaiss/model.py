@@ -14,19 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import bundle
-from .arrays import MAX_CLASSES, Floats, as_features, transposed
-from .codebooks import MAX_BEAM, RULES, Codebooks, Codes
+from .arrays import Floats, as_features, transposed
+from .codebooks import Codebooks, Codes
+from .content import PREFIX as OF_CONTENT
+from .content import Content, Joint
 from .contract import Progress, silent
 from .data import Source
 from .encoders import chain as chains
 from .encoders.chain import Chain
 from .errors import CheckpointError, ConfigError, ScqError, printable
 from .files import PathLike, atomic_write
-from .metadata import check_config
+from .metadata import check_config, check_facts
 from .modality import IMAGES, REGISTRY, ROWS, Modality
 
 SUFFIX = ".safetensors"
 LISTS, LISTED = "codebooks.lists", 2  # the tensor of lists, and the format of a file that holds it
+WITH_CONTENT = 3  # the format of a file with content codes, with or without lists
 NETWORK = "backbone."  # what the names of the network's tensors begin with
 MAX_NUMBER = 1e18  # in the tensors of a model: squares and products stay in float32
 ASSIGN_ELEMENTS = 1 << 20  # distances to a codebook held at a time: 4 MB, which stays in the cache
@@ -34,6 +37,9 @@ ASSIGN_ELEMENTS = 1 << 20  # distances to a codebook held at a time: 4 MB, which
 
 class Model:
     """Encoder chain, codebooks and the facts of the training; of a model for images also the network before the chain.
+
+    semantic: the codebooks that the method trained. content: what else of a row is coded, for classes that the training has not
+    seen, or None. codebooks: those of whole codes, which galleries hold: the semantic ones, or both joined.
 
     backbone: the tensors of that network by name. What it is stands in config['backbone']; encoders.backbone runs it, in
     torch. Rows of its features go in wherever rows go.
@@ -51,36 +57,14 @@ class Model:
         codebooks: Codebooks,
         config: Mapping[str, Any],
         backbone: Mapping[str, NDArray[Any]] | None = None,
+        content: Content | None = None,
     ) -> None:
         if chain.d_out != codebooks.d:
             raise CheckpointError(f"the encoder gives d={chain.d_out}, the codebooks need d={codebooks.d}")
-        if config.get("rule") not in RULES:
-            raise CheckpointError(f"the assignment rule is {config.get('rule')!r}, needs one of {', '.join(RULES)}")
-        for key, name in (("beam", "beam"), ("list_beam", "beam of lists")):
-            beam = config.get(key, 1)
-            if type(beam) is not int or not 1 <= beam <= MAX_BEAM:
-                raise CheckpointError(f"the {name} is {beam!r}, needs a whole number from 1 to {MAX_BEAM}")
-        if codebooks.lists is None and config.get("list_beam", 1) != 1:
-            raise CheckpointError(f"the beam of lists is {config['list_beam']}, and the codebooks have no lists")
-        if codebooks.lists is not None and config["rule"] != "l2":
-            raise CheckpointError(f"the assignment rule is '{config['rule']}', codebooks with lists need 'l2'")
-        whole = config.get("prefix")
-        if whole is not None and not _tells_of_a_whole(whole):
-            raise CheckpointError(
-                f"the model is a prefix of {whole!r}, needs the SHA-256 and the bits of the whole one"
-            )
-        if not _tells_of_classes(config):
-            raise CheckpointError(
-                "the class numbers of the model need to be whole numbers that rise, one for each of its classes"
-            )
-        if (backbone is None) != ("backbone" not in config) or not isinstance(config.get("backbone", {}), dict):
-            raise CheckpointError("a network for images needs its tensors and its description")
-        modality = config.get("backbone", {}).get("modality", IMAGES.name)
-        if not isinstance(modality, str) or modality not in REGISTRY:
-            raise CheckpointError(
-                f"the model's encoder is of '{printable(str(modality))[:80]}', which is not known here"
-            )
-        self.chain, self.codebooks, self.backbone = chain, codebooks, backbone
+        check_facts(config, codebooks.lists is not None, backbone is not None)
+        self.chain, self.semantic, self.content, self.backbone = chain, codebooks, content, backbone
+        self._joint = None if content is None else _joint(chain, codebooks, content)
+        self.codebooks = codebooks if self._joint is None else self._joint.codebooks
         self.config = dict(config)
         self._sha256 = ("", "")  # config as JSON, and the hash of the file with it
 
@@ -97,42 +81,96 @@ class Model:
         """Dimension of the rows that go in."""
         return self.chain.d_in
 
-    def embed(self, x: Any, name: str = "rows") -> Floats:
-        """x (n, d_in) floats -> z (n, d) float32, what is coded on one side and searched with on the other; (d_in,) is one row.
+    @property
+    def has_gate(self) -> bool:
+        """Whether `known` can tell anything."""
+        return self.content is not None and self.content.gate is not None
 
-        Raises DataError on another form or on rows that are not finite, ConfigError on another width.
+    def embed(self, x: Any, name: str = "rows", known: Any = None) -> Floats:
+        """x (n, d_in) floats -> what is searched with, (n, d) float32; (d_in,) is one row. Without content codes that is z.
+
+        With content codes it is [z ; w v], laid out for the joint codebooks. known sets w: how certain the class of each row is
+        one of the training's, a number from 0 to 1 or (n,) of them; None or 'auto' asks the model's gate, and says 1 where there
+        is none or it is off. Raises DataError on another form or on rows that are not finite, ConfigError on another width or on
+        another `known`.
         """
-        x = as_features(x, name, one_row=True)
-        if x.shape[1] != self.d_in:
-            how = transposed(len(x), x.shape[1], self.d_in)
-            raise ConfigError(f"{name} have d={x.shape[1]}, the model needs d={self.d_in}{how}")
-        return self.chain(x, name)
+        return self.queries(self._rows(x, name), name, known)
+
+    def vectors(self, x: Any, name: str = "rows") -> Floats:
+        """x (n, d_in) floats -> what is coded, (n, d) float32: z, or with content codes [z ; v], laid out like queries. Raises as
+        embed.
+        """
+        return self._vectors(self._rows(x, name), name)
+
+    def known(self, x: Any, name: str = "rows") -> Floats:
+        """x (n, d_in) floats -> the probability that the class of each row is one of the training's, (n,) float32.
+
+        Raises ConfigError where the model has no gate, and as embed.
+        """
+        return self.gate_of(self._rows(x, name), name)
 
     def encode(self, x: Any, name: str = "rows") -> Codes:
         """x (n, d_in) floats -> codes (n, M) uint8, or uint16 above 8 bits a codebook; with lists, (n, 1 + M) and of the type
         that holds their numbers. Labels play no part. Raises as embed.
         """
-        return self.assign(self.embed(x, name))
+        return self.assign(self.vectors(x, name))
 
-    def assign(self, z: Floats) -> Codes:
-        """z (n, d) float32 -> codes (n, M), or (n, 1 + M) with lists, by the method's own rule."""
+    def _rows(self, rows: Any, name: str) -> Floats:
+        x: Floats = as_features(rows, name, one_row=True)
+        if x.shape[1] != self.d_in:
+            how = transposed(len(x), x.shape[1], self.d_in)
+            raise ConfigError(f"{name} have d={x.shape[1]}, the model needs d={self.d_in}{how}")
+        return x
+
+    def queries(self, x: Floats, name: str = "rows", known: Any = None) -> Floats:
+        """The same as embed for rows (n, d_in) float32 that were looked at already."""
+        if self.content is None or self._joint is None:
+            if known is not None:
+                raise ConfigError("known is given, and the model has no content codes; train it with --content-bits")
+            return self.chain(x, name)
+        z, v = self.chain(x, name), self.content.chain(x, name)
+        return self._joint.join(z, v, self.content.weight(self.content.known(z, v, known)))
+
+    def gate_of(self, x: Floats, name: str = "rows") -> Floats:
+        """The same as known for rows (n, d_in) float32 that were looked at already."""
+        if self.content is None or self.content.gate is None:
+            what = "content codes" if self.content is None else "gate, which needs unlabelled rows in the training"
+            more = "; train it with --content-bits" if self.content is None else ""
+            raise ConfigError(f"the model cannot tell known classes from others: it has no {what}{more}")
+        return self.content.gate(self.chain(x, name), self.content.chain(x, name))
+
+    def _vectors(self, x: Floats, name: str, first: int = 0) -> Floats:
+        z = self.chain(x, name, first)
+        if self.content is None or self._joint is None:
+            return z
+        return self._joint.join(z, self.content.chain(x, name, first))
+
+    def assign(self, vectors: Floats) -> Codes:
+        """vectors (n, d) float32 -> codes (n, M), or (n, 1 + M) with lists, by the method's own rule; content codes by the
+        smallest distance.
+        """
         b = self.codebooks
-        codes = np.empty((len(z), b.columns), b.code_dtype)
-        step, beams = (
-            max(64, ASSIGN_ELEMENTS // max(b.K, b.L)),
-            (self.config.get("beam", 1), self.config.get("list_beam", 1)),
-        )
-        for i in range(0, len(z), step):
-            codes[i : i + step] = b.assign(z[i : i + step], self.config["rule"], *beams)
+        codes = np.empty((len(vectors), b.columns), b.code_dtype)
+        step = max(64, ASSIGN_ELEMENTS // max(b.K, b.L))
+        for i in range(0, len(vectors), step):
+            codes[i : i + step] = self._assign(vectors[i : i + step])
         return codes
+
+    def _assign(self, vectors: Floats) -> Codes:
+        rule, beams = self.config["rule"], (self.config.get("beam", 1), self.config.get("list_beam", 1))
+        if self.content is None or self._joint is None:
+            return self.semantic.assign(vectors, rule, *beams)
+        z, v = self._joint.split(vectors)
+        lists, words = self.semantic.split(self.semantic.assign(z, rule, *beams))
+        return self.codebooks.joined(lists, np.concatenate([words, self.content.assign(v, lists)], axis=1))
 
     def prefix(self, bits: int) -> Model:
         """The model of the first `bits` of every code: its codes are the first columns of this model's, bit for bit.
 
         Galleries of either are searched and changed with either, see `origin`. Lists stay, and 0 bits leave them alone. Raises
-        ConfigError where `bits` are not those of the first few codebooks, or where codes are not nested: product codebooks
-        each hold a part of z, a beam chooses the first codebooks (of lists: the list) with the later ones in view, and
-        codebooks trained for their whole sum alone make poor prefixes.
+        ConfigError where `bits` are not those of the first few codebooks, where there are content codes, which stand last, or
+        where codes are not nested: product codebooks each hold a part of z, a beam chooses the first codebooks (of lists: the
+        list) with the later ones in view, and codebooks trained for their whole sum alone make poor prefixes.
         """
         codebooks = self.codebooks
         M, remainder = divmod(bits, codebooks.nbits) if type(bits) is int else (0, 1)
@@ -159,6 +197,8 @@ class Model:
     def _not_nested(self, M: int) -> str | None:
         """None, or why the first M codebooks of a code are no code; with M = 0 its list."""
         method = self.config["method"]
+        if self.content is not None:
+            return f"the last {self.content.bits} bits are content codes, which every prefix would leave out"
         if self.config.get("list_beam", 1) != 1:
             return (
                 f"the model tries the {self.config['list_beam']} nearest lists, and chooses list and codewords together"
@@ -183,14 +223,17 @@ class Model:
     def to_bytes(self) -> bytes:
         """The model file, the same bytes for the same model."""
         tensors, encoder = self.chain.pack()
-        b = self.codebooks
+        b = self.semantic
         config = self.config | {"chain": encoder, "codebooks": {"kind": b.kind, "metric": b.metric}}
         tensors |= {f"{NETWORK}{name}": t for name, t in (self.backbone or {}).items()}
         tensors["codebooks.centroids"] = b.centroids
-        if b.lists is None:
-            return bundle.Bundle(tensors, config).to_bytes()
-        # Readers of format 1 would pass over the lists, and encode wrongly.
-        return bundle.Bundle(tensors | {LISTS: b.lists}, config, LISTED).to_bytes()
+        # Readers of format 1 would pass over lists, those of 2 over content codes, and encode wrongly.
+        if b.lists is not None:
+            tensors[LISTS] = b.lists
+        if self.content is not None:
+            of_content, config["content"] = self.content.pack()
+            return bundle.Bundle(tensors | of_content, config, WITH_CONTENT).to_bytes()
+        return bundle.Bundle(tensors, config, 1 if b.lists is None else LISTED).to_bytes()
 
     @property
     def sha256(self) -> str:
@@ -237,10 +280,7 @@ class Model:
             of_rows = t.dtype == np.float32 and not key.startswith(NETWORK)
             if of_rows and np.abs(t[np.isfinite(t)]).max(initial=0) > MAX_NUMBER:
                 raise CheckpointError(f"{name}: tensor {printable(key)} holds numbers above {MAX_NUMBER:g}")
-        if (LISTS in stored.tensors) != (stored.format == LISTED):
-            raise CheckpointError(
-                f"{name}: a tensor {LISTS} and format {LISTED} need one another, the file is of format {stored.format}"
-            )
+        _check_format(stored, name)
         try:
             shape = config.pop("codebooks")
             chain = chains.unpack(stored.tensors, config.pop("chain"))
@@ -251,7 +291,8 @@ class Model:
                 stored.tensors.get(LISTS),
             )
             of_network = {n.removeprefix(NETWORK): t for n, t in stored.tensors.items() if n.startswith(NETWORK)}
-            model = Model(chain, codebooks, config, of_network or None)
+            content = Content.unpack(stored.tensors, config.pop("content")) if stored.format == WITH_CONTENT else None
+            model = Model(chain, codebooks, config, of_network or None, content)
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{name}: a model without {error}") from error
         except ScqError as error:  # the parts do not fit together, whatever each of them raised
@@ -260,21 +301,30 @@ class Model:
         return model
 
 
-def _tells_of_classes(config: Mapping[str, Any]) -> bool:
-    """Whether a config that holds 'C', and 'classes', holds what training writes."""
-    C, numbers = config.get("C", 0), config.get("classes")
-    if type(C) is not int or not 0 <= C <= MAX_CLASSES:
-        return False
-    if numbers is None:
-        return "classes" not in config
-    if not isinstance(numbers, list) or len(numbers) != C or any(type(c) is not int for c in numbers):
-        return False
-    return all(a < b for a, b in zip([-1, *numbers], [*numbers, MAX_CLASSES]))
+def _joint(chain: Chain, semantic: Codebooks, content: Content) -> Joint:
+    """Raises CheckpointError where the parts do not fit one another."""
+    if content.chain.d_in != chain.d_in:
+        raise CheckpointError(f"the content encoder takes d={content.chain.d_in}, the other one d={chain.d_in}")
+    if content.gate is not None and content.gate.classes_z.shape[1] != semantic.d:
+        raise CheckpointError(
+            f"the gate takes z of d={content.gate.classes_z.shape[1]}, the codebooks need d={semantic.d}"
+        )
+    return Joint(semantic, content.codebooks)
 
 
-def _tells_of_a_whole(prefix: Any) -> bool:
-    """Whether the 'prefix' of a config is what Model.prefix writes."""
-    return isinstance(prefix, dict) and len(str(prefix.get("sha256"))) == 64 and type(prefix.get("bits")) is int
+def _check_format(stored: bundle.Bundle, name: str) -> None:
+    """Raise CheckpointError unless the format of a file is the one that its lists and content codes need."""
+    content = "content" in stored.config
+    if (LISTS in stored.tensors) != (stored.format == LISTED) and not (content and stored.format == WITH_CONTENT):
+        raise CheckpointError(
+            f"{name}: a tensor {LISTS} and format {LISTED} need one another, the file is of format {stored.format}"
+        )
+    if content != (stored.format == WITH_CONTENT) or (
+        not content and any(key.startswith(OF_CONTENT) for key in stored.tensors)
+    ):
+        raise CheckpointError(
+            f"{name}: content codes and format {WITH_CONTENT} need one another, the file is of format {stored.format}"
+        )
 
 
 def check_saved(path: Path, data: bytes) -> None:
@@ -304,7 +354,7 @@ def encode_source(model: Model, source: Source, progress: Progress = silent) -> 
         for i, x in read_ahead(source.blocks()):
             cuts = len(x) * np.arange(workers) // workers
             parts = pool.map(
-                lambda rows, first: model.assign(model.chain(rows, source.name, first)),
+                lambda rows, first: model.assign(model._vectors(rows, source.name, first)),
                 np.split(x, cuts[1:]),
                 (i + cuts).tolist(),
             )  # checked by the source

@@ -25,6 +25,7 @@ ORDER = [
     ["contract"],
     ["faiss_calls", "distributed"],
     ["data", "encoders", "methods", "targets", "baselines"],
+    ["content"],
     ["model"],
     ["features"],
     ["training", "galleries"],

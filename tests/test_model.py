@@ -204,9 +204,9 @@ def test_other_files_are_told_from_models(tmp_path):
     header = json.loads(made().to_bytes()[8 : 8 + struct.unpack("<Q", made().to_bytes()[:8])[0]])
     meta = json.loads(header["__metadata__"]["scqfaiss"])
     assert (sorted(meta), meta["format"]) == (["config", "format", "sha256"], 1)
-    text = json.dumps({"__metadata__": {"scqfaiss": json.dumps(meta | {"format": 3})}}).encode()
+    text = json.dumps({"__metadata__": {"scqfaiss": json.dumps(meta | {"format": 4})}}).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text)
-    with pytest.raises(CheckpointError, match=r"made by a newer scqfaiss: format 3, this version reads 2$"):
+    with pytest.raises(CheckpointError, match=r"made by a newer scqfaiss: format 4, this version reads 3$"):
         Model.load(path)
     path.unlink()
     path.mkdir()

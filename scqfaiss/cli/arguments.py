@@ -109,6 +109,13 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+known_option = click.option(
+    "--known",
+    metavar="auto|0..1",
+    help="How certain the queries' classes are among the training's, for models with content codes; default: auto.",
+)
+
+
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of all targets of the registry; each arrives under its own name, None where it is not given."""
     for name, (f, targets) in reversed(option_fields().items()):

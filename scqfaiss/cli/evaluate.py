@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .arguments import FILE, ROWS, image_options, meter, row_options, say
+from .arguments import FILE, ROWS, image_options, known_option, meter, row_options, say
 
 
 @click.command()
@@ -17,6 +17,7 @@ from .arguments import FILE, ROWS, image_options, meter, row_options, say
 @click.option("--model", type=FILE, help="Model of the gallery; needed where the encoder is not inside the gallery.")
 @click.option("--at", type=int, help="Use only the first R ranks; default: the whole gallery.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@known_option
 @image_options
 @row_options
 def evaluate(gallery: Path, queries: Path, database: Path | None, as_json: bool, **options: Any) -> None:

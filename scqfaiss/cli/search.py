@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .arguments import FILE, ROWS, image_options, meter, row_options, say
+from .arguments import FILE, ROWS, image_options, known_option, meter, row_options, say
 
 
 @click.command()
@@ -22,6 +22,7 @@ from .arguments import FILE, ROWS, image_options, meter, row_options, say
 @click.option("--deny-ids", help="Never find these ids; given as for --filter-ids.")
 @click.option("--nprobe", type=int, help="Lists to visit, where the gallery has lists.")
 @click.option("--mmap", is_flag=True, help="Memory-map the codes, for galleries larger than memory.")
+@known_option
 @image_options
 @row_options
 def search(gallery: Path, queries: Path, **options: Any) -> None:

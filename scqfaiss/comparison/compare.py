@@ -114,7 +114,7 @@ def _embedding(c: Comparison, models: Models) -> tuple[Floats, Floats]:
     first = {"method": method, "bits": bits, "lists": 1 if method == "label" or failed else lists}
     held = document.setdefault("embedding", first)
     model, _ = models.get(held["method"], held["bits"], held["lists"])
-    return model.embed(c.task.xq), model.embed(c.task.xb)
+    return model.embed(c.task.xq), model.vectors(c.task.xb)
 
 
 def _check(options: CompareOptions, inputs: Inputs) -> tuple[int, ...]:

@@ -112,7 +112,7 @@ def _rows_of(
     """A row for each container that takes the model's codes. unseen: `unseen_map` of a training like this one."""
     level = head["bits"], head["lists"]
     start = time.perf_counter()
-    zb = model.embed(c.task.xb)
+    zb = model.vectors(c.task.xb)
     codes = model.assign(zb)
     encode_seconds = time.perf_counter() - start
     trained = model.config.get("prefix", {}).get("bits", model.codebooks.bits)
@@ -220,7 +220,7 @@ def unseen_of(c: Comparison, unseen: Models | None, method: str, bits: int | Non
     except ScqError as error:
         c.say(f"{method}: no training without the classes left out ({error})")
         return None
-    zb = model.embed(c.task.xb)
+    zb = model.vectors(c.task.xb)
     return unseen_map(c.task, coding_of(model.codebooks, model.assign(zb), model.embed(c.task.xq), zb))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Floats, transposed
+from ..content import parse_known
 from ..contract import Progress, silent
 from ..data import Source, open_rows
 from ..data.classes import align, check_classes
@@ -29,16 +30,18 @@ def evaluate_file(
     *,
     model: PathLike | None = None,
     at: int | None = None,
+    known: str | None = None,
     keys: Mapping[str, Any],
     inference_options: InferenceOptions = DEFAULT_INFERENCE,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Evaluate a gallery with labelled files of queries and of its database; or by the ids of the queries, each of which
     is that of the query's own vector, where there is no database or neither file has labels. Of a database without labels
-    only the ids are looked at, and all must be held. Queries may be images; seeing: how the model looks at them.
+    only the ids are looked at, and all must be held. known: 'auto', or a number from 0 to 1 as text, see Gallery.search. Queries may be images; seeing: how the model looks at them.
     """
     if at is not None and at < 1:
         raise ConfigError(f"R is {at}, needs 1 or more")
+    asked = None if known is None else parse_known(known)
     with ExitStack() as stack:
         queries = stack.enter_context(open_rows(queries_path, **keys, role="queries"))
         database = None
@@ -53,7 +56,8 @@ def evaluate_file(
             how = transposed(len(queries), queries.d, gallery.d)
             raise ConfigError(f"{queries.name}: queries have d={queries.d}, {gallery.name} needs d={gallery.d}{how}")
         if database is None or all(s.labels is None and _identified(s) for s in (queries, database)):
-            return _evaluate_by_ids(gallery, queries, database, at, bool(keys.get("skip_bad_rows")), progress)
+            skip = bool(keys.get("skip_bad_rows"))
+            return _evaluate_by_ids(gallery, queries, database, skip, at=at, known=asked, progress=progress)
         _check_labels(queries, database)
         assert queries.labels is not None and database.labels is not None
         overlap = int(np.isin(queries.ids, database.ids).sum()) if queries.has_ids and database.has_ids else 0
@@ -67,6 +71,7 @@ def evaluate_file(
             database.ids,
             database.labels,
             at=at,
+            known=asked,
             name=queries.name,
             database_name=database.name,
             progress=progress,
@@ -105,9 +110,11 @@ def _identified(source: Source) -> bool:
 
 
 def _evaluate_by_ids(
-    gallery: Gallery, queries: Source, database: Source | None, at: int | None, skip: bool, progress: Progress
+    gallery: Gallery, queries: Source, database: Source | None, skip: bool, *, progress: Progress, **options: Any
 ) -> dict[str, Any]:
-    """Evaluate by the ids of the queries. skip: of files whose bad rows were left out, so that keys may be lacking."""
+    """Evaluate by the ids of the queries. skip: of files whose bad rows were left out, so that keys may be lacking. options: as
+    evaluate_pairs takes them.
+    """
     if not _identified(queries):
         raise DataError(
             f"{queries.name} has no ids, which say what vector of {gallery.name} belongs to a query; name them with "
@@ -129,7 +136,7 @@ def _evaluate_by_ids(
     if queries.labels is not None:
         warn(f"{queries.name}: without DATABASE only ids are looked at, not labels")
     xq = _read(queries, progress)[rows]
-    return evaluate_pairs(gallery, xq, ids, at=at, name=queries.name, progress=progress, check_finite=False)
+    return evaluate_pairs(gallery, xq, ids, name=queries.name, progress=progress, check_finite=False, **options)
 
 
 PRINTED = ("map", "mrr", "precision_at_k", "recall_at_k")  # in lines of their own form

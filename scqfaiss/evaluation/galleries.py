@@ -34,6 +34,7 @@ def evaluate(
     database: Any,
     *,
     at: int | None = None,
+    known: Any = None,
     name: str = "queries",
     database_name: str = "the database",
     progress: Progress = silent,
@@ -42,8 +43,8 @@ def evaluate(
     """Rank the whole gallery for each query by its codes, and hold the ranking against the labels.
 
     xq (nq, d) query rows; queries: their labels, (nq,) class numbers or (nq, C) of 0 and 1; ids (n,) and database: ids and
-    labels of the gallery's rows, in any order (in the gallery's own where ids repeat). check_finite: as for
-    Gallery.search.
+    labels of the gallery's rows, in any order (in the gallery's own where ids repeat). known, check_finite:
+    as for Gallery.search.
     Returns {"map", "at", "precision_at_k", "recall_at_k", "bits", "distinct_codes", ...}.
     Raises ConfigError where ids or classes do not fit the gallery, DataError on arrays that are bad by themselves,
     IndexFileError where FAISS's own scores are not those of the codes.
@@ -56,7 +57,7 @@ def evaluate(
     queries, database = _labels(queries, len(xq), name), _labels(database, len(ids), "database")
     queries, database = same_classes(queries, database, name, database_name)
     labels = database.take(_places(held, ids, gallery.name, database_name))
-    ranked = _Ranked.of(gallery, codebooks, codes, xq, name)
+    ranked = _Ranked.of(gallery, codebooks, codes, xq, name, known)
     relevance = Relevance(labels, ranked.words.inverse, len(ranked.words.codes))
     found = measure(ranked.scores(), queries, relevance, at, progress)
     return found | {"at": at, "database": n, **ranked.facts()}
@@ -68,6 +69,7 @@ def evaluate_pairs(
     ids: Any,
     *,
     at: int | None = None,
+    known: Any = None,
     name: str = "queries",
     progress: Progress = silent,
     check_finite: bool = True,
@@ -75,7 +77,7 @@ def evaluate_pairs(
     """Rank the whole gallery for each query by its codes, and look for the vector that belongs to the query.
 
     xq (nq, d) query rows; ids (nq,): the id that each query's own vector has in the gallery; queries may share one. Where a
-    gallery holds an id more than once, the best of its vectors counts. check_finite: as for Gallery.search.
+    gallery holds an id more than once, the best of its vectors counts. known, check_finite: as for Gallery.search.
     Returns {"recall_at_k", "mrr", "at", "bits", "distinct_codes", ...}: the share of queries whose vector is among the first
     k, and the mean of 1 / its rank (0 beyond rank `at`), both expected over a random order within ties.
     Raises ConfigError where the gallery lacks ids (a query that cannot be answered says nothing of the codes), DataError on
@@ -87,7 +89,7 @@ def evaluate_pairs(
     ids = as_ids(ids, len(xq), f"{name}: ids", allow_duplicates=True)
     at = _check_work(gallery, xq, n, at, name)
     check_held(ids, held, name, gallery.name)
-    ranked = _Ranked.of(gallery, codebooks, codes, xq, name)
+    ranked = _Ranked.of(gallery, codebooks, codes, xq, name, known)
     rankings = _to_the_first_hit(ranked, held, ids, at)
     means, _ = mean_over(rankings, load(BY_IDS), len(xq), progress)
     return means | {"at": at, "database": n, **ranked.facts()}
@@ -129,10 +131,10 @@ class _Ranked:
     agreement: float
 
     @staticmethod
-    def of(gallery: Gallery, codebooks: Codebooks, codes: Codes, xq: Floats, name: str) -> _Ranked:
+    def of(gallery: Gallery, codebooks: Codebooks, codes: Codes, xq: Floats, name: str, known: Any) -> _Ranked:
         """Raises IndexFileError where FAISS's own scores are not those of the codes."""
         words = Words.of(codes)
-        z = gallery.embed(xq, name, check_finite=False)
+        z = gallery.embed(xq, name, known=known, check_finite=False)
         decoded = codebooks.decode(words.codes)
         from ..targets.pretransform import encoded
 

@@ -44,8 +44,10 @@ def build(
     index = container.build(
         codebooks, codebooks.check_codes(codes), np.ascontiguousarray(ids, np.int64), chosen_options
     )
-    # What comes out of a network's encoder is z: no gallery of it takes what lies between the two.
-    folds = model.chain.foldable and not model.modality.needs_encoder
+    # What comes out of a network's encoder is z: no gallery of it takes what lies between the two. With content codes, a query
+    # goes through two chains, and is weighted when it is asked.
+    folds = model.chain.foldable and not model.modality.needs_encoder and model.content is None
+    without = not model.chain.layers and model.content is None
     if folds:
         index = wrap_index(index, model.d_in, model.chain.layers)
     metadata = {
@@ -62,12 +64,14 @@ def build(
         "d_in": model.d_in,
         "metric": codebooks.metric,
         "n": len(codes),
-        "encoder": "none" if not model.chain.layers else "folded" if folds else "model",
+        "encoder": "none" if without else "folded" if folds else "model",
         "model_sha256": model.origin,
         "class_names": model.config.get("class_names"),
     }
     if codebooks.lists is not None:
         metadata |= {"lists": codebooks.L, "list_beam": model.config.get("list_beam", 1)}
+    if model.content is not None:
+        metadata["content_bits"] = model.content.bits  # the last ones of every code
     if "classes" in model.config:
         metadata["classes"] = model.config["classes"]
     if model.modality.needs_encoder:

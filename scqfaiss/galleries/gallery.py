@@ -18,13 +18,12 @@ from ..files import PathLike
 from ..forks import Lock
 from ..model import Model
 from ..options import as_whole
-from ..targets import REGISTRY as TARGETS
 from ..targets import gpu
-from ..targets import target as find_target
 from ..targets.code_lists import has_code_lists
 from ..targets.ids import all_ids
 from ..targets.pretransform import unwrap_index
 from ..targets.queries import MAX_SCORE, prepared, ranges, unscaled
+from .filters import known_target, selector
 from .reading import Stored, read_gallery, stamp_of
 from .snapshot import Origin, Snapshot
 
@@ -111,15 +110,45 @@ class Gallery:
         """Dimension of the queries."""
         return self.model.d_in if self.model is not None and self.needs_model else int(self.index.d)
 
-    def embed(self, xq: Any, name: str = "queries", *, check_finite: bool = True) -> Floats:
-        """Query rows (nq, d) -> what the FAISS index is searched with, (nq, index.d) float32. check_finite: as for search."""
+    def embed(self, xq: Any, name: str = "queries", *, known: Any = None, check_finite: bool = True) -> Floats:
+        """Query rows (nq, d) -> what the FAISS index is searched with, (nq, index.d) float32. known, check_finite: see search."""
+        rows = self._rows(xq, name, check_finite)
+        if self.needs_model and self.model is not None:
+            return self.model.queries(rows, name, known)
+        if known is not None:
+            raise ConfigError(
+                f"known is given, and the codes of {self.name} have no content part; that takes a model trained with "
+                "--content-bits"
+            )
+        return rows
+
+    def known(self, xq: Any, name: str = "queries", *, check_finite: bool = True) -> Floats:
+        """Query rows (nq, d) -> the probability that the class of each is one of the training's, (nq,) float32.
+
+        Raises ConfigError where the gallery's model has no gate to tell it, and as search does.
+        """
+        xq = self._rows(xq, name, check_finite)
+        if not self.has_gate or self.model is None:
+            raise ConfigError(
+                f"{self.name} cannot tell queries of known classes from others: that takes a model with a gate, trained with "
+                "--content-bits"
+            )
+        return self.model.gate_of(xq, name)
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether `known` can tell anything: the model is here, and has content codes and a gate."""
+        return self.needs_model and self.model is not None and self.model.has_gate
+
+    def _rows(self, xq: Any, name: str, check_finite: bool) -> Floats:
         xq = as_features(xq, name, finite=check_finite, one_row=True)
         if self.needs_model and self.model is None:  # how wide its rows are, only the model knows
             raise ConfigError(f"{self.name} needs the model its codes came from; give --model")
         if xq.shape[1] != self.d:
             how = transposed(len(xq), xq.shape[1], self.d)
             raise ConfigError(f"{name}: queries have d={xq.shape[1]}, {self.name} needs d={self.d}{how}")
-        return self.model.chain(xq, name) if self.needs_model and self.model is not None else xq
+        rows: Floats = xq
+        return rows
 
     def clip(self, k: int) -> int:
         """k, or with a warning the number of vectors where that is smaller. Raises ConfigError for k < 1."""
@@ -134,9 +163,13 @@ class Gallery:
             warn(f"k={k:,} is more than the {n:,} vectors of {self.name}: returned all of them")
         return min(k, max(n, 1))
 
-    def _queries(self, xq: Any, encoded: bool, name: str, snapshot: Snapshot, check_finite: bool) -> Floats:
+    def _queries(
+        self, xq: Any, encoded: bool, name: str, snapshot: Snapshot, check_finite: bool, known: Any = None
+    ) -> Floats:
         if not encoded:
-            return self.embed(xq, name, check_finite=check_finite)
+            return self.embed(xq, name, known=known, check_finite=check_finite)
+        if known is not None:
+            raise ConfigError(f"{name}: known weighs queries as they are encoded, and these are encoded already")
         z, d = as_features(xq, name, finite=check_finite, one_row=True), snapshot.stored.index.d
         if z.shape[1] != d:
             raise ConfigError(f"{name}: encoded queries have d={z.shape[1]}, the index needs d={d}")
@@ -166,6 +199,7 @@ class Gallery:
         allow: Any = None,
         deny: Any = None,
         nprobe: int | None = None,
+        known: Any = None,
         name: str = "queries",
         check_finite: bool = True,
     ) -> tuple[NDArray[np.float32], Ints]:
@@ -174,16 +208,17 @@ class Gallery:
         k above ntotal is clipped to it, with a warning. encoded=True: xq are z already, (nq, index.d). allow, deny: ids
         that alone, or that never, may be found; where they leave fewer than k, the rest of I is -1 and D means nothing
         there. nprobe: lists to visit and no more, for a gallery with lists. Without it a search visits as many as the file
-        says, and more where these hold fewer than k hits; target buckets searches exactly. check_finite:
+        says, and more where these hold fewer than k hits; target buckets searches exactly. known: where codes have a content
+        part, how certain the class of each query is one of the training's, as Model.embed takes it. check_finite:
         False for rows that were looked at already, as those of a Source are.
         Raises ConfigError on a wrong width, k < 1 or filters where the container has none, DataError on bad rows or ids.
         """
         snapshot = self._snapshot
         k = self._clip(k, snapshot)
-        z = self._queries(xq, encoded, name, snapshot, check_finite)
+        z = self._queries(xq, encoded, name, snapshot, check_finite, known)
         if len(z) == 0:
             return np.zeros((0, k), np.float32), np.zeros((0, k), np.int64)
-        sel = self._selector(snapshot, allow, deny)
+        sel = selector(snapshot, self.name, allow, deny)
         nprobe = self._visited(nprobe, snapshot)
         core, x, powers = prepared(snapshot.stored.index, z, name, snapshot.on_gpu is not None)
         if snapshot.on_gpu is not None:
@@ -202,6 +237,7 @@ class Gallery:
         encoded: bool = False,
         allow: Any = None,
         deny: Any = None,
+        known: Any = None,
         name: str = "queries",
         check_finite: bool = True,
     ) -> tuple[Ints, NDArray[np.float32], Ints]:
@@ -213,13 +249,13 @@ class Gallery:
         if not isinstance(threshold, (int, float, np.number)) or not np.isfinite(threshold):
             raise ConfigError(f"threshold is {threshold}, needs a number")
         threshold = float(np.clip(threshold, -MAX_SCORE, MAX_SCORE))
-        z = self._queries(xq, encoded, name, snapshot, check_finite)
+        z = self._queries(xq, encoded, name, snapshot, check_finite, known)
         if snapshot.on_gpu is not None:
             raise ConfigError("a GPU has no range search; use device cpu")
-        target = self._known_target(snapshot)
+        target = known_target(snapshot, self.name)
         if len(z) == 0:
             return np.zeros(1, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int64)
-        sel = self._selector(snapshot, allow, deny)
+        sel = selector(snapshot, self.name, allow, deny)
         core, x, powers = prepared(snapshot.stored.index, z, name)
         if powers is None:
             lims, D, I = target.range_search(core, x, threshold, sel=sel)
@@ -232,32 +268,6 @@ class Gallery:
         order = np.lexsort((I, sign * D, np.repeat(np.arange(len(z)), np.diff(lims))))
         return lims, D[order], I[order]
 
-    def _known_target(self, snapshot: Snapshot) -> Any:
-        if snapshot.stored.target is None:
-            kind = type(unwrap_index(snapshot.stored.index)).__name__
-            raise ConfigError(f"{self.name}: {kind} holds no codes of ours; needs one of {', '.join(TARGETS)}")
-        return snapshot.stored.target
-
-    def _selector(self, snapshot: Snapshot, allow: Any, deny: Any) -> Any:
-        """allow, deny -> a faiss.IDSelector or None. What ignores selectors is refused here, never passed over."""
-        if allow is None and deny is None:
-            return None
-        if snapshot.on_gpu is not None:
-            raise ConfigError("filters need device cpu: FAISS's GPU search takes them and ignores them")
-        target = self._known_target(snapshot)
-        if not target.INFO.filter:
-            kind = target.shape_of(snapshot.stored.index).kind
-            able = [t.INFO.name for t in map(find_target, TARGETS) if t.INFO.filter and kind in t.INFO.kinds]
-            raise ConfigError(
-                f"{self.name}: target {target.INFO.name} cannot filter by id; export with {' or '.join(able)}"
-            )
-        parts = []
-        for ids, what in ((allow, "allow"), (deny, "deny")):
-            if ids is not None:
-                batch = faiss.IDSelectorBatch(as_id_set(ids, what))
-                parts.append(batch if what == "allow" else faiss.IDSelectorNot(batch))
-        return parts[0] if len(parts) == 1 else faiss.IDSelectorAnd(*parts)
-
     # ---------------------------------------------------------------------------------------------------------- content
     def unpack(self) -> tuple[Codebooks, Codes, Ints]:
         """Codebooks, codes (n, M) and ids (n,) that the index holds."""
@@ -265,12 +275,12 @@ class Gallery:
 
     def _unpack(self, snapshot: Snapshot) -> tuple[Codebooks, Codes, Ints]:
         stored = snapshot.stored
-        content: tuple[Codebooks, Codes, Ints] = self._known_target(snapshot).unpack(stored.index, stored.shape)
+        content: tuple[Codebooks, Codes, Ints] = known_target(snapshot, self.name).unpack(stored.index, stored.shape)
         return content
 
     def ids(self) -> Ints:
         """(n,) ids that the index holds, in no order: without a look at the codes. Raises as unpack does."""
-        self._known_target(self._snapshot)
+        known_target(self._snapshot, self.name)
         return all_ids(self.index)
 
     def reconstruct(self, ids: Any) -> Floats:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..content import Content
 from ..data import Source, open_rows
 from ..data.items import ItemSource
 from ..errors import IndexFileError, format_bytes, printable
@@ -100,9 +101,23 @@ def model_facts(path: PathLike) -> dict[str, Any]:
         "metric": codebooks.metric,
         "codebooks": codebooks.kind,
         "encoder_layers": [op for op, _ in model.chain.layers],
-        "encoder_folds_into_index": model.chain.foldable,
+        "encoder_folds_into_index": model.chain.foldable and model.content is None,
+        **_content_facts(model.content),
         "bytes": os.stat(path).st_size,
     }
+
+
+def _content_facts(content: Content | None) -> dict[str, Any]:
+    if content is None:
+        return {}
+    of_known, of_unknown = content.weights
+    found: dict[str, Any] = {
+        "content_bits": content.bits,
+        "content_d": content.codebooks.d,
+        "content_weights": {"known": of_known, "unknown": of_unknown},
+        "content_encoder_layers": [op for op, _ in content.chain.layers],
+    }
+    return found | ({} if content.gate is None else {"gate": dict(content.gate.facts)})
 
 
 def describe_file(path: PathLike, as_json: bool, keys: Mapping[str, Any]) -> str:

@@ -62,6 +62,11 @@ def export_encoder(model_path: PathLike, out: PathLike, *, encoder: str | None =
     """
     with atomic_write(out, inputs=[model_path], suffix=SUFFIX, what="exported") as output:
         model = Model.load(model_path)
+        if model.content is not None:
+            raise ConfigError(
+                f"{printable(model_path)} has content codes, whose queries are weighted when they are asked: ONNX writes models "
+                "without them"
+            )
         if model.chain.foldable and not model.modality.needs_encoder:
             raise ConfigError(
                 f"galleries of {printable(model_path)} hold their encoder: they are searched with rows as they are, and none is "

@@ -146,7 +146,7 @@ def _compare(metadata: Mapping[str, Any], index: Any, target: Target | None, nam
         raise IndexFileError(
             f"{name}: the metadata says bits={metadata['bits']}, and M={metadata['M']} of nbits={metadata['nbits']}"
         )
-    wrong = _lists_disagree(metadata) or target.disagreement(index)
+    wrong = _lists_disagree(metadata) or _content_disagrees(metadata) or target.disagreement(index)
     if wrong is None and metadata["M"] != target.shape_of(index).M:
         wrong = _unmerged(target, index, replace(shape_of_card(metadata), L=1))
     if wrong is not None:
@@ -159,6 +159,22 @@ def _lists_disagree(metadata: Mapping[str, Any]) -> str | None:
         return f"the metadata says list_beam={metadata['list_beam']}, and the codes have no lists"
     if "lists" in metadata and metadata.get("rule", "l2") != "l2":
         return f"the metadata says rule={metadata['rule']}, and codes with lists are encoded by l2"
+    return None
+
+
+def _content_disagrees(metadata: Mapping[str, Any]) -> str | None:
+    """What the metadata says of content codes that no model with them says; or None."""
+    bits = metadata.get("content_bits")
+    if bits is None:
+        return None
+    least = 0 if "lists" in metadata else metadata["nbits"]  # of the other part
+    if bits % metadata["nbits"] or bits > metadata["M"] * metadata["nbits"] - least:
+        return (
+            f"the metadata says content_bits={bits}, and M={metadata['M']} of nbits={metadata['nbits']}: no model divides "
+            "its codes like this"
+        )
+    if metadata["encoder"] != "model" or metadata["metric"] != "ip":
+        return f"the metadata says encoder={metadata['encoder']}, metric={metadata['metric']}, content codes need model, ip"
     return None
 
 

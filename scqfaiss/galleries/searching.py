@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Ints, transposed
+from ..content import parse_known
 from ..contract import Progress, silent
 from ..data import Source, open_rows
 from ..data.idlist import read_ids
@@ -62,25 +63,41 @@ def check_queries(gallery: Gallery, queries: Source) -> None:
 
 
 def search_source(
-    gallery: Gallery, queries: Source, k: int, progress: Progress = silent, **options: Any
+    gallery: Gallery,
+    queries: Source,
+    k: int,
+    progress: Progress = silent,
+    told: NDArray[np.float32] | None = None,
+    **options: Any,
 ) -> tuple[NDArray[np.float32], Ints]:
-    """Search with all rows of a source, in blocks -> D (nq, k), I (nq, k). options: as Gallery.search takes them."""
+    """Search with all rows of a source, in blocks -> D (nq, k), I (nq, k). options: as Gallery.search takes them, `known` for all
+    queries alike. told (nq,): filled with Gallery.known of each query.
+    """
     check_queries(gallery, queries)
     k = gallery.clip(k)
     D, I = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
     for i, x in queries.blocks():
+        if told is not None:
+            told[i : i + len(x)] = gallery.known(x, queries.name, check_finite=False)
         D[i : i + len(x)], I[i : i + len(x)] = gallery.search(x, k, name=queries.name, check_finite=False, **options)
         progress("search", i + len(x), len(queries), "")
     return D, I
 
 
 def range_search_source(
-    gallery: Gallery, queries: Source, threshold: float, progress: Progress = silent, **options: Any
+    gallery: Gallery,
+    queries: Source,
+    threshold: float,
+    progress: Progress = silent,
+    told: NDArray[np.float32] | None = None,
+    **options: Any,
 ) -> tuple[Ints, NDArray[np.float32], Ints]:
     """The same for all hits beyond a threshold -> lims (nq + 1,), D, I."""
     check_queries(gallery, queries)
     counts, D, I = [np.zeros(1, np.int64)], [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
     for i, x in queries.blocks():
+        if told is not None:
+            told[i : i + len(x)] = gallery.known(x, queries.name, check_finite=False)
         lims, scores, ids = gallery.range_search(x, threshold, name=queries.name, check_finite=False, **options)
         counts.append(np.diff(lims))
         D.append(scores)
@@ -99,6 +116,7 @@ def search_file(
     model: PathLike | None = None,
     device: str = "cpu",
     mmap: bool = False,
+    known: str | None = None,
     filter_ids: str | None = None,
     deny_ids: str | None = None,
     nprobe: int | None = None,
@@ -109,7 +127,8 @@ def search_file(
     """Search with a file of queries; hits go to the HDF5 file `out`, the first few into the returned text.
 
     Queries may be images, a single one too; the text names them by their files. k: hits per query, DEFAULT_K where
-    neither it nor `threshold` is given, which asks for all hits beyond it. filter_ids, deny_ids: "1,2,3" or a file of ids.
+    neither it nor `threshold` is given, which asks for all hits beyond it. known: 'auto', or a number from 0 to 1 as text, see
+    Gallery.search; where the gallery's model has a gate, its answers go to `out`. filter_ids, deny_ids: "1,2,3" or a file of ids.
     seeing: how the model looks at images. Raises ConfigError for k together with a threshold.
     """
     from ..data.writing import write_hits, write_ranges
@@ -120,27 +139,32 @@ def search_file(
         raise ConfigError("a search by threshold looks into every list; leave --nprobe out")
     k = DEFAULT_K if k is None else k
     lists = {"allow": filter_ids, "deny": deny_ids}
+    asked = None if known is None else parse_known(known)
 
-    def run(output: AtomicFile | None = None) -> tuple[Any, Any, Any]:
+    def run(output: AtomicFile | None = None) -> tuple[Any, Any, Any, Any]:
         options: dict[str, Any] = {option: read_ids(ids) for option, ids in lists.items() if ids is not None}
+        options["known"] = asked
         with open_rows(queries, **{**keys, "labels_key": None}, role="queries") as source:
             gallery = open_gallery(path, model=model, device=device, mmap=mmap)
             source = as_queries(gallery, source, inference_options)
             names = [printable(name) for name in source.names] if isinstance(source, FeatureSource) else source.ids
             if output is not None and threshold is None:
                 output.check_space(12 * len(source) * min(k, gallery.ntotal))
+            told = np.zeros(len(source), np.float32) if gallery.has_gate and output is not None else None
             if threshold is not None:
-                return range_search_source(gallery, source, threshold, progress, **options), source.ids, names
-            return search_source(gallery, source, k, progress, nprobe=nprobe, **options), source.ids, names
+                found: Any = range_search_source(gallery, source, threshold, progress, told, **options)
+            else:
+                found = search_source(gallery, source, k, progress, told, nprobe=nprobe, **options)
+            return found, source.ids, names, told
 
     if out is None:
-        hits, query_ids, names = run()
+        hits, query_ids, names, _ = run()
     else:
         given = (path, queries, model, *(ids for ids in lists.values() if ids is not None and os.path.exists(ids)))
         with atomic_write(out, inputs=[p for p in given if p is not None]) as output:
-            hits, query_ids, names = run(output)
+            hits, query_ids, names, told = run(output)
             write: Callable[..., None] = write_hits if threshold is None else write_ranges
-            output.write(lambda f: write(f, *hits, query_ids), nbytes=12 * hits[-1].size)
+            output.write(lambda f: write(f, *hits, query_ids, told), nbytes=12 * hits[-1].size)
     return _said(hits, query_ids) + (f", written to {printable(out)}" if out is not None else "") + _first(hits, names)
 
 
