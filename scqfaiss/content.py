@@ -39,7 +39,7 @@ class Gate:
     belongs to cluster g with a = softmax(v clusters^T / temperature). tops (G,): the mean of feature 0 over the unlabelled rows
     of a cluster; shares (G,): the log of its training rows over its unlabelled ones. coefficients (5,): of the features, the
     constant last. facts: 'auc'; 'loss' and 'gain', the mAP that it is expected to cost known classes and to bring unknown ones;
-    'on', whether known='auto' asks it.
+    'on', whether known='auto' asks it. caution: added to the logit before the gate sets a weight, never to what it says.
     """
 
     classes_z: NDArray[np.float32]
@@ -50,6 +50,7 @@ class Gate:
     shares: NDArray[np.float32]
     coefficients: NDArray[np.float32]
     facts: Mapping[str, Any]
+    caution: float = 0.0
 
     def __post_init__(self) -> None:
         dimensions = {"classes_z": 2, "classes_v": 2, "clusters": 2}
@@ -68,6 +69,8 @@ class Gate:
                 raise ConfigError(f"gate: {name} are {getattr(self, name).shape}, need {shape}")
         if not _number(self.temperature) or self.temperature <= 0:
             raise ConfigError(f"gate: the temperature is {self.temperature!r}, needs a number above 0")
+        if not _number(self.caution):
+            raise ConfigError(f"gate: the caution is {self.caution!r}, needs a number")
         for name in ("auc", "loss", "gain"):
             if not _number(self.facts.get(name)):
                 raise ConfigError(f"gate: {name} is {self.facts.get(name)!r}, needs a number")
@@ -101,9 +104,15 @@ class Gate:
 
     def __call__(self, z: Floats, v: Floats) -> Floats:
         """z (n, d_z), v (n, d_v) -> the probability of each row (n,), float32."""
+        return _sigmoid(self._logits(z, v)).astype(np.float32)
+
+    def cautious(self, z: Floats, v: Floats) -> NDArray[np.float64]:
+        """The same, moved by the caution: what sets the weights of queries, (n,) float64."""
+        return _sigmoid(self._logits(z, v) + self.caution)
+
+    def _logits(self, z: Floats, v: Floats) -> NDArray[np.float64]:
         coefficients = self._double["coefficients"]
-        logits = self.features(z, v) @ coefficients[:-1] + coefficients[-1]
-        return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)), np.float32)  # no overflow at either end
+        return np.asarray(self.features(z, v) @ coefficients[:-1] + coefficients[-1])
 
     @cached_property
     def _double(self) -> dict[str, NDArray[np.float64]]:
@@ -166,7 +175,7 @@ class Content:
             return as_known(known, len(z))
         if self.gate is None or not self.gate.on:
             return np.ones(len(z))
-        return self.gate(z, v).astype(np.float64)
+        return self.gate.cautious(z, v)
 
     def weight(self, known: NDArray[np.float64]) -> Floats:
         """known (n,) -> w (n,) float32: between the two weights, evenly in their logarithms."""
@@ -183,7 +192,8 @@ class Content:
         config = {"chain": encoder, "kind": self.codebooks.kind, "weights": list(self.weights), "beam": self.beam}
         if self.gate is not None:
             tensors |= {f"gate.{name}": getattr(self.gate, name) for name in _OF_GATE}
-            config["gate"] = {"temperature": self.gate.temperature, "facts": dict(self.gate.facts)}
+            gate = self.gate
+            config["gate"] = {"temperature": gate.temperature, "caution": gate.caution, "facts": dict(gate.facts)}
         return {PREFIX + name: a for name, a in tensors.items()}, config
 
     @staticmethod
@@ -194,7 +204,13 @@ class Content:
         gate, names = None, {name for name in own if name.startswith("gate.")}
         if "gate" in config:
             arrays = {name: own[f"gate.{name}"] for name in _OF_GATE}
-            gate = Gate(**arrays, temperature=config["gate"]["temperature"], facts=dict(config["gate"]["facts"]))
+            of_gate = config["gate"]
+            gate = Gate(
+                **arrays,
+                temperature=of_gate["temperature"],
+                facts=dict(of_gate["facts"]),
+                caution=of_gate["caution"],
+            )
             names -= {f"gate.{name}" for name in _OF_GATE}
         if names:
             raise ConfigError(f"tensor {PREFIX}{printable(min(names))} belongs to no gate")
@@ -297,6 +313,10 @@ def parse_known(text: str) -> str | float:
         raise ConfigError(f"known is '{printable(text)}', needs '{AUTO}' or a number from 0 to 1") from None
     as_known(number, 1)
     return number
+
+
+def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))  # no overflow at either end
 
 
 def _number(value: Any) -> bool:

@@ -65,6 +65,12 @@ class TrainOptions:
         "Inverted lists that are part of a code and cost no byte: a number, or auto; 1: codes of whole vectors. With lists, "
         "--bits 0 is a code too.",
     )
+    content_bits: int = option(
+        0,
+        "Bits of a second part of the code, which knows no labels: for queries of classes that are not in ROWS, see "
+        "search --known.",
+        low=0,
+    )
 
 
 @dataclass(frozen=True)

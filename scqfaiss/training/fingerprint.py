@@ -26,6 +26,7 @@ def run_fingerprint(plan: Plan, task: Task) -> dict[str, Any]:
         "bits": plan.M * plan.nbits,
         "nbits": plan.nbits,
         "lists": plan.lists,
+        "content bits": options.content_bits,
         "device": torch.device(plan.device).type,
     }
     out |= {"scqfaiss": __version__, "torch": torch.__version__, "processes": distributed.world_size()}

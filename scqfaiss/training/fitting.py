@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from .. import distributed
-from ..arrays import Ints
+from ..arrays import Floats, Ints
 from ..contract import Method, Progress, Subset, Task, silent
-from ..data import Source
+from ..data import ArraySource, Source
 from ..data.items import ItemSource
 from ..devices import torch_dtype
 from ..encoders.base import Stats
@@ -19,15 +19,16 @@ from ..encoders.chain import Chain
 from ..errors import CheckpointError, ConfigError, DataError, ResourceError, WriteError, printable
 from ..files import AtomicFile
 from ..model import Model
-from ..options import NOTHING_KEPT, RunOptions, check_numbers
+from ..options import NOTHING_KEPT, RunOptions, TrainOptions, check_numbers
 from . import class_numbers
 from .checkpoints import Checkpoints
 from .engine import Engine
-from .epoch_log import log_to
+from .content import add_content
+from .epoch_log import Log, log_to
 from .fingerprint import run_fingerprint
 from .labelled_rows import labelled_rows
 from .outcome import model_bytes, outcome
-from .planning import Plan, adapt
+from .planning import Plan, adapt, make_plan
 from .rows import MEMORY_SHARE, ImageRows, SourceRows, free_memory, statistics
 from .threads import considerate
 
@@ -181,7 +182,14 @@ def _fit(
     if finished is not None:  # all that is missing is its file
         return prepared(Model.from_bytes(finished, "the finished model"), output, checkpoints)
     losses = Engine.of(method, plan.options, progress, checkpoints, log).run(run.resume)
-    return prepared(outcome(plan, method, losses), output, checkpoints)
+    model = outcome(plan, method, losses)
+    if plan.options.content_bits:
+
+        def retrain(options: TrainOptions, x: Floats, y: Ints) -> Model:
+            return _fit(make_plan(options, ArraySource(x, y)), NOTHING_KEPT, memory, silent, None, Log())
+
+        model = add_content(plan, method.task, model, retrain, progress)
+    return prepared(model, output, checkpoints)
 
 
 def check_room(plan: Plan, method: Method, output: AtomicFile | None, checkpoints: Checkpoints | None) -> None:

@@ -92,6 +92,7 @@ def make_plan(
     C, multilabel = (labels.C, labels.multilabel) if labels else (0, False)
     check_memory(C, source)
     lists = count_lists(options, method, codebook_source or source, C, multilabel)
+    check_content_bits(options, method, source)
     M, nbits = method.shape(C, multilabel, *split_bits(options.bits, options.nbits, lists), lists)
     device, network = distributed.pick_device(options.device), None
     if encoder is not None and encoder.modality.needs_encoder:
@@ -303,6 +304,17 @@ def count_lists(options: TrainOptions, method: type[Method], codebook_rows: Sour
         able = [name for name in REGISTRY if method_class(name).takes_lists]
         raise ConfigError(f"method {options.method} has codes without lists; {', '.join(able)} take --lists")
     return number
+
+
+def check_content_bits(options: TrainOptions, method: type[Method], source: Source) -> None:
+    """Raise ConfigError for content codes that nbits does not divide, or of pairs."""
+    bits, nbits = options.content_bits, options.nbits
+    if bits == 0:
+        return
+    if source.pairs:
+        raise ConfigError(f"method {options.method} learns from pairs; content codes go with rows (leave --content-bits out)")
+    if not 1 <= nbits <= 16 or bits % nbits or bits > MAX_BITS:
+        raise ConfigError(f"content bits are {bits:,}, need a multiple of nbits={nbits} up to {MAX_BITS:,}")
 
 
 def split_bits(bits: int, nbits: int, L: int = 1) -> tuple[int, int]:
