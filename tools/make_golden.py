@@ -5,8 +5,8 @@
     python tools/make_golden.py tests/golden/content
 
 The folder's name says which galleries: those of codes of whole vectors, of codes with lists, or with a content part. For a new
-file format, or a target that is new, another name gets galleries of its own; files that are there are never written again. Made from random
-numbers with a fixed seed, so that they take a few kilobytes and belong to no one.
+file format, or a target that is new, another name gets galleries of its own; files that are there are never written again. Made
+from random numbers with a fixed seed, so that they take a few kilobytes and belong to no one.
 """
 
 from __future__ import annotations
