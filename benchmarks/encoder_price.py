@@ -93,7 +93,7 @@ def main(train: str, query: str, database: str, shapes: str, seeds: str, bits: i
             maps = []
             for seed in map(int, seeds.split(",")):
                 model = scqfaiss.train(x, y.y, bits=bits, seed=seed, members=members, hidden=hidden)
-                maps.append(measure_vectors(model.embed(xq), yq, model.embed(xb), yb)["map"])
+                maps.append(measure_vectors(model.embed(xq), yq, model.vectors(xb), yb)["map"])
             searches[shape] = gallery_of(model, xb, nlist, Path(folder) / f"{shape}.faissindex")
             calls[shape] = {"encode": model.embed}
             out[shape] = {"map": round(float(np.mean(maps)), 4), "maps": [round(m, 4) for m in maps]}

@@ -59,7 +59,7 @@ def main(model_path: str, query_path: str, database_path: str, *level: str) -> N
     with open_rows(query_path) as query, open_rows(database_path) as database:
         assert query.labels and database.labels
         yq, yb = same_classes(query.labels, database.labels, query.name, database.name)
-        zq, zb = model.embed(query.read(0, len(query))), model.embed(database.read(0, len(database)))
+        zq, zb = model.embed(query.read(0, len(query))), model.vectors(database.read(0, len(database)))
     print(json.dumps(of_z(model, zq, zb, yq, yb, bits, lists, int(model.config.get("seed", 0)))))
 
 

@@ -24,7 +24,7 @@ def main(model_path: str, query_path: str, database_path: str) -> None:
             zq, zb = ((x - mean) / np.maximum(np.linalg.norm(x - mean, axis=1, keepdims=True), 1e-30) for x in (xq, xb))
         else:
             key, model = "float_map", Model.load(model_path)
-            zq, zb = model.embed(xq), model.embed(xb)
+            zq, zb = model.embed(xq), model.vectors(xb)
         print(json.dumps({key: measure_vectors(zq, query.labels, zb, database.labels)["map"]}))
 
 

@@ -44,11 +44,11 @@ def rows_of(model: Model, path: Path, rows: int | None, seed: int) -> tuple[Floa
     """(z (n, d), labels) of the database, or of so many rows drawn like its own."""
     xb, labels = read_labelled(path)
     if rows is None:
-        return model.embed(xb), labels
+        return model.vectors(xb), labels
     z, picked = np.empty((rows, model.codebooks.d), np.float32), np.empty(rows, np.int64)
     done = 0
     for which, part in drawn(xb, rows, NOISE, seed):
-        z[done : done + len(part)], picked[done : done + len(part)] = model.embed(part), which
+        z[done : done + len(part)], picked[done : done + len(part)] = model.vectors(part), which
         done += len(part)
     return z, labels.take(picked)
 

@@ -314,16 +314,15 @@ def _joint(chain: Chain, semantic: Codebooks, content: Content) -> Joint:
 
 def _check_format(stored: bundle.Bundle, name: str) -> None:
     """Raise CheckpointError unless the format of a file is the one that its lists and content codes need."""
-    content = "content" in stored.config
-    if (LISTS in stored.tensors) != (stored.format == LISTED) and not (content and stored.format == WITH_CONTENT):
-        raise CheckpointError(
-            f"{name}: a tensor {LISTS} and format {LISTED} need one another, the file is of format {stored.format}"
-        )
-    if content != (stored.format == WITH_CONTENT) or (
-        not content and any(key.startswith(OF_CONTENT) for key in stored.tensors)
-    ):
+    told = "content" in stored.config
+    stray = not told and any(key.startswith(OF_CONTENT) for key in stored.tensors)
+    if stray or told != (stored.format == WITH_CONTENT):
         raise CheckpointError(
             f"{name}: content codes and format {WITH_CONTENT} need one another, the file is of format {stored.format}"
+        )
+    if not told and (LISTS in stored.tensors) != (stored.format == LISTED):
+        raise CheckpointError(
+            f"{name}: a tensor {LISTS} and format {LISTED} need one another, the file is of format {stored.format}"
         )
 
 

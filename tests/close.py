@@ -93,7 +93,16 @@ def assert_as_good(codes, wanted, codebooks, z, rule="l2", terms=0, beam=1, list
 
 def assert_encodes_as(model, x, wanted):
     """The model gives rows x the codes `wanted`, up to ties."""
-    z = model.embed(x)
+    codes, columns = model.encode(x), model.semantic.columns
     beams = {name: model.config.get(name, 1) for name in ("beam", "list_beam")}
-    terms = roundings(model.chain)
-    assert_as_good(model.encode(x), wanted, model.codebooks, z, model.config["rule"], terms, **beams)
+    z, terms = model.chain(np.asarray(x, np.float32)), roundings(model.chain)
+    assert codes.shape == np.shape(wanted) and codes.shape[1] == model.codebooks.columns
+    assert_as_good(codes[:, :columns], wanted[:, :columns], model.semantic, z, model.config["rule"], terms, **beams)
+    if model.content is None:
+        return
+    b, left, alive = model.content.codebooks, model.content.chain(np.asarray(x, np.float32)), np.ones(len(codes), bool)
+    if b.lists is not None:  # what is left of v in another list has other codewords
+        alive, left = codes[:, 0] == wanted[:, 0], left - b.lists[wanted[:, 0].astype(int)]
+    terms = roundings(model.content.chain) + 1
+    of_v = codes[alive, columns:], wanted[alive, columns:]
+    assert_as_good(*of_v, b.residual, left[alive], "l2", terms, beam=model.content.beam)

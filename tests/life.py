@@ -9,6 +9,7 @@ import faiss
 import numpy as np
 import pytest
 from conftest import blobs
+from contents import with_content
 
 import scqfaiss
 from scqfaiss.codebooks import Codebooks
@@ -30,13 +31,25 @@ LISTED = (
     "additive-8 listed",
     "additive-4 listed",
 )
+# The same with a content part.
+CONTENT = (
+    "product-8 content",
+    "product-4 content",
+    "additive-4 content",
+    "product-8 listed content",
+    "product-0 listed content",
+    "additive-8 listed content",
+)
 LISTS = 12
+OF_CONTENT = 3  # codebooks of a content part, of vectors of d=6
 OPTIONS = {"ivfpq": [{"nlist": 8}], "buckets": [{"nlist": 8}], "fastscan": [{"refine": -1}]}
 
 
 @cache
 def model(name):
     """'product' ones have an encoder that stands inside the file, 'additive' ones one that does not; l2 ones have none."""
+    if name in CONTENT:
+        return with_content(model(name.removesuffix(" content")), X, Y, M=OF_CONTENT)
     if name in LISTED:
         return listed(name)
     kind, what = name.split("-")
@@ -76,6 +89,11 @@ def listed(name):
 
 def shape(name):
     """Of the model's codebooks, without training it."""
+    if name in CONTENT:
+        s = shape(name.removesuffix(" content"))
+        if s.kind == "product" and s.M:
+            return replace(s, M=s.M + OF_CONTENT, d=(s.M + OF_CONTENT) * (s.d // s.M))
+        return replace(s, kind="additive", M=s.M + OF_CONTENT, nbits=s.nbits if s.M else 4, d=s.d + 6)
     plain, _, lists = name.partition(" ")
     kind, what = plain.split("-")
     if lists:
@@ -89,7 +107,7 @@ def cases(**wanted):
     met, out = set(), []
     for name, target, options in every_case(**wanted):
         kind, what = name.split("-")
-        alike = (kind, "l2" in what, "listed" in what, target, *options.items())
+        alike = (kind, "l2" in what, "listed" in what, "content" in what, target, *options.items())
         more = "".join(f"-{k}{v}" for k, v in options.items())
         marks = [pytest.mark.slow] if alike in met else []
         met.add(alike)
@@ -99,7 +117,7 @@ def cases(**wanted):
 
 def every_case(**wanted):
     """(model, target, options) of everything that fits together; wanted: values that TargetInfo must have."""
-    for name in (*MODELS, *LISTED):
+    for name in (*MODELS, *LISTED, *CONTENT):
         for target in REGISTRY:
             container = find_target(target)
             if container.supports(shape(name)) is None and all(

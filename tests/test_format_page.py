@@ -112,7 +112,7 @@ MAY_CONFIG = {
     "class_names": names,
     "classes": lambda v: isinstance(v, list) and all(map(count(0, (1 << 20) - 1), v)) and v == sorted(set(v)),
     **dict.fromkeys(("labels", "long_name"), lambda v: v is None or isinstance(v, str)),
-    **dict.fromkeys(("settings", "training", "data", "backbone"), OBJECT),
+    **dict.fromkeys(("settings", "training", "data", "backbone", "content"), OBJECT),
 }
 
 
@@ -130,8 +130,9 @@ def read_model(path):
     (length,) = struct.unpack("<Q", data[:8])
     header = parse_object(data[8 : 8 + length])
     meta = parse_object(header.pop("__metadata__", {}).get("scqfaiss", "").encode())
-    need(meta.get("format") in (1, 2), f"format {meta.get('format')}")
-    need((meta["format"] == 2) == ("codebooks.lists" in header), "lists and format")
+    need(meta.get("format") in (1, 2, 3), f"format {meta.get('format')}")
+    need((meta["format"] == 2) == ("codebooks.lists" in header) or meta["format"] == 3, "lists and format")
+    need((meta["format"] == 3) == any(name.startswith("content.") for name in header), "content and format")
     need(sha256(meta.get("sha256")) and isinstance(meta.get("config"), dict), "no checksum or no config")
     tensors, start = {}, 8 + length
     for name, entry in header.items():
@@ -145,6 +146,9 @@ def read_model(path):
     need("classes" not in config or len(config["classes"]) == config.get("C", 0), "classes and C")
     need(("backbone" in config) == any(name.startswith("backbone.") for name in tensors), "backbone")
     check_codebooks(config["codebooks"], tensors)
+    need((meta["format"] == 3) == ("content" in config), "content and format")
+    if "content" in config:
+        check_content(config, tensors)
     return config, tensors, hashlib.sha256(data).hexdigest()
 
 
@@ -160,9 +164,59 @@ def check_codebooks(codebooks, tensors):
         need(lists.dtype == np.float32 and lists.ndim == 2 and lists.shape[1] == d and len(lists) >= 2, "lists")
 
 
+def content_parts(config, tensors):
+    """The config and the tensors of a content part, as those of a model would be called."""
+    own = config["content"]
+    parts = {name.removeprefix("content."): a for name, a in tensors.items() if name.startswith("content.")}
+    return {"chain": own["chain"], "codebooks": {"kind": own["kind"], "metric": "ip"}, "rule": "l2"}, parts
+
+
+def check_content(config, tensors):
+    own, (as_config, parts) = config["content"], content_parts(config, tensors)
+    need(config["codebooks"]["metric"] == "ip", "content and metric")
+    semantic, table = tensors["codebooks.centroids"], parts["codebooks.centroids"]
+    check_codebooks(as_config["codebooks"], {"codebooks.centroids": table})
+    need(own["kind"] == (config["codebooks"]["kind"] if len(semantic) else "additive"), "kind of content")
+    need(not len(semantic) or table.shape[1] == semantic.shape[1], "K of content")
+    if "codebooks.lists" in parts:
+        need(len(parts["codebooks.lists"]) == len(tensors["codebooks.lists"]), "content lists")
+    need(len(own["weights"]) == 2 and all(1e-18 <= w <= 1e18 for w in own["weights"]), "weights")
+    need(count(1, 64)(own["beam"]), "beam")
+    need(any(name.startswith("gate.") for name in parts) == ("gate" in own), "gate")
+    if "gate" in own:
+        need(own["gate"]["temperature"] > 0 and BOOL(own["gate"]["facts"]["on"]), "gate")
+        need(parts["gate.coefficients"].shape == (5,), "coefficients")
+
+
+def joined(config, tensors, z, v):
+    """z, v side by side as the joint codebooks have them."""
+    table, of_v = tensors["codebooks.centroids"], tensors["content.codebooks.centroids"]
+    if config["content"]["kind"] == "additive":
+        return np.concatenate([z, v], axis=1)
+    dsub = max(table.shape[2], of_v.shape[2])
+    parts = [part for a, t in ((z, table), (v, of_v)) for part in np.split(a, len(t), axis=1)]
+    return np.concatenate([np.pad(part, ((0, 0), (0, dsub - part.shape[1]))) for part in parts], axis=1)
+
+
+def joint_queries(config, tensors, x, known=None):
+    (as_config, parts), own = content_parts(config, tensors), config["content"]
+    z, v = embed(config, tensors, x), embed(as_config, parts, x)
+    if known is None:
+        known = gate(own, parts, z, v) if "gate" in own and own["gate"]["facts"]["on"] else 1.0
+    w = np.exp(known * np.log(own["weights"][0]) + (1 - known) * np.log(own["weights"][1]))
+    return joined(config, tensors, z, np.broadcast_to(w, len(z))[:, None] * v)
+
+
+def gate(own, parts, z, v):
+    a = run_layer("softmax", v @ parts["gate.clusters"].T / own["gate"]["temperature"], {})
+    tops = [(z @ parts["gate.classes_z"].T).max(1), (v @ parts["gate.classes_v"].T).max(1)]
+    features = np.stack([*tops, a @ parts["gate.tops"], a @ parts["gate.shares"]], axis=1)
+    return 1 / (1 + np.exp(-features @ parts["gate.coefficients"][:4] - parts["gate.coefficients"][4]))
+
+
 def write_model(path, config, tensors):
     config = json.loads(json.dumps(config))
-    number = 2 if "codebooks.lists" in tensors else 1
+    number = 3 if "content" in config else 2 if "codebooks.lists" in tensors else 1
     meta = {"format": number, "sha256": model_checksum(config, tensors), "config": config}
     write_safetensors(path, json.dumps(meta, sort_keys=True), tensors)
 
@@ -218,6 +272,13 @@ def embed(config, tensors, x):
 
 def encode(config, tensors, x):
     """Without a beam of sums."""
+    if "content" in config:
+        alone = {name: value for name, value in config.items() if name != "content"}
+        codes, (as_config, parts) = encode(alone, tensors, x), content_parts(config, tensors)
+        v = embed(as_config, parts, x)
+        if "codebooks.lists" in parts:
+            v = v - parts["codebooks.lists"][codes[:, 0]]
+        return np.column_stack([codes, encode_words(as_config, parts, v)])
     z, lists = embed(config, tensors, x), tensors.get("codebooks.lists")
     if lists is None:
         return encode_words(config, tensors, z)
@@ -254,6 +315,21 @@ def decode(kind, table, codes):
     return np.concatenate(parts, axis=1) if kind == "product" else np.sum(parts, axis=0)
 
 
+def decode_all(config, tensors, codes):
+    """The vectors of codes, with lists and content where there are any."""
+    table, kind = tensors["codebooks.centroids"], config["codebooks"]["kind"]
+    columns = len(table) + ("codebooks.lists" in tensors)
+    words = codes[:, :columns]
+    z = decode_listed(kind, tensors, words) if "codebooks.lists" in tensors else decode(kind, table, words)
+    if "content" not in config:
+        return z
+    as_config, parts = content_parts(config, tensors)
+    v = decode(as_config["codebooks"]["kind"], parts["codebooks.centroids"], codes[:, columns:])
+    if "codebooks.lists" in parts:
+        v = v + parts["codebooks.lists"][codes[:, 0]]
+    return joined(config, tensors, z, v)
+
+
 # -------------------------------------------------------------------------------------------------------- the gallery
 MUST_METADATA = {
     "format": one_of(1),
@@ -272,7 +348,7 @@ MAY_METADATA = {
     **dict.fromkeys(("pictures", "by_residual"), BOOL),
     "lists": count(2),
     "list_beam": count(1, 64),
-    **dict.fromkeys(("model_bits", "nlist", "nprobe"), count(1)),
+    **dict.fromkeys(("model_bits", "content_bits", "nlist", "nprobe"), count(1)),
     **dict.fromkeys(("bits", "repeated_ids", "skipped_rows"), count(0)),
     "options": OBJECT,
 }
@@ -434,20 +510,24 @@ def label(path):
     return f"{path.parent.name}-{path.stem}"
 
 
+def assert_encoded_alike(config, codes, others, columns):
+    """But for sums that a beam has found, and ties, which float32 may see otherwise. columns: of the semantic part."""
+    for part, settings in ((slice(columns), config), (slice(columns, None), config.get("content", {}))):
+        if settings.get("beam", 1) == 1 and codes[:, part].size:
+            assert (codes[:, part] == others[:, part]).mean() > 0.95
+
+
 @pytest.mark.parametrize("path", MODELS, ids=label)
 def test_a_golden_model_is_read_from_the_page(path):
     config, tensors, sha = read_model(path)
     model = scqfaiss.Model.load(path)
     assert model.sha256 == sha
     x = np.random.default_rng(0).standard_normal((50, config["chain"]["d_in"]), np.float32)
-    np.testing.assert_allclose(model.embed(x), embed(config, tensors, x), atol=1e-4)
-    if config.get("beam", 1) == 1:
-        assert (encode(config, tensors, x) == model.encode(x)).mean() > 0.95  # ties in float32 may fall otherwise
-    kind, codes = config["codebooks"]["kind"], model.encode(x)
-    if "codebooks.lists" in tensors:
-        vectors = decode_listed(kind, tensors, codes)
-    else:
-        vectors = decode(kind, tensors["codebooks.centroids"], codes)
+    queries = joint_queries if "content" in config else embed
+    np.testing.assert_allclose(model.embed(x), queries(config, tensors, x), atol=1e-4)
+    codes = model.encode(x)
+    assert_encoded_alike(config, encode(config, tensors, x), codes, model.semantic.columns)
+    vectors = decode_all(config, tensors, codes)
     np.testing.assert_allclose(vectors, model.codebooks.decode(codes), rtol=1e-6, atol=1e-6)
 
 
@@ -637,7 +717,7 @@ def test_every_key_of_the_metadata_is_as_the_page_says(gallery, key):
         assert [refused(read, path) for read in (scqfaiss.open, read_gallery)] == [expected] * 2
 
 
-@pytest.mark.parametrize("key", sorted(set(table_of("Config")) - {"backbone"}))
+@pytest.mark.parametrize("key", sorted(set(table_of("Config")) - {"backbone", "content"}))
 def test_every_key_of_the_config_is_as_the_page_says(model, key):
     config, tensors, path = model
     expected = table_of("Config")[key].startswith("MUST") or key == "C"  # without C there are no classes to number
@@ -692,7 +772,12 @@ def test_damage_and_newer_formats_are_refused(gallery, model):
     write_parts(path, stream + b"\0", json.dumps(values).encode())
     assert refused(scqfaiss.open, path) and refused(read_gallery, path)
     config, tensors, of_model = model
-    for number, with_lists in ((3, tensors), (2, tensors), (1, tensors | {"codebooks.lists": np.zeros((2, 6), "f")})):
+    for number, with_lists in (
+        (4, tensors),
+        (3, tensors),
+        (2, tensors),
+        (1, tensors | {"codebooks.lists": np.zeros((2, 6), "f")}),
+    ):
         meta = {"format": number, "sha256": model_checksum(config, with_lists), "config": config}
         write_safetensors(of_model, json.dumps(meta), with_lists)
         assert refused(scqfaiss.Model.load, of_model) and refused(read_model, of_model)
@@ -824,8 +909,16 @@ def test_lists_written_from_the_page_are_read(model, tmp_path, M, list_beam):
             assert refused(read_gallery, tmp_path / "w.faissindex")
 
 
-@pytest.mark.parametrize("name, target", [(n, t) for n, t, _ in life.every_case() if n in life.LISTED])
-def test_lists_that_are_exported_are_read_from_the_page(tmp_path, name, target):
+# Fast scan stores additive codes of a wide range of scores as other codes.
+OF_LISTS_AND_CONTENT = [
+    (name, target)
+    for name, target, _ in life.every_case()
+    if ("listed" in name or "content" in name) and (name, target) != ("additive-4 content", "fastscan")
+]
+
+
+@pytest.mark.parametrize("name, target", OF_LISTS_AND_CONTENT)
+def test_lists_and_content_that_are_exported_are_read_from_the_page(tmp_path, name, target):
     life.export(name, tmp_path / "g.faissindex", slice(60), target)
     found, index = read_gallery(tmp_path / "g.faissindex")
     codes, ids = codes_of(found, index)
@@ -836,5 +929,15 @@ def test_lists_that_are_exported_are_read_from_the_page(tmp_path, name, target):
     np.testing.assert_array_equal(codes[order][:, : ours.shape[1]], ours[theirs])
     life.model(name).save(tmp_path / "m.safetensors")
     config, tensors, sha = read_model(tmp_path / "m.safetensors")
-    assert sha == found["model_sha256"] and found["list_beam"] == config.get("list_beam", 1)
-    assert (encode(config, tensors, life.X[:60]) == life.model(name).encode(life.X[:60])).mean() > 0.95
+    assert sha == found["model_sha256"] and found.get("list_beam", 1) == config.get("list_beam", 1)
+    model = life.model(name)
+    assert_encoded_alike(
+        config, encode(config, tensors, life.X[:60]), model.encode(life.X[:60]), model.semantic.columns
+    )
+    if "content" not in config:
+        return
+    table = tensors["content.codebooks.centroids"]
+    assert found["content_bits"] == len(table) * (table.shape[1].bit_length() - 1)
+    for known in (None, 0.0, 0.3):
+        got = joint_queries(config, tensors, life.X[:60], known)
+        np.testing.assert_allclose(got, model.embed(life.X[:60], known=known), atol=1e-4 * np.abs(got).max())

@@ -136,7 +136,7 @@ def scores_of(name, rows=slice(400)):
 
 
 def every_list(name, target, options):
-    if name in life.LISTED:
+    if "listed" in name:
         return life.LISTS
     return options["nlist"] if target == "ivfpq" and options else None
 

@@ -2,10 +2,11 @@
 
     python tools/make_golden.py tests/golden/targets
     python tools/make_golden.py tests/golden/lists
+    python tools/make_golden.py tests/golden/content
 
-The folder's name says which galleries: those of codes of whole vectors, or of codes with lists. For a new file format, or
-a target that is new, another name gets galleries of its own; files that are there are never written again. Made from random
-numbers with a fixed seed, so that they take a few kilobytes and belong to no one.
+The folder's name says which galleries: those of codes of whole vectors, of codes with lists, or with a content part. For a new
+file format, or a target that is new, another name gets galleries of its own; files that are there are never written again. Made
+from random numbers with a fixed seed, so that they take a few kilobytes and belong to no one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import h5py
 import numpy as np
 
 import scqfaiss
+from scqfaiss.codebooks import Codebooks
+from scqfaiss.content import Content, Gate
+from scqfaiss.encoders.chain import Chain
 from scqfaiss.files import atomic_write
 from scqfaiss.model import Model
 
@@ -46,6 +50,13 @@ GALLERIES: dict[str, dict[str, tuple[str, str, dict[str, int]]]] = {
         "buckets": ("product", "buckets", {"nprobe": LISTS}),
         "lift": ("additive", "lift", {"nprobe": LISTS}),
     },
+    "content": {
+        "ivfpq": ("product", "ivfpq", {}),
+        "fastscan": ("product", "fastscan", {}),
+        "buckets": ("product", "buckets", {}),
+        "ivfpq_listed": ("listed", "ivfpq", {"nprobe": LISTS}),
+        "lift_alone": ("alone", "lift", {"nprobe": LISTS}),
+    },
 }
 
 
@@ -61,7 +72,10 @@ def main(folder: Path) -> None:
     answers: dict[str, Any] = {"queries": xq, "rows": x, "row_ids": ids}
     for name, model in models.items():
         model.save(folder / f"{name}.safetensors")
-        answers[f"{name}/z"] = Model.load(folder / f"{name}.safetensors").embed(xq)
+        loaded = Model.load(folder / f"{name}.safetensors")
+        answers[f"{name}/z"] = loaded.embed(xq)
+        if loaded.has_gate:
+            answers[f"{name}/known"] = loaded.known(xq)
     for name, (model_name, target, options) in GALLERIES[folder.name].items():
         path, model = folder / f"{name}.faissindex", models[model_name]
         scqfaiss.export(model, x, ids=ids, path=path, target=target, **options)
@@ -85,12 +99,43 @@ def train(folder: str, x: Any, y: Any) -> dict[str, Model]:
             "additive": scqfaiss.train(x, y, bits=8, **additive, **listed),
             "alone": scqfaiss.train(x, y, bits=0, **listed),
         }
+    if folder == "content":
+        other: dict[str, Any] = {"hidden": 8, "members": 1, **small}
+        return {
+            "product": with_content(scqfaiss.train(x, y, bits=8, **other), x, y),
+            "listed": with_content(scqfaiss.train(x, y, bits=8, lists=LISTS, **other), x, y),
+            "alone": with_content(scqfaiss.train(x, y, bits=0, lists=LISTS, **other), x, y),
+        }
     small["bits"] = 16
     return {
         "product": scqfaiss.train(x, y, hidden=8, members=2, class_names=["a", "b", "c", "d"], **small),
         "additive": scqfaiss.train(x, y, hidden=8, members=1, **additive, **small),
         "folded": scqfaiss.train(x, y, encoder="linear", cfa="cosine", d=8, **small),
     }
+
+
+def with_content(model: Model, x: Any, y: Any) -> Model:
+    """The same model with 12 bits of content codes: directions of the rows x, and codewords that are rows."""
+    rng = np.random.default_rng(21)
+    M, d = 3, 6
+    A = rng.standard_normal((d, D)).astype(np.float32)
+    chain = Chain(D, [("center", {"mean": x.mean(0)}), ("linear", {"A": A}), ("normalize", {})])
+    z, v, lists = model.embed(x), chain(x), None
+    kind, left = model.codebooks.kind if model.codebooks.M else "additive", v
+    if model.codebooks.lists is not None:
+        numbers = model.encode(x)[:, 0].astype(int)
+        lists = np.stack([v[numbers == i].mean(0) if (numbers == i).any() else 0 * v[0] for i in range(LISTS)])
+        left = v - lists[numbers]
+    words = left[rng.choice(N, (M, 16), replace=False)]
+    if kind == "product":
+        words = np.stack([words[m, :, 2 * m : 2 * m + 2] for m in range(M)])
+    classes = [np.stack([a[y == c].mean(0) for c in range(C)]) for a in (z, v)]
+    coefficients = np.array([2, 1, -1, 0.5, -1.5], np.float32)
+    facts = {"auc": 0.9, "loss": 0.01, "gain": 0.1, "on": True}
+    tops, shares = rng.standard_normal((2, 4)).astype(np.float32)
+    gate = Gate(*classes, v[:4], 0.25, tops, shares, coefficients, facts)
+    content = Content(chain, Codebooks(kind, words, "ip", lists), (0.25, 2.0), gate, 4 if kind == "additive" else 1)
+    return Model(model.chain, model.codebooks, model.config, content=content)
 
 
 def write(f: BinaryIO, answers: dict[str, np.ndarray]) -> None:

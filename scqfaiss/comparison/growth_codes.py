@@ -78,7 +78,7 @@ class Work:
             self.models[name] = self._model(
                 name,
                 lambda how=how: train(  # type: ignore[misc]
-                    wide.vectors(xb),
+                    wide.embed(xb),
                     labels.y,
                     bits=self.options.bits,
                     nbits=4,
@@ -136,7 +136,7 @@ class Work:
             return {}
         if "z" in missing:
             rows = drawn(xb, PIECE, self.options.noise, (self.options.seed, piece))
-            z = np.concatenate([self.models["wide"].vectors(part) for _, part in rows])
+            z = np.concatenate([self.models["wide"].embed(part) for _, part in rows])
         else:
             z = self._read("z", piece)
         return {name: z if name == "z" else self.models[name].assign(z) for name in missing}

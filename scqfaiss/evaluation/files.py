@@ -37,7 +37,8 @@ def evaluate_file(
 ) -> dict[str, Any]:
     """Evaluate a gallery with labelled files of queries and of its database; or by the ids of the queries, each of which
     is that of the query's own vector, where there is no database or neither file has labels. Of a database without labels
-    only the ids are looked at, and all must be held. known: 'auto', or a number from 0 to 1 as text, see Gallery.search. Queries may be images; seeing: how the model looks at them.
+    only the ids are looked at, and all must be held. known: 'auto', or a number from 0 to 1 as text, see Gallery.search.
+    Queries may be images; seeing: how the model looks at them.
     """
     if at is not None and at < 1:
         raise ConfigError(f"R is {at}, needs 1 or more")

@@ -14,6 +14,7 @@ import faiss
 import numpy as np
 import pytest
 from close import assert_close, assert_encodes_as, roundings
+from contents import with_content
 
 import scqfaiss
 import scqfaiss.methods
@@ -21,6 +22,7 @@ import scqfaiss.targets
 from scqfaiss import Model
 from scqfaiss.cli import arguments
 from scqfaiss.codebooks import Codebooks, Shape
+from scqfaiss.content import AUTO
 from scqfaiss.contract import Stage
 from scqfaiss.contract import settings as settings_of
 from scqfaiss.data.writing import write_rows
@@ -596,6 +598,61 @@ def test_codes_with_lists_score_as_they_should(method, labels, bits, nbits, targ
     assert_hits(*gallery.search(xq, K, allow=ids[::5], deny=ids[::2], nprobe=LISTS), scores[:, 5::10], ids[5::10], K)
     assert_same_codes(gallery.unpack(), model.codebooks, codes, ids)
     np.testing.assert_allclose(gallery.reconstruct(ids[:9]), model.codebooks.decode(codes[:9]), atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------- content codes
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("method, labels, nbits", CASES)
+def test_codes_with_content_score_as_they_should(method, labels, nbits, target, trained, one, tmp_path, plain_faiss):
+    base, (x, y) = trained(method, labels, nbits), one
+    if base.codebooks.metric != "ip":
+        with pytest.raises(ConfigError, match=r"^content codes need codebooks of metric 'ip', these are of 'l2'$"):
+            with_content(base, x, y)
+        return
+    check_content(with_content(base, x, y), base, target, x, tmp_path, plain_faiss)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("method, labels, bits, nbits", LISTED)
+def test_codes_with_lists_and_content_score_as_they_should(
+    method, labels, bits, nbits, target, listed, one, tmp_path, plain_faiss
+):
+    base, (x, y) = listed(method, labels, bits, nbits), one
+    if base.codebooks.metric == "ip":
+        check_content(with_content(base, x, y), base, target, x, tmp_path, plain_faiss)
+
+
+def check_content(model, base, target, x, tmp_path, plain_faiss):
+    """Scores are <z, its codewords> + w <v, its codewords>, in plain FAISS and in our own reader, whatever is known."""
+    path, xb, xq = tmp_path / "g.faissindex", x[:N_BASE], x[N_BASE : N_BASE + 20]
+    if target not in serving(model.codebooks.shape):
+        with pytest.raises(ConfigError, match=f"^target {target} cannot serve these codes: "):
+            scqfaiss.export(model, xb, path=path, target=target)
+        return
+    ids = np.random.default_rng(1).permutation(N_BASE) * 7 + 2**62 - 10_000
+    lists = {} if base.codebooks.lists is None else {"nprobe": LISTS}
+    scqfaiss.export(model, xb, ids=ids, path=path, target=target, **lists)
+    codes, content, columns = model.encode(xb), model.content, base.codebooks.columns
+    np.testing.assert_array_equal(codes[:, :columns], base.encode(xb))
+    numbers = () if content.codebooks.lists is None else (codes[:, :1],)
+    decoded = content.codebooks.decode(np.concatenate([*numbers, codes[:, columns:]], axis=1))
+    of_z = base.codebooks.scores(base.embed(xq), codes[:, :columns])
+    of_v = content.chain(xq).astype(np.float64) @ decoded.astype(np.float64).T
+    gallery = scqfaiss.open(path, model=model)
+    assert gallery.metadata["content_bits"] == content.bits and gallery.needs_model
+    told = np.linspace(0, 1, len(xq))
+    for known in (None, AUTO, 0, 1, 0.3, told):
+        w = content.weight(np.broadcast_to(gallery.known(xq) if known is None or known is AUTO else known, len(xq)))
+        z = model.embed(xq, known=known)
+        scores = model.codebooks.scores(z, codes)
+        np.testing.assert_allclose(scores, of_z + w[:, None] * of_v, atol=1e-5 * np.abs(scores).max())
+        D, I, found = plain_faiss(path, z, K)
+        assert (found["ntotal"], found["d"]) == (N_BASE, model.codebooks.d)
+        assert_hits(D, I, scores, ids, K)
+        ours = gallery.search(xq, K, known=known, **lists)
+        np.testing.assert_allclose(ours[0], D, atol=1e-5 * np.abs(scores).max())
+        assert_hits(*ours, scores, ids, K)
+    assert_same_codes(gallery.unpack(), model.codebooks, codes, ids)
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if not method_class(m).takes_lists])
