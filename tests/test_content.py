@@ -117,8 +117,15 @@ def test_known_is_told_or_asked_of_the_gate():
     model, off, without = (with_content(base, X, y, on=on) for y, on in ((Y, True), (Y, False), (None, True)))
     p = model.known(X[:20])
     np.testing.assert_array_equal(p, model.content.gate(base.embed(X[:20]), model.content.chain(X[:20])))
+    # The caution moves what sets the weights, and not what is said.
+    gate = model.content.gate
+    bold = replace(model.content, gate=replace(gate, caution=1.5))
+    z, v = base.embed(X[:20]), model.content.chain(X[:20])
+    np.testing.assert_array_equal(bold.gate(z, v), p)
+    odds = p.astype(np.float64) / (1 - p.astype(np.float64)) * np.exp(1.5)
+    np.testing.assert_allclose(bold.known(z, v), odds / (1 + odds), rtol=1e-4)
     for value in (None, "auto"):
-        np.testing.assert_array_equal(model.embed(X[:20], known=value), model.embed(X[:20], known=p))
+        np.testing.assert_allclose(model.embed(X[:20], known=value), model.embed(X[:20], known=p), rtol=1e-5, atol=1e-6)
         for certain in (off, without):
             np.testing.assert_array_equal(certain.embed(X[:20], known=value), certain.embed(X[:20], known=1))
     np.testing.assert_array_equal(off.known(X[:20]), p)  # it can still be asked

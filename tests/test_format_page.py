@@ -211,7 +211,8 @@ def gate(own, parts, z, v):
     a = run_layer("softmax", v @ parts["gate.clusters"].T / own["gate"]["temperature"], {})
     tops = [(z @ parts["gate.classes_z"].T).max(1), (v @ parts["gate.classes_v"].T).max(1)]
     features = np.stack([*tops, a @ parts["gate.tops"], a @ parts["gate.shares"]], axis=1)
-    return 1 / (1 + np.exp(-features @ parts["gate.coefficients"][:4] - parts["gate.coefficients"][4]))
+    t = features @ parts["gate.coefficients"][:4] + parts["gate.coefficients"][4]
+    return 1 / (1 + np.exp(-t - own["gate"]["caution"]))
 
 
 def write_model(path, config, tensors):

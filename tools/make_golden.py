@@ -133,7 +133,7 @@ def with_content(model: Model, x: Any, y: Any) -> Model:
     coefficients = np.array([2, 1, -1, 0.5, -1.5], np.float32)
     facts = {"auc": 0.9, "loss": 0.01, "gain": 0.1, "on": True}
     tops, shares = rng.standard_normal((2, 4)).astype(np.float32)
-    gate = Gate(*classes, v[:4], 0.25, tops, shares, coefficients, facts)
+    gate = Gate(*classes, v[:4], 0.25, tops, shares, coefficients, facts, caution=0.5)
     content = Content(chain, Codebooks(kind, words, "ip", lists), (0.25, 2.0), gate, 4 if kind == "additive" else 1)
     return Model(model.chain, model.codebooks, model.config, content=content)
 

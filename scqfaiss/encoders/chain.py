@@ -165,12 +165,7 @@ class Chain:
             what = f"encoder layer {i} ({op})"
             if op not in OPERATIONS:
                 raise CheckpointError(f"{what} is unknown, this version runs {', '.join(OPERATIONS)}")
-            needed = set(OPERATIONS[op].arrays) - ({"b"} if op == "linear" else set())
-            if not needed <= set(arrays) <= set(OPERATIONS[op].arrays):
-                raise CheckpointError(f"{what} holds {', '.join(arrays) or 'no arrays'}")
-            for name, a in arrays.items():
-                if a.dtype != np.float32 or not np.isfinite(a).all():
-                    raise CheckpointError(f"{what}: {name} is {a.dtype} or not finite, needs finite float32")
+            _check_arrays(op, arrays, what)
             if op == "linear":
                 A, b = arrays["A"], arrays.get("b")
                 if A.ndim != 2 or A.shape[1] != d or (b is not None and b.shape != A.shape[:1]):
@@ -256,6 +251,16 @@ def unpack(tensors: Mapping[str, NDArray[Any]], config: Mapping[str, Any]) -> Ch
                 raise CheckpointError(f"tensor {name} belongs to no encoder layer")
             arrays_of[int(part[1])][part[2]] = a
     return Chain(d_in, [(str(op), arrays) for op, arrays in zip(ops, arrays_of)])
+
+
+def _check_arrays(op: str, arrays: Arrays, what: str) -> None:
+    """Raise CheckpointError unless a layer holds its own arrays, finite and float32."""
+    needed = set(OPERATIONS[op].arrays) - ({"b"} if op == "linear" else set())
+    if not needed <= set(arrays) <= set(OPERATIONS[op].arrays):
+        raise CheckpointError(f"{what} holds {', '.join(arrays) or 'no arrays'}")
+    for name, a in arrays.items():
+        if a.dtype != np.float32 or not np.isfinite(a).all():
+            raise CheckpointError(f"{what}: {name} is {a.dtype} or not finite, needs finite float32")
 
 
 def _lost_row(y: Floats) -> int | None:

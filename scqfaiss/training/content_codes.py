@@ -10,6 +10,8 @@ n row   d dimension of v   m codebook (M)   k codeword (K)   g centroid (G)
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -36,7 +38,7 @@ BEAM = 8  # of additive codebooks: partial sums that encoding carries from codeb
 
 def clusters_for(n: int) -> int:
     """How many centroids n rows get: 2 sqrt(n), a power of two, and no fewer than MIN_ROWS rows each."""
-    return max(1, min(1 << round(np.log2(2 * np.sqrt(n))), n // MIN_ROWS))
+    return max(1, min(1 << round(math.log2(2 * math.sqrt(n))), n // MIN_ROWS))
 
 
 def cluster(v: Floats, seed: int) -> Floats:
@@ -109,7 +111,8 @@ def content_codebooks(
 def _parts(z: Tensor, M: int, K: int, generator: torch.Generator) -> Tensor:
     """Rows that k-means looks at, (M, n, d / M)."""
     rows = torch.randperm(len(z), generator=generator)[: SEED_ROWS * K].sort().values
-    return z[rows].unflatten(1, (M, -1)).transpose(0, 1).contiguous()
+    parts: Tensor = z[rows].unflatten(1, (M, -1)).transpose(0, 1).contiguous()
+    return parts
 
 
 def learn(model: Model, bank: Floats, bits: int, nbits: int, drawn: bool, progress: Progress) -> Content:

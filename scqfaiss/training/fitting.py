@@ -22,8 +22,8 @@ from ..model import Model
 from ..options import NOTHING_KEPT, RunOptions, TrainOptions, check_numbers
 from . import class_numbers
 from .checkpoints import Checkpoints
-from .engine import Engine
 from .content import add_content
+from .engine import Engine
 from .epoch_log import Log, log_to
 from .fingerprint import run_fingerprint
 from .labelled_rows import labelled_rows

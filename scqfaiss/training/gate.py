@@ -111,7 +111,7 @@ def deal(y: Ints, seed: int) -> Iterator[tuple[Ints, Ints, Bools]]:
     for part in np.array_split(classes, FOLDS):
         out = np.isin(y[rows], part)
         # Half of each at most: the unknown ones are more, and would leave no room for the others.
-        seen = np.concatenate([of[:QUERIES // 2] for of in (rows[out], rows[held & ~out])])
+        seen = np.concatenate([of[: QUERIES // 2] for of in (rows[out], rows[held & ~out])])
         yield np.sort(rows[~out & ~held]), seen, ~np.isin(y[seen], part)
 
 
@@ -161,7 +161,9 @@ def logistic(features: NDArray[np.float64], known: Bools) -> NDArray[np.float64]
     t = torch.from_numpy(np.where(known, 1.0, -1.0))
     w = torch.from_numpy(len(known) / 2 / np.where(known, known.sum(), (~known).sum()))
     b = torch.zeros(features.shape[1] + 1, dtype=torch.float64, requires_grad=True)
-    solver = torch.optim.LBFGS([b], max_iter=500, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS(
+        [b], max_iter=500, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
 
     def loss() -> torch.Tensor:
         solver.zero_grad()

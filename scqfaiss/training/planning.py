@@ -312,7 +312,9 @@ def check_content_bits(options: TrainOptions, method: type[Method], source: Sour
     if bits == 0:
         return
     if source.pairs:
-        raise ConfigError(f"method {options.method} learns from pairs; content codes go with rows (leave --content-bits out)")
+        raise ConfigError(
+            f"method {options.method} learns from pairs; content codes go with rows (leave --content-bits out)"
+        )
     if not 1 <= nbits <= 16 or bits % nbits or bits > MAX_BITS:
         raise ConfigError(f"content bits are {bits:,}, need a multiple of nbits={nbits} up to {MAX_BITS:,}")
 

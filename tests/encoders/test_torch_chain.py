@@ -27,7 +27,15 @@ SINGLE = {
     **{op: [(op, {})] for op in ("normalize", "power", "relu", "tanh", "softmax", "sigmoid")},
 }
 ALL = [
-    *[("normalize", {}), ATTEND, ("power", {}), ("center", {"mean": f(12)}), LINEAR, ("relu", {}), ("linear", {"A": f(12, 8)})],
+    *[
+        ("normalize", {}),
+        ATTEND,
+        ("power", {}),
+        ("center", {"mean": f(12)}),
+        LINEAR,
+        ("relu", {}),
+        ("linear", {"A": f(12, 8)}),
+    ],
     *[("tanh", {}), HEADS, ("sigmoid", {}), ("linear", {"A": f(5, 6), "b": f(5)}), ("softmax", {}), AVERAGE],
     *[("normalize", {}), ("linear", {"A": f(8, 5)})],
 ]
