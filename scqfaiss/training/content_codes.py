@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..arrays import Floats
-from ..codebooks import Codebooks
+from ..codebooks import Codebooks, Shape
 from ..content import Content
 from ..contract import Progress
 from ..encoders.chain import Chain
@@ -34,6 +34,21 @@ NULL = 0.25  # quantile of the rows' largest cosines to a centroid: rows that ar
 SEED_ROWS = 256  # a centroid or codeword that k-means looks at
 MIN_ROWS = 8  # a centroid
 BEAM = 8  # of additive codebooks: partial sums that encoding carries from codebook to codebook
+
+
+def dimension(d_in: int, M: int) -> int:
+    """Of v: AXES or all there are, up to a multiple of M."""
+    return -(-min(AXES, d_in) // M) * M
+
+
+def joint_shape(semantic: Shape, bits: int, nbits: int, d_in: int) -> Shape:
+    """The shape of codes with a content part of `bits` bits, as content.Joint makes them of semantic ones."""
+    M = bits // nbits
+    d = dimension(d_in, M)
+    if semantic.kind == "additive" or semantic.M == 0:
+        return Shape("additive", semantic.M + M, nbits, semantic.d + d, semantic.metric, semantic.L)
+    dsub = max(semantic.d // semantic.M, d // M)
+    return Shape("product", semantic.M + M, nbits, (semantic.M + M) * dsub, semantic.metric, semantic.L)
 
 
 def clusters_for(n: int) -> int:
@@ -53,7 +68,7 @@ def content_chain(x: Floats, M: int, drawn: bool, seed: int) -> Chain:
     """x (n, d_in) -> the layers of v. d is a multiple of M; drawn: whether v is drawn to centroids of these rows."""
     mean = x.mean(0, dtype=np.float64).astype(np.float32)
     centered = Chain(x.shape[1], [("center", {"mean": mean}), ("normalize", {})])
-    d = -(-min(AXES, x.shape[1]) // M) * M
+    d = dimension(x.shape[1], M)
     chain = centered.then(("linear", {"A": principal_axes(centered(x), d, M)}), ("normalize", {}))
     if not drawn:
         return chain

@@ -14,6 +14,7 @@ from ..files import PathLike, check_target
 from ..model import SUFFIX
 from ..options import TrainOptions
 from . import class_numbers
+from .content_codes import joint_shape
 from .fitting import build
 from .interface import input_files, open_sources
 from .outcome import model_bytes
@@ -46,11 +47,15 @@ def dry_run(
     form = f"of d={plan.d_in} ({format_bytes(4 * n * source.d)} as float32)"
     if isinstance(source, ItemSource):
         form = f"{source.form} ({format_bytes(n * source.d)}), to features of d={plan.d_in}"
+    content = options.content_bits
+    if content:
+        shape = joint_shape(shape, content, options.nbits, plan.d_in)
     in_lists = f", in {shape.L:,} lists" if shape.L > 1 else ""
     lines = [
         f"{'pairs' if source.pairs else source.modality.items}: {n:,} {form}",
         f"classes: {class_numbers.described(plan.labels)}",
-        f"codes: {shape.M} x {shape.nbits} bits, {shape.code_size} bytes a vector{in_lists}, z of d={shape.d}",
+        f"codes: {shape.M} x {shape.nbits} bits, {shape.code_size} bytes a vector{in_lists}, z of d={shape.d}"
+        + (f", {content} bits of them content codes" if content else ""),
         f"model: about {format_bytes(model_bytes(plan, chain))}",
         *(f"stage {s.name}: {s.epochs} epochs, {s.epochs * s.steps_per_epoch:,} steps" for s in stages if s.epochs),
         f"device: {plan.device}",
