@@ -296,8 +296,8 @@ def test_g1_newer_format(run, here):
     data = Path("m.safetensors").read_bytes()
     meta = b'\\"format\\": 1'
     assert data.count(meta) == 1
-    Path("m.safetensors").write_bytes(data.replace(meta, b'\\"format\\": 3'))
-    message = "m.safetensors: made by a newer scqfaiss: format 3, this version reads 2"
+    Path("m.safetensors").write_bytes(data.replace(meta, b'\\"format\\": 4'))
+    message = "m.safetensors: made by a newer scqfaiss: format 4, this version reads 3"
     refused(run("verify", "m.safetensors"), 3, message)
 
 
