@@ -32,7 +32,7 @@ Batches = Callable[[Generator], Iterator[tuple[Any, ...]]]
 ROUNDS = 2
 SURE = 0.7  # least ||p|| of a row that joins; of 0.5, 0.7 and 0.9 mAP is 0.9409, 0.9414 and 0.9395
 HELD_OUT = 0.2  # share of the training rows that choose the round
-ERRORS = 1.0  # standard errors by which a round must be better than none
+ERRORS = 1.0  # standard errors of the difference by which a round must be better than none
 
 
 def pseudo_labels(p: Tensor, multilabel: bool, sigmoid: bool) -> tuple[Tensor, Tensor]:
