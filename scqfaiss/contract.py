@@ -92,6 +92,7 @@ class Task:
     encoder_name: str = ""
     head: Layers | None = None  # layers of a trained model, whose classifier stays as it is
     codebook_rows: RowStream | None = None  # rows, without labels, that the codebooks learn from instead
+    unlabelled: RowStream | None = None  # rows, without labels, that the features learn from too
     validation: Subset | None = None  # rows that train nothing and say when to stop
     ids: Ints | None = None  # (n,) ids of the rows; of pairs, those of the keys, which may repeat
     epochs: int | None = None  # of every stage, instead of each stage's own default
@@ -140,6 +141,7 @@ class Stage:
     # After each epoch, without gradient: moves dead codewords, and returns facts for the metrics, "codewords_used" a list
     # with a count for each codebook, "revived" how many were moved.
     after_epoch: Callable[[int], dict[str, Any]] = lambda epoch: {}
+    skipped: Callable[[], bool] = lambda: False  # asked after begin(): whether the epochs are left out after all
     # A number that falls as the method gets better, from task.validation; asked after each epoch, in evaluation mode.
     validate: Callable[[], float] | None = None
     end: Callable[[], None] = lambda: None
@@ -164,6 +166,7 @@ class Method(Protocol):
     rule: str  # how Codebooks.assign encodes: 'l2' or 'ip'
     task: Task
     takes_lists: ClassVar[bool]  # whether inverted lists can be part of its codes
+    takes_unlabelled: ClassVar[bool]  # whether its features learn from rows without labels
     list_beam: int  # and how many lists encoding tries; 1 without lists
     beam: int  # and how many partial sums it carries along; 1 for all but additive codebooks
     nested: ClassVar[bool]  # whether the first codebooks of a code are a code
@@ -228,6 +231,7 @@ class MethodDefaults:
     rule: str = "l2"
     beam: int = 1
     takes_lists: ClassVar[bool] = False
+    takes_unlabelled: ClassVar[bool] = False
     list_beam: int = 1
 
     @staticmethod

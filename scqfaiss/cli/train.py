@@ -47,6 +47,7 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--config", type=FILE, callback=read_config, is_eager=True, help="TOML file with defaults for these options."
 )
 @click.option("--codebook-rows", type=ROWS, help="Rows without labels that the codebooks learn from.")
+@click.option("--unlabelled", type=ROWS, help="Rows without labels that the features learn from too, where that helps.")
 @click.option("--validation", type=ROWS, help="Held-out rows that choose the best epoch and stop the training early.")
 @train_options
 @click.option("--dry-run", is_flag=True, help="Print what would be done (steps, bytes, targets) and write nothing.")
@@ -56,6 +57,7 @@ def train(
     out: Path,
     config: Path,
     codebook_rows: Path,
+    unlabelled: Path,
     validation: Path,
     dry_run: bool,
     keys: dict[str, Any],
@@ -71,7 +73,8 @@ def train(
     from ..training.interface import train_file
 
     request, run = parse_request(options)
-    more: dict[str, Any] = {"codebook_rows": codebook_rows, "validation": validation, "keys": keys}
+    more: dict[str, Any] = {"codebook_rows": codebook_rows, "unlabelled": unlabelled, "validation": validation}
+    more["keys"] = keys
     if dry_run:
         say(plans.dry_run(rows, out, request, **more))
     else:

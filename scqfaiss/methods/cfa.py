@@ -207,8 +207,8 @@ class Features(nn.Module):
         )
         return {"ce": F.cross_entropy(logits.flatten(0, 1), target) * self.members}
 
-    def stage(self) -> Stage:
-        """The training of encoder and head; no epochs where there is nothing to train."""
+    def stage(self, without: Ints | None = None) -> Stage:
+        """The training of encoder and head; no epochs where there is nothing to train. without: rows that do not train."""
         c, task = self.config, self.task
         rows = np.arange(len(task.rows))
         if self.kind == "calibrated" and not self.sigmoid and c.holdout:
@@ -219,6 +219,8 @@ class Features(nn.Module):
                 )
             else:
                 rows, self.held_out = np.setdiff1d(rows, held, assume_unique=True), held
+        if without is not None:
+            rows = np.setdiff1d(rows, without, assume_unique=True)
         reference = self.kind == "reference"
         small = reference or self.encoder.modality.needs_encoder  # a network wants its steps, and its memory
         batch = task.batch_size or c.features.batch_size or (64 if small else min(256, max(32, len(rows) // 8)))

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..arrays import Labels
+from ..arrays import Ints, Labels
 from ..codebooks import Codebooks
 from ..contract import Layers, MethodDefaults, OptimizerStep, Stage, Task, batch_count, seed_of, setting
 from ..errors import ConfigError
@@ -27,6 +27,7 @@ from . import centers as sca
 from . import cfa, cfa_checks, dead_codewords, lists, residual
 from .progressive import FLOOR, greedy, margin_loss, prefix_errors, quantization_loss
 from .rows import CodebookRows, warn_of_few
+from .self_training import SelfTraining
 
 USE_ROWS = 256  # rows per codeword on which the use of codewords is counted after an epoch
 MULTIPLE = 4  # d, where it is free, is one of this: additive codebooks need not divide it, vector units like it
@@ -140,8 +141,8 @@ class Guide(cfa.Features):
         optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9 ** ((step + before) // 10_000))
 
-    def stage(self) -> Stage:
-        stage = super().stage()
+    def stage(self, without: Ints | None = None) -> Stage:
+        stage = super().stage(without)
         if self.kind != "reference":
             return stage
         return replace(stage, optimizer_steps=[OptimizerStep(self.loss, lambda steps: self.reference_optimizer())])
@@ -157,6 +158,7 @@ class DPQ(MethodDefaults, nn.Module):
     needs = frozenset({"labels"})
     starts = True
     takes_lists = True
+    takes_unlabelled = True
     beam = 1  # a wider one finds codes whose prefixes are not those of the shorter codes
     nested = True
 
@@ -202,6 +204,7 @@ class DPQ(MethodDefaults, nn.Module):
             assert task.labels is not None
             d = cfa.smallest_d(config, d, task.labels.C, MULTIPLE, task.encoder_name)
             self.features = Guide(config, task, d, task.labels)
+            self.self_training = SelfTraining(self.features, task)
         self.moving = bool(config.what_moves)  # the encoder goes on learning beside the codebooks
         if self.moving and task.codebook_rows is not None:
             raise ConfigError(
@@ -222,7 +225,7 @@ class DPQ(MethodDefaults, nn.Module):
 
     # --------------------------------------------------------------------------------------------------------- stages
     def stages(self) -> list[Stage]:
-        first = [self.features.stage()] if self.features is not None else []
+        first = self.self_training.stages() if self.features is not None else []
         codebooks = self.codebook_stage(first) if self.task.M else Stage(name="codebooks")
         return [*first, Stage(name="encode rows", begin=self.encode_rows), codebooks]
 
@@ -381,4 +384,6 @@ class DPQ(MethodDefaults, nn.Module):
         return Codebooks("additive", w, lists=centroids)
 
     def summary(self) -> dict[str, Any]:
-        return self.features.summary() if self.features is not None else {"cfa": "none"}
+        if self.features is None:
+            return {"cfa": "none"}
+        return self.features.summary() | self.self_training.summary()

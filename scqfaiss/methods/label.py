@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from ..modality import Modality
 from . import cfa, cfa_checks, lists
 from .rows import CodebookRows
+from .self_training import SelfTraining
 
 MAX_ROWS = 1_000_000  # that teach lists
 
@@ -44,6 +45,7 @@ class LabelCode(MethodDefaults, nn.Module):
     needs = frozenset({"labels"})
     starts = True
     takes_lists = True
+    takes_unlabelled = True
     rule = "ip"  # argmax_k <p, e_k>; with many labels 'l2', which is pi_k > 0.5
 
     @staticmethod
@@ -88,12 +90,13 @@ class LabelCode(MethodDefaults, nn.Module):
         self.C = C
         d = cfa.smallest_d(config, task.rows.d, C, 1, task.encoder_name)
         self.features = cfa.Features(config, task, d, task.labels)
+        self.self_training = SelfTraining(self.features, task)
         self.centroids: Tensor | None = None  # of lists, (L, d)
         if task.lists > 1:
             self.rule = "l2"
 
     def stages(self) -> list[Stage]:
-        stages = [self.features.stage()]
+        stages = self.self_training.stages()
         return [*stages, Stage(name="lists", begin=self.learn_lists)] if self.task.lists > 1 else stages
 
     @torch.no_grad()
@@ -118,4 +121,4 @@ class LabelCode(MethodDefaults, nn.Module):
         return Codebooks("product", np.eye(K, max(self.C, 3), dtype=np.float32)[None])
 
     def summary(self) -> dict[str, Any]:
-        return self.features.summary()
+        return self.features.summary() | self.self_training.summary()

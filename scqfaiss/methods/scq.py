@@ -33,6 +33,7 @@ from .class_kmeans import codebook_start
 from .dead_codewords import Seeds, reset_dead_codewords
 from .kmeans import lloyd
 from .rows import CodebookRows, warn_of_few
+from .self_training import SelfTraining
 
 SEED_ROWS = 256  # rows per codeword that k-means looks at; more do not change the start
 
@@ -124,6 +125,7 @@ class SCQ(MethodDefaults, nn.Module):
     needs = frozenset({"labels"})
     starts = True
     takes_lists = True
+    takes_unlabelled = True
 
     @staticmethod
     def unlabeled(config: Settings) -> str:
@@ -165,6 +167,7 @@ class SCQ(MethodDefaults, nn.Module):
         self.beam = config.beam if self.additive else 1
         d = cfa.smallest_d(config, task.rows.d, task.labels.C, feature_codebooks(config, task.M), task.encoder_name)
         self.features = cfa.Features(config, task, d, task.labels)
+        self.self_training = SelfTraining(self.features, task)
         stage = config.codebooks
         self.rows = CodebookRows(self.features, task, stage.rows, stage.copies, stage.noise)
         self.list_beam = lists.BEAM if task.lists > 1 and task.M else 1
@@ -193,7 +196,7 @@ class SCQ(MethodDefaults, nn.Module):
             codebooks = Stage(name="codebooks")
         elif self.additive:
             codebooks = Stage(name="codebooks", begin=self.add_codebooks)
-        return [self.features.stage(), Stage(name="encode rows", begin=self.encode_rows), codebooks]
+        return [*self.self_training.stages(), Stage(name="encode rows", begin=self.encode_rows), codebooks]
 
     def arsq_stage(self) -> Stage:
         c, task = self.config, self.task
@@ -376,4 +379,6 @@ class SCQ(MethodDefaults, nn.Module):
         return lists.refine(self.whole.numpy(), codebooks, self.beam, self.task.progress)
 
     def summary(self) -> dict[str, Any]:
-        return self.features.summary() | {"private": "public" if self.public else "class"}
+        return (
+            self.features.summary() | self.self_training.summary() | {"private": "public" if self.public else "class"}
+        )

@@ -27,6 +27,7 @@ def dry_run(
     options: TrainOptions,
     *,
     codebook_rows: PathLike | None = None,
+    unlabelled: PathLike | None = None,
     validation: PathLike | None = None,
     keys: Mapping[str, Any],
 ) -> str:
@@ -36,10 +37,11 @@ def dry_run(
     """
     from ..targets import REGISTRY as TARGETS
 
-    check_target(out, inputs=input_files(path, codebook_rows, validation, options), suffix=SUFFIX)
-    with open_sources(path, codebook_rows, validation, keys, options.method) as sources:
+    more = {"codebook_rows": codebook_rows, "unlabelled": unlabelled, "validation": validation}
+    check_target(out, inputs=input_files(path, options, more), suffix=SUFFIX)
+    with open_sources(path, keys, options.method, **more) as sources:
         source = sources.rows
-        plan = make_plan(options, source, sources.validation, sources.codebooks)
+        plan = make_plan(options, source, sources.validation, sources.codebooks, sources.unlabelled)
         method = build(plan, dry=True)
         stages = method.stages()
         n, chain = len(source), Chain(plan.d_in).then(*method.layers())

@@ -111,14 +111,15 @@ class Engine:
             place.best, place.best_epoch, place.best_state = None, 0, None
         with _arithmetic(stage, self._device() == "cpu"):
             stage.begin()
-            if stage.epochs:
+            trains = stage.epochs > 0 and not stage.skipped()
+            if trains:
                 if stage.allow_reduced_precision:
                     torch.set_float32_matmul_precision("medium")
                 with self._signals() as asked:
                     self._epochs(stage, place, state, asked)
                 if place.best_state is not None:
                     self.method.load_state_dict(place.best_state)
-        keep = stage.epochs and self.checkpoints is not None
+        keep = trains and self.checkpoints is not None
         place.finished.append(self._state_dict() if keep else None)  # before end(), which a replay runs again
         stage.end()
         place.losses[stage.name] = place.means

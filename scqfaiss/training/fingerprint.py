@@ -35,6 +35,8 @@ def run_fingerprint(plan: Plan, task: Task) -> dict[str, Any]:
     out |= {"training rows": fingerprint(Subset(task.rows, task.labels, task.ids))}
     if task.codebook_rows is not None:
         out["codebook rows"] = fingerprint(Subset(task.codebook_rows))
+    if task.unlabelled is not None:
+        out["unlabelled rows"] = fingerprint(Subset(task.unlabelled))
     if task.validation is not None:
         out |= {"patience": options.patience, "validation rows": fingerprint(task.validation)}
     values = flat(plan.config) | (flat(plan.encoder_config) if plan.encoder else {})

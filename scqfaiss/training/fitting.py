@@ -53,7 +53,8 @@ class _RowsOf:
 
 def build(plan: Plan, *, memory: int | None = None, progress: Progress = silent, dry: bool = False) -> Method:
     """The method of a plan on its rows, ready for its stages. dry=True reads no features."""
-    options, source, codebook_source = plan.options, plan.sources.rows, plan.sources.codebooks
+    options, source = plan.options, plan.sources.rows
+    codebook_source, unlabelled = plan.sources.codebooks, plan.sources.unlabelled
     if len(source) == 0:
         raise DataError(f"{source.name} holds 0 rows, training needs at least 1")
     labels, kept = None, None
@@ -62,13 +63,8 @@ def build(plan: Plan, *, memory: int | None = None, progress: Progress = silent,
         kept = labelled_rows(plan.labels, options.method, plan.method.unlabeled(plan.config))
         labels = plan.labels if kept is None else plan.labels.take(kept)
     adapt(plan, codebook_source)
-    if codebook_source is not None:
-        if plan.network is None and codebook_source.d != plan.d_in:
-            raise ConfigError(
-                f"{codebook_source.name}: rows have d={codebook_source.d}, {source.name} has d={plan.d_in}"
-            )
-        if len(codebook_source) == 0:
-            raise DataError(f"{codebook_source.name} holds 0 rows, codebooks need at least 1")
+    _check_more_rows(plan, codebook_source, "codebooks need")
+    _check_more_rows(plan, unlabelled, "self-training needs")
     rows_of = _RowsOf(plan, 0 if dry else memory)
     rows = rows_of(source, kept)
     codebook_rows = rows_of(codebook_source) if codebook_source else None
@@ -84,6 +80,8 @@ def build(plan: Plan, *, memory: int | None = None, progress: Progress = silent,
         encoder_name=options.encoder if encoder is not None else "",
         head=None if plan.start is None else plan.start.chain.layers,
         codebook_rows=codebook_rows,
+        # Held or streamed decides their order too: by the same budget as the training rows, which a checkpoint keeps.
+        unlabelled=None if unlabelled is None else SourceRows(unlabelled, plan.device, rows.memory),
         ids=source.ids if kept is None else source.ids[kept],
         epochs=options.epochs,
         batch_size=options.batch_size,
@@ -95,6 +93,16 @@ def build(plan: Plan, *, memory: int | None = None, progress: Progress = silent,
     if isinstance(method, torch.nn.Module):
         method.to(plan.device)
     return method
+
+
+def _check_more_rows(plan: Plan, source: Source | None, what_needs: str) -> None:
+    """Raise ConfigError or DataError unless `source` holds rows of the width of the training rows."""
+    if source is None:
+        return
+    if plan.network is None and source.d != plan.d_in:
+        raise ConfigError(f"{source.name}: rows have d={source.d}, {plan.sources.rows.name} has d={plan.d_in}")
+    if len(source) == 0:
+        raise DataError(f"{source.name} holds 0 rows, {what_needs} at least 1")
 
 
 def _encoder(plan: Plan, rows: SourceRows | ImageRows, dry: bool) -> Any:

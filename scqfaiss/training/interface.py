@@ -32,6 +32,7 @@ def train(
     keys: Any = None,
     ids: Any = None,
     codebook_rows: Any = None,
+    unlabelled: Any = None,
     validation: Any = None,
     class_names: Any = None,
     progress: Progress = silent,
@@ -40,7 +41,8 @@ def train(
     """Train a quantizer on arrays.
 
     x (n, d_in) float16, float32 or float64; y (n,) class numbers, or (n, C) 0/1 for many labels a row; codebook_rows
-    (n2, d_in) rows without labels that the codebooks learn from. For methods that learn from pairs x are the queries, keys
+    (n2, d_in) rows without labels that the codebooks learn from; unlabelled (n3, d_in) rows without labels from which the
+    features learn too, where that helps (self-training). For methods that learn from pairs x are the queries, keys
     (n, d_in) what answers each, and ids (n,) the keys' ids, which repeat where queries share a key (default: none does).
     validation: (x, y), or (queries, keys, ids) of pairs, ids optional, that train nothing: after each epoch the
     loss on them is taken, each stage ends with what was best on them, and earlier after `patience` epochs without a better
@@ -62,10 +64,12 @@ def train(
     else:
         source = PairSource.of_arrays(x, keys, ids)
     codebook_source = None if codebook_rows is None else ArraySource(codebook_rows, name="codebook_rows")
+    unlabelled_source = None if unlabelled is None else ArraySource(unlabelled, name="unlabelled")
     validation_source = _validation_source(validation, pairs=keys is not None)
     if run.resume and run.checkpoints is None:
         raise ConfigError("resume needs the folder of the checkpoints: checkpoints=...")
-    return fit(make_plan(train_options, source, validation_source, codebook_source), run=run, progress=progress)
+    plan = make_plan(train_options, source, validation_source, codebook_source, unlabelled_source)
+    return fit(plan, run=run, progress=progress)
 
 
 def _validation_source(validation: Any, pairs: bool) -> Source | None:
@@ -87,6 +91,7 @@ def train_file(
     options: TrainOptions,
     *,
     codebook_rows: PathLike | None = None,
+    unlabelled: PathLike | None = None,
     validation: PathLike | None = None,
     run: RunOptions = NOTHING_KEPT,
     keys: Mapping[str, Any],
@@ -98,7 +103,8 @@ def train_file(
     Checkpoints go into MODEL.checkpoints unless run names another folder. Where torchrun started several processes they
     train together, and the first one writes; the others return "".
     """
-    inputs = input_files(path, codebook_rows, validation, options)
+    more = {"codebook_rows": codebook_rows, "unlabelled": unlabelled, "validation": validation}
+    inputs = input_files(path, options, more)
     with distributed.process_group(distributed.pick_device(options.device)), ExitStack() as stack:
         output, folder = None, Path(os.path.realpath(out)).with_suffix(".checkpoints")
         if distributed.rank() == 0:
@@ -109,8 +115,8 @@ def train_file(
         if os.path.realpath(run.checkpoints or "") == os.path.realpath(out):
             raise ConfigError(f"{printable(out)} is the model; choose another folder for checkpoints")
         checkpoints = Checkpoints(run.checkpoints or folder)
-        with open_sources(path, codebook_rows, validation, keys, options.method) as sources:
-            plan = make_plan(options, sources.rows, sources.validation, sources.codebooks)
+        with open_sources(path, keys, options.method, **more) as sources:
+            plan = make_plan(options, sources.rows, sources.validation, sources.codebooks, sources.unlabelled)
             with signals.saying(lambda: "stopped; continue with --resume" if checkpoints.steps() else None):
                 model = fit(plan, run=run, memory=memory, progress=progress, output=output)
         # Closing says whether the rows were changed while they were read: only then does the file take its place.
@@ -121,34 +127,36 @@ def train_file(
     return f"{output.name}: {describe(model)}"
 
 
-def input_files(
-    path: PathLike, codebook_rows: PathLike | None, validation: PathLike | None, options: TrainOptions
-) -> list[PathLike]:
-    """Every file that a training reads: none of them may be written."""
-    files = (path, codebook_rows, validation, options.weights, options.start, *setting_files(options.settings))
+def input_files(path: PathLike, options: TrainOptions, more: Mapping[str, PathLike | None]) -> list[PathLike]:
+    """Every file that a training reads: none of them may be written. more: files of rows beside the training rows."""
+    files = (path, *more.values(), options.weights, options.start, *setting_files(options.settings))
     return [p for p in files if p is not None]
 
 
 @contextmanager
 def open_sources(
     path: PathLike,
-    codebook_rows: PathLike | None,
-    validation: PathLike | None,
     keys: Mapping[str, Any],
     method: str,
+    *,
+    codebook_rows: PathLike | None,
+    unlabelled: PathLike | None,
+    validation: PathLike | None,
 ) -> Iterator[Sources]:
-    """The training rows of a method, and rows for codebooks and validation where there are any; of those for codebooks
-    labels stay unread, and of pairs the queries. Ids may repeat: they play no part, but for pairs.
+    """The training rows of a method, and rows for codebooks, self-training and validation where there are any; of the first
+    two labels stay unread, and of pairs the queries. Ids may repeat: they play no part, but for pairs.
     """
     role = "pairs" if "pairs" in method_class(method).needs else None
     of_rows: dict[str, Any] = {"role": role, "needed_by": f"method {method}", "repeated_ids": True}
     with ExitStack() as stack:
         rows = stack.enter_context(open_rows(path, **keys, **of_rows))
         rows.warn_if_wide()
-        codebook_source = validation_source = None
-        if codebook_rows is not None:
-            own = {**keys, "labels_key": None} | ({"features_key": None} if role == "pairs" else {})
-            codebook_source = stack.enter_context(open_rows(codebook_rows, **own, role="keys", repeated_ids=True))
+        own = {**keys, "labels_key": None} | ({"features_key": None} if role == "pairs" else {})
+        codebook_source, unlabelled_source = (
+            None if file is None else stack.enter_context(open_rows(file, **own, role="keys", repeated_ids=True))
+            for file in (codebook_rows, unlabelled)
+        )
+        validation_source = None
         if validation is not None:
             validation_source = stack.enter_context(open_rows(validation, **keys, **of_rows))
-        yield Sources(rows, codebook_source, validation_source)
+        yield Sources(rows, codebook_source, validation_source, unlabelled_source)

@@ -30,11 +30,14 @@ MAX_BITS = 4096  # of a code: longer ones are no short codes, and a slip of the 
 
 @dataclass(frozen=True)
 class Sources:
-    """The rows of a training, and those that codebooks learn from and that validate it, where there are any."""
+    """The rows of a training, and where there are any those that codebooks learn from, those that validate it, and those
+    without labels that the features learn from.
+    """
 
     rows: Source
     codebooks: Source | None = None
     validation: Source | None = None
+    unlabelled: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,11 @@ class Plan:
 
 
 def make_plan(
-    options: TrainOptions, source: Source, validation: Source | None = None, codebook_source: Source | None = None
+    options: TrainOptions,
+    source: Source,
+    validation: Source | None = None,
+    codebook_source: Source | None = None,
+    unlabelled: Source | None = None,
 ) -> Plan:
     """Check everything that can be known before the first row is read. Raises ConfigError or DataError."""
     options = replace(options, method=ALIASES.get(options.method, options.method), settings=flat(options.settings))
@@ -98,7 +105,8 @@ def make_plan(
     if encoder is not None and encoder.modality.needs_encoder:
         network = make_network(options, name, encoder, encoder_config, start)
         name = network.factory
-    options, sources = replace(options, encoder=name), Sources(source, codebook_source, validation)
+    unlabelled = _unlabelled(options, method, config, source, unlabelled)
+    options, sources = replace(options, encoder=name), Sources(source, codebook_source, validation, unlabelled)
     plan = Plan(
         options, sources, method, config, encoder, encoder_config, device, M, nbits, lists, network, start, labels
     )
@@ -211,6 +219,23 @@ def _warn_of_unused(options: TrainOptions, method: type[Method], validation: Sou
     ):
         if ignored:
             warn(f"method {options.method} has no use for {name}: it is ignored")
+
+
+def _unlabelled(
+    options: TrainOptions, method: type[Method], config: Any, source: Source, unlabelled: Source | None
+) -> Source | None:
+    """The rows without labels, None where the method has no use for them. Raises ConfigError for items other than rows."""
+    if unlabelled is None:
+        return None
+    if not method.takes_unlabelled or "labels" not in method.needs_of(config):
+        warn(f"method {options.method} has no use for --unlabelled: it is ignored")
+        return None
+    for of in (unlabelled, source):
+        if of.modality != ROWS:
+            raise ConfigError(
+                f"{of.name} holds {of.modality.noun}, --unlabelled goes with rows of features; {of.modality.make_features}"
+            )
+    return unlabelled
 
 
 def check_memory(C: int, source: Source) -> None:

@@ -1,0 +1,220 @@
+"""Self-training: the features learn from rows without labels, too, what they are sure of themselves.
+
+Lee, "Pseudo-Label", ICML workshop on representation learning, 2013; in rounds that start anew and train with dropout, as Xie,
+Luong, Hovy, Le, "Self-training with Noisy Student improves ImageNet classification", CVPR 2020. Whether and how many rounds
+help is tried first, on training rows that are held out.
+
+b row   c class (C)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from ..arrays import Ints
+from ..contract import Stage, Task, seed_of
+from ..errors import ConfigError, warn
+from .calibration import held_out
+from .cfa import MIN_HELD_OUT, Features
+
+Batches = Callable[[Generator], Iterator[tuple[Any, ...]]]
+
+# Measured on training rows, a fifth of them held out. CLINC150, mAP of the held-out rows in three splits: 0.932, after one round
+# 0.943; in two of them 0.9409, 0.9424 and 0.9426 after one, two and three. CIFAR-10 and scene: the cross-entropy rises.
+ROUNDS = 2
+SURE = 0.7  # least ||p|| of a row that joins; of 0.5, 0.7 and 0.9 mAP is 0.9409, 0.9414 and 0.9395
+HELD_OUT = 0.2  # share of the training rows that choose the round
+ERRORS = 1.0  # standard errors of the difference by which a round must be better than none
+
+
+def pseudo_labels(p: Tensor, multilabel: bool, sigmoid: bool) -> tuple[Tensor, Tensor]:
+    """p (b, C) -> the class of each row, (b,) int64, or its classes (b, C) uint8; and whether p is sure of it, (b,).
+
+    Sure is ||p|| > 0.7: one class holds most of p, or two hold half of it each. Many labels: classes of more than half the
+    largest p. Classes judged one by one (sigmoid): those of p > 0.5, sure where every p is at least 0.2 from there.
+    """
+    if sigmoid:
+        y = p > 0.5
+        return y.byte(), y.any(1) & ((p - 0.5).abs() >= SURE - 0.5).all(1)
+    sure = p.norm(dim=1) > SURE
+    return ((p > p.amax(1, keepdim=True) / 2).byte() if multilabel else p.argmax(1)), sure
+
+
+def kept_round(losses: Sequence[NDArray[np.float64]]) -> int:
+    """losses: of each round, of the same held-out rows (h,) -> the round of the smallest mean.
+
+    0, no self-training, unless its mean lies more than a standard error of the difference below that of round 0.
+    """
+    best = int(np.argmin([loss.mean() for loss in losses]))
+    gain = losses[0] - losses[best]
+    return best if gain.mean() > ERRORS * gain.std(ddof=1) / math.sqrt(len(gain)) else 0
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Encoder and head at one time: all that training and calibration change."""
+
+    state: dict[str, Tensor]
+    kappa: float
+    calibration: dict[str, float]
+
+    @classmethod
+    def of(cls, features: Features) -> Heads:
+        state = {name: t.detach().clone() for name, t in features.state_dict().items()}
+        return cls(state, features.kappa, features.calibration)
+
+    def restore(self, features: Features) -> None:
+        features.load_state_dict(self.state)
+        features.kappa, features.calibration = self.kappa, self.calibration
+
+
+class SelfTraining:
+    """The stages of the features, with rounds of self-training where the task has rows without labels.
+
+    Round 0 is the training without them. It and the rounds are tried on part of the training rows, and the cross-entropy of the
+    others chooses how many rounds follow on all of them. In every round, heads as they were before any training learn from
+    batches of training rows joined by as many unlabelled rows, with the classes that the round before is sure of.
+    """
+
+    def __init__(self, features: Features, task: Task) -> None:
+        self.features, self.task, self.on = features, task, task.unlabelled is not None
+        self.kept, self.losses, self.joined = 0, list[NDArray[np.float64]](), list[int]()
+        self.sure: Ints = np.zeros(0, np.int64)  # the unlabelled rows that have joined
+        self.held: Ints = np.zeros(0, np.int64)
+        self.first: Heads
+        if not self.on:
+            return
+        if features.kind != "calibrated":
+            raise ConfigError(
+                f"unlabelled rows teach a posterior, which cfa={features.kind} has not; use cfa=calibrated"
+            )
+        self.untrained = Heads.of(features)
+        self.held = held_out(features.labels, HELD_OUT, seed_of(task.seed, 1))
+        if len(self.held) < MIN_HELD_OUT:
+            self.on = False
+            warn(
+                f"{len(self.held)} held-out rows are too few to choose by (need {MIN_HELD_OUT}): unlabelled rows are not used"
+            )
+
+    def stages(self) -> list[Stage]:
+        stage = self.features.stage()
+        if not self.on or not stage.epochs:
+            return [stage]
+        trial = self.features.stage(self.held)
+        tried = [self._trial(number, trial) for number in range(ROUNDS + 1)]
+        return [stage, *tried, *(self._round(number, stage) for number in range(1, ROUNDS + 1))]
+
+    def _trial(self, number: int, stage: Stage) -> Stage:
+        """Round `number` without the held-out rows, whose losses it ends with; after the last one, the choice."""
+
+        def begin() -> None:
+            if number == 0:
+                self.first, self.losses, self.joined = Heads.of(self.features), [], []
+            else:
+                self.teach()
+            self.untrained.restore(self.features)
+
+        def end() -> None:
+            self.finish()
+            self.losses.append(self.held_out_losses())
+            if number == ROUNDS:
+                self.kept = kept_round(self.losses)
+                self.first.restore(self.features)
+
+        name = f"trial, round {number}" if number else "trial"
+        batches = self.mixed(stage, len(self.task.rows) - len(self.held)) if number else stage.batches
+        return replace(stage, name=name, begin=begin, batches=batches, end=end)
+
+    def _round(self, number: int, stage: Stage) -> Stage:
+        """Round `number` on all training rows, if it is one of those that are kept."""
+
+        def begin() -> None:
+            if number <= self.kept:
+                self.teach()
+                self.joined.append(len(self.sure))
+                self.untrained.restore(self.features)
+
+        def end() -> None:
+            if number <= self.kept:
+                self.finish()
+
+        return replace(
+            stage,
+            name=f"features, round {number}",
+            begin=begin,
+            skipped=lambda: number > self.kept,
+            batches=self.mixed(stage, len(self.task.rows)),
+            end=end,
+        )
+
+    @torch.no_grad()
+    def teach(self) -> None:
+        """Give the unlabelled rows the classes that the features tell, numbered after the training rows."""
+        f, rows = self.features, self.task.unlabelled
+        assert rows is not None
+        f.eval()
+        labels, sure, found = [], [], 0
+        for _, block in rows.blocks():
+            for x in torch.from_numpy(block).to(f.y.device).split(4096):
+                p = f.posterior(x).masked_fill(~f.trained.to(x.device), 0)
+                y, is_sure = pseudo_labels(p, f.labels.multilabel, f.sigmoid)
+                labels.append(y)
+                sure.append(is_sure.cpu())
+            found += len(block)
+            self.task.progress("pseudo-labels", found, len(rows), "")
+        self.sure = torch.cat(sure).nonzero()[:, 0].numpy()
+        f.y = torch.cat([f.y, *labels])
+
+    def finish(self) -> None:
+        """Calibrate the heads, and forget the pseudo-labels."""
+        self.features.calibrate()
+        self.features.y = self.features.y[: len(self.task.rows)]
+
+    def mixed(self, stage: Stage, n: int) -> Batches:
+        """Batches of a stage on n training rows, each joined by as many unlabelled rows, or by all that are sure."""
+        assert stage.batches is not None
+        of_stage, size = stage.batches, -(-n // stage.steps_per_epoch)
+
+        def batches(generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
+            seed = int(torch.randint(1 << 62, (), generator=generator))
+            joining = self.joining(size, Generator().manual_seed(seed))
+            for x, index in of_stage(generator):
+                more, numbers = next(joining, (x[:0], index[:0]))
+                yield torch.cat([x, more]), torch.cat([index, len(self.task.rows) + numbers])
+
+        return batches
+
+    def joining(self, size: int, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shuffled batches of the unlabelled rows that are sure, pass after pass; none if none is."""
+        assert self.task.unlabelled is not None
+        while len(self.sure):
+            yield from self.task.unlabelled.batches(size, generator, self.sure)
+
+    @torch.no_grad()
+    def held_out_losses(self) -> NDArray[np.float64]:
+        """Cross-entropy of each held-out row, (h,)."""
+        self.features.eval()
+        batches = self.task.rows.batches(4096, Generator().manual_seed(0), self.held)
+        return torch.cat([self.features.cross_entropy(x, index).cpu() for x, index in batches]).numpy()
+
+    def summary(self) -> dict[str, Any]:
+        """What was tried and kept, for the model's config; nothing without unlabelled rows."""
+        if self.task.unlabelled is None:
+            return {}
+        return {
+            "self_training": {
+                "unlabelled": len(self.task.unlabelled),
+                "held_out": len(self.held),
+                "losses": [float(loss.mean()) for loss in self.losses],
+                "kept": self.kept,
+                "joined": self.joined,
+            }
+        }
