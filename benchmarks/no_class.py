@@ -2,8 +2,8 @@
 
     python benchmarks/no_class.py FOLDER BITS CONTENT_BITS SEED
 
-FOLDER holds train.h5, query.h5, database.h5 and outside.h5, rows of no class. The rows of the database teach codebooks and gate without
-their labels. `auc`: area under the curve of the gate's probability, `false_alarms`: share of the queries of no class that are
+FOLDER holds train.h5, query.h5, database.h5 and outside.h5, rows of no class. The rows of the database teach codebooks and gate
+without their labels. `auc`: area under the curve of the gate's probability, `false_alarms`: share of the queries of no class that are
 taken for known ones where 95 % of the known ones are; `top_` the same by the largest posterior, <z, class center>.
 """
 
@@ -29,9 +29,7 @@ def main(folder: str, bits: str, content_bits: str, seed: str) -> None:
             parts[name] = source.read(0, len(source)), source.labels
     (xt, yt), (xq, _), (xb, _), (xo, _) = parts.values()
     assert yt is not None
-    model = scqfaiss.train(
-        xt, yt.y, bits=int(bits), content_bits=int(content_bits), seed=int(seed), codebook_rows=xb
-    )
+    model = scqfaiss.train(xt, yt.y, bits=int(bits), content_bits=int(content_bits), seed=int(seed), codebook_rows=xb)
     assert model.content is not None and model.content.gate is not None
     x, known = np.concatenate([xq, xo]), np.arange(len(xq) + len(xo)) < len(xq)
     top = (model.chain(x).astype(np.float64) @ model.content.gate.classes_z.T.astype(np.float64)).max(1)

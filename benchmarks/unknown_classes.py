@@ -3,8 +3,8 @@
     python benchmarks/unknown_classes.py FOLDER BITS CONTENT_BITS LEFT_OUT DRAW [LISTS]
 
 FOLDER holds train.h5, query.h5 and database.h5. LEFT_OUT classes are left out of the training: DRAW d takes classes LEFT_OUT d to
-LEFT_OUT (d + 1) - 1 of ten classes, and others at random. The rows of the database teach codebooks, without their labels, and all of
-them are searched. Each figure is the mAP of queries of left-out classes (`unseen`), of the others (`seen`), and of `all`:
+LEFT_OUT (d + 1) - 1 of ten classes, and others at random. The rows of the database teach codebooks, without their labels, and all
+of them are searched. Each figure is the mAP of queries of left-out classes (`unseen`), of the others (`seen`), and of `all`:
 `semantic` of the same codes without their content part, `auto` where the gate sets the weight of every query, `told` where the
 caller does, `rows` of the cosine of the rows, `pq`, `opq` and `ivfpq` of FAISS's codes of the rows in as many bits as both parts
 of ours. `auc`: of the gate, for queries of seen against unseen classes. `plain_auto` is `auto` of 300 queries as the rows come
@@ -20,6 +20,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+from faiss_of_z import TRAINING_ROWS, map_of
 
 import scqfaiss
 from scqfaiss.arrays import Floats, Labels
@@ -29,8 +30,6 @@ from scqfaiss.comparison.rows import coding_of
 from scqfaiss.data import open_rows
 from scqfaiss.evaluation.ranking import measure_vectors, same_classes
 from scqfaiss.training.gate import area_under_curve
-
-from faiss_of_z import TRAINING_ROWS, map_of
 
 PLAIN = 300  # queries that plain FAISS ranks
 
@@ -53,7 +52,13 @@ def main(folder: str, bits: str, content_bits: str, left_out: str, draw: str, li
     out = drawn(yt.C, int(left_out), int(draw))
     kept, unseen = ~np.isin(yt.y, out), np.isin(yq.y, out)
     model = scqfaiss.train(
-        xt[kept], yt.y[kept], bits=int(bits), content_bits=int(content_bits), lists=lists, seed=int(draw), codebook_rows=xb
+        xt[kept],
+        yt.y[kept],
+        bits=int(bits),
+        content_bits=int(content_bits),
+        lists=lists,
+        seed=int(draw),
+        codebook_rows=xb,
     )
     assert model.content is not None
     codes = model.encode(xb)
@@ -64,7 +69,9 @@ def main(folder: str, bits: str, content_bits: str, left_out: str, draw: str, li
         found.update({f"{name}_{key}": map_of_rows(rows) for key, rows in groups.items()})
 
     def coded(queries: Floats) -> Any:
-        return lambda rows: map_of(coding_of(model.codebooks, codes, queries[rows], model.vectors(xb)), yq.take(rows), yb)
+        return lambda rows: map_of(
+            coding_of(model.codebooks, codes, queries[rows], model.vectors(xb)), yq.take(rows), yb
+        )
 
     semantic = codes[:, : model.semantic.columns]
     zq, zb = model.chain(xq), model.chain(xb)

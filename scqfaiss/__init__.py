@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .galleries.gallery import Gallery
     from .galleries.gallery import open_gallery as open
     from .model import Model
+    from .training.extending import extend
     from .training.interface import train
 
 __version__ = "0.1.0"
@@ -52,6 +53,7 @@ __all__ = [
     "evaluate",
     "evaluate_pairs",
     "export",
+    "extend",
     "merge",
     "open",
     "remove",
@@ -66,6 +68,7 @@ _LAZY = {
     "evaluate": ("evaluation.galleries", "evaluate"),
     "evaluate_pairs": ("evaluation.galleries", "evaluate_pairs"),
     "export": ("galleries.exporting", "export"),
+    "extend": ("training.extending", "extend"),
     "merge": ("galleries.editing", "merge"),
     "open": ("galleries.gallery", "open_gallery"),
     "remove": ("galleries.editing", "remove"),

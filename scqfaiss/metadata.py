@@ -45,6 +45,10 @@ _NAMES: Rule = (
     lambda v: v is None or (isinstance(v, list) and all(isinstance(name, str) for name in v)),
     "a list of names",
 )
+_EXTENDS: Rule = (
+    lambda v: isinstance(v, list) and all(isinstance(step, dict) and _HASH[0](step.get("sha256")) for step in v),
+    "a list of models, each by its SHA-256",
+)
 
 # The metadata of a gallery; those of the second table need not be there.
 _CARD: dict[str, Rule] = {
@@ -74,6 +78,7 @@ _MODEL_MORE: dict[str, Rule] = {
     **dict.fromkeys(("labels", "long_name"), (lambda v: v is None or isinstance(v, str), "text")),
     "class_names": _NAMES,
     "bits": _count(0),
+    "extends": _EXTENDS,
     **dict.fromkeys(("settings", "training", "data", "backbone", "prefix", "content"), _OBJECT),
 }
 

@@ -11,6 +11,7 @@ from .. import __version__
 # Command: (file in this folder, function).
 COMMANDS = {
     "train": ("train", "train"),
+    "extend": ("extend", "extend"),
     "export": ("galleries", "export"),
     "append": ("galleries", "append"),
     "remove": ("galleries", "remove"),

@@ -25,6 +25,7 @@ from ..files import AtomicFile, PathLike, atomic_write
 from ..model import Model, encode_source
 from ..targets.pretransform import chain, kind_of, layers, prepend
 from .exporting import SUFFIX, facts, write
+from .extending import extends, taken_over
 from .reading import Stored, options_of, read_gallery
 from .searching import lacks_network
 
@@ -47,6 +48,13 @@ class _Content:
         shape = None if as_stored else self.stored.shape
         self.codebooks, self.codes, self.ids = self.stored.target.unpack(self.stored.index, shape)
 
+    def take_over(self, model: Model) -> None:
+        """Be a gallery of `model`, which extends the file's own."""
+        self.stored = taken_over(model, self.stored, self.name)
+        assert self.stored.metadata is not None and self.stored.target is not None
+        self.metadata = self.stored.metadata
+        self.codebooks, self.codes, self.ids = self.stored.target.unpack(self.stored.index, self.stored.shape)
+
     @property
     def target(self) -> Any:
         return self.stored.target
@@ -56,7 +64,8 @@ def append(gallery: PathLike, xb: Any, *, ids: Any = None, model: Model | PathLi
     """Encode xb (n, d_in) with the gallery's model and add the codes -> vectors the gallery now holds.
 
     ids (n,) int64; without them rows are numbered on from the largest id there is. model: needed where the encoder does
-    not stand inside the file. Raises DataError on bad rows and on ids that are taken, ConfigError on another model, WriteError
+    not stand inside the file; a model that extends the gallery's own takes it over, its codes as they are. Raises DataError on
+    bad rows and on ids that are taken, ConfigError on another model, WriteError
     when nothing could be written; the file is then as it was.
     """
     with atomic_write(gallery, suffix=SUFFIX, what="changed") as output:
@@ -127,9 +136,11 @@ def _joined(
 
 
 def _encoder(content: _Content, model: Model | PathLike | None) -> Model:
-    """The model given, if it is the gallery's own, or the one that stands in the file."""
+    """The model given, if it is the gallery's own or extends it, or the one that stands in the file."""
     if model is not None:
         loaded = model if isinstance(model, Model) else Model.load(model)
+        if extends(loaded, content.metadata):
+            content.take_over(loaded)
         if loaded.origin != content.metadata["model_sha256"]:
             made_by = str(content.metadata["model_sha256"])[:12]
             raise ConfigError(

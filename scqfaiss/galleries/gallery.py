@@ -23,6 +23,7 @@ from ..targets.code_lists import has_code_lists
 from ..targets.ids import all_ids
 from ..targets.pretransform import unwrap_index
 from ..targets.queries import MAX_SCORE, prepared, ranges, unscaled
+from .extending import extends, taken_over
 from .filters import known_target, selector
 from .reading import Stored, read_gallery, stamp_of
 from .snapshot import Origin, Snapshot
@@ -327,6 +328,8 @@ class Gallery:
             if stamp is not None and stamp == self._snapshot.stored.stamp:
                 return False
             stored = read_gallery(origin.path, verify=origin.verify, mmap=origin.mmap)
+            if self.model is not None and extends(self.model, stored.metadata):
+                stored = taken_over(self.model, stored, self.name)
             _check_model(self.model, stored, self.name)
             before, after = self._snapshot.stored.metadata or {}, stored.metadata or {}
             # Queries that were encoded outside the file fit the codes of their own model alone.
@@ -363,10 +366,10 @@ def open_gallery(
 ) -> Gallery:
     """Open a gallery for searching.
 
-    model: the model its codes came from; needed where the encoder is not folded into the file, and refused when it is
-    another one. device: cpu, cuda or cuda:N. mmap: codes and ids stay in the file, for files larger than memory; replace
-    such a file by another, never write into it. verify=False leaves out the SHA-256 (about 0.6 seconds a GB), not the
-    other checks.
+    model: the model its codes came from, or one that extends it, with which the file stays as it is; needed where the
+    encoder is not folded into the file, and refused when it is another one. device: cpu, cuda or cuda:N. mmap: codes and
+    ids stay in the file, for files larger than memory; replace such a file by another, never write into it. verify=False
+    leaves out the SHA-256 (about 0.6 seconds a GB), not the other checks.
     Raises ConfigError, IndexFileError or ResourceError (see read_gallery), CheckpointError for a damaged model.
     """
     if device != "cpu":
@@ -377,6 +380,8 @@ def open_gallery(
         warn(f"{name}: no checksum: written by another program, or cut off")
     model_name = "the model" if isinstance(model, Model) else printable(model) if model is not None else ""
     loaded = model if isinstance(model, Model) or model is None else Model.load(model)
+    if loaded is not None and extends(loaded, stored.metadata):
+        stored = taken_over(loaded, stored, name)
     _check_model(loaded, stored, name, model_name)
     return Gallery(
         Snapshot.on_device(stored, device), loaded, name, Origin(os.path.abspath(path), device, mmap, verify)

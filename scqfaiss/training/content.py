@@ -32,7 +32,9 @@ def add_content(
     options = plan.options
     drawn = task.codebook_rows is not None
     if not drawn:
-        warn("content codes learn from the training rows alone, which lack the classes that they are for; give --codebook-rows")
+        warn(
+            "content codes learn from the training rows alone, which lack the classes that they are for; give --codebook-rows"
+        )
     x, rows = task.rows.sample(ROWS, options.seed)
     x = _features(plan, x)
     bank = _features(plan, task.codebook_rows.sample(ROWS, options.seed)[0]) if task.codebook_rows is not None else None

@@ -5,6 +5,10 @@ fold the method is trained without its classes and without some rows of the othe
 unknown and of known classes. On them the logistic regression of the gate is fitted, its AUC is measured by fitting on the
 other folds alone, and the weights are chosen by mAP, each row a query among all others.
 
+Unlabelled rows may hold rows of an unknown class, or none: then queries of it lie where no row is. Each fold is looked at both
+ways, the second without the unlabelled rows that the whole model takes for those of its classes. A gate that was fitted the first
+way alone told 1,000 sentences of no class from CLINC150's with an AUC of 0.913, less than the largest posterior (0.951).
+
 n row   C class   G cluster   q query
 """
 
@@ -21,8 +25,9 @@ from numpy.typing import NDArray
 from ..arrays import Floats, Ints
 from ..content import Content, Gate
 from ..contract import Progress, drawn_rows
+from ..encoders.chain import Chain
 from ..model import Model
-from .content_codes import cluster, unit
+from .content_codes import cluster, content_chain, unit
 
 Bools = NDArray[np.bool_]
 Retrain = Callable[[Floats, Ints], Model]  # x (n, d_in), y (n,) -> a model of the same method and settings
@@ -31,6 +36,7 @@ FOLDS = 3
 MIN_CLASSES = 4  # so that a fold leaves two to train on
 HELD = 0.25  # share of the rows of each remaining class that a fold holds out
 ROWS = 20_000  # that the folds are trained on, at most
+BLOCK = 4096  # rows whose similarities to classes are held at a time
 QUERIES = 1_500  # of each fold, at most
 TEMPERATURE = 0.1  # of the softmax over clusters, in cosines
 RIDGE = 1.0  # weight of the squared coefficients beside the log-likelihood of all rows, as scikit-learn's C = 1
@@ -52,6 +58,7 @@ class Fold:
     z: Floats
     v: Floats
     y: Ints
+    absent: NDArray[np.float64] | None = None  # the features where no unlabelled row is of a class that was left out
 
 
 def fitted(
@@ -72,22 +79,47 @@ def fitted(
     if len(np.unique(y)) < MIN_CLASSES:
         return replace(content, weights=default_weights(model, content, x))
     bank_z, bank_v = (z, v) if bank is None else (model.chain(bank), content.chain(bank))
-    clusters = cluster(bank_v, seed)
+    gate = gate_of(z, v, y, bank_z, bank_v, cluster(bank_v, seed))
+    nearest = np.unique(y)[_nearest(bank_z, gate.classes_z)]
     folds = []
     for number, (trained, seen, known) in enumerate(deal(y, seed)):
         progress("gate", number, FOLDS, "")
         of_fold = retrain(x[trained], y[trained])
-        of_bank = (of_fold.chain(x[trained]), v[trained]) if bank is None else (of_fold.chain(bank), bank_v)
-        gate = gate_of(of_fold.chain(x[trained]), v[trained], y[trained], *of_bank, clusters)
-        z_seen = of_fold.chain(x[seen])
-        folds.append(Fold(gate.features(z_seen, v[seen]), known, z_seen, v[seen], y[seen]))
+        parts = Parts(x[trained], y[trained], x[seen], of_fold.chain(x[trained]), of_fold.chain(x[seen]))
+        fold = Fold(parts.features(content.chain, of_fold, bank, gate.clusters), known, parts.z_seen, v[seen], y[seen])
+        if bank is not None:
+            here = bank[~np.isin(nearest, np.setdiff1d(y, y[trained]))]
+            chain = content_chain(here, content.codebooks.M, True, seed)
+            fold = replace(fold, absent=parts.features(chain, of_fold, here, cluster(chain(here), seed)))
+        folds.append(fold)
     progress("gate", FOLDS, FOLDS, "")
     weights, caution, facts = choose(folds)
-    gate = gate_of(z, v, y, bank_z, bank_v, clusters)
     coefficients = logistic(*_together(folds)).astype(np.float32)
     return replace(
         content, weights=weights, gate=replace(gate, coefficients=coefficients, caution=caution, facts=facts)
     )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Rows that a fold was trained on and rows that it was not, and z of both by the fold's own training."""
+
+    x: Floats
+    y: Ints
+    x_seen: Floats
+    z: Floats
+    z_seen: Floats
+
+    def features(self, chain: Chain, model: Model, bank: Floats | None, clusters: Floats) -> NDArray[np.float64]:
+        """Features of the rows that were not trained on, by a gate of those that were and of `bank`."""
+        v = chain(self.x)
+        of_bank = (self.z, v) if bank is None else (model.chain(bank), chain(bank))
+        return gate_of(self.z, v, self.y, *of_bank, clusters).features(self.z_seen, chain(self.x_seen))
+
+
+def _nearest(z: Floats, classes: Floats) -> Ints:
+    """Number of the class with the largest <z, class>, (n,)."""
+    return np.concatenate([(part @ classes.T).argmax(1) for part in np.array_split(z, -(-len(z) // BLOCK))])
 
 
 def default_weights(model: Model, content: Content, x: Floats) -> tuple[float, float]:
@@ -133,7 +165,7 @@ def gate_of(z: Floats, v: Floats, y: Ints, bank_z: Floats, bank_v: Floats, clust
     of_z, of_v = (unit(np.stack([part[y == c].mean(0, dtype=np.float64) for c in classes])) for part in (z, v))
     near, near_bank = (_assigned(part, clusters) for part in (v, bank_v))
     counts = near_bank.sum(0)
-    top = np.concatenate([(part @ of_z.T).max(1) for part in np.array_split(bank_z, -(-len(bank_z) // 4096))])
+    top = np.concatenate([(part @ of_z.T).max(1) for part in np.array_split(bank_z, -(-len(bank_z) // BLOCK))])
     tops = (near_bank.T @ top.astype(np.float64)) / np.maximum(counts, 1e-9)
     shares = np.log((near.sum(0) + 1) / (counts + 1))
     shares -= (near @ shares).mean()
@@ -191,10 +223,12 @@ def choose(folds: list[Fold]) -> tuple[tuple[float, float], float, dict[str, Any
     """The two weights, the caution of the gate, and its facts, by means over the folds."""
     scales = [scale_of(f.z, f.v) for f in folds]
     dots = [(f.z @ f.z.T, f.v @ f.v.T) for f in folds]
-    logits = []
+    logits, absent = [], []
     for i, fold in enumerate(folds):
         b = logistic(*_together([f for j, f in enumerate(folds) if j != i]))
         logits.append(fold.features @ b[:-1] + b[-1])
+        if fold.absent is not None:
+            absent.append(area_under_curve(fold.absent @ b[:-1] + b[-1], fold.known))
     auc = float(np.mean([area_under_curve(a, f.known) for a, f in zip(logits, folds)]))
 
     def ranked(weight_of: Callable[[int], Any], known: bool) -> float:
@@ -212,6 +246,8 @@ def choose(folds: list[Fold]) -> tuple[tuple[float, float], float, dict[str, Any
     high = max(UNKNOWN[int(np.argmax(of_unknown))], low)
     ungated = ranked(lambda i: low * scales[i], False)
     facts: dict[str, Any] = {"auc": auc, "loss": 0.0, "gain": 0.0, "on": False}
+    if absent:
+        facts["auc_absent"] = float(np.mean(absent))
     scale = float(np.mean(scales))
     for caution in CAUTIONS:
 
@@ -250,4 +286,5 @@ def average_precision(scores: Floats, rows: Ints, y: Ints) -> NDArray[np.float64
 
 
 def _together(folds: list[Fold]) -> tuple[NDArray[np.float64], Bools]:
-    return np.concatenate([f.features for f in folds]), np.concatenate([f.known for f in folds])
+    both = [(features, f.known) for f in folds for features in (f.features, f.absent) if features is not None]
+    return np.concatenate([features for features, _ in both]), np.concatenate([known for _, known in both])
