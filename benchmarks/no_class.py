@@ -3,8 +3,8 @@
     python benchmarks/no_class.py FOLDER BITS CONTENT_BITS SEED
 
 FOLDER holds train.h5, query.h5, database.h5 and outside.h5, rows of no class. The rows of the database teach codebooks and gate
-without their labels. `auc`: area under the curve of the gate's probability, `false_alarms`: share of the queries of no class that are
-taken for known ones where 95 % of the known ones are; `top_` the same by the largest posterior, <z, class center>.
+without their labels. `auc`: area under the curve of the gate's probability, `false_alarms`: share of the queries of no class that
+are taken for known ones where 95 % of the known ones are; `top_` the same by the largest posterior, <z, class center>.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ def add_content(
                 return retrain(of_fold, x, np.unique(y, return_inverse=True)[1])
 
         content = gate.fitted(model, content, x, task.labels.y[rows], bank, train_fold, progress)
-    return Model(model.chain, model.semantic, model.config, model.backbone, content)
+    config = model.config | {"bits": model.semantic.bits + content.bits}
+    return Model(model.chain, model.semantic, config, model.backbone, content)
 
 
 def _options_of_folds(plan: Plan) -> TrainOptions:
