@@ -107,6 +107,7 @@ MAY_CONFIG = {
     "beam": count(1, 64),
     "list_beam": count(1, 64),
     "bits": count(0),
+    "extends": lambda v: isinstance(v, list) and all(isinstance(s, dict) and len(s.get("sha256", "")) == 64 for s in v),
     "prefix": lambda v: isinstance(v, dict) and len(v.get("sha256", "")) == 64 and type(v.get("bits")) is int,
     "C": count(0, 1 << 20),
     "class_names": names,

@@ -28,6 +28,7 @@ from ..methods.class_kmeans import class_kmeans
 from ..methods.lists import BEAM
 from ..modality import ROWS
 from ..model import SUFFIX, Model, check_width
+from ..options import TrainOptions
 from .new_heads import Classifier, learn
 
 LISTS = 8  # for each new class
@@ -45,7 +46,7 @@ def extend(
     *,
     class_names: Any = None,
     lists: int = LISTS,
-    seed: int = 0,
+    seed: int = TrainOptions.seed,
     progress: Progress = silent,
 ) -> Model:
     """The model with classes more: x (n, d_in) rows of classes y (n,) that it was not trained on, 2 or more of each.
@@ -65,7 +66,7 @@ def extend_file(
     out: PathLike,
     *,
     lists: int = LISTS,
-    seed: int = 0,
+    seed: int = TrainOptions.seed,
     keys: Mapping[str, Any],
     progress: Progress = silent,
 ) -> str:

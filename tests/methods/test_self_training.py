@@ -14,7 +14,7 @@ from scqfaiss.training.fingerprint import run_fingerprint
 from scqfaiss.training.fitting import build
 from scqfaiss.training.planning import make_plan
 
-SMALL = {"bits": 8, "nbits": 4, "encoder": "mlp", "epochs": 20, "batch_size": 60, "hidden": 32}
+SMALL = {"bits": 8, "nbits": 4, "encoder": "mlp", "epochs": 10, "batch_size": 60, "hidden": 32}
 pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
 
 
@@ -144,7 +144,7 @@ def test_rows_of_noise_change_nothing():
     assert np.array_equal(model.codebooks.centroids, without.codebooks.centroids)
 
 
-@pytest.mark.parametrize("settings", [{}, {"method": "dpq"}, {"method": "label"}, {"quantizer": "arsq"}])
+@pytest.mark.parametrize("settings", [{"method": "dpq"}, {"method": "label"}])
 def test_the_same_rows_give_the_same_bytes(settings):
     x, y, more = parts()
     a, b = (scqfaiss.train(x, y, unlabelled=more, **SMALL | settings).to_bytes() for _ in range(2))
@@ -165,14 +165,11 @@ class Cut(Exception):
     """Stands for a kill between two steps."""
 
 
-@pytest.mark.parametrize("kept", [0, 2])
-@pytest.mark.parametrize("where", ["trial", "trial, round 1", "features, round 1", "features, round 2"])
-def test_a_training_cut_off_within_a_round_goes_on_to_the_same_bytes(tmp_path, monkeypatch, kept, where):
+@pytest.mark.parametrize("where, kept", [("trial, round 1", 0), ("features, round 2", 2)])
+def test_a_training_cut_off_within_a_round_goes_on_to_the_same_bytes(tmp_path, monkeypatch, where, kept):
     from scqfaiss.methods import self_training
 
     monkeypatch.setattr(self_training, "kept_round", lambda losses: kept)
-    if kept == 0 and where.startswith("features"):
-        pytest.skip("these rounds do not run")
     x, y, more = parts()
     asked = {"unlabelled": more, "checkpoint_every": 3, **SMALL}
     whole = scqfaiss.train(x, y, **asked).to_bytes()
@@ -186,7 +183,7 @@ def test_a_training_cut_off_within_a_round_goes_on_to_the_same_bytes(tmp_path, m
     folder = tmp_path / "checkpoints"
     with pytest.raises(Cut):
         scqfaiss.train(x, y, checkpoints=folder, progress=progress, **asked)
-    if where == "trial":
+    if kept == 0:
         with pytest.raises(ConfigError, match="of another training: unlabelled rows is "):
             scqfaiss.train(x, y, checkpoints=folder, resume=True, **asked | {"unlabelled": more + 1})
     assert scqfaiss.train(x, y, checkpoints=folder, resume=True, **asked).to_bytes() == whole
