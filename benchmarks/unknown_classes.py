@@ -25,7 +25,6 @@ from faiss_of_z import TRAINING_ROWS, map_of
 import scqfaiss
 from scqfaiss.arrays import Floats, Labels
 from scqfaiss.comparison.faiss_codes import build, read_coding
-from scqfaiss.comparison.ranking import Coding
 from scqfaiss.comparison.rows import coding_of
 from scqfaiss.data import open_rows
 from scqfaiss.evaluation.ranking import measure_vectors, same_classes
@@ -61,7 +60,8 @@ def main(folder: str, bits: str, content_bits: str, left_out: str, draw: str, li
         codebook_rows=xb,
     )
     assert model.content is not None
-    codes = model.encode(xb)
+    vectors = model.vectors(xb)
+    codes = model.assign(vectors)
     found: dict[str, Any] = {"gate": dict(model.content.gate.facts) if model.content.gate else None}
 
     def put(name: str, map_of_rows: Any) -> None:
@@ -71,9 +71,7 @@ def main(folder: str, bits: str, content_bits: str, left_out: str, draw: str, li
         found[f"{name}_all"] = share * of_unseen + (1 - share) * of_seen
 
     def coded(queries: Floats) -> Any:
-        return lambda rows: map_of(
-            coding_of(model.codebooks, codes, queries[rows], model.vectors(xb)), yq.take(rows), yb
-        )
+        return lambda rows: map_of(coding_of(model.codebooks, codes, queries[rows], vectors), yq.take(rows), yb)
 
     semantic = codes[:, : model.semantic.columns]
     zq, zb = model.chain(xq), model.chain(xb)
@@ -88,16 +86,15 @@ def main(folder: str, bits: str, content_bits: str, left_out: str, draw: str, li
     whole = int(bits) + int(content_bits)
     for method in ("pq", "opq"):
         index = build(method, ub, whole, 1, int(draw), TRAINING_ROWS).index
-        put(method, lambda rows, m=method, i=index: map_of(_of(m, i, whole, uq[rows], ub), yq.take(rows), yb))
-    found |= plain(model, xq, xb, yq, yb)
+        put(
+            method,
+            lambda rows, m=method, i=index: map_of(read_coding(m, i, whole, uq[rows], ub), yq.take(rows), yb),
+        )
+    found |= plain(model, codes, xq, xb, yq, yb)
     print(json.dumps(found))
 
 
-def _of(method: str, index: Any, bits: int, xq: Floats, xb: Floats) -> Coding:
-    return read_coding(method, index, bits, xq, xb)
-
-
-def plain(model: Any, xq: Floats, xb: Floats, yq: Labels, yb: Labels) -> dict[str, float]:
+def plain(model: Any, codes: Any, xq: Floats, xb: Floats, yq: Labels, yb: Labels) -> dict[str, float]:
     """The same figure where the file is read and searched by FAISS alone."""
     scqfaiss.export(model, xb, path="unknown.faissindex")
     index = faiss.read_index("unknown.faissindex")
@@ -108,7 +105,6 @@ def plain(model: Any, xq: Floats, xb: Floats, yq: Labels, yb: Labels) -> dict[st
     _, I = index.search(queries, index.ntotal)
     relevant = yb.y[I] == yq.y[rows, None]
     precision = np.cumsum(relevant, 1) / np.arange(1, relevant.shape[1] + 1)
-    codes = model.encode(xb)
     ours = map_of(coding_of(model.codebooks, codes, queries, model.vectors(xb)), yq.take(rows), yb)
     return {"plain_auto": float(((precision * relevant).sum(1) / relevant.sum(1)).mean()), "plain_of": ours}
 

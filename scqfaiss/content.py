@@ -94,21 +94,17 @@ class Gate:
             )
             out[part, 0] = (of_z @ self._double["classes_z"].T).max(1)
             out[part, 1] = (of_v @ self._double["classes_v"].T).max(1)
-            near = of_v @ self._double["clusters"].T
-            near -= near.max(1, keepdims=True)
-            with np.errstate(over="ignore"):  # a tiny temperature: the nearest cluster alone
-                a = np.exp(near / self.temperature)
-            a /= a.sum(1, keepdims=True)
+            a = assigned(of_v, self._double["clusters"], self.temperature)
             out[part, 2], out[part, 3] = a @ self._double["tops"], a @ self._double["shares"]
         return out
 
     def __call__(self, z: Floats, v: Floats) -> Floats:
         """z (n, d_z), v (n, d_v) -> the probability of each row (n,), float32."""
-        return _sigmoid(self._logits(z, v)).astype(np.float32)
+        return sigmoid(self._logits(z, v)).astype(np.float32)
 
     def cautious(self, z: Floats, v: Floats) -> NDArray[np.float64]:
         """The same, moved by the caution: what sets the weights of queries, (n,) float64."""
-        return _sigmoid(self._logits(z, v) + self.caution)
+        return sigmoid(self._logits(z, v) + self.caution)
 
     def _logits(self, z: Floats, v: Floats) -> NDArray[np.float64]:
         coefficients = self._double["coefficients"]
@@ -179,8 +175,7 @@ class Content:
 
     def weight(self, known: NDArray[np.float64]) -> Floats:
         """known (n,) -> w (n,) float32: between the two weights, evenly in their logarithms."""
-        of_known, of_unknown = map(math.log, self.weights)
-        return np.exp(known * of_known + (1 - known) * of_unknown).astype(np.float32)
+        return between(known, *self.weights).astype(np.float32)
 
     # ------------------------------------------------------------------------------------------------------------ file
     def pack(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -315,7 +310,22 @@ def parse_known(text: str) -> str | float:
     return number
 
 
-def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def assigned(v: NDArray[Any], clusters: NDArray[Any], temperature: float) -> NDArray[np.float64]:
+    """v (n, d), clusters (G, d) -> softmax(v clusters^T / temperature), (n, G)."""
+    near = v.astype(np.float64) @ clusters.astype(np.float64).T
+    near -= near.max(1, keepdims=True)
+    with np.errstate(over="ignore"):  # a tiny temperature: the nearest cluster alone
+        a = np.exp(near / temperature)
+    return np.asarray(a / a.sum(1, keepdims=True))
+
+
+def between(known: NDArray[np.float64], of_known: float, of_unknown: float) -> NDArray[np.float64]:
+    """known (n,) -> weights (n,) between those of a known and of an unknown class, evenly in their logarithms."""
+    return np.asarray(np.exp(known * math.log(of_known) + (1 - known) * math.log(of_unknown)))
+
+
+def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 / (1 + exp(-t))."""
     return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))  # no overflow at either end
 
 

@@ -134,7 +134,7 @@ class Model:
     def gate_of(self, x: Floats, name: str = "rows") -> Floats:
         """The same as known for rows (n, d_in) float32 that were looked at already."""
         if self.content is None or self.content.gate is None:
-            what = "content codes" if self.content is None else "gate, which needs unlabelled rows in the training"
+            what = "content codes" if self.content is None else "gate, which needs one label a row, and four classes"
             more = "; train it with --content-bits" if self.content is None else ""
             raise ConfigError(f"the model cannot tell known classes from others: it has no {what}{more}")
         return self.content.gate(self.chain(x, name), self.content.chain(x, name))

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from ..methods.list_counts import PER_NEW_CLASS
+from ..options import TrainOptions
 from .arguments import FILE, ROWS, meter, row_options, say
 
 
@@ -14,8 +16,8 @@ from .arguments import FILE, ROWS, meter, row_options, say
 @click.argument("model", type=FILE)
 @click.argument("rows", type=ROWS)
 @click.option("-o", "--out", type=FILE, required=True, help="Model file to write (.safetensors).")
-@click.option("--lists", default=8, type=int, show_default=True, help="Lists for each new class.")
-@click.option("--seed", default=0, type=int, show_default=True, help="Seed of everything random.")
+@click.option("--lists", default=PER_NEW_CLASS, type=int, show_default=True, help="Lists for each new class.")
+@click.option("--seed", default=TrainOptions.seed, type=int, show_default=True, help="Seed of everything random.")
 @row_options
 def extend(model: Path, rows: Path, out: Path, **options: Any) -> None:
     """Teach MODEL the classes of ROWS, 2 rows or more of each, without a new encoder.

@@ -45,15 +45,18 @@ class _Content:
         self.metadata: Mapping[str, Any] = self.stored.metadata
         if not all(isinstance(self.metadata.get(key), str) for key in ("model_sha256", "method")):
             raise IndexFileError(f"{self.name}: the metadata does not say which model its codes came from")
-        shape = None if as_stored else self.stored.shape
-        self.codebooks, self.codes, self.ids = self.stored.target.unpack(self.stored.index, shape)
+        self._unpack(None if as_stored else self.stored.shape)
 
     def take_over(self, model: Model) -> None:
         """Be a gallery of `model`, which extends the file's own."""
         self.stored = taken_over(model, self.stored, self.name)
-        assert self.stored.metadata is not None and self.stored.target is not None
+        assert self.stored.metadata is not None
         self.metadata = self.stored.metadata
-        self.codebooks, self.codes, self.ids = self.stored.target.unpack(self.stored.index, self.stored.shape)
+        self._unpack(self.stored.shape)
+
+    def _unpack(self, shape: Any) -> None:
+        assert self.stored.target is not None
+        self.codebooks, self.codes, self.ids = self.stored.target.unpack(self.stored.index, shape)
 
     @property
     def target(self) -> Any:

@@ -88,6 +88,11 @@ def _start(z: Tensor, owner: Tensor, seeds: tuple[Tensor, Tensor], generator: to
     return w + 1e-4 * spread * torch.randn(w.shape, generator=generator)
 
 
+def sample_rows(n: int, limit: int, generator: torch.Generator) -> Tensor:
+    """At most `limit` of n row numbers, drawn without replacement, ascending."""
+    return torch.randperm(n, generator=generator)[:limit].sort().values
+
+
 def shared_lloyd(z: Tensor, K: int, generator: torch.Generator, start: Tensor | None = None) -> Tensor:
     """k-means of M codebooks whose K codewords all rows share: z (M, n, dsub) float32 -> centroids (M, K, dsub)."""
     n = z.shape[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+PER_NEW_CLASS = 8  # that a model is extended by
 AUTO_MOST = 1024  # more lists are worth less than a thousandth of mAP, and every query looks at all centroids
 
 

@@ -18,6 +18,7 @@ from ..contract import Progress, Task, silent
 from ..errors import warn
 from .cfa import Features
 from .class_kmeans import class_kmeans
+from .kmeans import sample_rows
 from .residual import MAX_CODEWORDS, least_squares
 
 Array = NDArray[np.float32]
@@ -37,7 +38,7 @@ def learn(z: Tensor, y: Tensor | None, L: int, seed: int, progress: Progress = s
     """z (n, d) float32 on the CPU, classes y (n,) int64 or None -> centroids (L, d); fewer where the rows are fewer."""
     progress("lists", 0, 1, "")
     generator = torch.Generator().manual_seed(seed)
-    sample = torch.randperm(len(z), generator=generator)[: SEED_ROWS * L].sort().values
+    sample = sample_rows(len(z), SEED_ROWS * L, generator)
     y = torch.zeros(len(z), dtype=torch.int64) if y is None else y
     if len(z) < L:
         warn(f"{len(z):,} rows can fill at most {len(z):,} of {L:,} lists")

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..codebooks import Codebooks
 from ..contract import Progress, silent
 from .dead_codewords import gumbel_keys
-from .kmeans import shared_lloyd
+from .kmeans import sample_rows, shared_lloyd
 
 SEED_ROWS = 256  # rows per codeword that k-means looks at; the rounds after it look at all
 ROUNDS = 10  # of encoding and least squares: 8 codebooks of 4 bits lose a third of their error in them, half in 30
@@ -41,7 +41,7 @@ def start(z: Tensor, M: int, K: int, beam: int, generator: torch.Generator, prog
     w = z.new_zeros(0, K, z.shape[1])
     for m in range(M):
         progress("k-means", m, M, "")
-        sample = torch.randperm(len(z), generator=generator)[: SEED_ROWS * K].sort().values
+        sample = sample_rows(len(z), SEED_ROWS * K, generator)
         left = remainder(z, w, encode(z, w, beam)) if m else z
         w = torch.cat([w, shared_lloyd(left[sample][None], K, generator)])
     return w

@@ -31,7 +31,7 @@ from . import cfa, cfa_checks, lists, residual
 from .arsq import ARSQ, allocate_codewords, decode, nearest
 from .class_kmeans import codebook_start
 from .dead_codewords import Seeds, reset_dead_codewords
-from .kmeans import lloyd
+from .kmeans import lloyd, sample_rows
 from .rows import CodebookRows, warn_of_few
 from .self_training import SelfTraining
 
@@ -288,7 +288,7 @@ class SCQ(MethodDefaults, nn.Module):
     def started(self, z: Tensor, pattern: Tensor, owned: Tensor, owner: Tensor, generator: torch.Generator) -> Tensor:
         """Codewords to start from (M, K, dsub): private ones within their classes, others as codebook_start does."""
         task, y = self.task, self.y
-        sample = torch.randperm(len(z), generator=generator)[: SEED_ROWS * task.K].sort().values
+        sample = sample_rows(len(z), SEED_ROWS * task.K, generator)
         if self.public or self.config.quantizer == "kmeans":
             classes = self.features.predicted(z) if task.lists == 1 else None
             classes = torch.zeros(len(z), dtype=torch.int64) if classes is None else classes

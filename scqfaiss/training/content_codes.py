@@ -23,7 +23,7 @@ from ..content import Content
 from ..contract import Progress
 from ..encoders.chain import Chain
 from ..methods import residual
-from ..methods.kmeans import shared_lloyd
+from ..methods.kmeans import sample_rows, shared_lloyd
 from ..methods.lists import means
 from ..model import Model
 
@@ -60,7 +60,7 @@ def cluster(v: Floats, seed: int) -> Floats:
     """v (n, d) of length 1 -> centroids (G, d), of length 1 as well (spherical k-means up to the last step)."""
     generator = torch.Generator().manual_seed(seed)
     G = clusters_for(len(v))
-    rows = torch.randperm(len(v), generator=generator)[: SEED_ROWS * G].sort().values
+    rows = sample_rows(len(v), SEED_ROWS * G, generator)
     return unit(shared_lloyd(torch.from_numpy(v)[rows][None], G, generator)[0].numpy())
 
 
@@ -125,7 +125,7 @@ def content_codebooks(
 
 def _parts(z: Tensor, M: int, K: int, generator: torch.Generator) -> Tensor:
     """Rows that k-means looks at, (M, n, d / M)."""
-    rows = torch.randperm(len(z), generator=generator)[: SEED_ROWS * K].sort().values
+    rows = sample_rows(len(z), SEED_ROWS * K, generator)
     parts: Tensor = z[rows].unflatten(1, (M, -1)).transpose(0, 1).contiguous()
     return parts
 

@@ -25,13 +25,13 @@ from ..encoders.chain import Chain
 from ..errors import ConfigError, DataError, printable
 from ..files import PathLike, atomic_write
 from ..methods.class_kmeans import class_kmeans
+from ..methods.list_counts import PER_NEW_CLASS
 from ..methods.lists import BEAM
 from ..modality import ROWS
 from ..model import SUFFIX, Model, check_width
 from ..options import TrainOptions
 from .new_heads import Classifier, learn
 
-LISTS = 8  # for each new class
 COPIES, NOISE = 8, 1.5  # rows with Gaussian noise, in standard deviations of each feature: as codebooks learn from
 IS_NEW = 0.2  # rows whose probability of a new class is below teach no list
 LEAST_ROWS = 2  # of a new class: one has no deviation from its mean
@@ -45,7 +45,7 @@ def extend(
     y: Any,
     *,
     class_names: Any = None,
-    lists: int = LISTS,
+    lists: int = PER_NEW_CLASS,
     seed: int = TrainOptions.seed,
     progress: Progress = silent,
 ) -> Model:
@@ -65,7 +65,7 @@ def extend_file(
     rows: PathLike,
     out: PathLike,
     *,
-    lists: int = LISTS,
+    lists: int = PER_NEW_CLASS,
     seed: int = TrainOptions.seed,
     keys: Mapping[str, Any],
     progress: Progress = silent,

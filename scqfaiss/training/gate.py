@@ -23,9 +23,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..arrays import Floats, Ints
-from ..content import Content, Gate
+from ..content import Content, Gate, assigned, between, sigmoid
 from ..contract import Progress, drawn_rows
-from ..encoders.chain import Chain
 from ..model import Model
 from .content_codes import cluster, content_chain, unit
 
@@ -85,12 +84,16 @@ def fitted(
     for number, (trained, seen, known) in enumerate(deal(y, seed)):
         progress("gate", number, FOLDS, "")
         of_fold = retrain(x[trained], y[trained])
-        parts = Parts(x[trained], y[trained], x[seen], of_fold.chain(x[trained]), of_fold.chain(x[seen]))
-        fold = Fold(parts.features(content.chain, of_fold, bank, gate.clusters), known, parts.z_seen, v[seen], y[seen])
+        z_trained, z_seen = of_fold.chain(x[trained]), of_fold.chain(x[seen])
+        of_bank = (z_trained, v[trained]) if bank is None else (of_fold.chain(bank), bank_v)
+        present = gate_of(z_trained, v[trained], y[trained], *of_bank, gate.clusters)
+        fold = Fold(present.features(z_seen, v[seen]), known, z_seen, v[seen], y[seen])
         if bank is not None:
-            here = bank[~np.isin(nearest, np.setdiff1d(y, y[trained]))]
-            chain = content_chain(here, content.codebooks.M, True, seed)
-            fold = replace(fold, absent=parts.features(chain, of_fold, here, cluster(chain(here), seed)))
+            kept = ~np.isin(nearest, np.setdiff1d(y, y[trained]))
+            chain = content_chain(bank[kept], content.codebooks.M, True, seed)
+            kept_v = chain(bank[kept])
+            absent = gate_of(z_trained, chain(x[trained]), y[trained], of_bank[0][kept], kept_v, cluster(kept_v, seed))
+            fold = replace(fold, absent=absent.features(z_seen, chain(x[seen])))
         folds.append(fold)
     progress("gate", FOLDS, FOLDS, "")
     weights, caution, facts = choose(folds)
@@ -98,23 +101,6 @@ def fitted(
     return replace(
         content, weights=weights, gate=replace(gate, coefficients=coefficients, caution=caution, facts=facts)
     )
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Rows that a fold was trained on and rows that it was not, and z of both by the fold's own training."""
-
-    x: Floats
-    y: Ints
-    x_seen: Floats
-    z: Floats
-    z_seen: Floats
-
-    def features(self, chain: Chain, model: Model, bank: Floats | None, clusters: Floats) -> NDArray[np.float64]:
-        """Features of the rows that were not trained on, by a gate of those that were and of `bank`."""
-        v = chain(self.x)
-        of_bank = (self.z, v) if bank is None else (model.chain(bank), chain(bank))
-        return gate_of(self.z, v, self.y, *of_bank, clusters).features(self.z_seen, chain(self.x_seen))
 
 
 def _nearest(z: Floats, classes: Floats) -> Ints:
@@ -163,7 +149,7 @@ def gate_of(z: Floats, v: Floats, y: Ints, bank_z: Floats, bank_v: Floats, clust
     """
     classes = np.unique(y)
     of_z, of_v = (unit(np.stack([part[y == c].mean(0, dtype=np.float64) for c in classes])) for part in (z, v))
-    near, near_bank = (_assigned(part, clusters) for part in (v, bank_v))
+    near, near_bank = (assigned(part, clusters, TEMPERATURE) for part in (v, bank_v))
     counts = near_bank.sum(0)
     top = np.concatenate([(part @ of_z.T).max(1) for part in np.array_split(bank_z, -(-len(bank_z) // BLOCK))])
     tops = (near_bank.T @ top.astype(np.float64)) / np.maximum(counts, 1e-9)
@@ -172,13 +158,6 @@ def gate_of(z: Floats, v: Floats, y: Ints, bank_z: Floats, bank_v: Floats, clust
     none = {"auc": 0.5, "loss": 0.0, "gain": 0.0, "on": False}
     numbers = [np.asarray(a, np.float32) for a in (clusters, tops, shares)]
     return Gate(of_z, of_v, numbers[0], TEMPERATURE, numbers[1], numbers[2], np.zeros(5, np.float32), none)
-
-
-def _assigned(v: Floats, clusters: Floats) -> NDArray[np.float64]:
-    """v (n, d) -> softmax(v clusters^T / temperature), (n, G)."""
-    near = (v @ clusters.T).astype(np.float64) / TEMPERATURE
-    near = np.exp(near - near.max(1, keepdims=True))
-    return np.asarray(near / near.sum(1, keepdims=True))
 
 
 # --------------------------------------------------------------------------------------------------------- regression
@@ -252,8 +231,7 @@ def choose(folds: list[Fold]) -> tuple[tuple[float, float], float, dict[str, Any
     for caution in CAUTIONS:
 
         def weight(i: int, caution: float = caution) -> Any:
-            p = 0.5 * (1 + np.tanh(0.5 * (logits[i] + caution)))
-            return scales[i] * np.exp(p * np.log(low) + (1 - p) * np.log(high))
+            return scales[i] * between(sigmoid(logits[i] + caution), low, high)
 
         loss = max(of_known) - ranked(weight, True)
         if loss > MAX_LOSS:
