@@ -238,3 +238,16 @@ def test_joint_shapes_are_those_of_joint_codebooks():
             Chain(7, [("linear", {"A": np.ones((width, 7), np.float32)})]), Codebooks(kind, words, "ip"), (1.0, 1.0)
         )
         assert Joint(semantic, content.codebooks).codebooks.shape == shape
+
+
+def test_folds_are_trained_with_the_settings_of_the_whole(monkeypatch):
+    from scqfaiss.training import content
+
+    asked = []
+    whole = content._options_of_folds
+    monkeypatch.setattr(content, "_options_of_folds", lambda plan: asked.append(whole(plan)) or asked[-1])
+    model = scqfaiss.train(X, Y, bits=8, nbits=4, lists=8, content_bits=8, codebook_rows=X, accumulate=2, **QUICK)
+    assert model.content.gate is not None
+    (found,) = asked
+    assert (found.bits, found.lists, found.content_bits, found.epochs, found.accumulate) == (4, "1", 0, 2, 2)
+    assert found.settings == {"hidden": 8, "members": 1}

@@ -58,22 +58,23 @@ def add_content(
 
 def _options_of_folds(plan: Plan) -> TrainOptions:
     """The options of a training on features and some of the classes, whose codes nobody needs."""
-    options, own = plan.options, settings(plan.method.Config)
+    options = plan.options
     files = set(setting_files(options.settings))
-    kept: dict[str, Any] = {k: v for k, v in options.settings.items() if k in own and v not in files}
-    # A network for images stays as the whole training left it: the heads alone are trained again.
-    encoder = TrainOptions.encoder if plan.network is not None else options.encoder
-    return TrainOptions(
-        method=options.method,
+    kept = {key: value for key, value in options.settings.items() if value not in files}
+    encoder = options.encoder
+    if plan.network is not None:
+        # A network for images stays as the whole training left it: the heads alone are trained again.
+        own = settings(plan.method.Config)
+        encoder, kept = TrainOptions.encoder, {key: value for key, value in kept.items() if key in own}
+    return replace(
+        options,
         bits=options.nbits,
-        nbits=options.nbits,
+        lists=TrainOptions.lists,
+        content_bits=0,
         encoder=encoder,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        device=options.device,
-        precision=options.precision,
-        clip_norm=options.clip_norm,
+        encoder_args={},
+        weights=None,
+        start=None,
         settings=kept,
     )
 
