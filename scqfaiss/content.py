@@ -29,6 +29,7 @@ WEIGHTS = (1e-18, 1e18)  # least and most of a weight: squares and products stay
 FEATURES = 4  # of a gate
 GATE_ELEMENTS = 1 << 20  # similarities to classes or clusters that a gate holds at a time
 _OF_GATE = ("classes_z", "classes_v", "clusters", "tops", "shares", "coefficients")
+_WEIGHING = "weighing"  # of a gate, optional
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,8 @@ class Gate:
     belongs to cluster g with a = softmax(v clusters^T / temperature). tops (G,): the mean of feature 0 over the unlabelled rows
     of a cluster; shares (G,): the log of its training rows over its unlabelled ones. coefficients (5,): of the features, the
     constant last. facts: 'auc'; 'loss' and 'gain', the mAP that it is expected to cost known classes and to bring unknown ones;
-    'on', whether known='auto' asks it. caution: added to the logit before the gate sets a weight, never to what it says.
+    'on', whether known='auto' asks it. weighing (5,): the coefficients that set a weight, fitted to galleries that hold rows of
+    the unknown classes; None: those of the probability. caution: added to the logit that sets a weight.
     """
 
     classes_z: NDArray[np.float32]
@@ -51,10 +53,11 @@ class Gate:
     coefficients: NDArray[np.float32]
     facts: Mapping[str, Any]
     caution: float = 0.0
+    weighing: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         dimensions = {"classes_z": 2, "classes_v": 2, "clusters": 2}
-        for name in _OF_GATE:
+        for name in self.tensors:
             a = getattr(self, name)
             if a.dtype != np.float32 or a.ndim != dimensions.get(name, 1) or not len(a):
                 raise ConfigError(
@@ -64,6 +67,8 @@ class Gate:
                 raise DataError(f"gate: {name} are not finite")
         C, G, d_v = len(self.classes_z), len(self.clusters), self.clusters.shape[1]
         needed = {"classes_v": (C, d_v), "tops": (G,), "shares": (G,), "coefficients": (FEATURES + 1,)}
+        if self.weighing is not None:
+            needed["weighing"] = (FEATURES + 1,)
         for name, shape in needed.items():
             if getattr(self, name).shape != shape:
                 raise ConfigError(f"gate: {name} are {getattr(self, name).shape}, need {shape}")
@@ -76,6 +81,12 @@ class Gate:
                 raise ConfigError(f"gate: {name} is {self.facts.get(name)!r}, needs a number")
         if type(self.facts.get("on")) is not bool:
             raise ConfigError(f"gate: on is {self.facts.get('on')!r}, needs true or false")
+
+    @property
+    def tensors(self) -> dict[str, NDArray[np.float32]]:
+        """Its arrays by their names in a model file."""
+        names = _OF_GATE if self.weighing is None else (*_OF_GATE, _WEIGHING)
+        return {name: getattr(self, name) for name in names}
 
     @property
     def on(self) -> bool:
@@ -100,20 +111,21 @@ class Gate:
 
     def __call__(self, z: Floats, v: Floats) -> Floats:
         """z (n, d_z), v (n, d_v) -> the probability of each row (n,), float32."""
-        return sigmoid(self._logits(z, v)).astype(np.float32)
+        return sigmoid(self._logits(z, v, "coefficients")).astype(np.float32)
 
     def cautious(self, z: Floats, v: Floats) -> NDArray[np.float64]:
-        """The same, moved by the caution: what sets the weights of queries, (n,) float64."""
-        return sigmoid(self._logits(z, v) + self.caution)
+        """The same by the coefficients for weights, moved by the caution: what sets the weights of queries, (n,) float64."""
+        name = "coefficients" if self.weighing is None else _WEIGHING
+        return sigmoid(self._logits(z, v, name) + self.caution)
 
-    def _logits(self, z: Floats, v: Floats) -> NDArray[np.float64]:
-        coefficients = self._double["coefficients"]
+    def _logits(self, z: Floats, v: Floats, name: str) -> NDArray[np.float64]:
+        coefficients = self._double[name]
         return np.asarray(self.features(z, v) @ coefficients[:-1] + coefficients[-1])
 
     @cached_property
     def _double(self) -> dict[str, NDArray[np.float64]]:
         """Sums of a product may differ by its number of rows: in float64 no probability shows it."""
-        return {name: getattr(self, name).astype(np.float64) for name in _OF_GATE}
+        return {name: a.astype(np.float64) for name, a in self.tensors.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +198,7 @@ class Content:
             tensors["codebooks.lists"] = self.codebooks.lists
         config = {"chain": encoder, "kind": self.codebooks.kind, "weights": list(self.weights), "beam": self.beam}
         if self.gate is not None:
-            tensors |= {f"gate.{name}": getattr(self.gate, name) for name in _OF_GATE}
+            tensors |= {f"gate.{name}": a for name, a in self.gate.tensors.items()}
             gate = self.gate
             config["gate"] = {"temperature": gate.temperature, "caution": gate.caution, "facts": dict(gate.facts)}
         return {PREFIX + name: a for name, a in tensors.items()}, config
@@ -199,6 +211,8 @@ class Content:
         gate, names = None, {name for name in own if name.startswith("gate.")}
         if "gate" in config:
             arrays = {name: own[f"gate.{name}"] for name in _OF_GATE}
+            if f"gate.{_WEIGHING}" in own:
+                arrays[_WEIGHING] = own[f"gate.{_WEIGHING}"]
             of_gate = config["gate"]
             gate = Gate(
                 **arrays,
@@ -206,7 +220,7 @@ class Content:
                 facts=dict(of_gate["facts"]),
                 caution=of_gate["caution"],
             )
-            names -= {f"gate.{name}" for name in _OF_GATE}
+            names -= {f"gate.{name}" for name in arrays}
         if names:
             raise ConfigError(f"tensor {PREFIX}{printable(min(names))} belongs to no gate")
         chain = chains.unpack(own, config["chain"])

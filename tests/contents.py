@@ -19,8 +19,8 @@ def gate_of(z, v, y, on=True, G=3, seed=0):
     rng = np.random.default_rng(seed)
     means = [unit(np.stack([a[y == c].mean(0) for c in np.unique(y)])) for a in (z, v)]
     tops, shares = rng.standard_normal((2, G)).astype(np.float32)
-    coefficients = rng.standard_normal(5).astype(np.float32)
-    return Gate(*means, unit(v[:G]), 0.3, tops, shares, coefficients, FACTS | {"on": on})
+    coefficients, weighing = rng.standard_normal((2, 5)).astype(np.float32)
+    return Gate(*means, unit(v[:G]), 0.3, tops, shares, coefficients, FACTS | {"on": on}, 0.25, weighing)
 
 
 def content_of(model, x, y=None, M=2, nbits=None, d=6, weights=(0.05, 2.0), on=True, seed=0):

@@ -117,15 +117,18 @@ def test_known_is_told_or_asked_of_the_gate():
     model, off, without = (with_content(base, X, y, on=on) for y, on in ((Y, True), (Y, False), (None, True)))
     p = model.known(X[:20])
     np.testing.assert_array_equal(p, model.content.gate(base.embed(X[:20]), model.content.chain(X[:20])))
-    # The caution moves what sets the weights, and not what is said.
-    gate = model.content.gate
-    bold = replace(model.content, gate=replace(gate, caution=1.5))
-    z, v = base.embed(X[:20]), model.content.chain(X[:20])
-    np.testing.assert_array_equal(bold.gate(z, v), p)
-    odds = p.astype(np.float64) / (1 - p.astype(np.float64)) * np.exp(1.5)
-    np.testing.assert_allclose(bold.known(z, v), odds / (1 + odds), rtol=1e-4)
+    # Coefficients of their own and the caution set the weights, and nothing of them is said.
+    z, v, gate = base.embed(X[:20]), model.content.chain(X[:20]), model.content.gate
+    t = gate.features(z, v) @ gate.weighing[:-1].astype(np.float64) + float(gate.weighing[-1]) + gate.caution
+    weighed = 1 / (1 + np.exp(-t))
+    assert np.abs(weighed - p).max() > 0.01
+    np.testing.assert_allclose(model.content.known(z, v), weighed, rtol=1e-9)
+    older = replace(gate, weighing=None)  # as in files without them: those of the probability
+    odds = p.astype(np.float64) / (1 - p.astype(np.float64)) * np.exp(gate.caution)
+    np.testing.assert_allclose(replace(model.content, gate=older).known(z, v), odds / (1 + odds), rtol=1e-4)
     for value in (None, "auto"):
-        np.testing.assert_allclose(model.embed(X[:20], known=value), model.embed(X[:20], known=p), rtol=1e-5, atol=1e-6)
+        by_hand = model.embed(X[:20], known=weighed)
+        np.testing.assert_allclose(model.embed(X[:20], known=value), by_hand, rtol=1e-5, atol=1e-6)
         for certain in (off, without):
             np.testing.assert_array_equal(certain.embed(X[:20], known=value), certain.embed(X[:20], known=1))
     np.testing.assert_array_equal(off.known(X[:20]), p)  # it can still be asked
@@ -308,6 +311,7 @@ def test_a_saved_model_is_the_same_model(layout, gate, tmp_path):
         if gate:
             np.testing.assert_array_equal(again.known(X), model.known(X))
             assert again.content.gate.facts == FACTS
+            np.testing.assert_array_equal(again.embed(X), model.embed(X))
     told = facts(path, {})
     assert (told["content_bits"], told["content_d"]) == (model.content.bits, layout[5])
     assert told["content_weights"] == {"known": 0.05, "unknown": 2.0}

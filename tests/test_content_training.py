@@ -1,6 +1,7 @@
 """Content codes as a training learns them: axes, centroids, the gate's folds and regression, weights; against slow twins."""
 
 import itertools
+from dataclasses import replace
 
 import faiss
 import numpy as np
@@ -189,6 +190,15 @@ def test_the_gate_is_on_where_it_earns_it():
         assert facts["on"] == (facts["gain"] >= gate.MIN_GAIN)
         assert facts["loss"] <= gate.MAX_LOSS
     assert gate.choose(folds_of(False, True))[2]["loss"] <= gate.MAX_LOSS
+
+
+def test_weights_look_at_folds_whose_unlabelled_rows_hold_unknown_classes():
+    """Rows of unknown classes are told from others where the unlabelled rows hold them, and seem the surest where they do not."""
+    folds = folds_of(True, True)
+    misled = [replace(f, absent=f.features - 60 * f.known[:, None]) for f in folds]
+    plain, both = gate.choose(folds), gate.choose(misled)
+    assert plain[:2] == both[:2] and both[2]["gain"] == plain[2]["gain"]
+    assert both[2]["auc"] < plain[2]["auc"] == 1  # what is said is fitted to both
 
 
 def test_few_classes_or_many_labels_have_no_gate():

@@ -187,6 +187,7 @@ def check_content(config, tensors):
     if "gate" in own:
         need(own["gate"]["temperature"] > 0 and BOOL(own["gate"]["facts"]["on"]), "gate")
         need(parts["gate.coefficients"].shape == (5,), "coefficients")
+        need(parts.get("gate.weighing", parts["gate.coefficients"]).shape == (5,), "weighing")
 
 
 def joined(config, tensors, z, v):
@@ -212,7 +213,8 @@ def gate(own, parts, z, v):
     a = run_layer("softmax", v @ parts["gate.clusters"].T / own["gate"]["temperature"], {})
     tops = [(z @ parts["gate.classes_z"].T).max(1), (v @ parts["gate.classes_v"].T).max(1)]
     features = np.stack([*tops, a @ parts["gate.tops"], a @ parts["gate.shares"]], axis=1)
-    t = features @ parts["gate.coefficients"][:4] + parts["gate.coefficients"][4]
+    coefficients = parts.get("gate.weighing", parts["gate.coefficients"])
+    t = features @ coefficients[:4] + coefficients[4]
     return 1 / (1 + np.exp(-t - own["gate"]["caution"]))
 
 
