@@ -23,6 +23,12 @@ def gate_of(z, v, y, on=True, G=3, seed=0):
     return Gate(*means, unit(v[:G]), 0.3, tops, shares, coefficients, FACTS | {"on": on}, 0.25, weighing)
 
 
+def asked(gate, z, v):
+    """What a gate says of rows z, v (n, d) where it sets their weights, (n,)."""
+    t = gate.features(z, v) @ gate.weighing[:-1].astype(np.float64) + float(gate.weighing[-1]) + gate.caution
+    return 1 / (1 + np.exp(-t))
+
+
 def content_of(model, x, y=None, M=2, nbits=None, d=6, weights=(0.05, 2.0), on=True, seed=0):
     """Content codes for the rows x (n, d_in) of a model without: random directions of them, and codewords that are rows."""
     rng = np.random.default_rng(seed)

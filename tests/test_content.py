@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from close import assert_close, assert_encodes_as
 from conftest import blobs
-from contents import FACTS, content_of, gate_of, unit, with_content
+from contents import FACTS, asked, content_of, gate_of, unit, with_content
 
 from scqfaiss import Model
 from scqfaiss.bundle import Bundle, from_bytes
@@ -119,8 +119,7 @@ def test_known_is_told_or_asked_of_the_gate():
     np.testing.assert_array_equal(p, model.content.gate(base.embed(X[:20]), model.content.chain(X[:20])))
     # Coefficients of their own and the caution set the weights, and nothing of them is said.
     z, v, gate = base.embed(X[:20]), model.content.chain(X[:20]), model.content.gate
-    t = gate.features(z, v) @ gate.weighing[:-1].astype(np.float64) + float(gate.weighing[-1]) + gate.caution
-    weighed = 1 / (1 + np.exp(-t))
+    weighed = asked(gate, z, v)
     assert np.abs(weighed - p).max() > 0.01
     np.testing.assert_allclose(model.content.known(z, v), weighed, rtol=1e-9)
     older = replace(gate, weighing=None)  # as in files without them: those of the probability

@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 import pytest
 from close import assert_close, assert_encodes_as, roundings
-from contents import with_content
+from contents import asked, with_content
 
 import scqfaiss
 import scqfaiss.methods
@@ -642,7 +642,9 @@ def check_content(model, base, target, x, tmp_path, plain_faiss):
     assert gallery.metadata["content_bits"] == content.bits and gallery.needs_model
     told = np.linspace(0, 1, len(xq))
     for known in (None, AUTO, 0, 1, 0.3, told):
-        w = content.weight(np.broadcast_to(gallery.known(xq) if known is None or known is AUTO else known, len(xq)))
+        of_gate = known is None or known is AUTO
+        sure = asked(content.gate, base.embed(xq), content.chain(xq)) if of_gate else np.broadcast_to(known, len(xq))
+        w = content.weight(sure)
         z = model.embed(xq, known=known)
         scores = model.codebooks.scores(z, codes)
         np.testing.assert_allclose(scores, of_z + w[:, None] * of_v, atol=1e-5 * np.abs(scores).max())
