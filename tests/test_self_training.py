@@ -76,6 +76,9 @@ def test_batches_hold_as_many_unlabelled_rows_that_are_sure_with_their_labels():
     p = np.concatenate([f.posterior(torch.from_numpy(more)).detach().numpy()])
     assert training.sure.tolist() == np.flatnonzero(np.sqrt((p * p).sum(1)) > 0.7).tolist()
     assert f.y[: len(x)].tolist() == y.tolist() and f.y[len(x) :].tolist() == p.argmax(1).tolist()
+    counts, sure = (np.bincount(labels, minlength=p.shape[1]) for labels in (y, p[training.sure].argmax(1)))
+    shares = counts / counts.sum() + sure / sure.sum()
+    np.testing.assert_allclose(f.prior, np.log(shares / shares.max()), rtol=1e-12)
     stage = f.stage()
     seen = []
     for batch, index in training.mixed(stage, len(x))(torch.Generator().manual_seed(0)):
@@ -89,6 +92,7 @@ def test_batches_hold_as_many_unlabelled_rows_that_are_sure_with_their_labels():
     assert all((index < len(x)).all() for _, index in training.mixed(stage, len(x))(torch.Generator().manual_seed(0)))
     training.finish()
     assert f.y.tolist() == y.tolist()
+    np.testing.assert_allclose(f.prior, np.log(counts / counts.max()), rtol=1e-12)
 
 
 def replace_stages(method, stages):

@@ -33,14 +33,17 @@ def held_out(labels: Labels, share: float, seed: int) -> Ints:
     return np.sort(order[place < np.repeat(take, counts)])
 
 
-def fit_kappa(cosines: Tensor, targets: Tensor, kappa: float) -> tuple[float, float, float]:
-    """Inverse temperature that minimises the NLL of the mean over e of softmax(kappa cos), by golden section on log kappa.
+def fit_kappa(
+    cosines: Tensor, targets: Tensor, kappa: float, prior: Tensor | float = 0.0
+) -> tuple[float, float, float]:
+    """Inverse temperature that minimises the NLL of the mean over e of softmax(kappa cos + prior).
 
-    cosines (E, h, C); targets (h, C), summing to 1. -> (kappa, NLL before, NLL after); never worse than it was.
+    By golden section on log kappa. cosines (E, h, C); targets (h, C), summing to 1; prior (C,). -> (kappa, NLL before, NLL
+    after); never worse than it was.
     """
 
     def nll(log_kappa: float) -> float:
-        log_p = (math.exp(log_kappa) * cosines).log_softmax(2).logsumexp(0) - math.log(len(cosines))
+        log_p = (math.exp(log_kappa) * cosines + prior).log_softmax(2).logsumexp(0) - math.log(len(cosines))
         return float(-(targets * log_p).sum(1).mean())
 
     low, high = math.log(kappa) - 3, math.log(kappa) + 3

@@ -68,6 +68,9 @@ class Settings:
         0.0, low=0
     )  # inverse temperature of the classifier; 0: 1, of cosines by the number of classes
     sharpen: float = setting(1.1, low=0.1, high=10)  # kappa after training, as a multiple; measured, see docs
+    # Weight of the classes' shares in losses: 1 learns a posterior that takes all classes for equally frequent, 0 one that takes
+    # them for as frequent as in the training rows.
+    balance: float = setting(1.0, low=0, high=3)
     holdout: float = setting(0.0, low=0, high=0.5)  # share of rows to fit kappa on instead, which then do not train
     features: FeatureStage = FeatureStage()
 
@@ -144,8 +147,19 @@ class Features(nn.Module):
         # (n, C) targets would take gigabytes for many rows and classes: only the batch's rows are expanded.
         self.y = torch.from_numpy(labels.y).to(task.device)
         self.trained = torch.from_numpy(labels.counts() > 0).to(task.device)
+        self.expect(torch.from_numpy(labels.counts()))
         self.held_out: Ints | None = None
         self.calibration: dict[str, float] = {}
+
+    def expect(self, counts: Tensor) -> None:
+        """Take the rows of training for labelled in these shares, counts (C,): what logits are adjusted by in losses.
+
+        Menon, Jayasumana, Rawat, Jain, Veit, Kumar, "Long-tail learning via logit adjustment", ICLR 2021, eq. 10. mAP of equal
+        classes with and without it, on parts of training rows of CLINC150 and CIFAR-10: where the rarest class has a tenth of
+        the rows of the most frequent one 0.784 and 0.743, 0.544 and 0.517; a hundredth, 0.683 and 0.594, 0.404 and 0.334.
+        """
+        counts = counts.to(self.trained.device, torch.float64)
+        self.prior = self.config.balance * torch.where(counts > 0, (counts / counts.max()).log(), 0)
 
     def directions(self) -> Tensor:
         """What f is compared with, (C, d of f), at length kappa."""
@@ -202,6 +216,7 @@ class Features(nn.Module):
         if self.sigmoid:
             multi_hot = self.multi_hot(index).expand_as(logits)
             return {"bce": F.binary_cross_entropy_with_logits(logits, multi_hot) * self.labels.C * self.members}
+        logits = logits + self.prior.to(logits)
         target = (
             self.shares(index).repeat(self.members, 1) if self.labels.multilabel else self.y[index].repeat(self.members)
         )
@@ -301,15 +316,15 @@ class Features(nn.Module):
                     yield x, index
 
     def cross_entropy(self, x: Tensor, index: Tensor) -> Tensor:
-        """Cross-entropy of the posterior and the labels of each row `index`, (b,); of each class where they are judged one
-        by one, summed.
+        """Cross-entropy of the posterior and the labels of each row `index`, (b,), whose classes are as frequent as in training;
+        of each class where they are judged one by one, summed.
         """
         logits = self.logits(x).double()
         if self.sigmoid:
             multi_hot = self.multi_hot(index)
             log_p, log_not = (F.logsigmoid(t).logsumexp(0) - math.log(len(t)) for t in (logits, -logits))
             return -(multi_hot * log_p + (1 - multi_hot) * log_not).sum(1)
-        log_p = logits.log_softmax(2).logsumexp(0) - math.log(len(logits))
+        log_p = (logits + self.prior).log_softmax(2).logsumexp(0) - math.log(len(logits))
         return -(self.shares(index) * log_p).sum(1)
 
     @torch.no_grad()
@@ -334,7 +349,7 @@ class Features(nn.Module):
                 )
             logits.append(parts[0])
             targets.append(parts[1])
-        self.kappa, before, after = fit_kappa(torch.cat(logits, 1), torch.cat(targets), trained)
+        self.kappa, before, after = fit_kappa(torch.cat(logits, 1), torch.cat(targets), trained, self.prior)
         self.calibration = {"held_out": len(self.held_out), "nll_before": before, "nll_after": after}
 
     @torch.no_grad()

@@ -171,10 +171,23 @@ class SelfTraining:
             found += len(block)
             self.task.progress("pseudo-labels", found, len(rows), "")
         self.sure = torch.cat(sure).nonzero()[:, 0].numpy()
+        f.expect(self.shares(torch.cat(labels)[self.sure]))
         f.y = torch.cat([f.y, *labels])
+
+    def shares(self, sure: Tensor) -> Tensor:
+        """Labels of the unlabelled rows that are sure -> shares of the classes in batches, half of which are such rows, (C,)."""
+        labels = self.features.labels
+        own = torch.from_numpy(labels.counts()).double()
+        if not len(sure):
+            return own
+        joined = (
+            sure.sum(0, dtype=torch.int64) if labels.multilabel else torch.bincount(sure, minlength=labels.C)
+        ).cpu()
+        return own / own.sum() + joined.double() / joined.sum()
 
     def finish(self) -> None:
         """Calibrate the heads, and forget the pseudo-labels."""
+        self.features.expect(torch.from_numpy(self.features.labels.counts()))
         self.features.calibrate()
         self.features.y = self.features.y[: len(self.task.rows)]
 

@@ -27,6 +27,7 @@ from scqfaiss.training.rows import SourceRows, statistics
 DTYPES = [(torch.float64, 1e-10), (torch.float32, 2e-5)]
 X = np.random.default_rng(0).standard_normal((24, 6)).astype(np.float32)
 ONE = Labels(np.arange(24) % 4, 4)
+UNEQUAL = Labels(np.repeat([0, 1, 2], [18, 5, 1]), 4)  # and a class without rows
 MANY = Labels(np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 1], [1, 1, 1, 1]] * 6, np.uint8), 4)
 SINGLE = [
     ("linear", {}),
@@ -65,15 +66,22 @@ def slow_posteriors(f, x):
     return logits
 
 
+def slow_prior(labels, balance):
+    """(C,) what a class's logit is adjusted by: the logarithm of its rows over those of the most frequent class."""
+    counts = [sum(int(hot[k]) for hot in labels.multi_hot()) for k in range(labels.C)]
+    return np.array([balance * np.log(n / max(counts)) if n else 0.0 for n in counts])
+
+
 @pytest.mark.parametrize("dtype, rtol", DTYPES)
-@pytest.mark.parametrize("labels", [ONE, MANY], ids=["one", "many"])
+@pytest.mark.parametrize("labels, balance", [(ONE, 1.0), (UNEQUAL, 1.0), (UNEQUAL, 0.5), (MANY, 1.0), (MANY, 0.0)])
 @pytest.mark.parametrize("encoder, config", SINGLE)
-def test_calibrated_loss_equals_slow_twin(encoder, config, labels, dtype, rtol):
-    f = features(labels, encoder, dtype=dtype, **config)
+def test_calibrated_loss_equals_slow_twin(encoder, config, labels, balance, dtype, rtol):
+    f = features(labels, encoder, dtype=dtype, balance=balance, **config)
     x, index = torch.from_numpy(X).to(dtype), torch.arange(24)
     total, multi_hot = 0.0, labels.multi_hot()
     for member in slow_posteriors(f, x):
         for row, o in enumerate(member):
+            o = o + slow_prior(labels, balance)
             log_p = o - np.log(np.exp(o).sum())
             total -= sum(log_p[k] for k in range(4) if multi_hot[row, k]) / multi_hot[row].sum() / len(x)
     terms = f.loss(x, index)
@@ -251,16 +259,28 @@ def test_fitting_kappa_never_raises_the_nll(E, C, kappa, seed):
     y = np.where(rng.random(60) < 0.7, cosines.mean(0).numpy().argmax(1), rng.integers(0, C, 60))
     targets = torch.from_numpy(np.eye(C)[y])
 
+    prior = torch.from_numpy(np.log(rng.uniform(0.1, 1, C)))
+
     def nll(k):
-        p = (k * cosines).softmax(2).mean(0)
+        p = (k * cosines + prior).softmax(2).mean(0)
         return -float((targets * p.log()).sum(1).mean())
 
-    best, before, after = calibration.fit_kappa(cosines, targets, kappa)
+    best, before, after = calibration.fit_kappa(cosines, targets, kappa, prior)
     assert after <= before
     np.testing.assert_allclose([before, after], [nll(kappa), nll(best)], rtol=1e-9)
     if E == 1:  # convex: the grid cannot find better, but for the width at which the search stops
         grid = min(nll(k) for k in kappa * np.exp(np.linspace(-3, 3, 200)))
         assert after <= grid + 1e-5
+
+
+def test_rare_classes_are_as_likely_as_frequent_ones():
+    """With logits of the log shares the loss is least; what is left of them after training knows no shares."""
+    f = features(UNEQUAL)
+    with torch.no_grad():
+        np.testing.assert_allclose(f.prior, np.log([18 / 18, 5 / 18, 1 / 18, 1]), rtol=1e-12)
+        f.expect(torch.tensor([3, 3, 3, 0]))
+        assert not f.prior.any()
+        assert not features(UNEQUAL, balance=0.0).prior.any()
 
 
 def test_rows_are_held_out_by_class_and_single_ones_stay():
@@ -365,6 +385,9 @@ def test_validation_is_the_cross_entropy_of_the_mean_posterior(encoder, config, 
     f = validated(labels, encoder, dtype, **config)
     found, multi_hot = f.stage().validate(), labels.multi_hot()
     logits = slow_posteriors(f, torch.from_numpy(XV).to(dtype))  # in evaluation mode, which validate() leaves behind
+    logits += slow_prior(
+        MANY if labels is MANY_V else ONE, 1.0
+    )  # validation rows have classes as often as training rows
     p = (np.exp(logits) / np.exp(logits).sum(2, keepdims=True)).mean(0)
     rows = [i for i in range(13) if multi_hot[i].any()]
     want = -sum(multi_hot[i, k] / multi_hot[i].sum() * np.log(p[i, k]) for i in rows for k in range(4)) / len(rows)
