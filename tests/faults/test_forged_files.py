@@ -13,9 +13,12 @@ from targets.conftest import valid, write
 
 import scqfaiss
 from scqfaiss import bundle, footer
+from scqfaiss.codebooks import Codebooks
+from scqfaiss.encoders.chain import Chain
 from scqfaiss.errors import CheckpointError, IndexFileError, ResourceError
 from scqfaiss.galleries.reading import read_gallery
 from scqfaiss.metadata import check_card, check_config
+from scqfaiss.model import Model
 from scqfaiss.targets.pretransform import unwrap_index
 
 from .conftest import command
@@ -170,3 +173,17 @@ def test_texts_of_files_on_a_terminal(here):
             said = seen_on_a_terminal(name, "forged.safetensors").split("\n")
             assert len(said) > 1 and all(line.isprintable() for line in said), said
             assert not any(line.strip().startswith("forged: sound") for line in said), said
+
+
+@pytest.mark.parametrize("d", [255, 256, 257, 700])
+def test_codebooks_that_faiss_reads_in_several_parts_are_read(d, tmp_path):
+    """Of a residual quantizer: FAISS reads a mebibyte at a time, which 4 codebooks of 256 words have at d=256."""
+    rng = np.random.default_rng(d)
+    codebooks = Codebooks("additive", rng.standard_normal((4, 256, d)).astype(np.float32), "ip")
+    model = Model(Chain(d, []), codebooks, {"method": "scq", "rule": "l2", "encoder": "identity"})
+    x = rng.standard_normal((40, d)).astype(np.float32)
+    scqfaiss.export(model, x, path=tmp_path / "g.faissindex", target="residual")
+    gallery = scqfaiss.open(tmp_path / "g.faissindex", model=model)
+    found, codes, ids = gallery.unpack()
+    np.testing.assert_array_equal(codes[np.argsort(ids)], model.encode(x))
+    np.testing.assert_array_equal(found.centroids, codebooks.centroids)
