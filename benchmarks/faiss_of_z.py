@@ -16,22 +16,14 @@ from typing import Any
 
 from scqfaiss.arrays import Floats, Labels
 from scqfaiss.comparison.faiss_codes import build, read_coding, takes
-from scqfaiss.comparison.ranking import Coding
 from scqfaiss.comparison.rows import coding_of
+from scqfaiss.comparison.unknown import map_of
 from scqfaiss.data import open_rows
-from scqfaiss.evaluation.measures import BY_LABELS, load
-from scqfaiss.evaluation.ranking import Relevance, measure, same_classes
+from scqfaiss.evaluation.ranking import same_classes
 from scqfaiss.model import Model
 
 METHODS = ("ivf", "ivfpq", "ivfrq", "pq", "rq", "opq", "lsq")
 TRAINING_ROWS = 256 * 64  # at least 64 for each codeword of 8 bits, as `scqfaiss compare` has it
-
-
-def map_of(coding: Coding, query: Labels, database: Labels) -> float:
-    """mAP over the whole database, averaged over the orders of ties."""
-    relevance = Relevance(database, coding.words.inverse, len(coding.decoded))
-    found = measure(coding.scores(), query, relevance, measures=load({"map": BY_LABELS["map"]}))
-    return float(found["map"])
 
 
 def of_z(

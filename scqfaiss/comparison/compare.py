@@ -2,9 +2,9 @@
 
 Ours learn from the labels of `train`. Baselines are FAISS's, trained without labels on rows of `database` itself, twice: on the
 rows, centered and of length 1 (raw), and on the embedding of the first method (trained), which tells what the codes add to the
-features. Both sides have the same numbers of inverted lists: the list of a row is part of its code and costs no byte. Two honesty
-rows: the label code, and `unseen_map`, of a second training without two of the classes, for queries of those two. The database is
-put into an order of its own first, drawn by the seed: FAISS breaks ties by position, and files often stand by class.
+features. Both sides have the same numbers of inverted lists: the list of a row is part of its code and costs no byte. For honesty
+there are the label code, and draws of classes that a training does not see (unknown.py). The database is put into an order of its
+own first, drawn by the seed: FAISS breaks ties by position, and files often stand by class.
 
 OUT/results.json is written after every coding; the same command goes on where it stopped, and one with more lengths or methods
 adds to it. What each figure is stands with the results.
@@ -26,14 +26,15 @@ from ..errors import ConfigError
 from ..files import atomic_write, make_folder
 from .examples import gallery
 from .faiss_codes import lists_for, takes
-from .inputs import Inputs, class_name, read_inputs, unseen_classes, without
+from .inputs import Inputs, read_inputs
 from .measuring import run_facts, typed
 from .models import Models, check_methods
 from .options import CompareOptions
 from .ranking import Task
 from .results import FILE, Results, file_hash
 from .rows import Comparison, baseline, ceiling, coding_key, ours
-from .selection import best_baseline, best_ours, fastest, get, levels
+from .selection import best_baseline, best_ours, fastest, get, levels, unknown_means
+from .unknown import measure_unknown
 
 
 def compare(options: CompareOptions, say: Callable[[str], Any]) -> str:
@@ -44,7 +45,6 @@ def compare(options: CompareOptions, say: Callable[[str], Any]) -> str:
     check_methods(options.methods)
     inputs = read_inputs(options)
     lists = _check(options, inputs)
-    unseen = unseen_classes(inputs, options.left_out, options.seed)
     n = len(inputs.database.x)
     order = np.random.default_rng(options.seed).permutation(n)
     task = Task(
@@ -52,7 +52,6 @@ def compare(options: CompareOptions, say: Callable[[str], Any]) -> str:
         inputs.database.x[order],
         inputs.query.labels,
         inputs.database.labels.take(order),
-        unseen,
         min(options.at or n, n),
         min(options.sweep_at, n),
     )
@@ -86,12 +85,10 @@ def measure_all(c: Comparison, inputs: Inputs, lists: tuple[int, ...]) -> None:
     options, task = c.options, c.task
     longest, train = max(options.bits), inputs.train
     models = Models(train.x, train.labels.y, longest, options.seed, inputs.class_names)
-    rest = without(train.x, train.labels, task.unseen) if task.unseen else None
-    unseen_models = Models(*rest, longest, options.seed, None) if rest else None
     levels = [(bits, n) for n in lists for bits in options.bits if bits or n > 1]
     for method in options.methods:
         for bits, n in ((None, 1),) if method == "label" else levels:
-            ours(c, models, unseen_models, method, bits, n)
+            ours(c, models, method, bits, n)
     spaces = {}
     if "raw" in options.spaces:
         spaces["raw"] = task.cosine
@@ -103,6 +100,7 @@ def measure_all(c: Comparison, inputs: Inputs, lists: tuple[int, ...]) -> None:
             for bits, n in levels:
                 if takes(method, bits, n):
                     baseline(c, method, space, bits, n, zq, zb)
+    measure_unknown(c, inputs, options.draws, options.content_bits)
 
 
 def _embedding(c: Comparison, models: Models) -> tuple[Floats, Floats]:
@@ -146,7 +144,6 @@ def facts_of(options: CompareOptions, inputs: Inputs, task: Task) -> dict[str, A
         "seed": options.seed,
         "classes": None if names is None else list(names),
         "many_labels": task.database.multilabel,
-        "left_out": [class_name(names, c) for c in task.unseen],
         "at": task.at,
         "sweep_at": task.sweep_at,
         "training_rows": options.training_rows,
@@ -176,4 +173,9 @@ def verdict(document: Any) -> str:
             line += f"; search {ms:.4f} ms in {here[0]['container']} (IVFPQ {plain:.4f}, ratio {plain / ms:.2f})"
             line += f", with its encoder {ms + encode:.4f} (ratio {plain / (ms + encode):.2f})"
         lines.append(line)
+    for name, parts in unknown_means(document).items():
+        found |= {f"{name}_{part}": mean for part, (mean, _) in parts.items()}
+    if "auto_unseen" in found:
+        auto = f"{found['auto_unseen']:.4f}, of the others {found['auto_seen']:.4f}"
+        lines.append(f"queries of classes that the training has not seen: {auto}")
     return "\n".join([*lines, json.dumps({key: round(value, 4) for key, value in found.items()})])

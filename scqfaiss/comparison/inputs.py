@@ -1,4 +1,4 @@
-"""The three files of a comparison: read, of one width and one set of classes, and the classes that a training leaves out."""
+"""The three files of a comparison: read, of one width and one set of classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from ..data.classes import check_classes
 from ..errors import ConfigError, DataError
 from ..evaluation.ranking import same_classes
 from .options import CompareOptions
-from .ranking import carry
 
 
 @dataclass(frozen=True)
@@ -85,31 +84,3 @@ def only_classes_that_occur(labels: dict[str, Labels], names: Any) -> tuple[dict
 def class_name(names: Any, c: int) -> str:
     """The name of a class, or its number as text."""
     return str(c) if names is None else str(names[c])
-
-
-def unseen_classes(inputs: Inputs, left_out: tuple[str, ...], seed: int) -> tuple[int, ...]:
-    """Numbers of the classes left out: of those that stand in all three files by default two, the 2s-th and the next for
-    seed s, or none where fewer than 2 would be left.
-    """
-    train, queries, database = (part.labels for part in (inputs.train, inputs.query, inputs.database))
-    names = inputs.class_names
-    C = min(train.C, queries.C)
-    there = np.flatnonzero((train.counts()[:C] > 0) & (queries.counts()[:C] > 0) & (database.counts()[:C] > 0))
-    if not left_out:
-        return tuple(sorted({int(there[(2 * seed + i) % len(there)]) for i in (0, 1)})) if len(there) >= 4 else ()
-    known = {class_name(names, int(c)): int(c) for c in there}
-    for name in left_out:
-        if name not in known:
-            raise ConfigError(
-                f"--left-out names '{name}', classes in all three files are {', '.join(list(known)[:20])}"
-            )
-    return tuple(sorted({known[name] for name in left_out}))
-
-
-def without(x: Floats, labels: Labels, left_out: tuple[int, ...]) -> tuple[Floats, Any] | None:
-    """Training rows and labels without some classes, those left numbered anew; None where fewer than 2 classes are left."""
-    kept_classes = np.setdiff1d(np.arange(labels.C), left_out)
-    rows = ~carry(labels, left_out)
-    y = labels.y[rows][:, kept_classes] if labels.multilabel else np.searchsorted(kept_classes, labels.y[rows])
-    there = y.any(0).sum() if labels.multilabel else len(np.unique(y))
-    return (x[rows], y) if there >= 2 else None

@@ -133,7 +133,8 @@ class CompareOptions(Files):
     containers: tuple[str, ...] = option("Targets of ours.", tuple(TARGETS), parse=names)
     at: int | None = option("Ranks that count in mAP; default: the whole database.", None, low=1)
     sweep_at: int = option("The same at operating points.", 1000, low=1)
-    left_out: tuple[str, ...] = option("Two classes that a training does not see.", (), parse=names)
+    draws: int = option("Draws of classes that a training does not see; 0: none.", 5, low=0)
+    content_bits: int = option("Bits of the content codes of these trainings, beside those of the codes.", 32, low=4)
     training_rows: int = option("Database rows for baselines.", 256 * 64, low=1)  # 64 for each codeword of 8 bits
     images: Path | None = option("Folder of images named by ids, 17.jpg or 00017.png, for the report's gallery.", None)
     image_shape: tuple[int, int] | None = option(

@@ -7,7 +7,7 @@ rank alike, so this is computed once for all containers; ties are averaged over 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -35,7 +35,6 @@ class Task:
     xb: Floats  # (n, d)
     queries: Labels
     database: Labels
-    unseen: tuple[int, ...]  # classes left out of the trainings behind unseen_map
     at: int
     sweep_at: int
 
@@ -59,24 +58,6 @@ class Task:
         if self.database.multilabel:
             return self.queries.y.astype(np.float32) @ self.database.y.astype(np.float32).T > 0
         return np.asarray(self.queries.y[:, None] == self.database.y[None])
-
-    @cached_property
-    def unseen_queries(self) -> NDArray[np.bool_]:
-        """(nq,) queries of the classes left out."""
-        return carry(self.queries, self.unseen)
-
-    def only_unseen(self, labels: Labels) -> Labels:
-        """Labels by which unseen_map is told: of several, those of the classes left out alone."""
-        if not labels.multilabel:
-            return labels
-        kept = np.zeros(labels.C, np.uint8)
-        kept[list(self.unseen)] = 1
-        return Labels(labels.y * kept, labels.C)
-
-
-def carry(labels: Labels, classes: tuple[int, ...]) -> NDArray[np.bool_]:
-    """(n,) rows that carry one of these classes."""
-    return np.asarray(labels.y[:, list(classes)].any(1) if labels.multilabel else np.isin(labels.y, classes))
 
 
 def exact_neighbours(zq: Floats, zb: Floats, metric: str = "ip") -> Ints:
@@ -110,6 +91,12 @@ class Coding:
     K: int
     metric: str = "ip"
 
+    @staticmethod
+    def of_floats(zq: Floats, zb: Floats, metric: str = "ip") -> Coding:
+        """Queries and rows that are not coded."""
+        words = Words(np.zeros((len(zb), 1), np.uint8), np.arange(len(zb)))
+        return Coding(zq, zb, words, zb, words.codes, 1, metric)
+
     def scores(self) -> Any:
         """One (u,) float32 for each query; large is near."""
         return scores_in_blocks(self.zq, self.decoded, self.metric)
@@ -139,7 +126,7 @@ class Coding:
 def ranking(task: Task, coding: Coding, k: int = 10) -> tuple[dict[str, Any], NDArray[np.float32]]:
     """Ranking of the whole database by its codes -> (measures of a row, (nq,) k-th best score of each query).
 
-    Measures: all of evaluation.measures.BY_LABELS, the curve `pr`, and `unseen_map` where classes were left out.
+    Measures: all of evaluation.measures.BY_LABELS and the curve `pr`.
     """
     relevance = Relevance(task.database, coding.words.inverse, len(coding.decoded))
     kth = np.empty(len(task.xq), np.float32)
@@ -155,18 +142,7 @@ def ranking(task: Task, coding: Coding, k: int = 10) -> tuple[dict[str, Any], ND
     row["label_recall_at_k"] = row.pop("recall_at_k")  # recall of a comparison's operating points is another
     row["pr"] = {"recall": LEVELS.round(4).tolist(), "precision": row["pr"].round(5).tolist()}
     row |= {"distinct_codes": len(coding.decoded), "mse": coding.error()}
-    if task.unseen_queries.any():
-        row["unseen_map"] = unseen_map(task, coding)
     return row, kth
-
-
-def unseen_map(task: Task, coding: Coding) -> float:
-    """mAP of the queries whose classes were left out, over the whole database."""
-    relevance = Relevance(task.only_unseen(task.database), coding.words.inverse, len(coding.decoded))
-    queries = task.only_unseen(task.queries).take(np.flatnonzero(task.unseen_queries))
-    unseen = replace(coding, zq=coding.zq[task.unseen_queries])
-    measures = load({"map": BY_LABELS["map"]})
-    return float(measure(unseen.scores(), queries, relevance, task.at, measures=measures)["map"])
 
 
 def hits_map(task: Task, I: Ints) -> float:

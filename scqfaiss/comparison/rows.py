@@ -34,7 +34,7 @@ from .measuring import footprint, latencies
 from .models import Models
 from .options import CompareOptions
 from .points import Sweep, lists_of, measure_points
-from .ranking import METRICS, Coding, Task, ranking, unseen_map
+from .ranking import METRICS, Coding, Task, ranking
 from .results import Results
 
 SEARCHES = ("buckets", "fastscan")  # containers that scqfaiss searches in its own way; FAISS alone searches the others
@@ -83,7 +83,7 @@ def save_index(index: Any, path: Path) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------------- ours
-def ours(c: Comparison, models: Models, unseen: Models | None, method: str, bits: int | None, lists: int) -> None:
+def ours(c: Comparison, models: Models, method: str, bits: int | None, lists: int) -> None:
     """All rows of one method at one length (None: the method's own) in so many lists (1: codes of whole vectors)."""
     key = coding_key(method, "trained", bits, lists)
     if c.done(key):
@@ -98,7 +98,7 @@ def ours(c: Comparison, models: Models, unseen: Models | None, method: str, bits
         c.finish(key, [head | {"key": key + "/none", "reason": str(error)}])
         return
     head["bits"] = model.codebooks.bits
-    rows = _rows_of(c, model, head, train_seconds, lambda: unseen_of(c, unseen, method, bits, lists))
+    rows = _rows_of(c, model, head, train_seconds)
     if not rows:
         shape = model.codebooks.shape
         text = f"{shape.M} codebooks of {shape.nbits} bits ({shape.kind})" + (f" in {lists} lists" if lists > 1 else "")
@@ -106,10 +106,8 @@ def ours(c: Comparison, models: Models, unseen: Models | None, method: str, bits
     c.finish(key, [row | {"key": f"{key}/{row.get('container', 'none')}"} for row in rows])
 
 
-def _rows_of(
-    c: Comparison, model: Model, head: dict[str, Any], train_seconds: float, unseen: Callable[[], float | None]
-) -> list[dict[str, Any]]:
-    """A row for each container that takes the model's codes. unseen: `unseen_map` of a training like this one."""
+def _rows_of(c: Comparison, model: Model, head: dict[str, Any], train_seconds: float) -> list[dict[str, Any]]:
+    """A row for each container that takes the model's codes."""
     level = head["bits"], head["lists"]
     start = time.perf_counter()
     zb = model.vectors(c.task.xb)
@@ -123,7 +121,6 @@ def _rows_of(
         gallery, add_seconds = _export(c, model, codes, name, options)
         if coded is None:
             coded = _Coded.of(c, model, gallery, zb, codes, drawn=level == c.charted)
-            coded.measures["unseen_map"] = unseen()
         size = footprint(c.folder / "ours.faissindex", "scqfaiss" if name in SEARCHES else "faiss", None)
         row = {
             **head,
@@ -211,19 +208,6 @@ def containers(c: Comparison, shape: Any) -> Iterator[tuple[str, dict[str, int]]
             yield f"ivfpq {routing} lists", {"nlist": routing}
 
 
-def unseen_of(c: Comparison, unseen: Models | None, method: str, bits: int | None, lists: int) -> float | None:
-    """mAP for queries of classes that a training of its own has not seen; None where it cannot be had."""
-    if unseen is None:
-        return None
-    try:
-        model, _ = unseen.get(method, 8 if bits is None else bits, lists)
-    except ScqError as error:
-        c.say(f"{method}: no training without the classes left out ({error})")
-        return None
-    zb = model.vectors(c.task.xb)
-    return unseen_map(c.task, coding_of(model.codebooks, model.assign(zb), model.embed(c.task.xq), zb))
-
-
 # ------------------------------------------------------------------------------------------------------------------- FAISS's
 def baseline(c: Comparison, method: str, space: str, bits: int, lists: int, zq: Floats, zb: Floats) -> None:
     """The row of one of FAISS's own quantizers over queries zq (nq, d) and database zb (n, d)."""
@@ -238,7 +222,7 @@ def baseline(c: Comparison, method: str, space: str, bits: int, lists: int, zq: 
         c.finish(key, [head | {"reason": " ".join(str(error).split())[:200]}])
         return
     coding = read_coding(method, built.index, bits, zq, zb)
-    measures, kth = _measures_of(c, coding, space)
+    measures, kth = _measures_of(c, coding)
     if method != "rabitq":  # whose codes are no codewords
         measures["usage"] = coding.usage()
     if space == "raw" and (bits, lists) == c.charted and method == ("ivfpq" if lists > 1 else "pq"):
@@ -257,9 +241,8 @@ def ceiling(c: Comparison, space: str, zq: Floats, zb: Floats, metric: str = "ip
     key = coding_key("flat", space, None)
     if c.done(key):
         return
-    words = Words(np.zeros((len(zb), 1), np.uint8), np.arange(len(zb)))
-    coding = Coding(zq, zb, words, zb, words.codes, 1, metric)
-    measures, kth = _measures_of(c, coding, space)
+    coding = Coding.of_floats(zq, zb, metric)
+    measures, kth = _measures_of(c, coding)
     index = faiss.IndexFlat(zb.shape[1], METRICS[metric])
     start = time.perf_counter()
     index.add(zb)
@@ -282,10 +265,8 @@ def ceiling(c: Comparison, space: str, zq: Floats, zb: Floats, metric: str = "ip
     c.finish(key, [row])
 
 
-def _measures_of(c: Comparison, coding: Coding, space: str) -> tuple[dict[str, Any], NDArray[np.float32]]:
+def _measures_of(c: Comparison, coding: Coding) -> tuple[dict[str, Any], NDArray[np.float32]]:
     measures, kth = ranking(c.task, coding)
-    if space == "trained":
-        measures.pop("unseen_map", None)  # that embedding has seen all classes
     return measures | {"neighbours": {}}, kth
 
 

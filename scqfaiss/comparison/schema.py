@@ -144,7 +144,6 @@ class ComparisonRow(Row):
     nprobe: Maybe[Count] = part("nprobe", "of the row's own operating point", some=True)
     refine: Maybe[Count] = part("refine", "of the row's own operating point", some=True)
     map: Maybe[Share] = part("mAP")
-    unseen_map: Maybe[Share] = part("mAP of unseen classes")
     precision_at_k: ByRank = part("precision@10", "{'10'}")
     label_recall_at_k: ByRank = part("label recall", "{'1', '10', '100'}")
     neighbours: Maybe[dict[str, ByRank]] = part(
@@ -223,6 +222,31 @@ class Side(Part):
     hits: Maybe[list[Maybe[list[Maybe[Shown]]]]] = part("", "of each query")
 
 
+class UnknownDraw(Part):
+    """A training without some classes, with content codes."""
+
+    key: Text
+    method: Maybe[Text] = None
+    bits: Maybe[Bits] = None
+    content_bits: Maybe[Bits] = None
+    lists: Maybe[Rows] = None
+    left_out: Maybe[list[Scalar]] = part("", "names of the classes")
+    classes: Maybe[Rows] = part("", "how many there are")
+    auc: Maybe[Share] = part("", "of the gate, between queries of seen and of unseen classes")
+    maps: Maybe[dict[Text, ByRank]] = part(
+        "",
+        "{'auto' | 'told' | 'semantic': ours, 'rows': their cosine, 'pq' | 'opq': FAISS's codes of the rows in as many bits: "
+        "{'unseen', 'seen', 'all'}} mAP of the queries of classes left out, of the others, of all",
+    )
+    seconds: Maybe[Seconds] = part("", "of the training")
+    run: Maybe[Run] = None
+
+
+class Unknown(Part):
+    reason: Maybe[Text] = part("", "why it could not be measured")
+    draws: Annotated[Maybe[list[UnknownDraw]], BeforeValidator(_objects)] = None
+
+
 class Gallery(Part):
     queries: Maybe[list[Maybe[Shown]]] = None
     sides: Maybe[list[Maybe[Side]]] = None
@@ -265,7 +289,6 @@ class Comparison(Results):
         part("names of the classes")
     )
     many_labels: Maybe[bool] = part("whether rows have several labels")
-    left_out: Maybe[list[Scalar]] = part("the classes left out of training", "those behind `unseen_map`")
     embedding: Named = part(
         "whose embedding FAISS codes", "{'method', 'bits', 'lists'}; in baselines and the ceiling of 'trained'"
     )
@@ -276,6 +299,7 @@ class Comparison(Results):
     )
     bits: Maybe[list[Scalar]] = part("the lengths asked for")
     lists: Maybe[list[Scalar]] = part("the numbers of lists asked for")
+    unknown: Maybe[Unknown] = part("unseen classes")
     gallery: Maybe[Gallery] = part("the retrieval gallery")
     pictures: Maybe[dict[Text, Named]] = part("images of the gallery", "{'type': 'image/png', 'data': base64} by key")
     rows: list[ComparisonRow]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from statistics import mean, stdev
 from typing import Any, TypeVar
 
 Row = Mapping[str, Any]
@@ -51,6 +52,19 @@ def name_of(row: Row) -> str:
     lists = lists_of(row)
     name += f" ({lists:,} lists)" if lists > 1 else ""
     return f"{name} of the embedding" if borrows(row) else name
+
+
+def unknown_means(document: Document) -> dict[str, dict[str, tuple[float, float]]]:
+    """{'auto': {'unseen': (mean, standard deviation over the draws), 'seen', 'all'}, ...}: of what every draw has."""
+    draws = [row for row in (document.get("unknown") or {}).get("draws") or [] if isinstance(row, Mapping)]
+    names = list(draws[0].get("maps") or {}) if draws else []
+    found = {}
+    for name in names:
+        parts = {part: [get(row, "maps", name, part) for row in draws] for part in ("unseen", "seen", "all")}
+        if not any(value is None for values in parts.values() for value in values):
+            whole = {part: [v for v in values if v is not None] for part, values in parts.items()}
+            found[name] = {part: (mean(v), stdev(v) if len(v) > 1 else 0.0) for part, v in whole.items()}
+    return found
 
 
 def lists_of(row: Row) -> int:

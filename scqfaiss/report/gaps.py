@@ -25,6 +25,9 @@ def gaps(document: Document) -> list[Gap]:
         for part, title in _titles(results).items()
         if document.get(part) is None and not _may_be_none(document, part)
     ]
+    reason = (document.get("unknown") or {}).get("reason")
+    if reason is not None:
+        found.append(Gap("unseen classes", str(reason)))
     if not rows:
         return [*found, Gap("all figures", "the results hold no rows")]
     measured = [row for row in rows if row.get("reason") is None]
@@ -48,7 +51,7 @@ def _may_be_none(document: Document, part: str) -> bool:
     # Without names of classes, and without images, results are whole; a key that is not there at all is missing.
     if part == "embedding":
         return not any(borrows(row) for row in document["rows"])
-    return part in document and part in ("classes", "left_out", "pictures")
+    return part in document and part in ("classes", "pictures")
 
 
 def _has_none(row: Row, field: str) -> bool:
@@ -57,9 +60,8 @@ def _has_none(row: Row, field: str) -> bool:
         return row.get("role") == "ceiling"
     if field == "encode_ms":  # that of an embedding stands with the method that learned it
         return row.get("space") == "raw" or borrows(row)
-    if field == "distinct":  # FAISS's own codes hang on their lists: equal ones are not equal vectors
-        return str(row.get("target")).startswith("faiss-")
-    return field == "unseen_map" and borrows(row)  # that embedding has seen all classes
+    # FAISS's own codes hang on their lists: equal ones are not equal vectors.
+    return field == "distinct" and str(row.get("target")).startswith("faiss-")
 
 
 def _of(some: int, all_of_them: int) -> str:

@@ -26,6 +26,7 @@ from ..comparison.selection import Document, Row, embedded, get, name_of
 from ..data.decoding import Refused, decode, prove
 from ..errors import format_bytes, printable
 from ..files import PathLike, atomic_write, make_folder
+from . import unseen
 from .charts import Chart, Missing, charts
 from .gaps import Gap, gaps
 from .summary import summary
@@ -96,6 +97,7 @@ class Result:
     points: list[Point]
     table: Table
     full: Table | None
+    unseen: Table | None
     drawn: list[Chart]
     undrawn: list[Missing]
     cards: list[Card]
@@ -195,6 +197,7 @@ def _result(document: dict[str, Any], names: set[str], slugs: set[str]) -> Resul
         points=summary(document),
         table=table,
         full=full if full and full.lines else None,
+        unseen=unseen.table(document),
         drawn=[chart for chart in drawn if isinstance(chart, Chart)],
         undrawn=undrawn,
         cards=gallery(document),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..comparison.selection import Document, get
+from . import unseen
 from .words import AHEAD, BEHIND, EVEN, Point, comparison, count, format_number, nbytes, target_of
 
 
@@ -13,8 +14,15 @@ def summary(document: Document) -> list[Point]:
     """What a document of `schema.cleaned` says, the most important first."""
     if not document["rows"]:
         return [Point("Nothing measured", "These results hold no rows: there is nothing to say yet.")]
-    kinds = {"comparison": comparison, "scale": scale, "training": training}
+    kinds = {"comparison": _comparison, "scale": scale, "training": training}
     return kinds[str(document["kind"])](document)
+
+
+def _comparison(document: Document) -> list[Point]:
+    points = comparison(document)
+    if len(points) < 2:  # nothing of ours
+        return points
+    return [*points[:2], unseen.point(document), *points[2:]]  # behind quality and speed
 
 
 # --------------------------------------------------------------------------------------------------------------- scale

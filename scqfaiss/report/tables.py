@@ -186,7 +186,6 @@ def _columns(
     return [
         _Column("mAP", "", quality("map"), score, HIGH),
         _Column("precision@10", "", quality("precision_at_k", "10"), score, HIGH),
-        _Column("mAP, unseen classes", "", quality("unseen_map"), score, HIGH),
         _Column("recall@10, floats coded", "", quality("neighbours", "coded", "10"), score, HIGH),
         _Column("recall@10, rows", "", quality("neighbours", "raw", "10"), score, HIGH),
         _Column("search", "ms a query", lambda row: costs[str(row["key"])][1], format_number, LOW),
@@ -220,7 +219,6 @@ def everything(document: Document) -> Table:
         _Column("nprobe", "", _at("nprobe"), count),
         _Column("refine", "", _at("refine"), count),
         _Column("mAP", "", _at("map"), score),
-        _Column("mAP, unseen", "", _at("unseen_map"), score),
         _Column("precision@10", "", _at("precision_at_k", "10"), score),
         *(_Column(f"label recall@{k}", "", _at("label_recall_at_k", k), _fine) for k in ("1", "10", "100")),
         *(

@@ -19,7 +19,6 @@ from ..comparison.selection import (
     get,
     lists_of,
     name_of,
-    shared,
 )
 from ..errors import format_bytes
 
@@ -84,6 +83,11 @@ def target_of(row: Row) -> str:
     return str(row.get("target") or row["key"])
 
 
+def verdict_of(ours: float, theirs: float) -> str:
+    """AHEAD, EVEN or BEHIND, of two scores as they are shown."""
+    return _held(ours, theirs)[0]
+
+
 def _held(ours: float, theirs: float) -> tuple[str, str]:
     """(verdict, '0.395 more') of two scores as they are shown: what rounds to the same figure is the same."""
     a, b = round(ours, 3), round(theirs, 3)
@@ -99,7 +103,7 @@ def _by_name(row: Row, value: float | None) -> str:
 
 # ---------------------------------------------------------------------------------------------------------- comparison
 def comparison(document: Document) -> list[Point]:
-    """Quality at one length and at all, speed, unseen classes, and what holds the codes to honesty."""
+    """Quality at one length and at all, speed, and what holds the codes to honesty."""
     level = selection.shown_level(document)
     if level is None:  # nothing at one length: what there is
         held = {at: (best_ours(document, *at), best_baseline(document, *at)) for at in selection.levels(document)}
@@ -116,7 +120,6 @@ def comparison(document: Document) -> list[Point]:
     points = (
         quality(document, ours, theirs),
         speed(document, ours, theirs),
-        unseen(document, ours, theirs),
         lengths_won(document, level[1]),
         what_lists_add(document, level),
         label_code(document, ours),
@@ -227,24 +230,6 @@ def _slower(ours: float, theirs: float) -> tuple[str, str]:
     if format_number(ours) == format_number(theirs):
         return EVEN, "ours is as fast"
     return (AHEAD, "ours is faster") if ours < theirs else (BEHIND, "ours is slower")
-
-
-def unseen(document: Document, ours: Row, theirs: Row | None) -> Point:
-    """mAP of queries whose classes the training never saw, where codes that know labels know nothing."""
-    topic = "Unseen classes"
-    own, base = shared(document, ours, "unseen_map"), shared(document, theirs, "unseen_map")
-    if own is None:
-        return Point(topic, "Queries of classes that the training never saw were not measured.")
-    names = [class_name(document, label) for label in document.get("left_out") or []]
-    which = f" ({', '.join(names)})" if 0 < len(names) <= 5 else f" ({len(names)} of them)" if names else ""
-    text = f"For classes that the training never saw{which} {name_of(ours)} has a mAP of {score(own)}"
-    if base is None or theirs is None:
-        return Point(topic, f"{text}; no code without labels was measured there.", score(own))
-    verdict, by = _held(own, base)
-    text += f" against {score(base)} of {name_of(theirs)}: {by}."
-    if verdict == BEHIND:
-        text += " Ours is worse there: codes that know labels know the classes they were trained on."
-    return Point(topic, text, score(own), _by_name(theirs, base), verdict)
 
 
 def label_code(document: Document, ours: Row) -> Point | None:

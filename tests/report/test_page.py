@@ -114,7 +114,7 @@ def test_title(plain_charts):
 def test_regions_have_names_of_their_own(plain_charts):
     reader = read(comparison(), comparison(), scale(), scale(), training())
     named = [held["aria-label"] for _, held in reader.tags if held.get("role") == "region"]
-    assert len(named) == len(set(named)) == 2 * 3 + 2 * 2 + 2
+    assert len(named) == len(set(named)) == 2 * 4 + 2 * 2 + 2
     assert "cifar10-2: All rows" in named
 
 
@@ -178,15 +178,14 @@ def test_the_table_of_a_comparison():
     ours = cells(table, "SCQ", 2)
     # Costs are those of buckets, the fastest container of these codes.
     assert ours.note == "buckets" and [cell.text for cell in ours.cells] == [
-        *("0.630", "0.680", "0.210", "0.400", "0.050", "0.020", "0.020", "12", "657 kB", "9.60", "3.20")
+        *("0.630", "0.680", "0.400", "0.050", "0.020", "0.020", "12", "657 kB", "9.60", "3.20")
     ]
-    assert [cell.best for cell in ours.cells] == [True, True, *[False] * 3, True, *[False] * 5]
+    assert [cell.best for cell in ours.cells] == [True, True, *[False] * 2, True, *[False] * 5]
     rows = [line for line in table.groups[2].lines if line.name == "RQ"]
     assert [line.note for line in rows] == ["IndexResidualQuantizer", "of the embedding, IndexResidualQuantizer"]
-    assert [line.cells[2].best for line in rows] == [True, False]  # of unseen classes the rows know most
     # Rows as they are need no encoder, and the encoder of the embedding is that of the method that learned it.
-    assert [(line.cells[6].text, line.cells[6].best) for line in rows] == [("none", True), ("0.020", False)]
-    assert not ours.cells[6].best
+    assert [(line.cells[5].text, line.cells[5].best) for line in rows] == [("none", True), ("0.020", False)]
+    assert not ours.cells[5].best
     assert cells(table, "LSQ", 2).reason == "out of time"
     assert cells(table, "label code").mark == "*" and "Honesty row" in table.footnotes["*"]
     assert full is not None and full.lines == len(comparison()["rows"])
@@ -212,14 +211,14 @@ def test_a_sum_that_lacks_a_part_says_so_and_is_nobodys_best():
     document["rows"][0]["seconds"] = {"add": 0.5}
     document["rows"][1]["seconds"] = {"train": 4.0, "add": 1.0}  # rows as they are need no encoder
     table, _ = tables(cleaned(document))
-    assert [line.cells[9].text for line in table.groups[0].lines] == ["≥ 0.50", "5.00", "9.60"]
-    assert [line.cells[9].best for line in table.groups[0].lines] == [False, True, False]
+    assert [line.cells[8].text for line in table.groups[0].lines] == ["≥ 0.50", "5.00", "9.60"]
+    assert [line.cells[8].best for line in table.groups[0].lines] == [False, True, False]
 
 
 def test_the_encoder_of_an_embedding(plain_charts):
     def encoder(document):
         table, _ = tables(cleaned(document))
-        return [line.cells[6].text for line in table.groups[2].lines if line.note.startswith("of the embedding")]
+        return [line.cells[5].text for line in table.groups[2].lines if line.note.startswith("of the embedding")]
 
     document = comparison()
     for held in document["rows"]:
@@ -239,7 +238,6 @@ def test_every_verdict_has_a_mark(plain_charts):
     for held in document["rows"]:
         if held["method"] == "rq" and held["space"] == "raw":
             held["map"] = {16: 0.625, 32: 0.9}[held["bits"]]
-            held["unseen_map"] = 0.1
     document["rows"] += [
         row("baseline", "rq", "raw", "faiss", bits, quality, 0.4) for bits, quality in ((8, 0.2), (64, 0.9))
     ]

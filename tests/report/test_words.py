@@ -223,25 +223,6 @@ def test_search_is_held_against_the_best_code_where_no_ivfpq_was_timed():
 
 
 # ------------------------------------------------------------------------------------------------- what keeps it honest
-def test_unseen_classes():
-    point = said(comparison(), "Unseen classes")
-    assert (point.verdict, point.figure, point.against) == (words.BEHIND, "0.210", "RQ 0.230")
-    assert point.text == (
-        "For classes that the training never saw (bird) SCQ has a mAP of 0.210 against 0.230 of RQ: 0.020 less. "
-        "Ours is worse there: codes that know labels know the classes they were trained on."
-    )
-    point = said(change(comparison(), "scq", "trained", unseen_map=0.3), "Unseen classes")
-    assert point.verdict == words.AHEAD and point.text.endswith("0.070 more.")
-    assert said(change(comparison(), "scq", "trained", unseen_map=0.23), "Unseen classes").verdict == words.EVEN
-    document = {**comparison(), "left_out": [0, 2]}
-    assert "(airplane, bird)" in said(document, "Unseen classes").text
-    document["left_out"] = list(range(20))
-    assert "(20 of them)" in said(document, "Unseen classes").text
-    point = said(change(comparison(), "scq", "trained", unseen_map=None), "Unseen classes")
-    assert point.text == "Queries of classes that the training never saw were not measured."
-    assert said(change(comparison(), "rq", unseen_map=None), "Unseen classes").text.endswith("was measured there.")
-
-
 def test_label_code():
     point = said(comparison(), "Against the label code")
     assert point.text == (
