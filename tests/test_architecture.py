@@ -29,7 +29,7 @@ ORDER = [
     ["model"],
     ["features"],
     ["training", "galleries"],
-    ["evaluation"],
+    ["evaluation", "checking"],
     ["comparison"],
     ["report"],
     ["progress"],

@@ -10,6 +10,7 @@ from .. import __version__
 
 # Command: (file in this folder, function).
 COMMANDS = {
+    "check": ("check", "check"),
     "train": ("train", "train"),
     "extend": ("extend", "extend"),
     "export": ("galleries", "export"),

@@ -49,6 +49,7 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--codebook-rows", type=ROWS, help="Rows without labels that the codebooks learn from.")
 @click.option("--unlabelled", type=ROWS, help="Rows without labels that the features learn from too, where that helps.")
 @click.option("--validation", type=ROWS, help="Held-out rows that choose the best epoch and stop the training early.")
+@click.option("--without", type=FILE, help="Leave out the rows that this file names: see check -o; or a file of ids.")
 @train_options
 @click.option("--dry-run", is_flag=True, help="Print what would be done (steps, bytes, targets) and write nothing.")
 @row_options
@@ -59,6 +60,7 @@ def train(
     codebook_rows: Path,
     unlabelled: Path,
     validation: Path,
+    without: Path,
     dry_run: bool,
     keys: dict[str, Any],
     **options: Any,
@@ -74,7 +76,7 @@ def train(
 
     request, run = parse_request(options)
     more: dict[str, Any] = {"codebook_rows": codebook_rows, "unlabelled": unlabelled, "validation": validation}
-    more["keys"] = keys
+    more |= {"without": without, "keys": keys}
     if dry_run:
         say(plans.dry_run(rows, out, request, **more))
     else:

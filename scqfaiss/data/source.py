@@ -33,6 +33,13 @@ ALLOW = " or pass --allow-duplicate-ids"
 BLOCK_BYTES = 16 << 20  # what one block of rows takes as float32: large enough to read fast, small beside any memory
 
 
+def row_digests(x: Floats) -> NDArray[np.uint64]:
+    """x (b, d) float32 -> (b, 2), equal where rows are equal."""
+    zeros_alike = x + np.float32(0)  # -0.0 equals 0.0
+    hashes = b"".join(hashlib.blake2b(row.data, digest_size=16).digest() for row in zeros_alike)
+    return np.frombuffer(hashes, np.uint64).reshape(-1, 2)
+
+
 class Source(ABC):
     """n rows of d features, with optional labels and ids.
 
@@ -149,6 +156,10 @@ class Source(ABC):
                 self._keep(np.flatnonzero(~bad))
                 warn(f"{self.name}: left out {self.dropped:,} of {len(bad):,} rows that are not finite")
 
+    def leave_out(self, rows: Ints) -> None:
+        """Go on without these of the rows that are kept."""
+        self._keep(np.setdiff1d(np.arange(len(self)), rows))
+
     def _keep(self, rows: Ints) -> None:
         """Go on with these rows alone, ascending."""
         self._kept = rows if self._kept is None else self._kept[rows]
@@ -173,9 +184,7 @@ class Source(ABC):
         digests = np.zeros((len(ids), 2), np.uint64)  # rows of one id may lie anywhere, and are too many to hold
         for i, x in self.blocks():
             here = shared[slice(*np.searchsorted(shared, [i, i + len(x)]))]
-            zeros_alike = x[here - i] + np.float32(0)  # -0.0 equals 0.0
-            hashes = b"".join(hashlib.blake2b(row.data, digest_size=16).digest() for row in zeros_alike)
-            digests[here] = np.frombuffer(hashes, np.uint64).reshape(-1, 2)
+            digests[here] = row_digests(x[here - i])
         first_of_id = first[which]
         differ = np.flatnonzero((digests != digests[first_of_id]).any(1))
         if len(differ):
@@ -201,6 +210,15 @@ class Source(ABC):
             raise self._count_bad_rows()
         with np.errstate(over="ignore"):
             return np.ascontiguousarray(x, np.float32)
+
+    def unchecked_blocks(self) -> Iterator[tuple[int, Floats]]:
+        """As blocks(), but rows that are not finite pass."""
+        step = self.block_rows
+        for i in range(0, len(self), step):
+            j = min(i + step, len(self))
+            x = self.fetch(i, j) if self._kept is None else self._fetch_kept(self._kept[i:j])
+            with np.errstate(over="ignore"):
+                yield i, np.ascontiguousarray(x, np.float32)
 
     def _fetch_kept(self, kept: Ints) -> NDArray[Any]:
         """Physical rows `kept`, ascending; never more than a block at a time, however long the runs between them are."""

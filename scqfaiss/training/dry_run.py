@@ -29,6 +29,7 @@ def dry_run(
     codebook_rows: PathLike | None = None,
     unlabelled: PathLike | None = None,
     validation: PathLike | None = None,
+    without: PathLike | None = None,
     keys: Mapping[str, Any],
 ) -> str:
     """What a training would do: rows, steps, bytes, and which targets take its codes where.
@@ -37,7 +38,7 @@ def dry_run(
     """
     from ..targets import REGISTRY as TARGETS
 
-    more = {"codebook_rows": codebook_rows, "unlabelled": unlabelled, "validation": validation}
+    more = {"codebook_rows": codebook_rows, "unlabelled": unlabelled, "validation": validation, "without": without}
     check_target(out, inputs=input_files(path, options, more), suffix=SUFFIX)
     with open_sources(path, keys, options.method, **more) as sources:
         source = sources.rows

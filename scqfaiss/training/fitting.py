@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .. import distributed
 from ..arrays import Floats, Ints
@@ -16,7 +18,7 @@ from ..data.items import ItemSource
 from ..devices import torch_dtype
 from ..encoders.base import Stats
 from ..encoders.chain import Chain
-from ..errors import CheckpointError, ConfigError, DataError, ResourceError, WriteError, printable
+from ..errors import CheckpointError, ConfigError, DataError, ResourceError, ScqWarning, WriteError, printable
 from ..files import AtomicFile
 from ..model import Model
 from ..options import NOTHING_KEPT, RunOptions, TrainOptions, check_numbers
@@ -27,6 +29,7 @@ from .engine import Engine
 from .epoch_log import Log, log_to
 from .fingerprint import run_fingerprint
 from .labelled_rows import labelled_rows
+from .out_of_fold import Judge, judge_of
 from .outcome import model_bytes, outcome
 from .planning import Plan, adapt, make_plan
 from .rows import MEMORY_SHARE, ImageRows, SourceRows, free_memory, statistics
@@ -198,6 +201,24 @@ def _fit(
 
         model = add_content(plan, method.task, model, retrain, progress)
     return prepared(model, output, checkpoints)
+
+
+def train_judge(options: TrainOptions, x: Floats, y: NDArray[Any]) -> tuple[Judge, Ints]:
+    """The classifier of a training on rows x (n, d_in), y (n,) or (n, C), without codes, and the numbers of its classes.
+
+    options: as out_of_fold.options_of_folds makes them.
+    """
+    devices = [] if distributed.pick_device(options.device) == "cpu" else [distributed.pick_device(options.device)]
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=devices), considerate():
+        warnings.simplefilter("ignore", ScqWarning)  # of parts of the rows; the whole training says it of all
+        torch.manual_seed(options.seed)
+        plan = make_plan(options, ArraySource(x, y))
+        method = build(plan)
+        Engine.of(method, plan.options, silent, None, Log()).run()
+    assert plan.labels is not None
+    numbers = plan.labels.numbers
+    features = method.features  # type: ignore[attr-defined]  # a label code has them
+    return judge_of(features), np.arange(plan.labels.C) if numbers is None else numbers
 
 
 def check_room(plan: Plan, method: Method, output: AtomicFile | None, checkpoints: Checkpoints | None) -> None:

@@ -28,6 +28,7 @@ from ..content import Content, Gate, assigned, between, sigmoid
 from ..contract import Progress, drawn_rows
 from ..model import Model
 from .content_codes import cluster, content_chain, unit
+from .folds import rank_in_class
 
 Bools = NDArray[np.bool_]
 Retrain = Callable[[Floats, Ints], Model]  # x (n, d_in), y (n,) -> a model of the same method and settings
@@ -123,7 +124,7 @@ def deal(y: Ints, seed: int) -> Iterator[tuple[Ints, Ints, Bools]]:
     random = np.random.default_rng(seed)
     rows = random.permutation(drawn_rows(len(y), ROWS, seed))
     classes = random.permutation(np.unique(y[rows]))
-    rank = _rank_in_class(y[rows])
+    rank = rank_in_class(y[rows])
     counts = np.bincount(y[rows])[y[rows]]
     held = rank < np.minimum(np.maximum(np.round(HELD * counts), 1), counts - 1)
     for part in np.array_split(classes, FOLDS):
@@ -131,15 +132,6 @@ def deal(y: Ints, seed: int) -> Iterator[tuple[Ints, Ints, Bools]]:
         # Half of each at most: the unknown ones are more, and would leave no room for the others.
         seen = np.concatenate([of[: QUERIES // 2] for of in (rows[out], rows[held & ~out])])
         yield np.sort(rows[~out & ~held]), seen, ~np.isin(y[seen], part)
-
-
-def _rank_in_class(y: Ints) -> Ints:
-    """How many rows of the same class stand before each row."""
-    order = np.argsort(y, kind="stable")
-    first = np.searchsorted(y[order], y[order])
-    rank = np.empty(len(y), np.int64)
-    rank[order] = np.arange(len(y)) - first
-    return rank
 
 
 def gate_of(z: Floats, v: Floats, y: Ints, bank_z: Floats, bank_v: Floats, clusters: Floats) -> Gate:

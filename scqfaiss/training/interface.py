@@ -12,8 +12,9 @@ from typing import Any
 from .. import distributed, signals
 from ..contract import Progress, silent
 from ..data import ArraySource, Source, open_rows
+from ..data.left_out import leave_out
 from ..data.pairs import PairSource
-from ..errors import ConfigError, printable
+from ..errors import ConfigError, printable, warn
 from ..files import PathLike, atomic_write
 from ..methods import method_class
 from ..model import SUFFIX, Model
@@ -93,6 +94,7 @@ def train_file(
     codebook_rows: PathLike | None = None,
     unlabelled: PathLike | None = None,
     validation: PathLike | None = None,
+    without: PathLike | None = None,
     run: RunOptions = NOTHING_KEPT,
     keys: Mapping[str, Any],
     progress: Progress = silent,
@@ -100,10 +102,12 @@ def train_file(
 ) -> str:
     """Train on a file of rows and write the model; returns what to tell the user. keys: arguments of open_rows.
 
+    without: a file that names rows to leave out, see data.left_out.
+
     Checkpoints go into MODEL.checkpoints unless run names another folder. Where torchrun started several processes they
     train together, and the first one writes; the others return "".
     """
-    more = {"codebook_rows": codebook_rows, "unlabelled": unlabelled, "validation": validation}
+    more = {"codebook_rows": codebook_rows, "unlabelled": unlabelled, "validation": validation, "without": without}
     inputs = input_files(path, options, more)
     with distributed.process_group(distributed.pick_device(options.device)), ExitStack() as stack:
         output, folder = None, Path(os.path.realpath(out)).with_suffix(".checkpoints")
@@ -128,7 +132,7 @@ def train_file(
 
 
 def input_files(path: PathLike, options: TrainOptions, more: Mapping[str, PathLike | None]) -> list[PathLike]:
-    """Every file that a training reads: none of them may be written. more: files of rows beside the training rows."""
+    """Every file that a training reads: none of them may be written. more: files beside the training rows."""
     files = (path, *more.values(), options.weights, options.start, *setting_files(options.settings))
     return [p for p in files if p is not None]
 
@@ -142,14 +146,19 @@ def open_sources(
     codebook_rows: PathLike | None,
     unlabelled: PathLike | None,
     validation: PathLike | None,
+    without: PathLike | None,
 ) -> Iterator[Sources]:
     """The training rows of a method, and rows for codebooks, self-training and validation where there are any; of the first
-    two labels stay unread, and of pairs the queries. Ids may repeat: they play no part, but for pairs.
+    two labels stay unread, and of pairs the queries. Ids may repeat: they play no part, but for pairs. Of the training rows
+    those that the file `without` names are left out.
     """
     role = "pairs" if "pairs" in method_class(method).needs else None
     of_rows: dict[str, Any] = {"role": role, "needed_by": f"method {method}", "repeated_ids": True}
     with ExitStack() as stack:
         rows = stack.enter_context(open_rows(path, **keys, **of_rows))
+        if without is not None:
+            n, left_out = len(rows), leave_out(rows, without)
+            warn(f"{rows.name}: left out {left_out:,} of {n:,} rows, those that {printable(without)} names")
         rows.warn_if_wide()
         own = {**keys, "labels_key": None} | ({"features_key": None} if role == "pairs" else {})
         codebook_source, unlabelled_source = (
