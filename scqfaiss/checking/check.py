@@ -16,7 +16,7 @@ from ..files import PathLike, atomic_write
 from ..methods import method_class
 from ..options import TrainOptions
 from ..training.fitting import train_judge
-from ..training.out_of_fold import Opinion
+from ..training.out_of_fold import Opinion, options_of_folds
 from ..training.rows import SourceRows
 from ..training.suspects import opinions
 from .faults import FAULTS, TRAINING
@@ -68,8 +68,8 @@ def checked_rows(source: Source, others: Sequence[Source], options: TrainOptions
     def judge() -> Opinion:
         assert source.labels is not None
         memory = SourceRows(source, distributed.pick_device(options.device))
-        config = method_class(options.method).Config
-        return opinions(memory, source.labels, options, config, train_judge, progress)[-1]
+        of_folds = options_of_folds(options, method_class(options.method).Config)
+        return opinions(memory, source.labels, of_folds, train_judge, progress)[-1]
 
     return Checked(rows, [look_at(other, progress) for other in others], judge)
 

@@ -18,7 +18,7 @@ from ..data.items import ItemSource
 from ..devices import torch_dtype
 from ..encoders.base import Stats
 from ..encoders.chain import Chain
-from ..errors import CheckpointError, ConfigError, DataError, ResourceError, ScqWarning, WriteError, printable
+from ..errors import CheckpointError, ConfigError, DataError, ResourceError, ScqWarning, WriteError, printable, warn
 from ..files import AtomicFile
 from ..model import Model
 from ..options import NOTHING_KEPT, RunOptions, TrainOptions, check_numbers
@@ -32,6 +32,7 @@ from .labelled_rows import labelled_rows
 from .out_of_fold import Judge, judge_of
 from .outcome import model_bytes, outcome
 from .planning import Plan, adapt, make_plan
+from .robust import Cleaning, clean, hint
 from .rows import MEMORY_SHARE, ImageRows, SourceRows, free_memory, statistics
 from .threads import considerate
 
@@ -54,8 +55,17 @@ class _RowsOf:
         return rows
 
 
-def build(plan: Plan, *, memory: int | None = None, progress: Progress = silent, dry: bool = False) -> Method:
-    """The method of a plan on its rows, ready for its stages. dry=True reads no features."""
+def build(
+    plan: Plan,
+    *,
+    memory: int | None = None,
+    progress: Progress = silent,
+    dry: bool = False,
+    without: Ints | None = None,
+) -> Method:
+    """The method of a plan on its rows, ready for its stages. dry=True reads no features. without: of the rows that would train,
+    those that do not.
+    """
     options, source = plan.options, plan.sources.rows
     codebook_source, unlabelled = plan.sources.codebooks, plan.sources.unlabelled
     if len(source) == 0:
@@ -64,6 +74,8 @@ def build(plan: Plan, *, memory: int | None = None, progress: Progress = silent,
     if "labels" in plan.needs:
         assert plan.labels is not None
         kept = labelled_rows(plan.labels, options.method, plan.method.unlabeled(plan.config))
+        if without is not None and len(without):
+            kept = np.delete(np.arange(len(source)) if kept is None else kept, without)
         labels = plan.labels if kept is None else plan.labels.take(kept)
     adapt(plan, codebook_source)
     _check_more_rows(plan, codebook_source, "codebooks need")
@@ -156,7 +168,8 @@ def fit(
     with log_to(run.metrics, run.tensorboard) as log, torch.random.fork_rng(devices=devices), considerate():
         torch.manual_seed(plan.options.seed)  # forked: the caller's random state stays as it was
         try:
-            return _fit(plan, run, memory, progress, output, log)
+            cleaning = clean_labels(plan, memory, progress)
+            return _fit(plan, run, memory, progress, output, log, cleaning, hints=plan.options.robust == "off")
         except torch.OutOfMemoryError as error:
             raise ResourceError(f"the {plan.device} is out of memory; lower --batch-size") from error
         except RuntimeError as error:
@@ -165,8 +178,32 @@ def fit(
             raise ResourceError("out of memory; lower --batch-size, or train on fewer rows or shorter codes") from error
 
 
+def clean_labels(plan: Plan, memory: int | None, progress: Progress) -> Cleaning | None:
+    """What `robust` says of the labels; None where it is off, or where they cannot be judged, which is said."""
+    source, labels = plan.sources.rows, plan.labels
+    if plan.options.robust == "off":
+        return None
+    if "labels" not in plan.needs or labels is None:
+        warn(f"method {plan.options.method} has no use for --robust: it is ignored")
+        return None
+    if isinstance(source, ItemSource) or labels.multilabel:
+        what = "those of images" if isinstance(source, ItemSource) else "many a row"
+        warn(f"--robust auto judges single labels of rows of features, not {what}: all rows train")
+        return None
+    if len(np.flatnonzero(labels.counts())) < 2:  # which the training refuses
+        return None
+    return clean(plan, _RowsOf(plan, memory)(source), labels, train_judge, progress)
+
+
 def _fit(
-    plan: Plan, run: RunOptions, memory: int | None, progress: Progress, output: AtomicFile | None, log: Any
+    plan: Plan,
+    run: RunOptions,
+    memory: int | None,
+    progress: Progress,
+    output: AtomicFile | None,
+    log: Any,
+    cleaning: Cleaning | None = None,
+    hints: bool = False,
 ) -> Model:
     method: Method | None = None
     checkpoints = None
@@ -185,7 +222,9 @@ def _fit(
     # Several processes are on one machine, as a rule, and all must see one order of the rows.
     if memory is None and distributed.world_size() > 1:
         memory = int(-distributed.all_reduce_max(-MEMORY_SHARE * free_memory() / distributed.world_size()))
-    method = build(plan, memory=memory, progress=progress)
+    method = build(plan, memory=memory, progress=progress, without=None if cleaning is None else cleaning.rows)
+    if hints and isinstance(method.task.rows, SourceRows) and method.task.labels is not None:
+        hint(method.task.rows, method.task.labels, plan.options.seed)
     if checkpoints is not None and isinstance(method.task.rows, SourceRows | ImageRows):
         checkpoints.hints["memory"] = method.task.rows.memory
     check_room(plan, method, output, checkpoints)
@@ -194,6 +233,8 @@ def _fit(
         return prepared(Model.from_bytes(finished, "the finished model"), output, checkpoints)
     losses = Engine.of(method, plan.options, progress, checkpoints, log).run(run.resume)
     model = outcome(plan, method, losses)
+    if cleaning is not None:
+        model.config["training"]["wrong_labels"] = dict(cleaning.facts)
     if plan.options.content_bits:
 
         def retrain(options: TrainOptions, x: Floats, y: Ints) -> Model:

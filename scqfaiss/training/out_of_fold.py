@@ -55,10 +55,6 @@ class Opinion:
         """(n,) whether the label is much less probable than another class."""
         return np.asarray(self.judged & (self.given < ratio * self.top))
 
-    def agrees(self) -> Bools:
-        """(n,) whether no class is more probable than the label."""
-        return np.asarray(self.given >= self.top)
-
 
 def options_of_folds(options: TrainOptions, method_config: type[Any]) -> TrainOptions:
     """The options of a training, reduced to those of a classifier on rows of features, without codes."""

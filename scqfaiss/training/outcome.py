@@ -16,6 +16,7 @@ from ..encoders.chain import Chain
 from ..errors import warn
 from ..model import Model
 from .planning import Plan
+from .robust import say
 
 CHECK_ROWS = 100_000  # rows on which the use of codewords is counted after training
 CHECK_ITEMS = 1_000  # and images, each of which costs a pass through the network
@@ -102,10 +103,12 @@ def describe(model: Model) -> str:
     """One line about a model."""
     b, use = model.codebooks, model.config["training"]["codewords_used"]
     lists = f" in {b.L:,} lists" if b.lists is not None else ""
+    cleaned = model.config["training"].get("wrong_labels")
+    labels = f", {say(cleaned)}" if cleaned else ""
     used = f"codewords used {min(use)} to {max(use)} of {b.K}, " if b.M else ""
     return (
         f"{model.config['method']}, {b.bits} bits ({b.M} x {b.nbits}){lists}, rows of d={model.d_in} to z of d={b.d}, "
-        f"{used}{model.config['long_name']}, SHA-256 {model.sha256[:12]}"
+        f"{used}{model.config['long_name']}, SHA-256 {model.sha256[:12]}{labels}"
     )
 
 

@@ -26,6 +26,7 @@ from .rows import free_memory
 from .starting import align_with, make_network, model_to_start_from, of_network
 
 MAX_BITS = 4096  # of a code: longer ones are no short codes, and a slip of the keyboard must not fill the memory
+ROBUST = ("off", "auto")
 
 
 @dataclass(frozen=True)
@@ -282,6 +283,8 @@ def check_options(options: TrainOptions, method: type[Method]) -> None:
     """Raise ConfigError for numbers out of range or of another type, and for an unknown precision."""
     check_numbers(options)
     check_precision(options.precision)
+    if options.robust not in ROBUST:
+        raise ConfigError(f"robust is {options.robust!r}, needs one of {', '.join(ROBUST)}")
     clip = options.clip_norm
     if isinstance(clip, bool) or not isinstance(clip, int | float | np.number) or not 0 <= clip < float("inf"):
         raise ConfigError(f"the largest norm of gradients is {clip!r}, needs a number from 0")
