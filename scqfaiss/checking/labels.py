@@ -13,7 +13,10 @@ from .findings import Checked, Finding
 def suspicious_labels(checked: Checked) -> Sequence[Finding]:
     """Rows with a label much less probable than another class, the surest first."""
     labels = checked.rows.labels
-    if labels is None or len(np.flatnonzero(labels.counts())) < 2:
+    if labels is None:
+        return []
+    counts = labels.counts()
+    if len(np.flatnonzero(counts)) < 2 or counts.max() < MIN_ROWS:
         return []
     opinion = checked.judge()
     rows = np.flatnonzero(opinion.suspicious())

@@ -27,7 +27,7 @@ def look_at(source: Source, progress: Progress) -> Look:
     n, d = len(source), source.d
     bad, digests, norms = np.zeros(n, bool), np.zeros((n, 2), np.uint64), np.zeros(n, np.float32)
     low, high = np.full(d, np.inf, np.float32), np.full(d, -np.inf, np.float32)
-    sums, shift = np.zeros((2, d)), np.zeros(d)
+    sums, shift = np.zeros((2, d)), None
     for i, x in source.unchecked_blocks():
         progress("rows", i, n, "")
         here = slice(i, i + len(x))
@@ -37,7 +37,7 @@ def look_at(source: Source, progress: Progress) -> Look:
             continue
         norms[here][~bad[here]] = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
         low, high = np.minimum(low, x.min(0)), np.maximum(high, x.max(0))
-        if not sums.any():
+        if shift is None:
             shift = x[0].astype(np.float64)  # near the mean, so that the squares do not drown the variance
         centered = x - shift
         sums += [centered.sum(0), np.einsum("nd,nd->d", centered, centered)]

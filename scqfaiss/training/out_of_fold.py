@@ -32,6 +32,7 @@ TrainJudge = Callable[
 
 FOLDS = 5
 ROWS = 10_000  # that the folds are trained on, at most
+BLOCK = 4096  # rows whose probabilities are held at a time
 MIN_ROWS = 5  # of a class whose labels are judged: of fewer, a fold knows too little
 # A label is suspicious where its probability is below this share of the largest. On CLINC150 with 20 % wrong labels, 15 rows a
 # class, 0.2, 0.1, 0.05 and 0.02 name 99.8, 99.6, 99.6 and 98.9 % of the wrong ones and 3.9, 2.7, 1.3 and 0.8 % of the right ones.
@@ -104,8 +105,8 @@ def opinion(
         judge, numbers = train(options, x[trained], y)
         for i, block in rows.blocks():
             here = np.flatnonzero(fold[i : i + len(block)] == k)
-            if len(here):
-                _judge(out, here + i, judge(block[here]), numbers, labels)
+            for part in np.array_split(here, -(-len(here) // BLOCK)) if len(here) else ():
+                _judge(out, part + i, judge(block[part]), numbers, labels)
     progress(what, FOLDS, FOLDS, "")
     counts = labels.counts()
     often = labels.y[:, counts >= MIN_ROWS].any(1) if labels.multilabel else (counts >= MIN_ROWS)[labels.y]
@@ -133,7 +134,7 @@ def judge_of(features: Any) -> Judge:
     @torch.no_grad()
     def judge(x: Floats) -> Floats:
         features.eval()
-        parts = torch.from_numpy(np.ascontiguousarray(x)).split(4096)
+        parts = torch.from_numpy(np.ascontiguousarray(x)).split(BLOCK)
         p: Floats = torch.cat([features.posterior(part.to(features.y.device)).cpu() for part in parts]).numpy()
         return p
 
