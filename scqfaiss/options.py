@@ -67,7 +67,7 @@ class TrainOptions:
     )
     robust: str = option(
         "off",
-        "auto: leave out rows whose labels look wrong, if held-out rows rank better without them, which takes 7 to 17 "
+        "auto: leave out rows whose labels look wrong, if held-out rows rank better without them, which takes 8 to 18 "
         "trainings of the features more; off: train on all rows.",
     )
     content_bits: int = option(

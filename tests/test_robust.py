@@ -17,7 +17,7 @@ from scqfaiss.training import fitting
 from scqfaiss.training.neighbour_labels import NEAREST, disagreement, looks_wrong
 from scqfaiss.training.out_of_fold import FOLDS, options_of_folds
 from scqfaiss.training.planning import make_plan
-from scqfaiss.training.robust import better, hint, kept_classes, say, tried
+from scqfaiss.training.robust import RATIOS, better, hint, kept_classes, say, tried
 from scqfaiss.training.rows import SourceRows
 
 SMALL = {"bits": 8, "nbits": 4, "encoder": "linear", "epochs": 1, "codebooks.copies": 1}
@@ -75,12 +75,12 @@ def test_what_is_suspicious_is_found_without_the_held_out_rows():
 
     rows = SourceRows(ArraySource(x, y), "cpu")
     before, after = tried(rows, Labels(y, 4), options_of_folds(TrainOptions(), Settings), train, silent)
-    assert len(seen) == FOLDS + 2
+    assert len(seen) == FOLDS + 1 + len(RATIOS)
     held = seen[-1][1]
-    assert (held == seen[-2][1]).all() and len(held) == 40 == len(before) == len(after)
+    assert (held == seen[-3][1]).all() and len(held) == 40 == len(before) and set(after) == set(RATIOS)
     for trained, _ in seen:
         assert not (trained[:, None] == held).all(2).any()
-    assert len(seen[-1][0]) < len(seen[-2][0]) == 160
+    assert len(seen[-1][0]) <= len(seen[-2][0]) < len(seen[-3][0]) == 160
 
 
 def planned(x, y):
