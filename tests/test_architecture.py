@@ -20,6 +20,7 @@ ORDER = [
     ["arrays", "modality"],
     ["exponents"],
     ["codebooks"],
+    ["calibration"],
     ["files", "metadata"],
     ["bundle", "footer"],
     ["contract"],
