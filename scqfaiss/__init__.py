@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .galleries.gallery import Gallery
     from .galleries.gallery import open_gallery as open
     from .model import Model
+    from .training.calibrating import calibrate
     from .training.extending import extend
     from .training.interface import train
 
@@ -50,6 +51,7 @@ __all__ = [
     "ScqWarning",
     "WriteError",
     "append",
+    "calibrate",
     "evaluate",
     "evaluate_pairs",
     "export",
@@ -65,6 +67,7 @@ _LAZY = {
     "Gallery": ("galleries.gallery", "Gallery"),
     "Model": ("model", "Model"),
     "append": ("galleries.editing", "append"),
+    "calibrate": ("training.calibrating", "calibrate"),
     "evaluate": ("evaluation.galleries", "evaluate"),
     "evaluate_pairs": ("evaluation.galleries", "evaluate_pairs"),
     "export": ("galleries.exporting", "export"),

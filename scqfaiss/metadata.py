@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .arrays import MAX_CLASSES
+from .calibration.tables import Calibration
 from .codebooks import KINDS, MAX_BEAM, METRICS, RULES
-from .errors import CheckpointError, IndexFileError, printable
+from .errors import CheckpointError, ConfigError, IndexFileError, printable
 from .modality import IMAGES, REGISTRY
 
 MOST = 1 << 62  # of a count
@@ -50,6 +51,18 @@ _EXTENDS: Rule = (
     "a list of models, each by its SHA-256",
 )
 
+
+def _calibrates(value: Any) -> bool:
+    try:
+        Calibration.unpack(value)
+    except ConfigError:
+        return False
+    return True
+
+
+_CALIBRATION: Rule = (_calibrates, "the tables of a calibration")
+_SHARE: Rule = ((lambda v: type(v) is float and 0 < v < 1), "a number between 0 and 1")
+
 # The metadata of a gallery; those of the second table need not be there.
 _CARD: dict[str, Rule] = {
     "target": _TEXT,
@@ -66,6 +79,8 @@ _CARD_MORE: dict[str, Rule] = {
     "faiss": _TEXT,
     "rule": _one_of(RULES),
     "class_names": _NAMES,
+    "calibration": _CALIBRATION,
+    "relevant_share": _SHARE,
     "pictures": _BOOL,
     "by_residual": _BOOL,
     "lists": _count(2),
@@ -79,7 +94,7 @@ _MODEL_MORE: dict[str, Rule] = {
     "class_names": _NAMES,
     "bits": _count(0),
     "extends": _EXTENDS,
-    **dict.fromkeys(("settings", "training", "data", "backbone", "prefix", "content"), _OBJECT),
+    **dict.fromkeys(("settings", "training", "data", "backbone", "prefix", "content", "calibration"), _OBJECT),
 }
 
 

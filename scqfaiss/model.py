@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from . import bundle
 from .arrays import Floats, as_features, transposed
+from .calibration.lengths import Calibrations
+from .calibration.tables import Calibration
 from .codebooks import Codebooks, Codes
 from .content import PREFIX as OF_CONTENT
 from .content import Content, Joint
@@ -44,6 +46,8 @@ class Model:
     backbone: the tensors of that network by name. What it is stands in config['backbone']; encoders.backbone runs it, in
     torch. Rows of its features go in wherever rows go.
 
+    calibrations: what held-out rows told of the scores of its codes, or None.
+
     config: plain JSON values; 'method', 'rule' ('l2' or 'ip') and 'encoder' are always there, and 'beam' where it is
     not 1: how many partial sums the encoding of additive codebooks carries along. So is 'list_beam', the nearest lists that
     the encoding tries, where the codebooks have lists. 'nested' is true where every prefix of a
@@ -58,6 +62,7 @@ class Model:
         config: Mapping[str, Any],
         backbone: Mapping[str, NDArray[Any]] | None = None,
         content: Content | None = None,
+        calibrations: Calibrations | None = None,
     ) -> None:
         if chain.d_out != codebooks.d:
             raise CheckpointError(f"the encoder gives d={chain.d_out}, the codebooks need d={codebooks.d}")
@@ -65,6 +70,7 @@ class Model:
         self.chain, self.semantic, self.content, self.backbone = chain, codebooks, content, backbone
         self._joint = None if content is None else _joint(chain, codebooks, content)
         self.codebooks = codebooks if self._joint is None else self._joint.codebooks
+        self.calibrations = None if calibrations is None else calibrations.checked(self.codebooks.d)
         self.config = dict(config)
         self._sha256 = ("", "")  # config as JSON, and the hash of the file with it
 
@@ -85,6 +91,15 @@ class Model:
     def has_gate(self) -> bool:
         """Whether `known` can tell anything."""
         return self.content is not None and self.content.gate is not None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Of codes of this length; None where there is none."""
+        return None if self.calibrations is None else self.calibrations.lengths.get(self.codebooks.bits)
+
+    def calibrated(self, calibrations: Calibrations | None) -> Model:
+        """The same model with these calibrations, or without any."""
+        return Model(self.chain, self.semantic, self.config, self.backbone, self.content, calibrations)
 
     def embed(self, x: Any, name: str = "rows", known: Any = None) -> Floats:
         """x (n, d_in) floats -> what is searched with, (n, d) float32; (d_in,) is one row. Without content codes that is z.
@@ -192,7 +207,7 @@ class Model:
             first = Codebooks.of_lists(codebooks.lists, codebooks.metric)
         else:
             first = Codebooks(codebooks.kind, codebooks.centroids[:M], codebooks.metric, codebooks.lists)
-        return Model(self.chain, first, config, self.backbone)
+        return Model(self.chain, first, config, self.backbone, calibrations=self.calibrations)
 
     def _not_nested(self, M: int) -> str | None:
         """None, or why the first M codebooks of a code are no code; with M = 0 its list."""
@@ -215,9 +230,13 @@ class Model:
 
     @property
     def origin(self) -> str:
-        """SHA-256 (hex) by which index metadata name their model: of the whole model, where this one is a prefix."""
-        whole: str = self.config.get("prefix", {}).get("sha256") or self.sha256
-        return whole
+        """SHA-256 (hex) by which index metadata name their model: of the whole model, where this one is a prefix, and without its
+        calibration.
+        """
+        whole: str | None = self.config.get("prefix", {}).get("sha256")
+        if whole is not None:
+            return whole
+        return self.sha256 if self.calibrations is None else self.calibrations.model_sha256
 
     # ------------------------------------------------------------------------------------------------------------ file
     def to_bytes(self) -> bytes:
@@ -230,6 +249,9 @@ class Model:
         # Readers of format 1 would pass over lists, those of 2 over content codes, and encode wrongly.
         if b.lists is not None:
             tensors[LISTS] = b.lists
+        if self.calibrations is not None:
+            of_calibration, config["calibration"] = self.calibrations.pack()
+            tensors |= of_calibration
         if self.content is not None:
             of_content, config["content"] = self.content.pack()
             return bundle.Bundle(tensors | of_content, config, WITH_CONTENT).to_bytes()
@@ -292,7 +314,8 @@ class Model:
             )
             of_network = {n.removeprefix(NETWORK): t for n, t in stored.tensors.items() if n.startswith(NETWORK)}
             content = Content.unpack(stored.tensors, config.pop("content")) if stored.format == WITH_CONTENT else None
-            model = Model(chain, codebooks, config, of_network or None, content)
+            calibrations = Calibrations.unpack(stored.tensors, config.pop("calibration", None))
+            model = Model(chain, codebooks, config, of_network or None, content, calibrations)
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{name}: a model without {error}") from error
         except ScqError as error:  # the parts do not fit together, whatever each of them raised

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from scqfaiss.arrays import Labels
-from scqfaiss.calibration import KNOTS, Calibration, measure, pooled
+from scqfaiss.calibration.measuring import measure
+from scqfaiss.calibration.tables import KNOTS, Calibration, pooled
 from scqfaiss.errors import ConfigError, DataError
 
 

@@ -92,6 +92,30 @@ KIND, METRIC = one_of("product", "additive"), one_of("ip", "l2")
 BOOL, OBJECT = kind_of(bool), kind_of(dict)
 
 
+def is_tables(v):
+    """A calibration of codes of one length."""
+    shares, errors = ("recall", "relevant", "irrelevant"), ("recall_error", "relevant_error", "irrelevant_error")
+    if not isinstance(v, dict) or v.get("metric") not in ("ip", "l2") or not count(1)(v.get("rows")):
+        return False
+    pairs, lists = v.get("pairs"), [v.get(key) for key in ("scores", "covariance", *shares, *errors)]
+    if not isinstance(pairs, list) or len(pairs) != 2 or not all(map(count(1), pairs)):
+        return False
+    if not all(isinstance(a, list) and a and all(type(x) in (int, float) for x in a) for a in lists):
+        return False
+    one_length = len({len(a) for a in lists}) == 1 and len(lists[0]) <= 768
+    descends = all(a > b for a, b in zip(lists[0], lists[0][1:]))
+    ascend = all(a == sorted(a) and 0 <= a[0] and a[-1] <= 1 for a in (v[key] for key in shares))
+    return one_length and descends and ascend and all(min(v[key]) >= 0 for key in errors)
+
+
+def is_calibration(v):
+    """Of a model."""
+    if not isinstance(v, dict) or not sha256(v.get("model_sha256")) or not isinstance(v.get("lengths"), dict):
+        return False
+    told = [key in v for key in ("classes", "nearest")]
+    return bool(v["lengths"]) and all(map(is_tables, v["lengths"].values())) and told[0] == told[1]
+
+
 def check_table(values, must, may):
     check_values(values)
     for key, holds in must.items():
@@ -114,6 +138,7 @@ MAY_CONFIG = {
     "classes": lambda v: isinstance(v, list) and all(map(count(0, (1 << 20) - 1), v)) and v == sorted(set(v)),
     **dict.fromkeys(("labels", "long_name"), lambda v: v is None or isinstance(v, str)),
     **dict.fromkeys(("settings", "training", "data", "backbone", "content"), OBJECT),
+    "calibration": is_calibration,
 }
 
 
@@ -349,6 +374,8 @@ MAY_METADATA = {
     **dict.fromkeys(("method", "faiss"), text),
     "rule": METRIC,
     "class_names": names,
+    "calibration": is_tables,
+    "relevant_share": lambda v: type(v) is float and 0 < v < 1,
     **dict.fromkeys(("pictures", "by_residual"), BOOL),
     "lists": count(2),
     "list_beam": count(1, 64),

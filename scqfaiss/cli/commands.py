@@ -13,6 +13,7 @@ COMMANDS = {
     "check": ("check", "check"),
     "train": ("train", "train"),
     "extend": ("extend", "extend"),
+    "calibrate": ("calibrate", "calibrate"),
     "export": ("galleries", "export"),
     "append": ("galleries", "append"),
     "remove": ("galleries", "remove"),

@@ -15,6 +15,15 @@ from .arguments import FILE, ROWS, image_options, known_option, meter, row_optio
 @click.argument("queries", type=ROWS)
 @click.option("-k", type=int, show_default="10", help="Hits per query.")
 @click.option("--threshold", type=float, help="All hits with a better score than this, instead of -k.")
+@click.option("--precision", type=float, help="All hits, as many as leave this share of them right, e.g. 0.9.")
+@click.option("--recall", type=float, help="As few hits as find this share of the rows of a query's class.")
+@click.option("--min-probability", type=float, help="All hits that are of the query's class with this probability.")
+@click.option(
+    "--confidence",
+    type=float,
+    show_default="0.9",
+    help="How sure --precision and --recall are to be kept; 0.5: as sure as not.",
+)
 @click.option("-o", "--out", type=FILE, help="Write scores and ids to this HDF5 file.")
 @click.option("--model", type=FILE, help="Model of the gallery; needed where the encoder is not inside the gallery.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")

@@ -50,6 +50,9 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--unlabelled", type=ROWS, help="Rows without labels that the features learn from too, where that helps.")
 @click.option("--validation", type=ROWS, help="Held-out rows that choose the best epoch and stop the training early.")
 @click.option("--without", type=FILE, help="Leave out the rows that this file names: see check -o; or a file of ids.")
+@click.option(
+    "--calibrate", type=ROWS, help="Held-out labelled rows that tell what scores mean, see scqfaiss calibrate."
+)
 @train_options
 @click.option("--dry-run", is_flag=True, help="Print what would be done (steps, bytes, targets) and write nothing.")
 @row_options
@@ -61,6 +64,7 @@ def train(
     unlabelled: Path,
     validation: Path,
     without: Path,
+    calibrate: Path,
     dry_run: bool,
     keys: dict[str, Any],
     **options: Any,
@@ -76,7 +80,7 @@ def train(
 
     request, run = parse_request(options)
     more: dict[str, Any] = {"codebook_rows": codebook_rows, "unlabelled": unlabelled, "validation": validation}
-    more |= {"without": without, "keys": keys}
+    more |= {"without": without, "calibrate": calibrate, "keys": keys}
     if dry_run:
         say(plans.dry_run(rows, out, request, **more))
     else:

@@ -21,12 +21,18 @@ WRITTEN_CHUNK_BYTES = 1 << 20
 
 
 def write_hits(
-    f: BinaryIO, scores: ArrayLike, ids: ArrayLike, query_ids: ArrayLike, known: ArrayLike | None = None
+    f: BinaryIO,
+    scores: ArrayLike,
+    ids: ArrayLike,
+    query_ids: ArrayLike,
+    known: ArrayLike | None = None,
+    probability: ArrayLike | None = None,
 ) -> None:
     """Write search results as HDF5 into f, a binary file open for writing.
 
     scores (nq, k) float32 and ids (nq, k) int64, best first; query_ids (nq,) int64; known (nq,) float32, the probability
-    that the class of each query is one of the training's, where there is one. Same input, same bytes.
+    that the class of each query is one of the training's, and probability (nq, k) float32, that each hit is of its class, where
+    there are any. Same input, same bytes.
     """
     with _into(f) as hdf5:
         _put(hdf5, "scores", np.asarray(scores, np.float32))
@@ -34,6 +40,8 @@ def write_hits(
         _put(hdf5, "query_ids", np.asarray(query_ids, np.int64))
         if known is not None:
             _put(hdf5, "known", np.asarray(known, np.float32))
+        if probability is not None:
+            _put(hdf5, "probability", np.asarray(probability, np.float32))
 
 
 def write_ranges(
@@ -43,9 +51,10 @@ def write_ranges(
     ids: ArrayLike,
     query_ids: ArrayLike,
     known: ArrayLike | None = None,
+    probability: ArrayLike | None = None,
 ) -> None:
-    """Write the results of a search by threshold: query q owns places lims[q] to lims[q + 1] of scores and ids; known: as for
-    write_hits.
+    """Write the results of a search by threshold: query q owns places lims[q] to lims[q + 1] of scores, ids and probability;
+    known: as for write_hits.
     """
     with _into(f) as hdf5:
         _put(hdf5, "lims", np.asarray(lims, np.int64))
@@ -54,6 +63,8 @@ def write_ranges(
         _put(hdf5, "query_ids", np.asarray(query_ids, np.int64))
         if known is not None:
             _put(hdf5, "known", np.asarray(known, np.float32))
+        if probability is not None:
+            _put(hdf5, "probability", np.asarray(probability, np.float32))
 
 
 def write_rows(

@@ -78,7 +78,16 @@ def build(
         metadata["pictures"] = True  # they can be searched for, with the model
     if "prefix" in model.config:
         metadata["model_bits"] = model.config["prefix"]["bits"]  # of which the codes hold the first
-    return index, metadata | facts(container, index)
+    return index, metadata | calibration_of(model, codes) | facts(container, index)
+
+
+def calibration_of(model: Model, codes: Codes) -> dict[str, Any]:
+    """What the metadata of a gallery says of its scores: the calibration of its model, and the share of relevant rows."""
+    if model.calibrations is None or model.calibration is None:
+        return {}
+    distinct, counts = np.unique(codes, axis=0, return_counts=True)
+    share = model.calibrations.share(model.codebooks.decode(distinct), counts, model.codebooks.bits)
+    return {"calibration": model.calibration.pack(), "relevant_share": share}
 
 
 def facts(container: Target, index: Any) -> dict[str, Any]:

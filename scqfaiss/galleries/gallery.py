@@ -25,11 +25,12 @@ from ..targets.pretransform import unwrap_index
 from ..targets.queries import MAX_SCORE, prepared, ranges, unscaled
 from .extending import extends, taken_over
 from .filters import known_target, selector
+from .promises import Promised
 from .reading import Stored, read_gallery, stamp_of
 from .snapshot import Origin, Snapshot
 
 
-class Gallery:
+class Gallery(Promised):
     """An open gallery. Any number of threads may search at a time; `refresh` may run beside them.
 
     index: the faiss.Index (on the CPU, also where searches run on a GPU). metadata: facts as written by the export, None for

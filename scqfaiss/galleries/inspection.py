@@ -57,10 +57,14 @@ def _checksums(source: Source) -> str:
 def gallery_facts(path: PathLike) -> dict[str, Any]:
     from ..targets import gpu, target
     from .gallery import open_gallery
+    from .promises import known_promises
 
     gallery = open_gallery(path)
     codebooks, codes, _ = gallery.unpack()
-    out = dict(gallery.metadata or {})
+    out = {key: value for key, value in (gallery.metadata or {}).items() if key != "calibration"}
+    if gallery.has_calibration:
+        calibration, share = known_promises(gallery._snapshot, gallery.model, gallery.name)
+        out["calibration"] = calibration.table(share)
     out |= {
         "kind": "gallery",
         "vectors": gallery.ntotal,
@@ -103,6 +107,7 @@ def model_facts(path: PathLike) -> dict[str, Any]:
         "encoder_layers": [op for op, _ in model.chain.layers],
         "encoder_folds_into_index": model.chain.foldable and model.content is None,
         **_content_facts(model.content),
+        "calibration": None if model.calibration is None else model.calibration.table(),
         "bytes": os.stat(path).st_size,
     }
 
@@ -130,6 +135,9 @@ def describe_file(path: PathLike, as_json: bool, keys: Mapping[str, Any]) -> str
         # Keys are text out of the file, too.
         if value is None or (isinstance(value, dict) and not value):
             continue
+        if key == "calibration" and isinstance(value, list):
+            lines += [f"  {line}" for line in _table_lines(value)]
+            continue
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items())
         elif isinstance(value, (list, tuple)):
@@ -138,6 +146,15 @@ def describe_file(path: PathLike, as_json: bool, keys: Mapping[str, Any]) -> str
             value = f"{value:,} ({format_bytes(value)})"
         lines.append(f"  {printable(key.replace('_', ' '))}: {printable(str(value))}")
     return "\n".join(lines)
+
+
+def _table_lines(table: list[dict[str, float]]) -> list[str]:
+    """Scores and what they mean: all hits at a score or better have its precision and recall."""
+    lines = ["scores (one hit's probability; precision and recall of all hits that score as well or better):"]
+    lines.append("        score  probability  precision  recall")
+    for entry in table:
+        lines.append("{score:13.5g}  {probability:11.3f}  {precision:9.3f}  {recall:6.3f}".format(**entry))
+    return lines
 
 
 def verify_file(path: PathLike) -> str:

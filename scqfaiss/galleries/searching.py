@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Ints, transposed
+from ..calibration.tables import CONFIDENCE
 from ..content import parse_known
 from ..contract import Progress, silent
 from ..data import Source, open_rows
@@ -112,6 +113,10 @@ def search_file(
     *,
     k: int | None = None,
     threshold: float | None = None,
+    precision: float | None = None,
+    recall: float | None = None,
+    min_probability: float | None = None,
+    confidence: float | None = None,
     out: PathLike | None = None,
     model: PathLike | None = None,
     device: str = "cpu",
@@ -126,46 +131,69 @@ def search_file(
 ) -> str:
     """Search with a file of queries; hits go to the HDF5 file `out`, the first few into the returned text.
 
-    Queries may be images, a single one too; the text names them by their files. k: hits per query, DEFAULT_K where
-    neither it nor `threshold` is given, which asks for all hits beyond it. known: 'auto', or a number from 0 to 1 as text, see
-    Gallery.search; where the gallery's model has a gate, its answers go to `out`. filter_ids, deny_ids: "1,2,3" or a file of ids.
-    seeing: how the model looks at images. Raises ConfigError for k together with a threshold.
+    Queries may be images, a single one too; the text names them by their files. k: hits per query, DEFAULT_K where nothing else
+    is given: `threshold` asks for all hits beyond it; precision, recall and min_probability for all beyond the threshold that
+    promises them with `confidence`, see Gallery.threshold. known: 'auto', or a number from 0 to 1 as text, see Gallery.search.
+    Where the gallery's model has a gate, its answers go to `out`, and where the gallery is calibrated, the hits' probabilities.
+    filter_ids, deny_ids: "1,2,3" or a file of ids. seeing: how the model looks at images. Raises ConfigError for k together
+    with a threshold.
     """
     from ..data.writing import write_hits, write_ranges
 
-    if threshold is not None and k is not None:
+    promises = {"precision": precision, "recall": recall, "probability": min_probability}
+    promised = {name: value for name, value in promises.items() if value is not None}
+    if len(promised) + (threshold is not None) > 1:
+        raise ConfigError(
+            "--threshold, --precision, --recall and --min-probability each ask for other hits; give one of them"
+        )
+    if confidence is not None and not {"precision", "recall"} & set(promised):
+        raise ConfigError("--confidence is of a promise; give it with --precision or --recall")
+    by_threshold = threshold is not None or bool(promised)
+    if by_threshold and k is not None:
         raise ConfigError("a search by threshold gives every hit beyond it; leave -k out")
-    if threshold is not None and nprobe is not None:
+    if by_threshold and nprobe is not None:
         raise ConfigError("a search by threshold looks into every list; leave --nprobe out")
     k = DEFAULT_K if k is None else k
     lists = {"allow": filter_ids, "deny": deny_ids}
     asked = None if known is None else parse_known(known)
 
-    def run(output: AtomicFile | None = None) -> tuple[Any, Any, Any, Any]:
+    def run(output: AtomicFile | None = None) -> tuple[Any, ...]:
         options: dict[str, Any] = {option: read_ids(ids) for option, ids in lists.items() if ids is not None}
         options["known"] = asked
         with open_rows(queries, **{**keys, "labels_key": None}, role="queries") as source:
             gallery = open_gallery(path, model=model, device=device, mmap=mmap)
+            beyond = threshold
+            if promised:
+                beyond = gallery.threshold(**promised, confidence=CONFIDENCE if confidence is None else confidence)
             source = as_queries(gallery, source, inference_options)
             names = [printable(name) for name in source.names] if isinstance(source, FeatureSource) else source.ids
-            if output is not None and threshold is None:
+            if output is not None and beyond is None:
                 output.check_space(12 * len(source) * min(k, gallery.ntotal))
             told = np.zeros(len(source), np.float32) if gallery.has_gate and output is not None else None
-            if threshold is not None:
-                found: Any = range_search_source(gallery, source, threshold, progress, told, **options)
+            if beyond is not None:
+                found: Any = range_search_source(gallery, source, beyond, progress, told, **options)
             else:
                 found = search_source(gallery, source, k, progress, told, nprobe=nprobe, **options)
-            return found, source.ids, names, told
+            chances = None
+            if output is not None and gallery.has_calibration:
+                chances = np.where(found[-1] < 0, np.float32(0), gallery.probability(found[-2]))
+            return found, source.ids, names, beyond, told, chances
 
     if out is None:
-        hits, query_ids, names, _ = run()
+        hits, query_ids, names, beyond, *_ = run()
     else:
         given = (path, queries, model, *(ids for ids in lists.values() if ids is not None and os.path.exists(ids)))
         with atomic_write(out, inputs=[p for p in given if p is not None]) as output:
-            hits, query_ids, names, told = run(output)
-            write: Callable[..., None] = write_hits if threshold is None else write_ranges
-            output.write(lambda f: write(f, *hits, query_ids, told), nbytes=12 * hits[-1].size)
-    return _said(hits, query_ids) + (f", written to {printable(out)}" if out is not None else "") + _first(hits, names)
+            hits, query_ids, names, beyond, told, chances = run(output)
+            write: Callable[..., None] = write_hits if beyond is None else write_ranges
+            output.write(lambda f: write(f, *hits, query_ids, told, chances), nbytes=16 * hits[-1].size)
+    asked_for = "".join(f" beyond {beyond:.6g}, which promises {name} {value:g}" for name, value in promised.items())
+    return (
+        _said(hits, query_ids)
+        + asked_for
+        + (f", written to {printable(out)}" if out is not None else "")
+        + _first(hits, names)
+    )
 
 
 def _said(hits: tuple[Any, ...], query_ids: Ints) -> str:

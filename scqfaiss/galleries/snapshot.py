@@ -20,6 +20,7 @@ class Snapshot:
     decodable: list[Any] = field(
         default_factory=list
     )  # codebooks, codes and ids in their order, once `reconstruct` asked
+    promises: list[Any] = field(default_factory=list)  # the calibration and the share of relevant rows, once asked for
 
     @staticmethod
     def on_device(stored: Stored, device: str) -> Snapshot:

@@ -14,6 +14,7 @@ from ..files import PathLike, check_target
 from ..model import SUFFIX
 from ..options import TrainOptions
 from . import class_numbers
+from .calibrating import with_calibration
 from .content_codes import joint_shape
 from .fitting import build
 from .interface import input_files, open_sources
@@ -30,6 +31,7 @@ def dry_run(
     unlabelled: PathLike | None = None,
     validation: PathLike | None = None,
     without: PathLike | None = None,
+    calibrate: PathLike | None = None,
     keys: Mapping[str, Any],
 ) -> str:
     """What a training would do: rows, steps, bytes, and which targets take its codes where.
@@ -38,11 +40,18 @@ def dry_run(
     """
     from ..targets import REGISTRY as TARGETS
 
-    more = {"codebook_rows": codebook_rows, "unlabelled": unlabelled, "validation": validation, "without": without}
+    more = {
+        "codebook_rows": codebook_rows,
+        "unlabelled": unlabelled,
+        "validation": validation,
+        "without": without,
+        "calibrate": calibrate,
+    }
     check_target(out, inputs=input_files(path, options, more), suffix=SUFFIX)
     with open_sources(path, keys, options.method, **more) as sources:
         source = sources.rows
         plan = make_plan(options, source, sources.validation, sources.codebooks, sources.unlabelled)
+        plan = with_calibration(plan, sources.calibration)
         method = build(plan, dry=True)
         stages = method.stages()
         n, chain = len(source), Chain(plan.d_in).then(*method.layers())

@@ -23,6 +23,7 @@ from ..files import AtomicFile
 from ..model import Model
 from ..options import NOTHING_KEPT, RunOptions, TrainOptions, check_numbers
 from . import class_numbers
+from .calibrating import add_calibration
 from .checkpoints import Checkpoints
 from .content import add_content
 from .engine import Engine
@@ -241,6 +242,8 @@ def _fit(
             return _fit(make_plan(options, ArraySource(x, y)), NOTHING_KEPT, memory, silent, None, Log())
 
         model = add_content(plan, method.task, model, retrain, progress)
+    if plan.sources.calibration is not None:
+        model = add_calibration(plan, plan.sources.calibration, model, progress)
     return prepared(model, output, checkpoints)
 
 

@@ -19,6 +19,7 @@ from ..files import PathLike, atomic_write
 from ..methods import method_class
 from ..model import SUFFIX, Model
 from ..options import NOTHING_KEPT, RunOptions, TrainOptions, parse_request
+from .calibrating import with_calibration
 from .checkpoints import Checkpoints
 from .fingerprint import setting_files
 from .fitting import fit
@@ -35,6 +36,7 @@ def train(
     codebook_rows: Any = None,
     unlabelled: Any = None,
     validation: Any = None,
+    calibrate: Any = None,
     class_names: Any = None,
     progress: Progress = silent,
     **options: Any,
@@ -47,7 +49,7 @@ def train(
     (n, d_in) what answers each, and ids (n,) the keys' ids, which repeat where queries share a key (default: none does).
     validation: (x, y), or (queries, keys, ids) of pairs, ids optional, that train nothing: after each epoch the
     loss on them is taken, each stage ends with what was best on them, and earlier after `patience` epochs without a better
-    one.
+    one. calibrate: (x, y) of labelled rows that train nothing: they tell what the scores of the codes mean.
 
     options: the fields of options.TrainOptions (method, bits, nbits, encoder, epochs, batch_size, seed, device, precision,
     accumulate, clip_norm, patience) and of options.RunOptions (checkpoints, checkpoint_every, resume, metrics, tensorboard);
@@ -70,6 +72,10 @@ def train(
     if run.resume and run.checkpoints is None:
         raise ConfigError("resume needs the folder of the checkpoints: checkpoints=...")
     plan = make_plan(train_options, source, validation_source, codebook_source, unlabelled_source)
+    if calibrate is not None:
+        if not isinstance(calibrate, tuple) or len(calibrate) != 2:
+            raise ConfigError("calibrate needs (x, y): rows and their labels")
+        plan = with_calibration(plan, ArraySource(*calibrate, name="calibrate"))
     return fit(plan, run=run, progress=progress)
 
 
@@ -95,6 +101,7 @@ def train_file(
     unlabelled: PathLike | None = None,
     validation: PathLike | None = None,
     without: PathLike | None = None,
+    calibrate: PathLike | None = None,
     run: RunOptions = NOTHING_KEPT,
     keys: Mapping[str, Any],
     progress: Progress = silent,
@@ -107,7 +114,13 @@ def train_file(
     Checkpoints go into MODEL.checkpoints unless run names another folder. Where torchrun started several processes they
     train together, and the first one writes; the others return "".
     """
-    more = {"codebook_rows": codebook_rows, "unlabelled": unlabelled, "validation": validation, "without": without}
+    more = {
+        "codebook_rows": codebook_rows,
+        "unlabelled": unlabelled,
+        "validation": validation,
+        "without": without,
+        "calibrate": calibrate,
+    }
     inputs = input_files(path, options, more)
     with distributed.process_group(distributed.pick_device(options.device)), ExitStack() as stack:
         output, folder = None, Path(os.path.realpath(out)).with_suffix(".checkpoints")
@@ -121,6 +134,7 @@ def train_file(
         checkpoints = Checkpoints(run.checkpoints or folder)
         with open_sources(path, keys, options.method, **more) as sources:
             plan = make_plan(options, sources.rows, sources.validation, sources.codebooks, sources.unlabelled)
+            plan = with_calibration(plan, sources.calibration)
             with signals.saying(lambda: "stopped; continue with --resume" if checkpoints.steps() else None):
                 model = fit(plan, run=run, memory=memory, progress=progress, output=output)
         # Closing says whether the rows were changed while they were read: only then does the file take its place.
@@ -147,10 +161,11 @@ def open_sources(
     unlabelled: PathLike | None,
     validation: PathLike | None,
     without: PathLike | None,
+    calibrate: PathLike | None = None,
 ) -> Iterator[Sources]:
-    """The training rows of a method, and rows for codebooks, self-training and validation where there are any; of the first
-    two labels stay unread, and of pairs the queries. Ids may repeat: they play no part, but for pairs. Of the training rows
-    those that the file `without` names are left out.
+    """The training rows of a method, and rows for codebooks, self-training, validation and calibration where there are any; of
+    the first two labels stay unread, and of pairs the queries. Ids may repeat: they play no part, but for pairs. Of the training
+    rows those that the file `without` names are left out.
     """
     role = "pairs" if "pairs" in method_class(method).needs else None
     of_rows: dict[str, Any] = {"role": role, "needed_by": f"method {method}", "repeated_ids": True}
@@ -168,4 +183,9 @@ def open_sources(
         validation_source = None
         if validation is not None:
             validation_source = stack.enter_context(open_rows(validation, **keys, **of_rows))
-        yield Sources(rows, codebook_source, validation_source, unlabelled_source)
+        calibration_source = None
+        if calibrate is not None:
+            calibration_source = stack.enter_context(
+                open_rows(calibrate, **keys, needed_by="--calibrate", repeated_ids=True)
+            )
+        yield Sources(rows, codebook_source, validation_source, unlabelled_source, calibration_source)

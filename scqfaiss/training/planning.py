@@ -31,14 +31,15 @@ ROBUST = ("off", "auto")
 
 @dataclass(frozen=True)
 class Sources:
-    """The rows of a training, and where there are any those that codebooks learn from, those that validate it, and those
-    without labels that the features learn from.
+    """The rows of a training, and where there are any those that codebooks learn from, those that validate it, those without
+    labels that the features learn from, and those that tell what the trained model's scores mean.
     """
 
     rows: Source
     codebooks: Source | None = None
     validation: Source | None = None
     unlabelled: Source | None = None
+    calibration: Source | None = None
 
 
 @dataclass(frozen=True)

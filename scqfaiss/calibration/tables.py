@@ -1,4 +1,4 @@
-"""What held-out rows tell of the scores of codes: probabilities, and thresholds that keep a promise. NumPy only.
+"""Scores of codes as probabilities, and thresholds that keep a promise.
 
 Two tables over scores t describe codes of one length: r(t), the share of relevant pairs that score t or better, and f(t), that of
 irrelevant ones. In a gallery where a share p of all pairs is relevant, Bayes gives the precision of all hits at t or better,
@@ -6,13 +6,12 @@ p r / (p r + (1 - p) f), and the probability of a pair p l / (p l + 1 - p), wher
 concave majorant of r over f, which pooling of adjacent violators finds (Ayer et al. 1955).
 
 Scores inside this file are large for near rows: of metric l2 they are minus the distance.
-
-q query   i row   t score of a table   n rows that stand for both
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
@@ -21,17 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Floats, Labels
-from .codebooks import METRICS
-from .errors import ConfigError, DataError
+from ..codebooks import METRICS
+from ..errors import ConfigError
 
 Doubles = NDArray[np.float64]
 
 KNOTS = 192  # quantiles of the relevant scores that tables are kept at; of the irrelevant ones half as many
-RANGE = 6.0  # decades of the share of irrelevant pairs that the tables tell apart
 CONFIDENCE = 0.9  # of promises, unless another is asked for
-LEAST_ROWS = 20  # with a relevant row beside them, or nothing can be promised
-BLOCK = 1 << 22  # scores that are looked at together
 DIGITS = 6  # significant, of the numbers in files
 _TABLES = ("recall", "relevant", "irrelevant")
 _ERRORS = ("recall_error", "relevant_error", "irrelevant_error", "covariance")
@@ -138,6 +133,22 @@ class Calibration:
             )
         return self._faiss(float(self.scores[found[-1]]))
 
+    def threshold(
+        self, asked: Mapping[str, float], confidence: float = CONFIDENCE, share: float | None = None
+    ) -> float:
+        """By the one thing that is asked for: 'precision', 'recall' or 'probability'. Raises as those do, ConfigError unless
+        there is exactly one.
+        """
+        if len(asked) != 1:
+            found = " and ".join(asked) or "nothing"
+            raise ConfigError(f"{found} was asked for, needs one of precision, recall and probability")
+        ((name, value),) = asked.items()
+        if name == "recall":
+            return self.threshold_of_recall(value, confidence)
+        if name == "precision":
+            return self.threshold_of_precision(value, confidence, share)
+        return self.threshold_of_probability(value, share)
+
     def table(self, share: float | None = None, entries: int = 9) -> list[dict[str, float]]:
         """Score, probability, precision and recall at evenly spaced recalls: what `info` prints."""
         at = np.unique(np.searchsorted(self.recall, np.linspace(0.1, 0.95, entries)).clip(max=len(self.scores) - 1))
@@ -179,7 +190,7 @@ class Calibration:
     # ------------------------------------------------------------------------------------------------------------ file
     def pack(self) -> dict[str, Any]:
         """Plain JSON values; about 20 kB."""
-        tables = {name: [float(f"{v:.{DIGITS}g}") for v in getattr(self, name)] for name in (*_TABLES, *_ERRORS)}
+        tables = {name: rounded(getattr(self, name)) for name in (*_TABLES, *_ERRORS)}
         scores = [float(np.float32(v)) for v in self.scores]  # of float32, so that none moves past its hits
         return {"metric": self.metric, "rows": self.rows, "pairs": list(self.pairs), "scores": scores, **tables}
 
@@ -187,7 +198,7 @@ class Calibration:
     def unpack(packed: Any) -> Calibration:
         """The inverse of pack. Raises ConfigError for what pack does not write."""
         try:
-            arrays = {name: _numbers(packed[name], name) for name in ("scores", *_TABLES, *_ERRORS)}
+            arrays = {name: numbers(packed[name], name) for name in ("scores", *_TABLES, *_ERRORS)}
             metric, rows, pairs = packed["metric"], packed["rows"], packed["pairs"]
         except (KeyError, TypeError) as error:
             raise ConfigError(f"a calibration without {error}") from error
@@ -208,55 +219,6 @@ class Calibration:
         return Calibration(metric, rows, (pairs[0], pairs[1]), **arrays)
 
 
-def measure(queries: Floats, vectors: Floats, labels: Labels, metric: str) -> Calibration:
-    """The calibration of codes from held-out rows, each of which is query and row.
-
-    queries (n, d) float32 as searched with, vectors (n, d) float32 that their codes stand for, labels of them; a row is not
-    scored against itself. Raises DataError where too few rows have a relevant row beside them, or all have all.
-    """
-    same = _Same(labels)
-    found = np.array([same(i, i + 1).sum() - 1 for i in range(len(labels))], np.int64)
-    rows, pairs = int((found > 0).sum()), (int(found.sum()), int((len(found) - 1 - found).sum()))
-    if rows < LEAST_ROWS or pairs[1] < 1:
-        raise DataError(
-            f"{rows:,} of {len(found):,} calibration rows have another row of their class beside them, needs "
-            f"{LEAST_ROWS} or more, and rows of other classes"
-        )
-    scores = _knots(queries, vectors, same, metric)
-    T = len(scores)
-    n = len(found)
-    of_query, of_row, recall_of_row = np.zeros((2, n, T)), np.zeros((2, n, T)), np.zeros((n, T))
-    weights = 1.0 / np.maximum(found, 1)
-    for i, s, relevant in _blocks(queries, vectors, same, metric):
-        q = np.arange(i, i + len(s))
-        place = np.searchsorted(-scores, -s, side="left").clip(max=T - 1)
-        for kind, chosen in enumerate((relevant, ~relevant)):
-            chosen[np.arange(len(s)), q] = False
-            row, column = np.nonzero(chosen)
-            at = place[row, column]
-            of_query[kind, q] += np.bincount(row * T + at, minlength=len(s) * T).reshape(len(s), T)
-            of_row[kind] += np.bincount(column * T + at, minlength=n * T).reshape(n, T)
-            if kind == 0:
-                of_pair = np.bincount(column * T + at, weights[q][row], minlength=n * T)
-                recall_of_row += of_pair.reshape(n, T)
-    r, u = _ratio(of_query[0], of_row[0])
-    f, v = _ratio(of_query[1], of_row[1])
-    recall, w = _ratio(of_query[0] * weights[:, None], recall_of_row)
-    errors = [np.sqrt((a * a).sum(0)) for a in (w, u, v)]
-    return Calibration(metric, rows, pairs, scores, recall, r, f, errors[0], errors[1], errors[2], (u * v).sum(0))
-
-
-def _ratio(of_query: Doubles, of_row: Doubles) -> tuple[Doubles, Doubles]:
-    """Pairs by table entry, (n, T) of each row as a query and as a row -> the share of pairs up to each entry (T,), and the
-    influence of each row on it (n, T): the squares of these add up to the infinitesimal jackknife's variance (Efron 1982).
-    """
-    total = of_query.sum()
-    share = np.cumsum(of_query.sum(0)) / total
-    share[-1] = 1.0
-    of_both = np.cumsum(of_query + of_row, axis=1)
-    return np.minimum(share, 1.0), (of_both - share * of_both[:, -1:]) / total
-
-
 def pooled(r: Doubles, f: Doubles, more_r: float = 0.0, more_f: float = 0.0) -> Doubles:
     """r, f (T,) parts of relevant and irrelevant pairs -> (T,) slopes that fall: pooled r / f, by pooling adjacent violators.
 
@@ -275,55 +237,11 @@ def pooled(r: Doubles, f: Doubles, more_r: float = 0.0, more_f: float = 0.0) -> 
     return np.asarray(falling, np.float64)
 
 
-# ---------------------------------------------------------------------------------------------------------------- pairs
-class _Same:
-    """Which rows share a label with rows i..j: (j - i, n) booleans."""
-
-    def __init__(self, labels: Labels) -> None:
-        self.y = labels.y.astype(np.float32) if labels.multilabel else labels.y
-        self.many = labels.multilabel
-
-    def __call__(self, i: int, j: int) -> NDArray[np.bool_]:
-        found = self.y[i:j] @ self.y.T > 0 if self.many else self.y[i:j, None] == self.y[None]
-        if self.many:  # a row without labels is no relevant one, not even of itself: here it is, as it is left out
-            found[np.arange(j - i), np.arange(i, j)] = True
-        return np.asarray(found)
+def rounded(a: Doubles) -> list[float]:
+    return [float(f"{v:.{DIGITS}g}") for v in a]
 
 
-def _blocks(queries: Floats, vectors: Floats, same: _Same, metric: str) -> Any:
-    """(first query, scores (b, n) float64 of float32, relevant (b, n)) of block after block."""
-    z, x = queries.astype(np.float64), vectors.astype(np.float64)
-    squares = np.einsum("nd,nd->n", x, x)
-    step = max(1, BLOCK // max(len(x), 1))
-    for i in range(0, len(z), step):
-        s = z[i : i + step] @ x.T
-        if metric == "l2":
-            s = 2 * s - squares - np.einsum("nd,nd->n", z[i : i + step], z[i : i + step])[:, None]
-        yield i, s.astype(np.float32).astype(np.float64), same(i, i + len(s))
-
-
-def _knots(queries: Floats, vectors: Floats, same: _Same, metric: str) -> Doubles:
-    """Scores of the tables, descending: quantiles of the relevant scores, of the irrelevant ones evenly in the logarithm of
-    their share, and the least of all.
-    """
-    parts: tuple[list[Doubles], list[Doubles]] = ([], [])
-    least = math.inf
-    for i, s, relevant in _blocks(queries, vectors, same, metric):
-        own = np.arange(len(s)), np.arange(i, i + len(s))
-        least = min(least, float(s.min()))
-        others = ~relevant
-        relevant[own] = False
-        parts[0].append(s[relevant])
-        parts[1].append(s[others].astype(np.float32))
-    right, wrong = (np.sort(np.concatenate(part))[::-1] for part in parts)
-    of_right = (np.linspace(0, 1, KNOTS) * (len(right) - 1)).astype(np.int64)
-    decades = min(RANGE, math.log10(max(len(wrong), 2)))
-    of_wrong = (np.logspace(-decades, 0, KNOTS // 2) * len(wrong)).astype(np.int64).clip(max=len(wrong) - 1)
-    chosen = np.concatenate([right[of_right], wrong[of_wrong], [least]])
-    return np.unique(np.asarray(chosen, np.float64))[::-1].copy()
-
-
-def _numbers(values: Any, name: str) -> Doubles:
+def numbers(values: Any, name: str) -> Doubles:
     if not isinstance(values, list) or any(type(v) not in (int, float) or not math.isfinite(v) for v in values):
         raise ConfigError(f"the table '{name}' of a calibration is no list of numbers")
     return np.asarray(values, np.float64)
