@@ -12,6 +12,8 @@ from faults.conftest import TINY, here, made, run, write_h5  # noqa: F401
 
 import scqfaiss
 from scqfaiss.errors import CheckpointError, ConfigError, DataError, IndexFileError, ScqWarning
+from scqfaiss.evaluation.galleries import evaluate
+from scqfaiss.evaluation.promises import lines
 from scqfaiss.footer import read_footer, write_sealed
 from scqfaiss.targets.pretransform import unwrap_index
 
@@ -165,6 +167,9 @@ def test_the_command_line(here, run):
     assert run(*search, "-o", "hits.h5").code == 0
     with h5py.File("hits.h5") as f:
         assert f["probability"].shape == f["ids"].shape and (f["probability"][:] > 0).all()
+    evaluation = ("evaluate", "c.faissindex", "query.h5", "database.h5", "--model", "c.safetensors", "--promises")
+    result = run(*evaluation)
+    assert result.code == 0 and "promised precision, seen with confidence 0.9: 0.5 " in result.out
     for options, message in (
         (("--recall", "0.8", "-k", "3"), "leave -k out"),
         (("--recall", "0.8", "--threshold", "1"), "give one of them"),
@@ -173,3 +178,27 @@ def test_the_command_line(here, run):
     ):
         result = run(*search, *options)
         assert result.code == 2 and message in result.err
+
+
+@pytest.mark.parametrize("name", ["additive-4", "product-l2"])
+def test_what_an_evaluation_sees_is_what_range_search_finds(tmp_path, name):
+    scqfaiss.export(scqfaiss.calibrate(life.model(name), XC, YC), XB, path=tmp_path / "g.faissindex")
+    gallery = scqfaiss.open(tmp_path / "g.faissindex", model=life.model(name))
+    found = evaluate(gallery, XQ, YQ, np.arange(len(XB)), YB, promises=0.5)["promises"]
+    relevant, queries = YQ[:, None] == YB, np.arange(len(XQ))
+    for kind in ("recall", "precision"):
+        for asked, seen in found[kind].items():
+            if seen is None:  # cannot be promised, or no query has a hit beyond it
+                continue
+            lims, _, I = gallery.range_search(XQ, gallery.threshold(**{kind: float(asked)}, confidence=0.5))
+            right = relevant[np.repeat(queries, np.diff(lims)), I]
+            of_query = np.bincount(np.repeat(queries, np.diff(lims)), right, len(XQ))
+            want = (of_query / relevant.sum(1)).mean() if kind == "recall" else right.mean()
+            assert seen == pytest.approx(want, abs=0.02)  # scores that equal a threshold but for their last digit
+    D, I = gallery.search(XQ, 100)
+    p, right, error = gallery.probability(D), np.take_along_axis(relevant, I, 1), 0.0
+    for b in range(15):
+        inside = np.minimum((p * 15).astype(int), 14) == b
+        error += abs((p - right)[inside].sum()) / p.size
+    assert found["ece"] == pytest.approx(error, abs=0.01)  # ties at the last rank count in parts
+    assert "confidence 0.5" in lines(found)[0] and len(lines(found)) == 3

@@ -175,6 +175,9 @@ def read_model(path):
     need((meta["format"] == 3) == ("content" in config), "content and format")
     if "content" in config:
         check_content(config, tensors)
+    means, told = tensors.get("calibration.means"), config.get("calibration", {}).get("classes")
+    need((means is None) == (told is None), "calibration.means and classes")
+    need(means is None or (len(means) == len(told) and np.isfinite(means).all()), "calibration.means")
     return config, tensors, hashlib.sha256(data).hexdigest()
 
 
@@ -938,6 +941,32 @@ def test_lists_written_from_the_page_are_read(model, tmp_path, M, list_beam):
         assert refused(scqfaiss.open, tmp_path / "w.faissindex")
         if "M" not in change:
             assert refused(read_gallery, tmp_path / "w.faissindex")
+
+
+def test_a_calibration_is_read_from_the_page(tmp_path):
+    plain = life.model("additive-4")
+    made, sha = scqfaiss.calibrate(plain, life.X, life.Y), plain.sha256
+    made.save(tmp_path / "m.safetensors")
+    config, tensors, _ = read_model(tmp_path / "m.safetensors")
+    assert config["calibration"]["model_sha256"] == sha and set(config["calibration"]) == set(table_of_calibration(0))
+    scqfaiss.export(made, life.X[:60], path=tmp_path / "g.faissindex")
+    found, _ = read_gallery(tmp_path / "g.faissindex")
+    assert found["model_sha256"] == sha and set(found["calibration"]) == set(table_of_calibration(1))
+    assert found["calibration"] == config["calibration"]["lengths"]["16"]
+    r, f, p = (np.array(v) for v in (found["calibration"]["relevant"], found["calibration"]["irrelevant"], 0.3))
+    np.testing.assert_allclose(made.calibration.precision(0.3), p * r / (p * r + (1 - p) * f), rtol=1e-4)
+    for change in ({"classes": None}, {"lengths": {}}, {"model_sha256": "0"}):
+        wrong = {k: v for k, v in (config["calibration"] | change).items() if v is not None}
+        write_model(tmp_path / "w.safetensors", config | {"calibration": wrong}, tensors)
+        assert refused(scqfaiss.Model.load, tmp_path / "w.safetensors")
+        assert refused(read_model, tmp_path / "w.safetensors")
+
+
+def table_of_calibration(number):
+    """Keys of one of the two tables of the page's section."""
+    section = PAGE.partition("### Calibration\n")[2].partition("\n#")[0]
+    table = [part for part in section.split("\n\n") if part.startswith("| key of")][number]
+    return [key for row in table.splitlines()[2:] for key in re.findall("`([^`]+)`", row.split("|")[1])]
 
 
 # Fast scan stores additive codes of a wide range of scores as other codes.

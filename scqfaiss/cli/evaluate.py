@@ -16,6 +16,10 @@ from .arguments import FILE, ROWS, image_options, known_option, meter, row_optio
 @click.argument("database", type=ROWS, required=False)
 @click.option("--model", type=FILE, help="Model of the gallery; needed where the encoder is not inside the gallery.")
 @click.option("--at", type=int, help="Use only the first R ranks; default: the whole gallery.")
+@click.option(
+    "--promises", is_flag=True, help="Check what a calibrated gallery promises: precision, recall, probabilities."
+)
+@click.option("--confidence", type=float, default=0.9, show_default=True, help="Of the promises that are checked.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @known_option
 @image_options

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Floats, transposed
+from ..calibration.tables import CONFIDENCE
 from ..content import parse_known
 from ..contract import Progress, silent
 from ..data import Source, open_rows
@@ -21,6 +22,7 @@ from ..galleries.gallery import Gallery, open_gallery
 from ..galleries.searching import as_queries, require_model
 from .galleries import check_held, evaluate, evaluate_pairs
 from .measures import BY_IDS, BY_LABELS
+from .promises import lines as promise_lines
 
 
 def evaluate_file(
@@ -31,6 +33,8 @@ def evaluate_file(
     model: PathLike | None = None,
     at: int | None = None,
     known: str | None = None,
+    promises: bool = False,
+    confidence: float = CONFIDENCE,
     keys: Mapping[str, Any],
     inference_options: InferenceOptions = DEFAULT_INFERENCE,
     progress: Progress = silent,
@@ -38,7 +42,8 @@ def evaluate_file(
     """Evaluate a gallery with labelled files of queries and of its database; or by the ids of the queries, each of which
     is that of the query's own vector, where there is no database or neither file has labels. Of a database without labels
     only the ids are looked at, and all must be held. known: 'auto', or a number from 0 to 1 as text, see Gallery.search.
-    Queries may be images; seeing: how the model looks at them.
+    promises: what a calibrated gallery promises with `confidence` is held against the labels too. Queries may be images; seeing:
+    how the model looks at them.
     """
     if at is not None and at < 1:
         raise ConfigError(f"R is {at}, needs 1 or more")
@@ -73,6 +78,7 @@ def evaluate_file(
             database.labels,
             at=at,
             known=asked,
+            promises=confidence if promises else None,
             name=queries.name,
             database_name=database.name,
             progress=progress,
@@ -157,6 +163,8 @@ def report_text(found: Mapping[str, Any], as_json: bool) -> str:
         *(f"{name}  {found[name]:.4f}" for name in (BY_LABELS if by_label else BY_IDS) if name not in PRINTED),
         f"{found['bits']} bits, {found['distinct_codes']:,} distinct codes",
     ]
+    if "promises" in found:
+        lines += promise_lines(found["promises"])
     if found["search_agreement"] < 1:
         lines.append(
             f"the figures rank every row by its code; a search with the file's own settings finds "

@@ -21,6 +21,7 @@ from ..exponents import balanced, exponents
 from ..galleries.gallery import Gallery
 from ..options import as_whole
 from .measures import BY_IDS, Ranking, load, mean_over
+from .promises import check
 from .ranking import Relevance, Words, measure, same_classes, scores_in_blocks
 
 SELF_CHECK_QUERIES = 100
@@ -35,6 +36,7 @@ def evaluate(
     *,
     at: int | None = None,
     known: Any = None,
+    promises: float | None = None,
     name: str = "queries",
     database_name: str = "the database",
     progress: Progress = silent,
@@ -43,8 +45,8 @@ def evaluate(
     """Rank the whole gallery for each query by its codes, and hold the ranking against the labels.
 
     xq (nq, d) query rows; queries: their labels, (nq,) class numbers or (nq, C) of 0 and 1; ids (n,) and database: ids and
-    labels of the gallery's rows, in any order (in the gallery's own where ids repeat). known, check_finite:
-    as for Gallery.search.
+    labels of the gallery's rows, in any order (in the gallery's own where ids repeat). promises: a confidence, at which what a
+    calibrated gallery promises is held against the labels too. known, check_finite: as for Gallery.search.
     Returns {"map", "at", "precision_at_k", "recall_at_k", "bits", "distinct_codes", ...}.
     Raises ConfigError where ids or classes do not fit the gallery, DataError on arrays that are bad by themselves,
     IndexFileError where FAISS's own scores are not those of the codes.
@@ -60,6 +62,9 @@ def evaluate(
     ranked = _Ranked.of(gallery, codebooks, codes, xq, name, known)
     relevance = Relevance(labels, ranked.words.inverse, len(ranked.words.codes))
     found = measure(ranked.scores(), queries, relevance, at, progress)
+    if promises is not None:
+        scores = scores_in_blocks(ranked.z, ranked.decoded, ranked.metric)
+        found["promises"] = check(scores, queries, relevance, *gallery.promises, promises)
     return found | {"at": at, "database": n, **ranked.facts()}
 
 

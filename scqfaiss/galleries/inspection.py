@@ -57,13 +57,12 @@ def _checksums(source: Source) -> str:
 def gallery_facts(path: PathLike) -> dict[str, Any]:
     from ..targets import gpu, target
     from .gallery import open_gallery
-    from .promises import known_promises
 
     gallery = open_gallery(path)
     codebooks, codes, _ = gallery.unpack()
     out = {key: value for key, value in (gallery.metadata or {}).items() if key != "calibration"}
     if gallery.has_calibration:
-        calibration, share = known_promises(gallery._snapshot, gallery.model, gallery.name)
+        calibration, share = gallery.promises
         out["calibration"] = calibration.table(share)
     out |= {
         "kind": "gallery",

@@ -28,13 +28,18 @@ class Promised:
         """Whether the file or the model says what scores mean."""
         return promises_of(self._snapshot, self.model, self.name) is not None
 
+    @property
+    def promises(self) -> Promises:
+        """The calibration of the codes, and the share of rows that are relevant. Raises ConfigError where there is none."""
+        return known_promises(self._snapshot, self.model, self.name)
+
     def probability(self, D: Any, *, share: float | None = None) -> NDArray[np.float32]:
         """Scores as searches return them, of any shape -> the probability that each hit is of the query's class, float32.
 
         share: of the gallery's rows that are relevant to a query, on average; default: as it was estimated at export. Raises
         ConfigError where neither file nor model is calibrated.
         """
-        calibration, estimated = known_promises(self._snapshot, self.model, self.name)
+        calibration, estimated = self.promises
         return calibration.probability(D, estimated if share is None else share)
 
     def threshold(
@@ -52,7 +57,7 @@ class Promised:
         Both hold with `confidence` for rows and queries like those of the calibration. probability: of the least hit. share: as
         for probability. Raises ConfigError unless exactly one is asked for, and where it cannot be promised.
         """
-        calibration, estimated = known_promises(self._snapshot, self.model, self.name)
+        calibration, estimated = self.promises
         share = estimated if share is None else share
         asked = {"precision": precision, "recall": recall, "probability": probability}
         return calibration.threshold({name: v for name, v in asked.items() if v is not None}, confidence, share)
