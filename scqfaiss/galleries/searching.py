@@ -135,49 +135,26 @@ def search_file(
     is given: `threshold` asks for all hits beyond it; precision, recall and min_probability for all beyond the threshold that
     promises them with `confidence`, see Gallery.threshold. known: 'auto', or a number from 0 to 1 as text, see Gallery.search.
     Where the gallery's model has a gate, its answers go to `out`, and where the gallery is calibrated, the hits' probabilities.
-    filter_ids, deny_ids: "1,2,3" or a file of ids. seeing: how the model looks at images. Raises ConfigError for k together
-    with a threshold.
+    filter_ids, deny_ids: "1,2,3" or a file of ids. Raises ConfigError for k together with a threshold.
     """
     from ..data.writing import write_hits, write_ranges
 
-    promises = {"precision": precision, "recall": recall, "probability": min_probability}
-    promised = {name: value for name, value in promises.items() if value is not None}
-    if len(promised) + (threshold is not None) > 1:
-        raise ConfigError(
-            "--threshold, --precision, --recall and --min-probability each ask for other hits; give one of them"
-        )
-    if confidence is not None and not {"precision", "recall"} & set(promised):
-        raise ConfigError("--confidence is of a promise; give it with --precision or --recall")
-    by_threshold = threshold is not None or bool(promised)
-    if by_threshold and k is not None:
-        raise ConfigError("a search by threshold gives every hit beyond it; leave -k out")
-    if by_threshold and nprobe is not None:
-        raise ConfigError("a search by threshold looks into every list; leave --nprobe out")
-    k = DEFAULT_K if k is None else k
+    promised = _promised(threshold, confidence, precision=precision, recall=recall, probability=min_probability)
+    _check_by_threshold(threshold is not None or bool(promised), k, nprobe)
+    k, sure = DEFAULT_K if k is None else k, CONFIDENCE if confidence is None else confidence
     lists = {"allow": filter_ids, "deny": deny_ids}
     asked = None if known is None else parse_known(known)
 
     def run(output: AtomicFile | None = None) -> tuple[Any, ...]:
         options: dict[str, Any] = {option: read_ids(ids) for option, ids in lists.items() if ids is not None}
-        options["known"] = asked
         with open_rows(queries, **{**keys, "labels_key": None}, role="queries") as source:
             gallery = open_gallery(path, model=model, device=device, mmap=mmap)
-            beyond = threshold
-            if promised:
-                beyond = gallery.threshold(**promised, confidence=CONFIDENCE if confidence is None else confidence)
+            beyond = gallery.threshold(**promised, confidence=sure) if promised else threshold
             source = as_queries(gallery, source, inference_options)
             names = [printable(name) for name in source.names] if isinstance(source, FeatureSource) else source.ids
-            if output is not None and beyond is None:
-                output.check_space(12 * len(source) * min(k, gallery.ntotal))
-            told = np.zeros(len(source), np.float32) if gallery.has_gate and output is not None else None
-            if beyond is not None:
-                found: Any = range_search_source(gallery, source, beyond, progress, told, **options)
-            else:
-                found = search_source(gallery, source, k, progress, told, nprobe=nprobe, **options)
-            chances = None
-            if output is not None and gallery.has_calibration:
-                chances = np.where(found[-1] < 0, np.float32(0), gallery.probability(found[-2]))
-            return found, source.ids, names, beyond, told, chances
+            of_each = {} if beyond is not None else {"k": k, "nprobe": nprobe}
+            found = _hits(gallery, source, output, beyond, progress, known=asked, **of_each, **options)
+            return found[0], source.ids, names, beyond, *found[1:]
 
     if out is None:
         hits, query_ids, names, beyond, *_ = run()
@@ -188,12 +165,48 @@ def search_file(
             write: Callable[..., None] = write_hits if beyond is None else write_ranges
             output.write(lambda f: write(f, *hits, query_ids, told, chances), nbytes=16 * hits[-1].size)
     asked_for = "".join(f" beyond {beyond:.6g}, which promises {name} {value:g}" for name, value in promised.items())
-    return (
-        _said(hits, query_ids)
-        + asked_for
-        + (f", written to {printable(out)}" if out is not None else "")
-        + _first(hits, names)
-    )
+    written = f", written to {printable(out)}" if out is not None else ""
+    return _said(hits, query_ids) + asked_for + written + _first(hits, names)
+
+
+def _promised(threshold: float | None, confidence: float | None, **promises: float | None) -> dict[str, float]:
+    """The promise that is asked for, or none. Raises ConfigError for two of them, or a confidence without one."""
+    promised = {name: value for name, value in promises.items() if value is not None}
+    if len(promised) + (threshold is not None) > 1:
+        raise ConfigError(
+            "--threshold, --precision, --recall and --min-probability each ask for other hits; give one of them"
+        )
+    if confidence is not None and not {"precision", "recall"} & set(promised):
+        raise ConfigError("--confidence is of a promise; give it with --precision or --recall")
+    return promised
+
+
+def _check_by_threshold(by_threshold: bool, k: int | None, nprobe: int | None) -> None:
+    if by_threshold and k is not None:
+        raise ConfigError("a search by threshold gives every hit beyond it; leave -k out")
+    if by_threshold and nprobe is not None:
+        raise ConfigError("a search by threshold looks into every list; leave --nprobe out")
+
+
+def _hits(
+    gallery: Gallery,
+    queries: Source,
+    output: AtomicFile | None,
+    beyond: float | None,
+    progress: Progress,
+    **options: Any,
+) -> tuple[tuple[Any, ...], NDArray[np.float32] | None, NDArray[np.float32] | None]:
+    """(hits, what the gate says of each query, the probability of each hit): the last two for a file, where they can be told."""
+    if output is not None and beyond is None:
+        output.check_space(12 * len(queries) * min(options["k"], gallery.ntotal))
+    told = np.zeros(len(queries), np.float32) if gallery.has_gate and output is not None else None
+    if beyond is not None:
+        found: Any = range_search_source(gallery, queries, beyond, progress, told, **options)
+    else:
+        found = search_source(gallery, queries, options.pop("k"), progress, told, **options)
+    if output is None or not gallery.has_calibration:
+        return found, told, None
+    return found, told, np.where(found[-1] < 0, np.float32(0), gallery.probability(found[-2]))
 
 
 def _said(hits: tuple[Any, ...], query_ids: Ints) -> str:
