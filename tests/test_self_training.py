@@ -7,7 +7,16 @@ import torch
 import scqfaiss
 from scqfaiss.data import ArraySource
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
-from scqfaiss.methods.self_training import ROUNDS, kept_round, pseudo_labels
+from scqfaiss.methods import neighbour_labels
+from scqfaiss.methods.self_training import (
+    NEIGHBOURS,
+    PLANS,
+    POSTERIOR,
+    ROUNDS,
+    WITH_NEIGHBOURS,
+    kept_plan,
+    pseudo_labels,
+)
 from scqfaiss.options import TrainOptions
 from scqfaiss.training.engine import Engine
 from scqfaiss.training.fingerprint import run_fingerprint
@@ -57,13 +66,13 @@ def test_the_round_of_the_smallest_loss_is_kept_where_it_is_better_than_chance()
     rng = np.random.default_rng(0)
     start = rng.random(400)
     better, best = start - 0.1 + rng.normal(0, 0.1, 400), start - 0.2 + rng.normal(0, 0.1, 400)
-    assert kept_round([start, better, best]) == 2
-    assert kept_round([start, best, better]) == 1
-    assert kept_round([start, start + 0.1, start + 0.2]) == 0
-    assert kept_round([start, start.copy(), start.copy()]) == 0
+    assert kept_plan([start, better, best]) == 2
+    assert kept_plan([start, best, better]) == 1
+    assert kept_plan([start, start + 0.1, start + 0.2]) == 0
+    assert kept_plan([start, start.copy(), start.copy()]) == 0
     noise = rng.normal(0, 1.0, 400)
     chance = start + noise - noise.mean() - 0.04  # a gain of less than one standard error
-    assert chance.mean() < start.mean() and kept_round([start, chance, start + 1]) == 0
+    assert chance.mean() < start.mean() and kept_plan([start, chance, start + 1]) == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- stages
@@ -123,11 +132,11 @@ def test_held_out_rows_train_no_trial():
 def test_the_rounds_up_to_the_kept_one_run_and_no_other(monkeypatch, kept):
     from scqfaiss.methods import self_training
 
-    monkeypatch.setattr(self_training, "kept_round", lambda losses: kept)
+    monkeypatch.setattr(self_training, "kept_plan", lambda losses: kept)
     x, y, more = parts()
     model = scqfaiss.train(x, y, unlabelled=more, **SMALL)
     told = model.config["training"]["self_training"]
-    assert told["kept"] == kept == len(told["joined"]) and len(told["losses"]) == ROUNDS + 1
+    assert told["kept"] == [POSTERIOR] * kept and len(told["joined"]) == kept and len(told["losses"]) == ROUNDS + 1
     assert told["unlabelled"] == 400 and all(0 < n < 400 for n in told["joined"])
     ran = [n for n in range(1, ROUNDS + 1) if model.config["training"]["loss"][f"features, round {n}"]]
     assert ran == list(range(1, kept + 1))
@@ -143,7 +152,7 @@ def test_rows_of_noise_change_nothing():
     x, y, _ = parts()
     noise = np.random.default_rng(5).normal(0, 30, (400, x.shape[1])).astype(np.float32)
     model, without = scqfaiss.train(x, y, unlabelled=noise, **SMALL), scqfaiss.train(x, y, **SMALL)
-    assert model.config["training"]["self_training"]["kept"] == 0
+    assert model.config["training"]["self_training"]["kept"] == []
     assert np.array_equal(model.encode(x), without.encode(x)) and np.array_equal(model.embed(x), without.embed(x))
     assert np.array_equal(model.codebooks.centroids, without.codebooks.centroids)
 
@@ -161,7 +170,7 @@ def test_many_labels_a_row(multi):
     many = np.eye(int(y.max()) + 1, dtype=np.uint8)[y]
     many[::5, 0] = 1
     told = scqfaiss.train(x, many, unlabelled=more, **SMALL | {"multi": multi}).config["training"]["self_training"]
-    assert len(told["losses"]) == ROUNDS + 1 and told["kept"] in range(ROUNDS + 1)
+    assert len(told["losses"]) == ROUNDS + 1 and tuple(told["kept"]) in PLANS
 
 
 # ---------------------------------------------------------------------------------------------------------------- resume
@@ -173,7 +182,7 @@ class Cut(Exception):
 def test_a_training_cut_off_within_a_round_goes_on_to_the_same_bytes(tmp_path, monkeypatch, where, kept):
     from scqfaiss.methods import self_training
 
-    monkeypatch.setattr(self_training, "kept_round", lambda losses: kept)
+    monkeypatch.setattr(self_training, "kept_plan", lambda losses: kept)
     x, y, more = parts()
     asked = {"unlabelled": more, "checkpoint_every": 3, **SMALL}
     whole = scqfaiss.train(x, y, **asked).to_bytes()
@@ -208,6 +217,85 @@ def test_rows_that_are_streamed_teach_too():
     assert len(streamed.self_training.losses) == 2
 
 
+# ------------------------------------------------------------------------------------------------------ few labels a class
+def slow_handed_on(own, y, more, C):
+    rows = np.concatenate([own, more]).astype(np.float64)
+    rows -= rows.mean(0)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    n, cosines = len(rows), rows @ rows.T
+    W = np.zeros((n, n))
+    for i in range(n):
+        others = [j for j in np.argsort(-cosines[i]) if j != i][: neighbour_labels.NEIGHBOURS]
+        for j in others:
+            w = max(cosines[i, j], 0) ** 3
+            W[i, j] += w
+            W[j, i] += w
+    S = W / np.sqrt(np.outer(W.sum(1), W.sum(1)))
+    Y = np.zeros((n, C))
+    for i, c in enumerate(y):
+        Y[i, c] = 1 / (y == c).sum()
+    found = Y
+    for _ in range(30):
+        found = 0.9 * S @ found + 0.1 * Y
+    found = (found / np.maximum(found.sum(0), 1e-30))[len(y) :]
+    return found / found.sum(1, keepdims=True)
+
+
+def test_labels_handed_on_equal_those_of_a_slow_twin():
+    x, y, more = parts(12, 90)
+    y[:2] = 3  # classes of unequal numbers of rows
+    found = neighbour_labels.handed_on(*map(torch.from_numpy, (x, y, more)), 5).numpy()  # class 4 has no row
+    np.testing.assert_allclose(found, slow_handed_on(x, y, more, 5), atol=1e-5)
+    sure = neighbour_labels.sure_rows(torch.from_numpy(found)).numpy()
+    for c in range(5):
+        rows = np.flatnonzero(found.argmax(1) == c)
+        assert sure[rows].sum() == np.ceil(neighbour_labels.SURE * len(rows))
+        assert not len(rows) or found[rows[sure[rows]]].max(1).min() >= found[rows[~sure[rows]]].max(1, initial=0).max(
+            initial=0
+        )
+
+
+def few_labels(a_class, C=20, unlabelled=600, seed=0):
+    """Rows of C classes that lie apart, a few of each with labels."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(C * a_class + unlabelled) % C
+    x = (3 * rng.standard_normal((C, 16))[y] + rng.standard_normal((len(y), 16))).astype(np.float32)
+    return x[: C * a_class], y[: C * a_class], x[C * a_class :], y[C * a_class :]
+
+
+def test_few_labels_are_handed_on_to_neighbours_where_that_helps():
+    x, y, more, truth = few_labels(9)
+    small = SMALL | {"epochs": 4}
+    model = scqfaiss.train(x, y, unlabelled=more, **small)
+    told = model.config["training"]["self_training"]
+    assert told["plans"] == [list(plan) for plan in WITH_NEIGHBOURS] and len(told["losses"]) == 5
+    assert told["kept"] == list(WITH_NEIGHBOURS[int(np.argmin(told["losses"]))]) and NEIGHBOURS in told["kept"]
+    assert 0.55 * 600 < told["joined"][0] < 0.65 * 600
+
+    def right(m):
+        means = np.stack([m.embed(more)[truth == c].mean(0) for c in range(20)])
+        return ((m.embed(more) @ means.T).argmax(1) == truth).mean()
+
+    assert right(model) >= right(scqfaiss.train(x, y, **small))
+
+
+def test_labels_of_held_out_rows_are_not_handed_on():
+    x, y, more, _ = few_labels(9)
+    _, method = built(x, y, more)
+    training, f = method.self_training, method.features
+    training.teach(NEIGHBOURS, training.held)
+    kept = np.setdiff1d(np.arange(len(x)), training.held)
+    shares = neighbour_labels.handed_on(*map(torch.from_numpy, (x[kept], y[kept], more)), 20)
+    assert torch.equal(f.y[len(x) :], shares.argmax(1))
+    assert training.sure.tolist() == neighbour_labels.sure_rows(shares).nonzero()[:, 0].tolist()
+
+
+def test_one_label_a_class_is_handed_on_without_a_trial():
+    x, y, more, _ = few_labels(1)
+    told = scqfaiss.train(x, y, unlabelled=more, **SMALL | {"epochs": 2}).config["training"]["self_training"]
+    assert (told["losses"], told["kept"], told["held_out"]) == ([], [NEIGHBOURS], 0)
+
+
 # -------------------------------------------------------------------------------------------------------------- refusals
 def test_refusals():
     x, y, more = parts()
@@ -238,7 +326,7 @@ def test_methods_without_a_use_for_them_say_so():
 def test_too_few_rows_to_hold_out_leave_the_training_as_it_was():
     x, y, more = parts()
     with pytest.warns(
-        ScqWarning, match=r"held-out rows are too few to choose by \(need 50\): unlabelled rows are not used$"
+        ScqWarning, match=r"held-out rows are too few to choose by \(need 30\): unlabelled rows are not used$"
     ):
         model = scqfaiss.train(x[:100], y[:100], unlabelled=more, **SMALL)
     assert model.config["training"]["self_training"]["losses"] == []
