@@ -271,6 +271,13 @@ def test_draws_of_few_classes_go_through_all_of_them(C, draw, out):
     assert unknown.drawn(classes, draw).tolist() == [2 * k for k in out]
 
 
+def test_no_draw_is_measured_twice():
+    assert [unknown.distinct(C) for C in (6, 8, 10)] == [3, 4, 5] and unknown.distinct(150) > 1000
+    for C in (6, 8, 10):
+        draws = [tuple(unknown.drawn(np.arange(C), draw)) for draw in range(unknown.distinct(C))]
+        assert len(set(draws)) == len(draws)
+
+
 def test_draws_of_many_classes():
     drawn = [unknown.drawn(np.arange(150), draw) for draw in (0, 1)]
     assert [len(set(out.tolist())) for out in drawn] == [30, 30] and set(drawn[0]) != set(drawn[1])
@@ -285,6 +292,10 @@ def test_means_over_draws_of_what_every_draw_has():
     found = unknown_means({"unknown": {"draws": [{"maps": m} for m in maps]}})
     assert found.keys() == {"auto"} and found["auto"]["unseen"] == pytest.approx((0.25, 0.5**0.5 / 10))
     assert found["auto"]["seen"] == pytest.approx((0.7, 2**0.5 / 10))
+    other = [{"bits": 8, "maps": {"auto": {"unseen": 0.9, "seen": 0.9, "all": 0.9}}}] + [
+        {"bits": 16, "maps": m} for m in maps
+    ]
+    assert unknown_means({"unknown": {"draws": other}}) == found  # of the codes that were measured last
     assert unknown_means({}) == unknown_means({"unknown": None}) == unknown_means({"unknown": {"draws": []}}) == {}
 
 
@@ -303,6 +314,9 @@ def test_draws_are_measured_one_by_one_and_go_on(tmp_path):
         and "queries of classes that the training has not seen" in done.output
     )
     held = read(tmp_path / "out")["unknown"]
+    other = [word.replace("--methods=scq", "--methods=label") for word in asked]
+    assert run(tmp_path, tmp_path / "out", *other, "--draws=2").exit_code == 0
+    assert read(tmp_path / "out")["unknown"] == held  # another command has nothing to measure, and takes nothing away
     assert held["reason"] is None and held["draws"][0] == first["draws"][0] and len(held["draws"]) == 2
     row = held["draws"][1]
     assert row["left_out"] == ["2", "3"] and (row["bits"], row["content_bits"], row["lists"]) == (8, 16, 1)
@@ -399,6 +413,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_lost(tmp_path):
         ("--baselines=hnsw", "'hnsw' is unknown"),
         ("--lists=1000", "1 to 997"),
         ("--draws=-1", "--draws"),
+        ("--content-bits=33", "--content-bits: 33 is no multiple of 8"),
         ("--image-shape=9x9", "needs rows of that many numbers"),
     ):
         done = run(tmp_path, tmp_path / "out", *small, asked)

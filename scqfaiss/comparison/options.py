@@ -134,7 +134,7 @@ class CompareOptions(Files):
     at: int | None = option("Ranks that count in mAP; default: the whole database.", None, low=1)
     sweep_at: int = option("The same at operating points.", 1000, low=1)
     draws: int = option("Draws of classes that a training does not see; 0: none.", 5, low=0)
-    content_bits: int = option("Bits of the content codes of these trainings, beside those of the codes.", 32, low=4)
+    content_bits: int = option("Bits of the content codes of these trainings, beside those of the codes.", 32, low=8)
     training_rows: int = option("Database rows for baselines.", 256 * 64, low=1)  # 64 for each codeword of 8 bits
     images: Path | None = option("Folder of images named by ids, 17.jpg or 00017.png, for the report's gallery.", None)
     image_shape: tuple[int, int] | None = option(
@@ -157,6 +157,8 @@ class CompareOptions(Files):
                 )
             if method in FAISS_METHODS:
                 raise ConfigError(f"--methods names '{name}', which has no labels; it is one of --baselines")
+        if self.content_bits % 8:
+            raise ConfigError(f"--content-bits: {self.content_bits} is no multiple of 8")
         if self.bits == (0,) and self.lists == (1,):
             raise ConfigError(
                 "--bits 0 leaves the list of a row alone, and --lists 1 has none; needs --lists such as 64"

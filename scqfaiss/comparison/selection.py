@@ -54,9 +54,16 @@ def name_of(row: Row) -> str:
     return f"{name} of the embedding" if borrows(row) else name
 
 
+def unknown_draws(document: Document) -> list[Row]:
+    """The draws of unseen classes that were measured with the same codes as the last one."""
+    draws = [row for row in (document.get("unknown") or {}).get("draws") or [] if isinstance(row, Mapping)]
+    same = ("method", "bits", "content_bits", "lists")
+    return [row for row in draws if all(row.get(name) == draws[-1].get(name) for name in same)]
+
+
 def unknown_means(document: Document) -> dict[str, dict[str, tuple[float, float]]]:
     """{'auto': {'unseen': (mean, standard deviation over the draws), 'seen', 'all'}, ...}: of what every draw has."""
-    draws = [row for row in (document.get("unknown") or {}).get("draws") or [] if isinstance(row, Mapping)]
+    draws = unknown_draws(document)
     names = list(draws[0].get("maps") or {}) if draws else []
     found = {}
     for name in names:

@@ -5,7 +5,7 @@ their labels. mAP of the queries of those classes (unseen), of the others (seen)
 
     auto      the gate weighs every query       told    it is said which queries are of unseen classes
     semantic  the same codes without content    rows    the cosine of the rows, uncompressed
-    pq, opq   FAISS's codes of the rows, of as many bits as both parts of ours
+    pq, opq   FAISS's codes of the rows, of as many bits as both parts of ours; where ours stand in lists, in as many, and ivfpq
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from .rows import Comparison, coding_of
 
 CLASSES = 5  # one of so many is left out
 LEAST = 4  # classes that stay, for the gate's folds
-BASELINES = ("pq", "opq")
+BASELINES = ("pq", "opq")  # of whole vectors
+IN_LISTS = ("ivfpq", "opq")  # where ours has lists: of residuals, in as many
 Bools = NDArray[np.bool_]
 
 
@@ -59,6 +60,11 @@ def drawn(classes: Ints, draw: int) -> Ints:
     if C <= 10:
         return classes[(count * draw + np.arange(count)) % C]
     return np.sort(classes[np.random.default_rng(draw).choice(C, count, replace=False)])
+
+
+def distinct(C: int) -> int:
+    """How many different draws there are, at least; without limit where they are drawn at random."""
+    return C // max(2, C // CLASSES) if C <= 10 else 1 << 30
 
 
 def map_of(coding: Coding, queries: Labels, database: Labels) -> float:
@@ -111,10 +117,11 @@ def figures(model: Model, task: Task, unseen: Bools, seed: int, training_rows: i
     put("told", coded(model.embed(task.xq, known=np.where(unseen, 0.0, 1.0))))
     put("semantic", lambda rows: coding_of(model.semantic, semantic, zq[rows], zb))
     put("rows", lambda rows: Coding.of_floats(uq[rows], ub))
-    bits = model.codebooks.bits
-    for method in BASELINES:
-        if takes(method, bits, 1):
-            index = build(method, ub, bits, 1, seed, training_rows).index
+    bits, lists = model.codebooks.bits, model.codebooks.L
+    for method in BASELINES if lists == 1 else ("pq", *IN_LISTS):
+        held = 1 if method == "pq" else lists
+        if takes(method, bits, held):
+            index = build(method, ub, bits, held, seed, training_rows).index
             put(method, lambda rows, m=method, i=index: read_coding(m, i, bits, uq[rows], ub))  # type: ignore[misc]
     auc = area_under_curve(model.known(task.xq).astype(np.float64), ~unseen) if model.has_gate else None
     return {"auc": auc, "maps": maps}
@@ -137,15 +144,17 @@ def measure_unknown(c: Comparison, inputs: Inputs, draws: int, content_bits: int
     if reason is None and len(classes) - max(2, len(classes) // CLASSES) < LEAST:
         reason = f"{len(classes)} classes are too few to leave some out"
     if reason is not None or method is None:
-        results.save(unknown={"reason": reason, "draws": []})
+        if not _held(results):  # what was measured before stays
+            results.save(unknown={"reason": reason, "draws": []})
         return
     setting = Setting(method, c.charted[0], content_bits, c.charted[1], c.options.seed)
-    for draw in range(draws):
+    for draw in range(min(draws, distinct(len(classes)))):
         held = _held(results)
         if any(row["key"] == f"{setting.key}/{draw}" for row in held):
             continue
         out = drawn(classes, draw)
-        kept, unseen = ~np.isin(train_rows.labels.y, out), np.isin(c.task.queries.y, out)
+        kept = ~np.isin(train_rows.labels.y, out)
+        unseen = ~np.isin(c.task.queries.y, train_rows.labels.y[kept])  # of classes that no training row has, too
         begun = time.perf_counter()
         try:
             y = np.unique(train_rows.labels.y[kept], return_inverse=True)[1]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import mean, stdev
 
-from ..comparison.selection import NAMES, Document, Row, get, unknown_means
+from ..comparison.selection import NAMES, Document, Row, get, unknown_draws, unknown_means
 from .tables import Cell, Group, Line, Table
-from .words import AHEAD, BEHIND, MIXED, Point, listed, score, verdict_of
+from .words import AHEAD, BEHIND, EVEN, MIXED, Point, listed, score, verdict_of
 
 TOPIC = "Unseen classes"
 LABELS = {
@@ -19,14 +20,9 @@ PARTS = ("unseen", "seen", "all")
 Means = Mapping[str, tuple[float, float]]  # by part: mean, standard deviation
 
 
-def draws_of(document: Document) -> list[Row]:
-    """The draws of classes that were measured."""
-    return list((document.get("unknown") or {}).get("draws") or [])
-
-
 def table(document: Document) -> Table | None:
     """mAP of queries of unseen classes, of the others and of all: means and standard deviations over the draws."""
-    means, draws = unknown_means(document), draws_of(document)
+    means, draws = unknown_means(document), unknown_draws(document)
     if not means:
         return None
     first, lines = draws[0], []
@@ -57,7 +53,7 @@ def _mark(cells: list[Cell]) -> None:
 
 def point(document: Document) -> Point:
     """What to use when: codes that know labels, content codes beside them, or codes of the rows."""
-    means, draws = unknown_means(document), draws_of(document)
+    means, draws = unknown_means(document), unknown_draws(document)
     if "auto" not in means:
         reason = (document.get("unknown") or {}).get("reason")
         text = "Queries of classes that the training has not seen were not measured"
@@ -72,17 +68,27 @@ def point(document: Document) -> Point:
         text += (
             f"; without content codes {score(means['semantic']['unseen'][0])} and {score(means['semantic']['seen'][0])}"
         )
-    rivals = {key: means[key] for key in ("pq", "opq") if key in means}
+    rivals = {key: means[key] for key in ("pq", "opq", "ivfpq") if key in means}
     if not rivals:
         return Point(TOPIC, f"{text}. No code of the rows was measured beside it.", score(own["unseen"][0]))
     best = {part: max(rivals, key=lambda key: rivals[key][part][0]) for part in PARTS}
-    verdicts = {part: verdict_of(own[part][0], rivals[best[part]][part][0]) for part in PARTS}
+    verdicts = {part: _verdict(draws, part, best[part], own, rivals[best[part]]) for part in PARTS}
     there = " and ".join(score(rivals[best[part]][part][0]) for part in ("unseen", "seen"))
     held = listed(list(dict.fromkeys(NAMES[best[part]] for part in ("unseen", "seen"))))
     text += f". Codes of the rows in as many bits ({held}) have {there}. {_advice(verdicts, own, rivals[best['all']])}"
+    if "told" in means:
+        text += f" Told which queries are which: {score(means['told']['unseen'][0])}."
     verdict = verdicts["unseen"] if verdicts["unseen"] == verdicts["all"] else MIXED
     against = f"{NAMES[best['unseen']]} {score(rivals[best['unseen']]['unseen'][0])}"
     return Point(TOPIC, text, score(own["unseen"][0]), against, verdict)
+
+
+def _verdict(draws: list[Row], part: str, rival: str, own: Means, theirs: Means) -> str:
+    """Of the means as they are shown; EVEN where the difference is within twice its standard error over the draws."""
+    gains = [(get(row, "maps", "auto", part) or 0.0) - (get(row, "maps", rival, part) or 0.0) for row in draws]
+    if len(gains) > 1 and abs(mean(gains)) <= 2 * stdev(gains) / len(gains) ** 0.5:
+        return EVEN
+    return verdict_of(own[part][0], theirs[part][0])
 
 
 def _advice(verdicts: dict[str, str], own: Means, rival: Means) -> str:
@@ -93,6 +99,9 @@ def _advice(verdicts: dict[str, str], own: Means, rival: Means) -> str:
             f"Use content codes where at most about {share:.0f} % of the queries are of unseen classes, and codes of the rows "
             "where more are."
         )
-    if AHEAD in verdicts.values() and BEHIND not in verdicts.values():
-        return "Content codes serve both kinds of queries."
-    return "Codes of the rows serve both kinds of queries at least as well."
+    if BEHIND not in verdicts.values():
+        text = "Content codes serve both kinds of queries"
+        return f"{text}." if AHEAD in verdicts.values() else f"{text} as well as codes of the rows."
+    if AHEAD not in verdicts.values():
+        return "Codes of the rows serve both kinds of queries at least as well."
+    return "Which of the two to use depends on which queries you have."
