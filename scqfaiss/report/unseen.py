@@ -39,7 +39,7 @@ def table(document: Document) -> Table | None:
     lead = (
         f"{len(draws)} training{'s' * (len(draws) > 1)}, each without {left} of {classes:.0f} classes, whose rows stay in the "
         f"database. Codes have {both:.0f} bits; ours split them into {own:.0f} that know labels and {content:.0f} of content. "
-        "Mean and standard deviation over the trainings. The best stands in bold, of codes that are told nothing."
+        "Mean and standard deviation. The best stands in bold, of codes that are told nothing."
     )
     header = [("mAP, unseen classes", ""), ("mAP, other classes", ""), ("mAP, all queries", "")]
     return Table("Unseen classes", "code", header, [Group("", lines)], lead)
