@@ -330,6 +330,7 @@ def test_workers_open_and_search(galleries, two_threads, how):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")  # on one core
 def test_workers_of_a_data_loader(galleries, two_threads, how):
     from torch.utils.data import DataLoader
 
