@@ -99,7 +99,7 @@ def main(
     xq, yq = read_labelled(query)
     some = np.linspace(0, len(xq), min(queries, len(xq)), endpoint=False).astype(int)
     yq, yb = same_classes(yq.take(some), yb, query.name, database.name)
-    task = Task(model.embed(xq[some]), zb, yq, yb, (), len(zb), AT)
+    task = Task(model.embed(xq[some]), zb, yq, yb, len(zb), AT)
     index = target("ivfpq").build(codebooks, model.assign(zb), np.arange(len(zb)))
     theirs = build("ivfpq", zb, codebooks.bits, codebooks.L, seed, 256 * 64).index
     found = sweep({"ours": index, "faiss": theirs}, task, codebooks.L, budget)

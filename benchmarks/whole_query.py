@@ -73,7 +73,7 @@ def main(model_path: Path, query: Path, database: Path, nlist: int | None, conta
     codebooks = model.codebooks
     (xq, yq), (xb, yb) = read_labelled(query), read_labelled(database)
     yq, yb = same_classes(yq, yb, query.name, database.name)
-    task = Task(xq, xb, yq, yb, (), len(xb), AT)
+    task = Task(xq, xb, yq, yb, len(xb), AT)
     zq, zb = model.embed(xq), model.vectors(xb)
     codes = model.assign(zb)
     holder = target(container)
