@@ -74,10 +74,9 @@ def map_of(coding: Coding, queries: Labels, database: Labels) -> float:
     return float(found["map"])
 
 
-def trained(x: Floats, y: Ints, xb: Floats, setting: Setting, progress: Any = None) -> Model:
+def trained(x: Floats, y: Ints, xb: Floats, setting: Setting) -> Model:
     """A training on rows x (n, d) of the classes y (n,), whose codebooks also learn from xb (nb, d)."""
     name, _, nbits = setting.method.partition(":")
-    more: dict[str, Any] = {} if progress is None else {"progress": progress}
     with warnings.catch_warnings():  # classes without rows: true, and no news here
         warnings.simplefilter("ignore")
         return train(
@@ -90,7 +89,6 @@ def trained(x: Floats, y: Ints, xb: Floats, setting: Setting, progress: Any = No
             lists=str(setting.lists),
             seed=setting.seed,
             codebook_rows=xb,
-            **more,
         )
 
 

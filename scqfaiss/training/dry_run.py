@@ -27,26 +27,15 @@ def dry_run(
     out: PathLike,
     options: TrainOptions,
     *,
-    codebook_rows: PathLike | None = None,
-    unlabelled: PathLike | None = None,
-    validation: PathLike | None = None,
-    without: PathLike | None = None,
-    calibrate: PathLike | None = None,
     keys: Mapping[str, Any],
+    **more: PathLike | None,
 ) -> str:
-    """What a training would do: rows, steps, bytes, and which targets take its codes where.
+    """What a training would do: rows, steps, bytes, and which targets take its codes where. more: files of open_sources.
 
     Writes nothing, and reads no features unless similarity=means asks for class means.
     """
     from ..targets import REGISTRY as TARGETS
 
-    more = {
-        "codebook_rows": codebook_rows,
-        "unlabelled": unlabelled,
-        "validation": validation,
-        "without": without,
-        "calibrate": calibrate,
-    }
     check_target(out, inputs=input_files(path, options, more), suffix=SUFFIX)
     with open_sources(path, keys, options.method, **more) as sources:
         source = sources.rows

@@ -97,30 +97,19 @@ def train_file(
     out: PathLike,
     options: TrainOptions,
     *,
-    codebook_rows: PathLike | None = None,
-    unlabelled: PathLike | None = None,
-    validation: PathLike | None = None,
-    without: PathLike | None = None,
-    calibrate: PathLike | None = None,
     run: RunOptions = NOTHING_KEPT,
     keys: Mapping[str, Any],
     progress: Progress = silent,
     memory: int | None = None,
+    **more: PathLike | None,
 ) -> str:
     """Train on a file of rows and write the model; returns what to tell the user. keys: arguments of open_rows.
 
-    without: a file that names rows to leave out, see data.left_out.
+    more: files of open_sources; `without` names rows to leave out, see data.left_out.
 
     Checkpoints go into MODEL.checkpoints unless run names another folder. Where torchrun started several processes they
     train together, and the first one writes; the others return "".
     """
-    more = {
-        "codebook_rows": codebook_rows,
-        "unlabelled": unlabelled,
-        "validation": validation,
-        "without": without,
-        "calibrate": calibrate,
-    }
     inputs = input_files(path, options, more)
     with distributed.process_group(distributed.pick_device(options.device)), ExitStack() as stack:
         output, folder = None, Path(os.path.realpath(out)).with_suffix(".checkpoints")
@@ -157,10 +146,10 @@ def open_sources(
     keys: Mapping[str, Any],
     method: str,
     *,
-    codebook_rows: PathLike | None,
-    unlabelled: PathLike | None,
-    validation: PathLike | None,
-    without: PathLike | None,
+    codebook_rows: PathLike | None = None,
+    unlabelled: PathLike | None = None,
+    validation: PathLike | None = None,
+    without: PathLike | None = None,
     calibrate: PathLike | None = None,
 ) -> Iterator[Sources]:
     """The training rows of a method, and rows for codebooks, self-training, validation and calibration where there are any; of
