@@ -55,7 +55,6 @@ class Models:
                     bits=longest,
                     nbits=int(nbits or 8),
                     seed=self.seed,
-                    forecast="off",
                     class_names=self.class_names if labelled else None,
                     **more,
                 )
