@@ -34,6 +34,7 @@ ORDER = [
     ["comparison"],
     ["report"],
     ["progress"],
+    ["serving"],
     ["demo"],
     ["cli"],
 ]
@@ -52,6 +53,7 @@ ALLOWED = {
     "pydantic": r"scqfaiss\.comparison\.schema$",
     "pyarrow": r"scqfaiss\.items\.reading$",
     "sqlite3": r"scqfaiss\.items\.store$",
+    "fastapi": r"scqfaiss\.serving\.",
     "jinja2": r"scqfaiss\.report\.page$",
     "selenium": r"$^",
     "sklearn": r"scqfaiss\.comparison\.examples$",

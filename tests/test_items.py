@@ -65,7 +65,10 @@ def test_ids_without_an_item_are_none_and_repeated_ones_repeat(tmp_path):
         assert items.get([5, -1, 5, 2**63 - 1]) == [{"title": "t5", "label": None, "image": None}, None] * 2
         found = items.get(np.r_[np.arange(1199, -1, -1), 1200, 5])
         assert [item and item["title"] for item in found] == [f"t{i}" for i in range(1199, -1, -1)] + [None, "t5"]
-        assert items.get([]) == []
+        assert items.get([]) == [] and len(items) == 1200
+        assert (
+            items.some(5) == [0, 299, 599, 899, 1199] and items.some(1) == [0] and items.some(5000) == list(range(1200))
+        )
 
 
 def test_columns_of_a_list_of_images_will_do(tmp_path):

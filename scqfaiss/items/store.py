@@ -53,7 +53,6 @@ class Items:
             if not _HEADER.match(f.read(72)):
                 raise IndexFileError(f"{self.name} is no file of items that scqfaiss made")
         with self._reading():
-            self._connection = self._connect()
             (form,) = self._one("PRAGMA user_version")
             if form != FORMAT:
                 raise IndexFileError(f"{self.name} is of format {form}, this version reads {FORMAT}")
@@ -74,15 +73,23 @@ class Items:
         wanted = [int(i) for i in ids]
         known = list({i for i in wanted if 0 <= i <= MAX_ID})
         found: dict[int, Item] = {}
-        with self._reading(), self._lock:
-            if self._process != os.getpid():  # SQLite's connections do not survive a fork
-                self._connection = self._connect()
+        with self._lock, self._reading():
             for at in range(0, len(known), ASKED):
                 part = known[at : at + ASKED]
                 for id, title, label, image, further in self._connection.execute(_marks(len(part)), part):
                     item = {"title": title, "label": label, "image": image}
                     found[id] = {**json.loads(further), **item} if further is not None else item
         return [found.get(i) for i in wanted]
+
+    def some(self, n: int) -> list[int]:
+        """Up to n ids that have an item, from all over the ids; ascending, always the same ones."""
+        with self._lock, self._reading():
+            low, high = self._one("SELECT min(id), max(id) FROM items")
+            if low is None:
+                return []
+            points = sorted({low + (high - low) * i // max(n - 1, 1) for i in range(n)})
+            nearest = "SELECT id FROM items WHERE id >= ? LIMIT 1"
+            return sorted({self._connection.execute(nearest, (point,)).fetchone()[0] for point in points})
 
     def close(self) -> None:
         """Close the file. May be called twice."""
@@ -107,6 +114,8 @@ class Items:
     @contextmanager
     def _reading(self) -> Iterator[None]:
         try:
+            if self._process != os.getpid():  # SQLite's connections do not survive a fork
+                self._connection = self._connect()
             yield
         except (sqlite3.DatabaseError, UnicodeDecodeError, ValueError) as error:
             if isinstance(error, sqlite3.ProgrammingError):  # closed, by our own hand
