@@ -64,19 +64,25 @@ function readNumbers() {
   return words.map(Number);
 }
 
-let chosen = null; // the image to search with
+let chosen = null; // the image to search with: {file, url, name}
 
 function choose(file) {
   if (!file) return;
-  chosen = file;
-  if ($("preview").src) URL.revokeObjectURL($("preview").src);
-  $("preview").src = URL.createObjectURL(file);
-  $("preview").alt = file.name ? `Chosen: ${file.name}` : "The pasted image";
-  $("preview").hidden = false;
+  if (chosen) URL.revokeObjectURL(chosen.url);
+  chosen = { file, url: URL.createObjectURL(file), name: file.name ? `The image ${file.name}` : "The pasted image" };
+  document.querySelector("#drop > img")?.remove();
+  $("drop").prepend(preview());
   $("drop-text").textContent = "Drop, paste or choose another one.";
   document.querySelector("[value=image]").checked = true;
   showWay();
   submit();
+}
+
+function preview() {
+  const img = element("img");
+  img.alt = chosen.name;
+  img.src = chosen.url;
+  return img;
 }
 
 function query() {
@@ -84,7 +90,7 @@ function query() {
   if (gallery().known) out.known = $("auto").checked ? "auto" : Number($("known").value);
   if (out.way === "ids") out.ids = readIds();
   else if (out.way === "numbers") out.numbers = readNumbers();
-  else if (chosen) out.file = chosen;
+  else if (chosen) out.file = chosen.file;
   else throw new Failure("Choose an image first.");
   return out;
 }
@@ -158,10 +164,7 @@ function heading(asked, q) {
     if (item?.title) h2.append(element("small", "", `id ${id}`));
   } else if (asked.way === "image") {
     const box = element("span", "frame");
-    const img = element("img");
-    img.alt = $("preview").alt;
-    img.src = $("preview").src;
-    box.append(img);
+    box.append(preview());
     made.append(box);
     h2.append("More like the image");
   } else {
