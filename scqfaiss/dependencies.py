@@ -22,6 +22,7 @@ PIP = {
     "sklearn": 'pip install "scqfaiss[report]"',
     "jinja2": 'pip install "scqfaiss[report]"',
     "pydantic": 'pip install "scqfaiss[report]"',
+    "pyarrow": 'pip install "scqfaiss[arrow]"',
 }
 
 
