@@ -58,7 +58,7 @@ export async function galleries() {
 export async function search({ gallery, way, ids, file, numbers, k, known, probability }, signal) {
   const options = { method: "POST", signal };
   let path = `v1/galleries/${encodeURIComponent(gallery)}/search`;
-  const more = { k, ...(known === null ? {} : { known }), ...(probability ? { probability: true } : {}) };
+  const more = { k, ...(typeof known === "number" ? { known } : {}), ...(probability ? { probability: true } : {}) };
   if (way === "image") {
     options.body = new FormData();
     options.body.append("images", file);
