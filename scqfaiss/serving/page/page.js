@@ -1,7 +1,7 @@
 // The page: what is searched for, and what is shown while it is, and of what was found.
 
 import { element, frame, grid, percent } from "./grid.js";
-import { Failure, galleries, search, useKey } from "./server.js";
+import { Failure, galleries, items, search, useKey } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
 const SHOW_WAITING_AFTER = 150; // milliseconds
@@ -118,7 +118,8 @@ async function run(asked, fromGrid = false) {
   const first = setTimeout(wait, SHOW_WAITING_AFTER);
   const every = setInterval(wait, 1000);
   try {
-    show(asked, await search(asked, mine.signal), fromGrid);
+    const [answer] = await Promise.all([search(asked, mine.signal), lookUp(asked, mine.signal)]);
+    show(asked, answer, fromGrid);
   } catch (error) {
     if (running !== mine) return;
     if (error.name === "AbortError") notice("Cancelled.", () => run(asked), false);
@@ -134,6 +135,14 @@ async function run(asked, fromGrid = false) {
       $("results").removeAttribute("aria-busy");
     }
   }
+}
+
+// What the ids are called that are asked for: a row is not among its own hits.
+async function lookUp({ gallery: name, ids = [] }, signal) {
+  const unseen = known.get(name).items ? ids.filter((id) => !seen.has(`${name} ${id}`)) : [];
+  if (!unseen.length) return;
+  const found = await items(name, unseen, signal);
+  for (const [i, item] of found.entries()) seen.set(`${name} ${unseen[i]}`, item);
 }
 
 function submit(event) {
