@@ -211,6 +211,8 @@ class Method(Protocol):
 
     def codebooks(self) -> Codebooks: ...
 
+    def of_posterior(self, p: Tensor) -> Tensor | None: ...
+
     def summary(self) -> dict[str, Any]:
         """Plain facts for the model's config: fitted temperature, centre errors and the like."""
 
@@ -257,6 +259,10 @@ class MethodDefaults:
     @staticmethod
     def unlabeled(config: Any) -> str:
         return "error"
+
+    def of_posterior(self, p: Tensor) -> Tensor | None:
+        """p (b, C) by other heads of the same training -> what codes would stand for (b, d); None: no posterior is coded."""
+        return None
 
 
 def seed_of(*parts: int) -> int:

@@ -112,10 +112,15 @@ class Model:
         return self.queries(self._rows(x, name), name, known)
 
     def vectors(self, x: Any, name: str = "rows") -> Floats:
-        """x (n, d_in) floats -> what is coded, (n, d) float32: z, or with content codes [z ; v], laid out like queries. Raises as
-        embed.
-        """
+        """x (n, d_in) floats -> what is coded, (n, d) float32: z, or [z ; v], laid out like queries. Raises as embed."""
         return self._vectors(self._rows(x, name), name)
+
+    def of_semantic(self, z: Floats, x: Floats, name: str = "rows") -> tuple[Floats, Floats]:
+        """z (n, d) float32 that other heads made of rows x (n, d_in) -> what would search for them, and what would be coded."""
+        if self.content is None or self._joint is None:
+            return z, z
+        v = self.content.chain(x, name)
+        return self._joint.join(z, v, self.content.weight(self.content.known(z, v))), self._joint.join(z, v)
 
     def known(self, x: Any, name: str = "rows") -> Floats:
         """x (n, d_in) floats -> the probability that the class of each row is one of the training's, (n,) float32.

@@ -70,6 +70,11 @@ class TrainOptions:
         "auto: leave out rows whose labels look wrong, if held-out rows rank better without them, which takes 8 to 18 "
         "trainings of the features more; off: train on all rows.",
     )
+    forecast: str = option(
+        "auto",
+        "auto: a shorter training without a fifth of the labelled rows tells what scores mean, and what mAP to expect; off: "
+        "neither.",
+    )
     content_bits: int = option(
         0,
         "Bits of a second part of the code, which knows no labels: for queries of classes that are not in ROWS, see "

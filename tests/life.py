@@ -63,7 +63,9 @@ def model(name):
         asked = {"bits": 16, "nbits": int(what)}
         if kind == "product":
             return scqfaiss.train(X, method="opq", **asked)
-        return scqfaiss.train(X, Y, method="scq", encoder="linear", epochs=1, **{"codebooks.kind": "additive"}, **asked)
+        return scqfaiss.train(
+            X, Y, method="scq", encoder="linear", epochs=1, forecast="off", **{"codebooks.kind": "additive"}, **asked
+        )
 
 
 def listed(name):

@@ -201,4 +201,9 @@ def test_what_an_evaluation_sees_is_what_range_search_finds(tmp_path, name):
         inside = np.minimum((p * 15).astype(int), 14) == b
         error += abs((p - right)[inside].sum()) / p.size
     assert found["ece"] == pytest.approx(error, abs=0.01)  # ties at the last rank count in parts
+    curve = found["reliability"]
+    of_first = sum(bin["hits"] for bin in curve)
+    assert of_first == pytest.approx(p.size) and all(0 < bin["probability"] < 1 for bin in curve)
+    of_curve = sum(abs(bin["probability"] - bin["right"]) * bin["hits"] for bin in curve) / of_first
+    assert of_curve == pytest.approx(found["ece"])
     assert "confidence 0.5" in lines(found)[0] and len(lines(found)) == 3

@@ -47,7 +47,7 @@ def test_wrong_usage(run):
 
 def test_config_file(run, here):
     Path("c.toml").write_text(
-        'bits = 8\nnbits = 4\nencoder = "linear"\nepochs = 1\nseed = 7\n[set]\ncodebooks.copies = 1\n'
+        'bits = 8\nnbits = 4\nencoder = "linear"\nepochs = 1\nseed = 7\nforecast = "off"\n[set]\ncodebooks.copies = 1\n'
     )
     assert run("train", "train.h5", "-o", "a.safetensors", "--config", "c.toml").code == 0
     assert run("train", "train.h5", "-o", "b.safetensors", *TINY, "--seed", "7").code == 0

@@ -139,7 +139,7 @@ def test_extending_twice_keeps_the_first_galleries():
     old, _ = models("product")
     one = scqfaiss.extend(old, X[Y == 2], Y[Y == 2], lists=2)
     two = scqfaiss.extend(one, X[Y == 4], Y[Y == 4], lists=2)
-    assert [step["sha256"] for step in two.config["extends"]] == [one.sha256, old.sha256]
+    assert [step["sha256"] for step in two.config["extends"]] == [one.origin, old.origin]
     assert two.codebooks.L == 5 and two.config["C"] == 7 and "classes" not in two.config
     scqfaiss.export(old, X[IS_OLD], path="g.faissindex")
     stored, codes = (scqfaiss.open("g.faissindex", model=model).unpack()[1] for model in (old, two))
@@ -198,5 +198,5 @@ def test_the_command_writes_what_the_function_gives():
     result = CliRunner().invoke(cli, args, catch_exceptions=False)
     assert "2 classes more, 7 in all, 6 lists more, codes of 16 bits as before" in result.output
     told = facts("m2.safetensors", {})
-    assert told["sha256"] == new.sha256 and told["extends"][0]["sha256"] == old.sha256
+    assert told["sha256"] == new.sha256 and told["extends"][0]["sha256"] == old.origin
     assert told["extends"][0]["new_classes"] == list(NEW)

@@ -30,6 +30,7 @@ from .inputs import Inputs, read_inputs
 from .measuring import run_facts, typed
 from .models import Models, check_methods
 from .options import CompareOptions
+from .promised import measure_promises
 from .ranking import Task
 from .results import FILE, Results, file_hash
 from .rows import Comparison, baseline, ceiling, coding_key, ours
@@ -89,6 +90,7 @@ def measure_all(c: Comparison, inputs: Inputs, lists: tuple[int, ...]) -> None:
     for method in options.methods:
         for bits, n in ((None, 1),) if method == "label" else levels:
             ours(c, models, method, bits, n)
+    measure_promises(c, models)
     spaces = {}
     if "raw" in options.spaces:
         spaces["raw"] = task.cosine

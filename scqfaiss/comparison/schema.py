@@ -247,6 +247,46 @@ class Unknown(Part):
     draws: Annotated[Maybe[list[UnknownDraw]], BeforeValidator(_objects)] = None
 
 
+class Reliability(Part):
+    """The hits of a bin of probabilities."""
+
+    probability: Maybe[Share] = part("", "their mean")
+    right: Maybe[Share] = part("", "how many are")
+    hits: Maybe[Figure] = None
+
+
+class Promised(Part):
+    """What was asked for, and what queries saw."""
+
+    recall: Maybe[dict[Text, Maybe[Share]]] = part("", "{asked for: seen, None where nothing was promised}")
+    precision: Maybe[dict[Text, Maybe[Share]]] = part("", "{asked for: seen}")
+
+
+class Expected(Part):
+    map: Maybe[Share] = None
+    low: Maybe[Share] = None
+    high: Maybe[Share] = None
+
+
+class Promises(Part):
+    """What a training said of its codes, held against the queries."""
+
+    key: Maybe[Text] = None
+    reason: Maybe[Text] = part("", "why it could not be measured")
+    method: Maybe[Text] = None
+    bits: Maybe[Bits] = None
+    lists: Maybe[Rows] = None
+    held_out: Maybe[Rows] = part("", "labelled rows that did not train, by which scores are known")
+    share: Maybe[Share] = part("", "of rows relevant to a query, as estimated")
+    guess: Maybe[Promised] = part("", "without a margin")
+    sure: Maybe[Promised] = part("", "with confidence 0.9")
+    ece: Maybe[Share] = part("", "expected calibration error of the first 100 hits")
+    reliability: Annotated[Maybe[list[Reliability]], BeforeValidator(_objects)] = None
+    map: Maybe[Share] = None
+    forecast: Maybe[Expected] = part("", "of mAP, before")
+    run: Maybe[Run] = None
+
+
 class Gallery(Part):
     queries: Maybe[list[Maybe[Shown]]] = None
     sides: Maybe[list[Maybe[Side]]] = None
@@ -300,6 +340,7 @@ class Comparison(Results):
     bits: Maybe[list[Scalar]] = part("the lengths asked for")
     lists: Maybe[list[Scalar]] = part("the numbers of lists asked for")
     unknown: Maybe[Unknown] = part("unseen classes")
+    promises: Maybe[Promises] = part("thresholds")
     gallery: Maybe[Gallery] = part("the retrieval gallery")
     pictures: Maybe[dict[Text, Named]] = part("images of the gallery", "{'type': 'image/png', 'data': base64} by key")
     rows: list[ComparisonRow]

@@ -89,6 +89,7 @@ def trained(x: Floats, y: Ints, xb: Floats, setting: Setting) -> Model:
             lists=str(setting.lists),
             seed=setting.seed,
             codebook_rows=xb,
+            forecast="off",
         )
 
 

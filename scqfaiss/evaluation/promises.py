@@ -28,10 +28,11 @@ def check(
     confidence: float = CONFIDENCE,
 ) -> dict[str, Any]:
     """scores: one (u,) float32 per query over the distinct codes, large is near -> {"recall": {"0.5": seen, ...},
-    "precision": ..., "ece", "confidence"}.
+    "precision": ..., "ece", "reliability", "confidence"}.
 
     Recall is the mean over queries with a relevant row, precision that of all hits of all queries; None where the calibration
-    could not promise so much, or nothing was found. ece: of the first FIRST hits, ties in equal parts.
+    could not promise so much, or nothing was found. ece: of the first FIRST hits, ties in equal parts; reliability: of these, by
+    bins of probability, the mean "probability", the share that is "right", and how many "hits".
     """
     sign = -1.0 if calibration.metric == "l2" else 1.0
     thresholds = _thresholds(calibration, share, confidence)
@@ -53,7 +54,10 @@ def check(
         seen = recalls[i] / max(asked, 1) if name == "recall" else right[i] / max(hits[i], 1)
         none = threshold is None or (name == "precision" and not hits[i])
         out[name][f"{value:g}"] = None if none else float(seen)
-    return out | {"ece": float(np.abs(bins[1] - bins[2]).sum() / max(bins[0].sum(), 1))}
+    curve = [
+        {"probability": p / hits, "right": own / hits, "hits": hits} for hits, p, own in bins.T.tolist() if hits > 0
+    ]
+    return out | {"ece": float(np.abs(bins[1] - bins[2]).sum() / max(bins[0].sum(), 1)), "reliability": curve}
 
 
 def _thresholds(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..calibration.forecast import Forecast
 from ..content import Content
 from ..data import Source, open_rows
 from ..data.items import ItemSource
@@ -96,6 +97,8 @@ def model_facts(path: PathLike) -> dict[str, Any]:
     return model.config | {
         "kind": "model",
         "sha256": model.sha256,
+        # By which galleries and messages know the model.
+        **({} if model.calibrations is None else {"model_sha256": model.origin}),
         "d_in": model.d_in,
         "d": codebooks.d,
         "M": codebooks.M,
@@ -137,6 +140,9 @@ def describe_file(path: PathLike, as_json: bool, keys: Mapping[str, Any]) -> str
         if key == "calibration" and isinstance(value, list):
             lines += [f"  {line}" for line in _table_lines(value)]
             continue
+        if key == "training" and isinstance(value, dict) and value.get("forecast"):
+            lines.append(f"  forecast: {Forecast.unpack(value['forecast'])}")
+            value = {k: v for k, v in value.items() if k != "forecast"}
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items())
         elif isinstance(value, (list, tuple)):

@@ -198,6 +198,10 @@ class Features(nn.Module):
         f = torch.baddbmm(self.shift, self.encoder(x), self.project)[0]
         return torch.tanh(f) if self.kind == "reference" else F.normalize(f, dim=1)
 
+    def of_posterior(self, p: Tensor) -> Tensor | None:
+        """p (b, C) -> z (b, d), where z is made of a posterior."""
+        return p.to(self.centers) @ self.centers if self.kind == "calibrated" else None
+
     def targets(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """t = sum of the row's centers, normalised (b, d), and which rows have one: a sum below 1e-6 has no direction."""
         total = self.multi_hot(index) @ self.centers

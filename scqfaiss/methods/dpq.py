@@ -369,6 +369,9 @@ class DPQ(MethodDefaults, nn.Module):
         return float(prefix_errors(z, self.codewords).sum() / energy)
 
     # --------------------------------------------------------------------------------------------------------- result
+    def of_posterior(self, p: Tensor) -> Tensor | None:
+        return None if self.features is None or self.moving else self.features.of_posterior(p)
+
     def layers(self) -> Layers:
         if self.features is not None:
             return self.features.layers()

@@ -93,10 +93,12 @@ def sample_rows(n: int, limit: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(n, generator=generator)[:limit].sort().values
 
 
-def shared_lloyd(z: Tensor, K: int, generator: torch.Generator, start: Tensor | None = None) -> Tensor:
+def shared_lloyd(
+    z: Tensor, K: int, generator: torch.Generator, start: Tensor | None = None, iterations: int = 25
+) -> Tensor:
     """k-means of M codebooks whose K codewords all rows share: z (M, n, dsub) float32 -> centroids (M, K, dsub)."""
     n = z.shape[1]
     one_pattern, one_class = torch.zeros(n, dtype=torch.int64), torch.zeros(K, dtype=torch.int64)
     everything = torch.ones(1, K, dtype=torch.bool)
     seeds = torch.arange(n), one_pattern
-    return lloyd(z, one_pattern, everything, one_class, seeds, generator, start=start)
+    return lloyd(z, one_pattern, everything, one_class, seeds, generator, iterations, start)

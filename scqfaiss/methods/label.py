@@ -104,6 +104,11 @@ class LabelCode(MethodDefaults, nn.Module):
         rows = CodebookRows(self.features, self.task, MAX_ROWS, self.config.copies, self.config.noise)
         self.centroids = lists.of_task(rows.encoded()[0], self.features, self.task)
 
+    def of_posterior(self, p: Tensor) -> Tensor | None:
+        if self.task.lists > 1:
+            return self.features.of_posterior(p)
+        return p if self.multilabel else nn.functional.pad(p, (0, max(0, 3 - self.C)))
+
     def layers(self) -> Layers:
         if self.task.lists > 1:
             return self.features.layers()

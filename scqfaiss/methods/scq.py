@@ -363,6 +363,9 @@ class SCQ(MethodDefaults, nn.Module):
                     counts[m] += torch.bincount(code[m], minlength=K)
             w.copy_(torch.where(counts[..., None] > 0, sums / counts.clamp_min(1)[..., None], w))
 
+    def of_posterior(self, p: Tensor) -> Tensor | None:
+        return self.features.of_posterior(p)
+
     def layers(self) -> Layers:
         return self.features.layers()
 

@@ -130,6 +130,10 @@ class SelfTraining:
             f"{len(self.held)} held-out rows are too few to choose by (need {MIN_HELD_OUT}): unlabelled rows are not used"
         )
 
+    def follow(self, plan: Plan) -> None:
+        """Take this plan, and try none."""
+        self.on, self.plans = bool(plan), (plan,)
+
     def stages(self) -> list[Stage]:
         stage = self.features.stage()
         if not self.on or not stage.epochs:

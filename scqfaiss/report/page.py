@@ -26,7 +26,7 @@ from ..comparison.selection import Document, Row, embedded, get, name_of
 from ..data.decoding import Refused, decode, prove
 from ..errors import format_bytes, printable
 from ..files import PathLike, atomic_write, make_folder
-from . import unseen
+from . import promised, unseen
 from .charts import Chart, Missing, charts
 from .gaps import Gap, gaps
 from .summary import summary
@@ -98,6 +98,7 @@ class Result:
     table: Table
     full: Table | None
     unseen: Table | None
+    promised: Table | None
     drawn: list[Chart]
     undrawn: list[Missing]
     cards: list[Card]
@@ -198,6 +199,7 @@ def _result(document: dict[str, Any], names: set[str], slugs: set[str]) -> Resul
         table=table,
         full=full if full and full.lines else None,
         unseen=unseen.table(document),
+        promised=promised.table(document),
         drawn=[chart for chart in drawn if isinstance(chart, Chart)],
         undrawn=undrawn,
         cards=gallery(document),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..comparison.selection import Document, get
-from . import unseen
+from . import promised, unseen
 from .words import AHEAD, BEHIND, EVEN, Point, comparison, count, format_number, nbytes, target_of
 
 
@@ -22,7 +22,8 @@ def _comparison(document: Document) -> list[Point]:
     points = comparison(document)
     if len(points) < 2:  # nothing of ours
         return points
-    return [*points[:2], unseen.point(document), *points[2:]]  # behind quality and speed
+    more = (unseen.point(document), promised.point(document))
+    return [*points[:2], *filter(None, more), *points[2:]]  # behind quality and speed
 
 
 # --------------------------------------------------------------------------------------------------------------- scale

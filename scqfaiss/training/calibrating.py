@@ -1,9 +1,4 @@
-"""Calibration of a trained model with labelled rows that it has not seen.
-
-Held-out rows alone keep promises within a few hundredths. Out-of-fold scores of other trainings (cross-fitting) did not: on
-splits of CIFAR-10's training rows, hits of a model of all folds were right in .84, .94 and .99 of the cases where .8, .9 and .95
-were asked for, and each fold costs another training. So no training calibrates by itself.
-"""
+"""Calibration of a trained model with labelled rows that it has not seen: one's own, or those that a trial holds out."""
 
 from __future__ import annotations
 
@@ -17,7 +12,6 @@ import numpy as np
 from ..arrays import Floats, Labels
 from ..calibration.lengths import Calibrations, nearest_shares
 from ..calibration.measuring import measure
-from ..calibration.tables import Calibration
 from ..contract import Progress, drawn_rows, silent
 from ..data import ArraySource, Source, open_rows
 from ..errors import ConfigError, DataError, printable, warn
@@ -86,12 +80,25 @@ def calibrated(model: Model, source: Source, progress: Progress = silent) -> Mod
     rows = drawn_rows(len(source), MOST_ROWS, seed if type(seed) is int else 0)
     progress("calibrate", 0, 1, "")
     x, labels = _drawn(source, rows), source.labels.take(rows)
-    lengths = {}
-    for cut in _lengths(model):
-        lengths[cut.codebooks.bits] = _measured(cut, x, labels, source.name)
+    made = calibration_of(model, x, model.chain(x, source.name), labels)
     progress("calibrate", 1, 1, "")
+    return model.calibrated(made)
+
+
+def calibration_of(model: Model, x: Floats, z: Floats, labels: Labels) -> Calibrations:
+    """What held-out rows x (n, d_in) tell of a model's scores, z (n, d) what its semantic codes stand for. Raises DataError
+    where too few rows share a class.
+
+    Queries are made as a search without further words makes them: with content codes the gate says how known their classes are.
+    """
+    lengths = {}
+    for cut in lengths_of(model):
+        queries, vectors = cut.of_semantic(z, x)
+        coded = cut.codebooks.decode(cut.assign(vectors))
+        lengths[cut.codebooks.bits] = measure(queries, coded, labels, cut.codebooks.metric)
     bare = model.origin if model.calibrations is None else model.calibrations.model_sha256
-    return model.calibrated(Calibrations(bare, lengths, *_classes(model, x, labels)))
+    coded = model.codebooks.decode(model.assign(model.of_semantic(z, x)[1]))
+    return Calibrations(bare, lengths, *_classes(coded, labels))
 
 
 def with_calibration(plan: Plan, source: Source | None) -> Plan:
@@ -136,7 +143,7 @@ def _drawn(source: Source, rows: Any) -> Floats:
     return np.ascontiguousarray(np.concatenate(parts), np.float32)
 
 
-def _lengths(model: Model) -> list[Model]:
+def lengths_of(model: Model) -> list[Model]:
     """The model cut to every length that galleries may have."""
     whole, found = model.codebooks, []
     for M in range(int(whole.lists is None), whole.M + 1):
@@ -147,17 +154,10 @@ def _lengths(model: Model) -> list[Model]:
     return found
 
 
-def _measured(model: Model, x: Floats, labels: Labels, name: str) -> Calibration:
-    """Queries as a search without further words encodes them: with content codes the gate says how known their classes are."""
-    queries, vectors = model.queries(x, name), model.codebooks.decode(model.assign(model.vectors(x, name)))
-    return measure(queries, vectors, labels, model.codebooks.metric)
-
-
-def _classes(model: Model, x: Floats, labels: Labels) -> tuple[Any, Any, Any]:
+def _classes(vectors: Floats, labels: Labels) -> tuple[Any, Any, Any]:
     """Means of each class, shares of the classes, and of the rows nearest to each mean; None for many labels a row."""
     if labels.multilabel:
         return None, None, None
-    vectors = model.codebooks.decode(model.encode(x))
     used, y = np.unique(labels.y, return_inverse=True)
     means = np.zeros((len(used), vectors.shape[1]), np.float64)
     np.add.at(means, y, vectors)

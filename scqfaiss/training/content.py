@@ -71,6 +71,7 @@ def _options_of_folds(plan: Plan) -> TrainOptions:
         bits=options.nbits,
         lists=TrainOptions.lists,
         content_bits=0,
+        forecast="off",
         encoder=encoder,
         encoder_args={},
         weights=None,

@@ -79,7 +79,7 @@ def extend_file(
     before, after = old.config["C"], new.config["C"]
     return (
         f"{output.name}: {after - before:,} classes more, {after:,} in all, {new.codebooks.L - old.codebooks.L:,} lists "
-        f"more, codes of {new.codebooks.bits} bits as before, SHA-256 {new.sha256[:12]}"
+        f"more, codes of {new.codebooks.bits} bits as before, SHA-256 {new.origin[:12]}"
     )
 
 

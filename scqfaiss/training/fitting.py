@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,7 @@ from .planning import Plan, adapt, make_plan
 from .robust import Cleaning, clean, hint
 from .rows import MEMORY_SHARE, ImageRows, SourceRows, free_memory, statistics
 from .threads import considerate
+from .trial import add_forecast
 
 HEADER = 1 << 16  # bytes of a model's file that hold no weights
 
@@ -242,22 +244,44 @@ def _fit(
             return _fit(make_plan(options, ArraySource(x, y)), NOTHING_KEPT, memory, silent, None, Log())
 
         model = add_content(plan, method.task, model, retrain, progress)
+    if plan.options.forecast == "auto":
+
+        def train_trial(
+            options: TrainOptions, x: Floats, y: NDArray[Any], effort: float, rounds: tuple[str, ...]
+        ) -> tuple[Judge, Ints]:
+            return train_judge(options, x, y, effort, plan.sources.unlabelled if rounds else None, rounds)
+
+        model = add_forecast(plan, method, model, train_trial, progress)
     if plan.sources.calibration is not None:
         model = add_calibration(plan, plan.sources.calibration, model, progress)
     return prepared(model, output, checkpoints)
 
 
-def train_judge(options: TrainOptions, x: Floats, y: NDArray[Any]) -> tuple[Judge, Ints]:
+def train_judge(
+    options: TrainOptions,
+    x: Floats,
+    y: NDArray[Any],
+    effort: float = 1.0,
+    unlabelled: Source | None = None,
+    rounds: tuple[str, ...] = (),
+) -> tuple[Judge, Ints]:
     """The classifier of a training on rows x (n, d_in), y (n,) or (n, C), without codes, and the numbers of its classes.
 
-    options: as out_of_fold.options_of_folds makes them.
+    options: as out_of_fold.options_of_folds makes them. effort: the share of the steps that are made. unlabelled, rounds: rows
+    and a plan of self-training that is followed untried.
     """
     devices = [] if distributed.pick_device(options.device) == "cpu" else [distributed.pick_device(options.device)]
     with warnings.catch_warnings(), torch.random.fork_rng(devices=devices), considerate():
         warnings.simplefilter("ignore", ScqWarning)  # of parts of the rows; the whole training says it of all
         torch.manual_seed(options.seed)
-        plan = make_plan(options, ArraySource(x, y))
+        plan = make_plan(options, ArraySource(x, y), unlabelled=unlabelled)
         method = build(plan)
+        if effort < 1:
+            epochs = math.ceil(effort * method.stages()[0].epochs)
+            plan = replace(plan, options=replace(plan.options, epochs=epochs))
+            method = build(plan)
+        if rounds:
+            method.self_training.follow(rounds)  # type: ignore[attr-defined]  # a label code has it
         Engine.of(method, plan.options, silent, None, Log()).run()
     assert plan.labels is not None
     numbers = plan.labels.numbers

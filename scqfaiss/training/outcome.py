@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Floats
+from ..calibration.forecast import Forecast
 from ..codebooks import Codebooks
 from ..contract import Method, flat
 from ..data import Source
@@ -108,8 +109,21 @@ def describe(model: Model) -> str:
     used = f"codewords used {min(use)} to {max(use)} of {b.K}, " if b.M else ""
     return (
         f"{model.config['method']}, {b.bits} bits ({b.M} x {b.nbits}){lists}, rows of d={model.d_in} to z of d={b.d}, "
-        f"{used}{model.config['long_name']}, SHA-256 {model.sha256[:12]}{labels}"
+        f"{used}{model.config['long_name']}, SHA-256 {model.origin[:12]}{labels}{forecast_of(model)}"
     )
+
+
+def forecast_of(model: Model) -> str:
+    """What a training tells of it, in a line of its own; "" where it has none."""
+    training = model.config["training"]
+    if "forecast" not in training:
+        return ""
+    if training["forecast"] is None:
+        return (
+            "\nno forecast, and nothing is known of what scores mean: too few labelled rows to hold 50 of them out; classes need "
+            "4 or more"
+        )
+    return f"\n{Forecast.unpack(training['forecast'])}"
 
 
 def recorded(config: Any) -> dict[str, Any]:

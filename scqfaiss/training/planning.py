@@ -26,7 +26,7 @@ from .rows import free_memory
 from .starting import align_with, make_network, model_to_start_from, of_network
 
 MAX_BITS = 4096  # of a code: longer ones are no short codes, and a slip of the keyboard must not fill the memory
-ROBUST = ("off", "auto")
+ROBUST, FORECAST = ("off", "auto"), ("auto", "off")
 
 
 @dataclass(frozen=True)
@@ -286,6 +286,8 @@ def check_options(options: TrainOptions, method: type[Method]) -> None:
     check_precision(options.precision)
     if options.robust not in ROBUST:
         raise ConfigError(f"robust is {options.robust!r}, needs one of {', '.join(ROBUST)}")
+    if options.forecast not in FORECAST:
+        raise ConfigError(f"forecast is {options.forecast!r}, needs one of {', '.join(FORECAST)}")
     clip = options.clip_norm
     if isinstance(clip, bool) or not isinstance(clip, int | float | np.number) or not 0 <= clip < float("inf"):
         raise ConfigError(f"the largest norm of gradients is {clip!r}, needs a number from 0")

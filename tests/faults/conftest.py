@@ -22,7 +22,20 @@ os.environ["PYTHONPATH"] = str(Path(scqfaiss.__file__).parents[1])
 os.environ["OMP_NUM_THREADS"] = "1"  # for them: their work is tiny, threads would only wait for one another
 
 CODES = (0, 2, 3, 4, 5, 130)
-TINY = ("--bits", "8", "--nbits", "4", "--encoder", "linear", "--epochs", "1", "--set", "codebooks.copies=1")
+TINY = (
+    "--bits",
+    "8",
+    "--nbits",
+    "4",
+    "--encoder",
+    "linear",
+    "--epochs",
+    "1",
+    "--set",
+    "codebooks.copies=1",
+    "--forecast",
+    "off",
+)
 
 
 def blobs(n, d=16, C=4, seed=0):

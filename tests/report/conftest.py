@@ -197,10 +197,33 @@ def comparison():
             "lists": [1],
             "rows": rows,
             "unknown": {"reason": None, "draws": [draw(0, 0.0), draw(1, 0.02)]},
+            "promises": promises(),
             "gallery": {"queries": queries, "sides": sides},
             "pictures": images,
         }
     )
+
+
+def promises():
+    guess = {"recall": {"0.5": 0.52, "0.9": 0.893}, "precision": {"0.9": 0.91, "0.99": None}}
+    sure = {"recall": {"0.5": 0.55, "0.9": 0.921}, "precision": {"0.9": 0.897, "0.99": None}}
+    curve = [(0.1, 0.14, 900.0), (0.5, 0.48, 300.0), (0.95, 0.93, 1800.0)]
+    return {
+        "key": "scq/32 in 1 lists",
+        "reason": None,
+        "method": "scq",
+        "bits": 32,
+        "lists": 1,
+        "held_out": 1000,
+        "share": 0.1,
+        "guess": guess,
+        "sure": sure,
+        "ece": 0.0234,
+        "reliability": [dict(zip(("probability", "right", "hits"), entry)) for entry in curve],
+        "map": 0.63,
+        "forecast": {"map": 0.62, "low": 0.6, "high": 0.66},
+        "run": RUN,
+    }
 
 
 def scale():

@@ -17,12 +17,13 @@ from .map_ms import map_ms
 from .plane import plane
 from .precision_recall import precision_recall
 from .probes import probes
+from .reliability import reliability
 from .training import training
 
 __all__ = ["CHARTS", "Chart", "Missing", "charts"]
 
 CHARTS: dict[str, tuple[Callable[[Document], Plan | Missing], ...]] = {
-    "comparison": (map_bits, map_ms, probes, precision_recall, codewords, centers, plane),
+    "comparison": (map_bits, map_ms, probes, precision_recall, reliability, codewords, centers, plane),
     "scale": (scale_time, scale_memory),
     "training": (training,),
 }
