@@ -57,7 +57,7 @@ def prepare(folder: Path, say: Callable[[str], Any], progress: Progress) -> Serv
         say(f"handwritten digits: {len(parts['train'][0])} to train, {len(ids)} in the gallery\n")
         with warnings.catch_warnings():  # few rows: true, but no news in a demo
             warnings.simplefilter("ignore", ScqWarning)
-            request = TrainOptions(method="scq", bits=BITS, content_bits=CONTENT_BITS)
+            request = TrainOptions(method="scq", bits=BITS, content_bits=CONTENT_BITS, forecast="off")
             rows = folder / "database.h5"
             train_file(folder / "train.h5", served.model, request, keys={}, progress=progress, codebook_rows=rows)
             calibrate_file(served.model, folder / "query.h5", keys={}, progress=progress)
