@@ -18,6 +18,11 @@ from scqfaiss.demo.page import items_csv, png
 from scqfaiss.errors import ScqWarning
 from scqfaiss.galleries.exporting import export_file
 
+pytest.importorskip("fastapi")
+
+from scqfaiss.serving.run import in_background
+from scqfaiss.serving.settings import settings_of
+
 # ruff: noqa: F811  (fixtures are imported by name)
 pytestmark = pytest.mark.slow
 
@@ -62,7 +67,19 @@ def shop(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(shop):
-    return "http://localhost:8911"
+    """The address of a service in this process."""
+    names = ("digits", "photos")
+    options = {
+        "model": tuple(f"{name}={shop}/{name}.safetensors" for name in names),
+        "items": (f"digits={shop}/digits.csv", f"photos={shop}/photos.jsonl"),
+        "images": str(shop / "images"),
+    }
+    settings = settings_of(tuple(f"{name}={shop}/{name}.faissindex" for name in names), port=0, **options)
+    thread, server, port = in_background(settings)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 class Page:
@@ -137,9 +154,6 @@ def page(browser, served):
 
 @pytest.mark.parametrize("width, theme", VIEWS)
 def test_both_widths_and_themes(page, width, theme):
-    page.open(width=width, theme=theme)
-    assert len(page.found("Begin with one of these")) == 24
-    assert page.js(FIND, theme == "dark") == {}
     page.open("#gallery=digits&ids=18", width, theme)
     assert len(page.found("More like Handwritten eight")) == 24
     assert page.js(FIND, theme == "dark") == {}
@@ -150,6 +164,8 @@ def test_both_widths_and_themes(page, width, theme):
 
 def test_by_id_more_like_this_and_back(page):
     page.open()
+    assert len(page.found("Begin with one of these")) == 24
+    assert page.js(FIND, False) == {}
     box = page.one("#ids")
     box.send_keys("18", ENTER)
     first = page.found("More like Handwritten eight")

@@ -18,6 +18,7 @@ from ..errors import ScqWarning, printable
 from ..files import atomic_write, make_folder
 from ..galleries.exporting import export_file
 from ..options import TrainOptions
+from ..progress import Meter
 from ..training.calibrating import calibrate_file
 from ..training.interface import train_file
 from .digits import write_parts
@@ -36,6 +37,19 @@ class Served(NamedTuple):
     model: Path
     items: Path
     images: Path
+
+
+def serve_digits(folder: Path, say: Callable[[str], Any], progress: Meter, port: int | None = None) -> None:
+    """Prepare the digits, and serve them on this machine alone until a signal comes. Raises as prepare and serving.run.serve."""
+    from ..serving.run import serve  # first: whatever lacks is told before anything is trained
+
+    served = prepare(folder, say, progress)
+    progress.close()
+    gallery, model, items, images = map(printable, served)
+    say("To serve them again, with options of your own:")
+    say(f"  scqfaiss serve {NAME}={gallery} --model {model} --items {items} --images {images}\n")
+    options = {"model": (str(served.model),), "items": (str(served.items),), "images": str(served.images), "port": port}
+    serve((f"{NAME}={served.gallery}",), say, **options)
 
 
 def prepare(folder: Path, say: Callable[[str], Any], progress: Progress) -> Served:
