@@ -79,6 +79,7 @@ def prepare(folder: Path, say: Callable[[str], Any], progress: Progress) -> Serv
         for i, (row, id) in enumerate(zip(pixels, ids)):
             content = png(row)
             with atomic_write(served.images / f"{id}.png") as image:
+                image.durable = False
                 image.write(lambda f: f.write(content))  # noqa: B023
             progress("images", i + 1, len(ids), "")
         output.write(lambda f: f.write(items_csv(labels.y, ids).encode()))
