@@ -4,6 +4,7 @@ import base64
 import json
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -58,28 +59,33 @@ def shop(tmp_path_factory):
         (folder / "images" / f"{i}.png").write_bytes(png(row))
     (folder / "digits.csv").write_text(items_csv(labels.y, ids))
     paths = sorted(str(path.relative_to(folder / "images")) for path in images.rglob("*.png"))
-    lines = [
-        {"id": i, "title": Path(path).stem, "label": Path(path).parts[1], "image": path} for i, path in enumerate(paths)
-    ]
-    (folder / "photos.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    lines = [f"{i},{Path(path).stem},{Path(path).parts[1]},{path}" for i, path in enumerate(paths)]
+    (folder / "photos.csv").write_text("\n".join(["id,title,label,image", *lines]))
     return folder
+
+
+@contextmanager
+def service(shop, names, **more):
+    """A service in this process -> its address."""
+    options = {
+        "model": tuple(f"{name}={shop}/{name}.safetensors" for name in names),
+        "items": tuple(f"{name}={shop}/{name}.csv" for name in names),
+        "images": str(shop / "images"),
+    }
+    settings = settings_of(tuple(f"{name}={shop}/{name}.faissindex" for name in names), port=0, **options, **more)
+    thread, server, port = in_background(settings)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+    assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
 def served(shop):
-    """The address of a service in this process."""
-    names = ("digits", "photos")
-    options = {
-        "model": tuple(f"{name}={shop}/{name}.safetensors" for name in names),
-        "items": (f"digits={shop}/digits.csv", f"photos={shop}/photos.jsonl"),
-        "images": str(shop / "images"),
-    }
-    settings = settings_of(tuple(f"{name}={shop}/{name}.faissindex" for name in names), port=0, **options)
-    thread, server, port = in_background(settings)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(10)
-    assert not thread.is_alive()
+    with service(shop, ("digits", "photos")) as address:
+        yield address
 
 
 class Page:
@@ -88,7 +94,7 @@ class Page:
     def __init__(self, browser, base):
         self.browser, self.base = browser, base
 
-    def open(self, hash="", width=WIDE, theme="light"):
+    def open(self, hash="", width=WIDE, theme="light", shown="search"):
         for log in ("browser", "performance"):
             self.browser.get_log(log)
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
@@ -97,7 +103,9 @@ class Page:
         self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         self.browser.get("about:blank")
         self.browser.get(f"{self.base}/{hash}")
-        self.wait("return !document.getElementById('search').hidden")
+        self.wait(
+            "return document.getElementById(arguments[0]) && !document.getElementById(arguments[0]).hidden", shown
+        )
         return self
 
     def js(self, script, *arguments):
@@ -333,3 +341,23 @@ def test_a_slow_server_shows_a_sign_and_can_be_cancelled(page, browser):
     finally:
         browser.delete_network_conditions()
     assert page.unclean() == []
+
+
+def test_a_server_with_keys_asks_for_one_and_images_come_with_it(browser, shop):
+    keys = shop / "keys"
+    keys.write_text("0123456789abcdef\n")
+    keys.chmod(0o600)
+    with service(shop, ("digits",), api_key_file=str(keys)) as address:
+        page = Page(browser, address)
+        page.open("#gallery=digits&ids=18", shown="key-form")
+        assert page.focused() == "key" and page.one("#key").accessible_name == "Key" and page.ids() == []
+        page.keys("wrong", ENTER)
+        page.wait("return document.querySelector('#alert p')")
+        assert page.one("#alert").text == "This key is not one of the server's."
+        page.one("#key").clear()
+        page.one("#key").send_keys("0123456789abcdef", ENTER)
+        assert len(page.found("More like Handwritten eight")) == 24
+        assert page.js("return [...document.querySelectorAll('.hit img')].every(i => i.src.startsWith('blob:'))")
+        assert not page.one("#key-form").is_displayed() and page.one("#alert").text == ""
+        assert page.unclean(failed=True) == []
+        page.browser.get("about:blank")  # or the server would wait for the browser's connections
