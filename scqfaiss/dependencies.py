@@ -21,7 +21,12 @@ PIP = {
     "matplotlib": 'pip install "scqfaiss[report]"',
     "sklearn": 'pip install "scqfaiss[report]"',
     "jinja2": 'pip install "scqfaiss[report]"',
+    "fastapi": 'pip install "scqfaiss[serve]"',
+    "uvicorn": 'pip install "scqfaiss[serve]"',
+    "prometheus_client": 'pip install "scqfaiss[serve]"',
+    "python_multipart": 'pip install "scqfaiss[serve]"',
     "pydantic": 'pip install "scqfaiss[report]"',
+    "pyarrow": 'pip install "scqfaiss[arrow]"',
 }
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": ("compare", "compare"),
     "compare-growth": ("compare", "compare_growth"),
     "report": ("report", "report"),
+    "serve": ("serve", "serve"),
     "demo": ("demo", "demo"),
 }
 

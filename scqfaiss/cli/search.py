@@ -30,6 +30,9 @@ from .arguments import FILE, ROWS, image_options, known_option, meter, row_optio
 @click.option("--filter-ids", help="Find only these ids: 1,2,3 or a file (text, .npy, or rows with ids).")
 @click.option("--deny-ids", help="Never find these ids; given as for --filter-ids.")
 @click.option("--nprobe", type=int, help="Lists to visit, where the gallery has lists.")
+@click.option(
+    "--items", type=FILE, help="What ids mean: a .csv, .jsonl or .parquet file with id, title, label and image."
+)
 @click.option("--mmap", is_flag=True, help="Memory-map the codes, for galleries larger than memory.")
 @known_option
 @image_options

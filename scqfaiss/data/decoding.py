@@ -7,6 +7,7 @@ floats) have no agreed range and are refused.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import threading
@@ -32,6 +33,7 @@ FITS = ("crop", "squash", "pad")
 MAX_SIDE = 1 << 20  # pixels: each line costs memory of its own, however short it is
 MAX_PIXELS = 178_956_970  # what Pillow itself takes for an attack, unless its settings were changed: 0.5 GB of RGB
 LARGE_PIXELS = 1 << 24  # from here on images are decoded one at a time: 4 bytes a pixel, several times over
+SMALL_PIXELS = 1 << 12  # thumbnails up to this are PNG: JPEG would blur what few pixels they have
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no others: Pillow would start programs for some
 MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|RIFF....WEBP|GIF8[79]a|II[*+]\0|MM\0[*+]", re.DOTALL)
 # What undoes each EXIF orientation (CIPA DC-008, tag 274); Pillow counts angles against the clock.
@@ -81,6 +83,27 @@ def decode(f: BinaryIO, side: int, fit: str = "crop") -> NDArray[np.uint8]:
     )
 
 
+def thumbnail(f: BinaryIO, side: int, most_pixels: int = MAX_PIXELS) -> tuple[bytes, str]:
+    """One encoded image, whole and no larger than `side` either way -> (an encoded image, its media type).
+
+    Small ones keep their size and their pixels, as PNG; others become JPEG. Raises Refused; more than `most_pixels` are refused
+    by the header.
+    """
+
+    def encoded(image: Image.Image) -> tuple[bytes, str]:
+        scale = min(1.0, side / max(image.size))
+        if scale < 1:
+            from PIL.Image import Resampling
+
+            w, h = (max(1, round(length * scale)) for length in image.size)
+            image = image.resize((w, h), Resampling.BICUBIC)
+        small, out = image.width * image.height <= SMALL_PIXELS, io.BytesIO()
+        image.save(out, "PNG" if small else "JPEG", **({} if small else {"quality": 85}))
+        return out.getvalue(), "image/png" if small else "image/jpeg"
+
+    return _decoded(f, lambda w, h: _whole(w, h, 2 * side, "pad"), encoded, most_pixels)
+
+
 def prove(f: BinaryIO) -> None:
     """Decode an image for nothing but to know that it can be, as fast as that goes. Raises Refused."""
     _decoded(f, lambda w, h: (1, 1), lambda image: None)
@@ -93,10 +116,15 @@ def _whole(w: int, h: int, side: int, fit: str) -> tuple[int, int]:
     return max(1, round(w * side / max(w, h))), max(1, round(h * side / max(w, h)))
 
 
-def _decoded(f: BinaryIO, needed: Callable[[int, int], tuple[int, int]], make: Callable[[Image.Image], T]) -> T:
+def _decoded(
+    f: BinaryIO,
+    needed: Callable[[int, int], tuple[int, int]],
+    make: Callable[[Image.Image], T],
+    most_pixels: int = MAX_PIXELS,
+) -> T:
     """make(image), the image being upright, RGB, and no smaller than needed(width, height) where it was not before."""
     try:
-        return _decoded_as_it_is(f, needed, make)
+        return _decoded_as_it_is(f, needed, make, most_pixels)
     except Refused as refused:
         if refused.fault.kind != "damaged":
             raise
@@ -110,11 +138,11 @@ def _decoded(f: BinaryIO, needed: Callable[[int, int], tuple[int, int]], make: C
             raise Refused("too large", f"its texts unpack to more than {format_bytes(TEXT_BYTES)}") from None
         if plain is None:
             raise
-        return _decoded_as_it_is(plain, needed, make)
+        return _decoded_as_it_is(plain, needed, make, most_pixels)
 
 
 def _decoded_as_it_is(
-    f: BinaryIO, needed: Callable[[int, int], tuple[int, int]], make: Callable[[Image.Image], T]
+    f: BinaryIO, needed: Callable[[int, int], tuple[int, int]], make: Callable[[Image.Image], T], most_pixels: int
 ) -> T:
     from PIL import Image
 
@@ -122,8 +150,8 @@ def _decoded_as_it_is(
         image = Image.open(f, formats=FORMATS)
         if max(image.size) > MAX_SIDE:
             raise Refused("too large", f"a side has {max(image.size):,} pixels, at most {MAX_SIDE:,} are read")
-        if image.width * image.height > MAX_PIXELS:
-            raise _too_many_pixels()
+        if image.width * image.height > most_pixels:
+            raise _too_many_pixels(most_pixels)
         if not (image.width and image.height):
             raise Refused("damaged", "it has no pixels")
         image.draft(None, needed(*image.size))  # something for JPEG alone
@@ -162,7 +190,7 @@ def _damage(f: BinaryIO) -> Iterator[None]:
         raise Refused("damaged", "its pixels are broken or cut off") from error
 
 
-def _too_many_pixels(most: int = MAX_PIXELS) -> Refused:
+def _too_many_pixels(most: int) -> Refused:
     return Refused("too large", f"it has more than {most:,} pixels")
 
 

@@ -27,21 +27,16 @@ def write_hits(
     query_ids: ArrayLike,
     known: ArrayLike | None = None,
     probability: ArrayLike | None = None,
+    texts: Mapping[str, NDArray[np.bytes_]] | None = None,
 ) -> None:
     """Write search results as HDF5 into f, a binary file open for writing.
 
     scores (nq, k) float32 and ids (nq, k) int64, best first; query_ids (nq,) int64; known (nq,) float32, the probability
     that the class of each query is one of the training's, and probability (nq, k) float32, that each hit is of its class, where
-    there are any. Same input, same bytes.
+    there are any. texts: what is said of each hit, (nq, k) UTF-8 by name. Same input, same bytes.
     """
     with _into(f) as hdf5:
-        _put(hdf5, "scores", np.asarray(scores, np.float32))
-        _put(hdf5, "ids", np.asarray(ids, np.int64))
-        _put(hdf5, "query_ids", np.asarray(query_ids, np.int64))
-        if known is not None:
-            _put(hdf5, "known", np.asarray(known, np.float32))
-        if probability is not None:
-            _put(hdf5, "probability", np.asarray(probability, np.float32))
+        _put_hits(hdf5, scores, ids, query_ids, known, probability, texts)
 
 
 def write_ranges(
@@ -52,19 +47,35 @@ def write_ranges(
     query_ids: ArrayLike,
     known: ArrayLike | None = None,
     probability: ArrayLike | None = None,
+    texts: Mapping[str, NDArray[np.bytes_]] | None = None,
 ) -> None:
-    """Write the results of a search by threshold: query q owns places lims[q] to lims[q + 1] of scores, ids and probability;
-    known: as for write_hits.
+    """Write the results of a search by threshold: query q owns places lims[q] to lims[q + 1] of scores, ids, probability and
+    texts; known: as for write_hits.
     """
     with _into(f) as hdf5:
         _put(hdf5, "lims", np.asarray(lims, np.int64))
-        _put(hdf5, "scores", np.asarray(scores, np.float32))
-        _put(hdf5, "ids", np.asarray(ids, np.int64))
-        _put(hdf5, "query_ids", np.asarray(query_ids, np.int64))
-        if known is not None:
-            _put(hdf5, "known", np.asarray(known, np.float32))
-        if probability is not None:
-            _put(hdf5, "probability", np.asarray(probability, np.float32))
+        _put_hits(hdf5, scores, ids, query_ids, known, probability, texts)
+
+
+def _put_hits(
+    hdf5: Any,
+    scores: ArrayLike,
+    ids: ArrayLike,
+    query_ids: ArrayLike,
+    known: ArrayLike | None,
+    probability: ArrayLike | None,
+    texts: Mapping[str, NDArray[np.bytes_]] | None,
+) -> None:
+    _put(hdf5, "scores", np.asarray(scores, np.float32))
+    _put(hdf5, "ids", np.asarray(ids, np.int64))
+    _put(hdf5, "query_ids", np.asarray(query_ids, np.int64))
+    if known is not None:
+        _put(hdf5, "known", np.asarray(known, np.float32))
+    if probability is not None:
+        _put(hdf5, "probability", np.asarray(probability, np.float32))
+    for name, text in (texts or {}).items():
+        utf8 = text.astype(h5py.string_dtype("utf-8", max(1, text.dtype.itemsize)))
+        _put(hdf5, name, utf8, compression="gzip", shuffle=True)
 
 
 def write_rows(

@@ -99,6 +99,12 @@ class Gallery(Promised):
         return lists if self._snapshot.on_gpu is None or lists <= gpu.MAX_NPROBE else None
 
     @property
+    def checksum(self) -> str | None:
+        """SHA-256 of the file that is open, in hexadecimal digits; None for plain FAISS files."""
+        stamp = self._snapshot.stored.stamp
+        return None if stamp is None else bytes(stamp).hex()
+
+    @property
     def ntotal(self) -> int:
         return int(self.index.ntotal)
 

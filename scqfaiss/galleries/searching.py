@@ -18,6 +18,8 @@ from ..data.idlist import read_ids
 from ..errors import ConfigError, printable
 from ..features.source import DEFAULT_INFERENCE, FeatureSource, InferenceOptions, as_rows
 from ..files import AtomicFile, PathLike, atomic_write
+from ..items.opening import open_items
+from ..items.store import Items
 from ..modality import ROWS
 from .gallery import Gallery, open_gallery
 
@@ -125,6 +127,7 @@ def search_file(
     filter_ids: str | None = None,
     deny_ids: str | None = None,
     nprobe: int | None = None,
+    items: PathLike | None = None,
     keys: Mapping[str, Any],
     inference_options: InferenceOptions = DEFAULT_INFERENCE,
     progress: Progress = silent,
@@ -135,7 +138,8 @@ def search_file(
     is given: `threshold` asks for all hits beyond it; precision, recall and min_probability for all beyond the threshold that
     promises them with `confidence`, see Gallery.threshold. known: 'auto', or a number from 0 to 1 as text, see Gallery.search.
     Where the gallery's model has a gate, its answers go to `out`, and where the gallery is calibrated, the hits' probabilities.
-    filter_ids, deny_ids: "1,2,3" or a file of ids. Raises ConfigError for k together with a threshold.
+    filter_ids, deny_ids: "1,2,3" or a file of ids. items: what ids mean, see items.opening.open_items; titles and labels then
+    stand beside the hits, in the text and in `out`. Raises ConfigError for k together with a threshold.
     """
     from ..data.writing import write_hits, write_ranges
 
@@ -147,6 +151,7 @@ def search_file(
 
     def run(output: AtomicFile | None = None) -> tuple[Any, ...]:
         options: dict[str, Any] = {option: read_ids(ids) for option, ids in lists.items() if ids is not None}
+        opened = None if items is None else open_items(items, path, progress)
         with open_rows(queries, **{**keys, "labels_key": None}, role="queries") as source:
             gallery = open_gallery(path, model=model, device=device, mmap=mmap)
             beyond = gallery.threshold(**promised, confidence=sure) if promised else threshold
@@ -154,19 +159,26 @@ def search_file(
             names = [printable(name) for name in source.names] if isinstance(source, FeatureSource) else source.ids
             of_each = {} if beyond is not None else {"k": k, "nprobe": nprobe}
             found = _hits(gallery, source, output, beyond, progress, known=asked, **of_each, **options)
-            return found[0], source.ids, names, beyond, *found[1:]
+            return found[0], source.ids, names, beyond, opened, *found[1:]
 
     if out is None:
-        hits, query_ids, names, beyond, *_ = run()
+        hits, query_ids, names, beyond, opened, *_ = run()
     else:
-        given = (path, queries, model, *(ids for ids in lists.values() if ids is not None and os.path.exists(ids)))
+        given = (
+            path,
+            queries,
+            model,
+            items,
+            *(ids for ids in lists.values() if ids is not None and os.path.exists(ids)),
+        )
         with atomic_write(out, inputs=[p for p in given if p is not None]) as output:
-            hits, query_ids, names, beyond, told, chances = run(output)
+            hits, query_ids, names, beyond, opened, told, chances = run(output)
+            texts = None if opened is None else described(opened, hits[-1])
             write: Callable[..., None] = write_hits if beyond is None else write_ranges
-            output.write(lambda f: write(f, *hits, query_ids, told, chances), nbytes=16 * hits[-1].size)
+            output.write(lambda f: write(f, *hits, query_ids, told, chances, texts), nbytes=16 * hits[-1].size)
     asked_for = "".join(f" beyond {beyond:.6g}, which promises {name} {value:g}" for name, value in promised.items())
     written = f", written to {printable(out)}" if out is not None else ""
-    return _said(hits, query_ids) + asked_for + written + _first(hits, names)
+    return _said(hits, query_ids) + asked_for + written + _first(hits, names, opened)
 
 
 def _promised(threshold: float | None, confidence: float | None, **promises: float | None) -> dict[str, float]:
@@ -217,11 +229,29 @@ def _said(hits: tuple[Any, ...], query_ids: Ints) -> str:
     return text + (f" but for {int((missing > 0).sum()):,} with fewer" if missing.any() else "")
 
 
-def _first(hits: tuple[Any, ...], names: Sequence[Any] | Ints) -> str:
-    """The hits of the first queries, a line each."""
+def described(items: Items, ids: Ints) -> dict[str, NDArray[np.bytes_]]:
+    """Titles and labels of ids of any shape, in that shape as UTF-8; empty where there is none."""
+    distinct, place = np.unique(ids, return_inverse=True)
+    found = items.get(distinct)
+    texts = {
+        name: np.array([((item or {}).get(key) or "").encode() for item in found], np.bytes_)
+        for name, key in (("titles", "title"), ("labels", "label"))
+    }
+    return {name: text[place.reshape(ids.shape)] for name, text in texts.items()}
+
+
+def _first(hits: tuple[Any, ...], names: Sequence[Any] | Ints, items: Items | None) -> str:
+    """The hits of the first queries, a line each; with items, a line for each hit."""
     lines = [""]
     for q, name in enumerate(names[:5]):
         hits_of_query = q if len(hits) == 2 else slice(*hits[0][q : q + 2])
         D, I = (a[hits_of_query][:SHOWN] for a in hits[-2:])
-        lines.append(f"query {name}  " + "  ".join(f"{i}:{s:.4f}" for i, s in zip(I, D) if i >= 0))
+        if items is None:
+            lines.append(f"query {name}  " + "  ".join(f"{i}:{s:.4f}" for i, s in zip(I, D) if i >= 0))
+            continue
+        lines.append(f"query {name}")
+        for i, s, item in zip(I, D, items.get(I)):
+            if i >= 0:
+                said = [printable(item[key]) for key in ("title", "label") if item[key]] if item else []
+                lines.append(f"  {i:>10}  {s:.4f}  " + ("  |  ".join(said) if said else "-"))
     return "\n".join(lines)

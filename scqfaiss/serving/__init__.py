@@ -1,0 +1,1 @@
+"""`scqfaiss serve`: galleries behind HTTP, and the page people search with."""

@@ -1,0 +1,120 @@
+"""The app: galleries, threads that search, routes, and what happens when it starts and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, HTTPException, Request
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.responses import Response
+
+from .. import __version__
+from ..errors import ScqWarning
+from .batching import Batcher
+from .galleries import OpenGallery
+from .keys import Keys
+from .limits import Limits
+from .logs import Log
+from .metrics import Metrics
+from .page_routes import Shown, page_router
+from .problems import Problem, problem_of
+from .protocol import Protocol
+from .routes import Service, api_router
+from .settings import Settings
+from .thumbnails import ImageFolder, Thumbnails
+
+ENVIRONMENT = "SCQFAISS_SERVE"  # settings as JSON, for workers
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service as an ASGI app; galleries are opened here. Raises as OpenGallery does."""
+    warnings.simplefilter("ignore", ScqWarning)  # of requests: answers say what concerns their client
+    Protocol.most, Protocol.seconds = settings.connections, settings.timeout
+    log, metrics = Log(settings.log), Metrics()
+    galleries = {served.name: OpenGallery(served, settings) for served in settings.galleries}
+    thumbnails = None if settings.images is None else Thumbnails(ImageFolder(settings.images))
+    service = Service(settings, galleries, Batcher(settings.threads or _cores(), settings.queue), metrics, log)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda loop, context: log.event("loop-fault", error=type(context.get("exception")).__name__)
+        )
+        service.look()
+        task = asyncio.create_task(_reload(service, settings.reload)) if settings.reload else None
+        log.event("ready", galleries=",".join(galleries), process=os.getpid())
+        yield
+        if task is not None:
+            task.cancel()
+        service.batcher.close()
+        log.event("ended", process=os.getpid())
+
+    app = FastAPI(title="scqfaiss", version=__version__, lifespan=lifespan, description=__doc__.splitlines()[0])
+    keys = Keys(settings)
+    app.include_router(api_router(service, keys))
+    items = {name: g.items for name, g in galleries.items()}
+    app.include_router(page_router(lambda: shown(service), items.__getitem__, thumbnails, keys.dependencies))
+    for kind in (Problem, StarletteHTTPException, HTTPException):
+        app.add_exception_handler(kind, _refused)
+    app.add_middleware(Limits, settings=settings, log=log, metrics=metrics)
+    app.state.service = service
+    return app
+
+
+def from_environment() -> FastAPI:
+    """The app of a worker."""
+    return create_app(Settings.from_json(os.environ[ENVIRONMENT]))
+
+
+def shown(service: Service) -> list[Shown]:
+    """What the page has to know."""
+    found = []
+    for name, g in service.galleries.items():
+        takes = ("ids", *(["image"] if g.images is not None else []), *(["numbers"] if g.images is None else []))
+        has_images = service.settings.images is not None and g.items is not None
+        known = g.gallery.model is not None and g.gallery.model.content is not None
+        found.append(
+            Shown(
+                name,
+                g.gallery.ntotal,
+                g.gallery.d,
+                takes,
+                known,
+                g.gallery.has_calibration,
+                g.items is not None,
+                has_images,
+            )
+        )
+    return found
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """Every error in the one form."""
+    if isinstance(error, StarletteHTTPException):
+        problem = Problem(error.status_code, str(error.detail), error.headers)
+    else:
+        problem = problem_of(error)
+    body = problem.body(request.scope["state"]["request_id"])
+    return Response(body, problem.status, problem.headers, media_type="application/json")
+
+
+async def _reload(service: Service, seconds: float) -> None:
+    """Look at the files again and again, one after the other, in a thread."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(seconds)
+        for g in service.galleries.values():
+            failures = g.failures
+            if await loop.run_in_executor(None, g.reload):
+                service.log.event("reloaded", gallery=g.name, version=g.version, vectors=g.gallery.ntotal)
+            elif g.failures > failures:
+                service.log.event("reload-failed", gallery=g.name, fault=g.fault)
+        service.look()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

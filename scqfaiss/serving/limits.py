@@ -1,0 +1,108 @@
+"""What every request passes: an id, a bound on its size and on the time it may take to arrive, a line in the log, a count.
+
+Plain ASGI: a middleware of Starlette's own would cost more than the search of a small gallery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from .logs import Log
+from .metrics import Metrics
+from .problems import Problem, problem_of
+from .settings import Settings
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # of a request, as a client may give it
+
+
+class Limits:
+    """The outermost layer of the app."""
+
+    def __init__(self, app: Any, settings: Settings, log: Log, metrics: Metrics) -> None:
+        self.app, self.settings, self.log, self.metrics = app, settings, log, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        await _Request(self, scope, receive, send).run()
+
+
+class _Request:
+    def __init__(self, limits: Limits, scope: Scope, receive: Receive, send: Send) -> None:
+        self.limits, self.scope, self._receive, self._send = limits, scope, receive, send
+        self.started, self.size, self.sent, self.status = time.perf_counter(), 0, 0, 0
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        self.id = given.decode() if ID.fullmatch(given) else uuid.uuid4().hex
+        self.length = headers.get(b"content-length")
+        scope["state"] = {**scope.get("state", {}), "request_id": self.id}
+
+    async def run(self) -> None:
+        most = self.limits.settings.max_body
+        try:
+            if self.length is not None and int(self.length) > most:  # h11 has checked that it is a number
+                raise self._too_large(f"{int(self.length):,} bytes")
+            await self.limits.app(self.scope, self.receive, self.send)
+        except Exception as error:
+            await self._refuse(error)
+        finally:
+            self._tell()
+
+    async def receive(self) -> Message:
+        left = self.limits.settings.timeout - (time.perf_counter() - self.started)
+        if self.status:  # the answer has begun: nothing but a disconnection is to come
+            return await self._receive()
+        try:
+            async with asyncio.timeout(max(left, 0.001)):
+                message = await self._receive()
+        except TimeoutError:
+            raise Problem(408, f"the request did not arrive within {self.limits.settings.timeout:g} s", CLOSE) from None
+        self.size += len(message.get("body", b""))
+        if self.size > self.limits.settings.max_body:
+            raise self._too_large("more")
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", []), (b"x-request-id", self.id.encode())]
+        else:
+            self.sent += len(message.get("body", b""))
+        await self._send(message)
+
+    def _too_large(self, found: str) -> Problem:
+        return Problem(413, f"the body is {found}, at most {self.limits.settings.max_body:,} bytes are taken", CLOSE)
+
+    async def _refuse(self, error: Exception) -> None:
+        problem = problem_of(error)
+        if problem.status == 500:
+            self.limits.log.fault(self.id, error)
+        if self.status:  # too late to say so: the connection ends without the rest
+            return
+        body = problem.body(self.id)
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **problem.headers}
+        encoded = [(key.lower().encode(), value.encode()) for key, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": problem.status, "headers": encoded})
+        await self.send({"type": "http.response.body", "body": body})
+
+    def _tell(self) -> None:
+        route = getattr(self.scope.get("route"), "path", "none")  # never the address: it may hold what was asked
+        self.limits.metrics.requests.labels(route, self.status).inc()
+        if route not in QUIET or self.status >= 400:
+            seconds = time.perf_counter() - self.started
+            method = self.scope["method"] if self.scope["method"].isalpha() else "?"
+            self.limits.log.request(self.id, method, route, self.status, seconds, self.size, self.sent)
+
+
+CLOSE = {"Connection": "close"}
+QUIET = {"/healthz", "/readyz", "/metrics"}  # asked every few seconds
