@@ -33,7 +33,10 @@ class AtomicFile:
     """A locked place for one file. `write` may be called more than once; each call replaces the file as a whole.
 
     outermost: reserved while no other was, hence what a command is for; with it in its place the command's work is done.
+    durable: synced before it takes its place; False for one of many files that can be made anew, which a power cut may empty.
     """
+
+    durable = True
 
     def __init__(self, path: Path, name: str, outermost: bool = False) -> None:
         self.path, self.name, self.outermost = path, name, outermost
@@ -95,7 +98,8 @@ class AtomicFile:
                     os.fchmod(f.fileno(), stat.S_IMODE(self.path.stat().st_mode))
                 fill(f)
                 f.flush()
-                os.fsync(f.fileno())
+                if self.durable:
+                    os.fsync(f.fileno())
             if check is not None:
                 check(self.temporary)
         except BaseException as error:
@@ -119,7 +123,8 @@ class AtomicFile:
                 raise self._refused(error, self._nbytes) from error
             raise
         try:
-            _sync_folder(self.path.parent)
+            if self.durable:
+                _sync_folder(self.path.parent)
         except OSError as error:
             why = os.strerror(error.errno or errno.EIO)
             raise WriteError(f"{self.name}: written whole, but a power cut may undo it ({why})") from error

@@ -113,7 +113,7 @@ class Client:
 def client(folder):
     inside, outside = folder
     known = Known([name.replace("{outside}", str(outside)) for name in NAMES.values()])
-    shown = page_routes.Shown("g", 20, 3, ("ids",), False, False, True)
+    shown = page_routes.Shown("g", 20, 3, ("ids",), False, False, True, True)
     app = fastapi.FastAPI()
     app.include_router(
         page_routes.page_router(
@@ -153,6 +153,18 @@ def test_of_hostile_paths_and_images_each_has_its_status_and_tells_nothing(clien
 )
 def test_tricks_with_addresses_reach_nothing(client, path, status):
     assert client.get(path).status_code == status
+
+
+def test_items_of_ids_that_are_typed(client):
+    assert [item and item["image"] for item in client.get("/page/items/g?ids=1,999,2").json()["items"]] == [
+        "../secret.png",
+        None,
+        "a/../../secret.png",
+    ]
+    assert client.get("/page/items/bare?ids=1,2").json() == {"items": [None, None]}
+    assert client.get("/page/items/g?ids=x,,-1,99999999999999999999,1e5").json() == {"items": []}
+    assert len(client.get("/page/items/g?ids=" + ",".join(["1"] * 5000)).json()["items"]) == page_routes.MOST_ITEMS
+    assert [client.get(f"/page/items/{name}").status_code for name in ("other?ids=1", "g")] == [404, 422]
 
 
 def test_an_image_is_whole_upright_and_no_larger_than_a_tile(folder):

@@ -18,6 +18,7 @@ from ..errors import ScqWarning, printable
 from ..files import atomic_write, make_folder
 from ..galleries.exporting import export_file
 from ..options import TrainOptions
+from ..progress import Meter
 from ..training.calibrating import calibrate_file
 from ..training.interface import train_file
 from .digits import write_parts
@@ -36,6 +37,19 @@ class Served(NamedTuple):
     model: Path
     items: Path
     images: Path
+
+
+def serve_digits(folder: Path, say: Callable[[str], Any], progress: Meter, port: int | None = None) -> None:
+    """Prepare the digits, and serve them on this machine alone until a signal comes. Raises as prepare and serving.run.serve."""
+    from ..serving.run import serve  # first: whatever lacks is told before anything is trained
+
+    served = prepare(folder, say, progress)
+    progress.close()
+    gallery, model, items, images = map(printable, served)
+    say("To serve them again, with options of your own:")
+    say(f"  scqfaiss serve {NAME}={gallery} --model {model} --items {items} --images {images}\n")
+    options = {"model": (str(served.model),), "items": (str(served.items),), "images": str(served.images), "port": port}
+    serve((f"{NAME}={served.gallery}",), say, **options)
 
 
 def prepare(folder: Path, say: Callable[[str], Any], progress: Progress) -> Served:
@@ -57,7 +71,7 @@ def prepare(folder: Path, say: Callable[[str], Any], progress: Progress) -> Serv
         say(f"handwritten digits: {len(parts['train'][0])} to train, {len(ids)} in the gallery\n")
         with warnings.catch_warnings():  # few rows: true, but no news in a demo
             warnings.simplefilter("ignore", ScqWarning)
-            request = TrainOptions(method="scq", bits=BITS, content_bits=CONTENT_BITS)
+            request = TrainOptions(method="scq", bits=BITS, content_bits=CONTENT_BITS, forecast="off")
             rows = folder / "database.h5"
             train_file(folder / "train.h5", served.model, request, keys={}, progress=progress, codebook_rows=rows)
             calibrate_file(served.model, folder / "query.h5", keys={}, progress=progress)
@@ -65,6 +79,7 @@ def prepare(folder: Path, say: Callable[[str], Any], progress: Progress) -> Serv
         for i, (row, id) in enumerate(zip(pixels, ids)):
             content = png(row)
             with atomic_write(served.images / f"{id}.png") as image:
+                image.durable = False
                 image.write(lambda f: f.write(content))  # noqa: B023
             progress("images", i + 1, len(ids), "")
         output.write(lambda f: f.write(items_csv(labels.y, ids).encode()))

@@ -164,13 +164,7 @@ def search_file(
     if out is None:
         hits, query_ids, names, beyond, opened, *_ = run()
     else:
-        given = (
-            path,
-            queries,
-            model,
-            items,
-            *(ids for ids in lists.values() if ids is not None and os.path.exists(ids)),
-        )
+        given = (path, queries, model, items, *_files_of(lists))
         with atomic_write(out, inputs=[p for p in given if p is not None]) as output:
             hits, query_ids, names, beyond, opened, told, chances = run(output)
             texts = None if opened is None else described(opened, hits[-1])
@@ -179,6 +173,11 @@ def search_file(
     asked_for = "".join(f" beyond {beyond:.6g}, which promises {name} {value:g}" for name, value in promised.items())
     written = f", written to {printable(out)}" if out is not None else ""
     return _said(hits, query_ids) + asked_for + written + _first(hits, names, opened)
+
+
+def _files_of(lists: Mapping[str, str | None]) -> list[str]:
+    """Of ids as the command line takes them, those that are files."""
+    return [ids for ids in lists.values() if ids is not None and os.path.exists(ids)]
 
 
 def _promised(threshold: float | None, confidence: float | None, **promises: float | None) -> dict[str, float]:

@@ -77,7 +77,18 @@ def shown(service: Service) -> list[Shown]:
         takes = ("ids", *(["image"] if g.images is not None else []), *(["numbers"] if g.images is None else []))
         has_images = service.settings.images is not None and g.items is not None
         known = g.gallery.model is not None and g.gallery.model.content is not None
-        found.append(Shown(name, g.gallery.ntotal, g.gallery.d, takes, known, g.gallery.has_calibration, has_images))
+        found.append(
+            Shown(
+                name,
+                g.gallery.ntotal,
+                g.gallery.d,
+                takes,
+                known,
+                g.gallery.has_calibration,
+                g.items is not None,
+                has_images,
+            )
+        )
     return found
 
 

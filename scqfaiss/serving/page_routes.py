@@ -34,6 +34,7 @@ SECURITY = {
 }
 IMAGE_THREADS = 2  # that make thumbnails, beside those that search
 IMAGES_WAITING = 256  # thumbnails asked for and not made yet; more are turned away
+MOST_ITEMS = 100  # of one request
 EXAMPLES = 24  # items that the page begins with
 IMAGE_AGE = 300  # seconds that a browser shows an image without asking again
 
@@ -41,7 +42,7 @@ IMAGE_AGE = 300  # seconds that a browser shows an image without asking again
 @dataclass(frozen=True)
 class Shown:
     """What the page has to know of a gallery. takes: of 'ids', 'image' and 'numbers'; known, probability: whether it has
-    content codes, and a calibration; images: whether its items may have some.
+    content codes, and a calibration; items, images: whether it has items, and these may have images.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Shown:
     takes: tuple[str, ...]
     known: bool
     probability: bool
+    items: bool
     images: bool
 
 
@@ -88,6 +90,12 @@ def page_router(
     held = {name: (folder / name).read_bytes() for name in ("index.html", *FILES)}
     images = None if thumbnails is None else _Images(thumbnails)
 
+    def _items_of(name: str) -> Items | None:
+        try:
+            return items(name)
+        except KeyError:
+            raise HTTPException(404, "there is no such gallery") from None
+
     @router.get("/")
     def page() -> Response:
         return _static(held["index.html"], "text/html; charset=utf-8")
@@ -95,6 +103,14 @@ def page_router(
     @router.get("/page/galleries.json", dependencies=list(protected))
     def galleries_shown() -> dict[str, Any]:
         return {"galleries": [{**asdict(one), "examples": _examples(items(one.name))} for one in galleries()]}
+
+    @router.get("/page/items/{name}", dependencies=list(protected))
+    def items_shown(name: str, ids: str) -> dict[str, Any]:
+        numbers = [
+            int(word) for word in ids.split(",")[:MOST_ITEMS] if word.isascii() and word.isdecimal() and len(word) < 20
+        ]
+        known = _items_of(name)
+        return {"items": [None] * len(numbers) if known is None else known.get(numbers)}
 
     @router.get("/page/{name}")
     def page_file(name: str) -> Response:
@@ -104,10 +120,7 @@ def page_router(
 
     @router.get("/v1/galleries/{name}/images/{id}", dependencies=list(protected))
     async def image(name: str, id: int, request: Request) -> Response:
-        try:
-            known = items(name)
-        except KeyError:
-            raise HTTPException(404, "there is no such gallery") from None
+        known = _items_of(name)
         item = known.get([id])[0] if known is not None and images is not None else None
         if images is None or item is None or not item["image"]:
             raise HTTPException(404, "there is no such image")

@@ -1,7 +1,7 @@
 // The page: what is searched for, and what is shown while it is, and of what was found.
 
-import { element, frame, grid } from "./grid.js";
-import { Failure, galleries, search, useKey } from "./server.js";
+import { element, frame, grid, percent } from "./grid.js";
+import { Failure, galleries, items, search, useKey } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
 const SHOW_WAITING_AFTER = 150; // milliseconds
@@ -42,7 +42,8 @@ function failed(error, retry) {
     return;
   }
   if (!(error instanceof Failure)) console.error(error);
-  notice(error instanceof Failure ? error.message : "Something went wrong on this page.", retry);
+  const again = error.status >= 400 && error.status < 500 ? null : retry; // the same would be answered again
+  notice(error instanceof Failure ? error.message : "Something went wrong on this page.", again);
 }
 
 // --------------------------------------------------------------------------------------------------------------- query
@@ -86,8 +87,12 @@ function preview() {
 }
 
 function query() {
-  const out = { gallery: gallery().name, way: way(), k: Number($("k").value), probability: gallery().probability, known: null };
-  if (gallery().known) out.known = $("auto").checked ? "auto" : Number($("known").value);
+  const shown = gallery();
+  const out = { gallery: shown.name, way: way(), k: Number($("k").value), known: null };
+  if (shown.known) out.known = $("auto").checked ? "auto" : Number($("known").value);
+  // What scores mean was learned from queries whose class the model's gate weighs.
+  out.probability = shown.probability && typeof out.known !== "number";
+  out.least = out.probability ? Number($("least").value) : 0;
   if (out.way === "ids") out.ids = readIds();
   else if (out.way === "numbers") out.numbers = readNumbers();
   else if (chosen) out.file = chosen.file;
@@ -113,7 +118,8 @@ async function run(asked, fromGrid = false) {
   const first = setTimeout(wait, SHOW_WAITING_AFTER);
   const every = setInterval(wait, 1000);
   try {
-    show(asked, await search(asked, mine.signal), fromGrid);
+    const [answer] = await Promise.all([search(asked, mine.signal), lookUp(asked, mine.signal)]);
+    show(asked, answer, fromGrid);
   } catch (error) {
     if (running !== mine) return;
     if (error.name === "AbortError") notice("Cancelled.", () => run(asked), false);
@@ -129,6 +135,14 @@ async function run(asked, fromGrid = false) {
       $("results").removeAttribute("aria-busy");
     }
   }
+}
+
+// What the ids are called that are asked for: a row is not among its own hits.
+async function lookUp({ gallery: name, ids = [] }, signal) {
+  const unseen = known.get(name).items ? ids.filter((id) => !seen.has(`${name} ${id}`)) : [];
+  if (!unseen.length) return;
+  const found = await items(name, unseen, signal);
+  for (const [i, item] of found.entries()) seen.set(`${name} ${unseen[i]}`, item);
 }
 
 function submit(event) {
@@ -175,19 +189,25 @@ function heading(asked, q) {
   return { made, text };
 }
 
-function show(asked, found, fromGrid) {
+function none({ least }) {
+  if (least) return `No hits with a probability of ${percent(least)} or more.`;
+  return "No hits. The gallery holds nothing that this search may return.";
+}
+
+function show(asked, answer, fromGrid) {
+  const found = answer.map(({ hits }) => ({ hits: hits.filter(({ probability }) => !asked.least || probability >= asked.least) }));
   for (const { hits } of found) for (const { id, item } of hits) if (item) seen.set(`${asked.gallery} ${id}`, item);
   const sections = found.map(({ hits }, q) => {
     const section = element("section", "found");
     const { made, text } = heading(asked, q);
-    text.append(element("p", "", hits.length ? count(hits.length, "hit") : "No hits. The gallery holds nothing that this search may return."));
+    text.append(element("p", "", hits.length ? count(hits.length, "hit") : none(asked)));
     section.append(made);
     if (hits.length) section.append(grid(gallery(), hits, moreLike));
     return section;
   });
   $("results").replaceChildren(...sections);
   const n = found.reduce((sum, { hits }) => sum + hits.length, 0);
-  say(n ? `${count(n, "hit")} found.` : "No hits.");
+  say(n ? `${count(n, "hit")} found.` : none(asked));
   if (fromGrid) {
     const first = document.querySelector(".hit");
     (first ?? $("results")).focus({ preventScroll: true });
@@ -244,10 +264,11 @@ function recall() {
 
 // ----------------------------------------------------------------------------------------------------------- the form
 function showGallery() {
-  const { d, n, takes, known: weighs } = gallery();
+  const { d, n, takes, known: weighs, probability } = gallery();
   $("facts").textContent = `${known.size === 1 ? `${gallery().name}, ` : ""}${count(n, "item")}`;
   $("numbers-hint").textContent = `${d} numbers, apart by commas or spaces.`;
   $("known-field").hidden = !weighs;
+  $("least-field").hidden = !probability;
   for (const input of document.querySelectorAll("[name=way]")) {
     input.parentElement.hidden = !takes.includes(input.value);
     if (input.checked && input.parentElement.hidden) document.querySelector("[value=ids]").checked = true;
@@ -262,6 +283,7 @@ function showWay() {
 
 function showKnown() {
   $("known").disabled = $("auto").checked;
+  $("least").disabled = !$("auto").checked;
   $("known-value").textContent = $("auto").checked ? "automatic" : Number($("known").value).toFixed(2);
 }
 
@@ -292,8 +314,7 @@ $("ways").addEventListener("change", showWay);
 $("image").addEventListener("change", () => choose($("image").files[0]));
 $("auto").addEventListener("change", showKnown);
 $("known").addEventListener("input", showKnown);
-$("known").addEventListener("change", () => repeat && submit());
-$("auto").addEventListener("change", () => repeat && submit());
+for (const id of ["k", "least", "known", "auto"]) $(id).addEventListener("change", () => repeat && submit());
 $("cancel").addEventListener("click", () => running?.abort());
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();

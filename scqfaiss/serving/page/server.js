@@ -54,11 +54,17 @@ export async function galleries() {
   return parse(await (await reply("page/galleries.json")).text());
 }
 
+// The items of some ids, null for those without.
+export async function items(gallery, ids, signal) {
+  const path = `page/items/${encodeURIComponent(gallery)}?ids=${ids.join(",")}`;
+  return parse(await (await reply(path, { signal })).text()).items;
+}
+
 // query: {gallery, way, ids or file or numbers, k, known}. -> [{ids, scores, items, probability}] for each query of it.
 export async function search({ gallery, way, ids, file, numbers, k, known, probability }, signal) {
   const options = { method: "POST", signal };
   let path = `v1/galleries/${encodeURIComponent(gallery)}/search`;
-  const more = { k, ...(known === null ? {} : { known }), ...(probability ? { probability: true } : {}) };
+  const more = { k, ...(typeof known === "number" ? { known } : {}), ...(probability ? { probability: true } : {}) };
   if (way === "image") {
     options.body = new FormData();
     options.body.append("images", file);
