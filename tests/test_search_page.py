@@ -48,7 +48,7 @@ def shop(tmp_path_factory):
     x, labels, ids = parts["database"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScqWarning)
-        digits = with_content(scqfaiss.train(x, method="pq", bits=16), x)
+        digits = with_content(scqfaiss.train(x, method="pq", bits=16, nbits=4), x)
         digits = scqfaiss.calibrate(digits, parts["query"][0], parts["query"][1].y)
         digits.save(folder / "digits.safetensors")
         scqfaiss.export(digits, x, ids=ids, path=folder / "digits.faissindex")
@@ -300,6 +300,14 @@ def test_numbers_the_slider_and_a_probability_that_no_hit_has(page):
     page.js("document.getElementById('known').dispatchEvent(new Event('change'))")
     assert page.one("#known-value").text == "0.00"
     other = page.found("Nearest to the numbers")
+    page.one("[value=ids]").click()
+    page.one("#ids").send_keys("18", ENTER)
+    unknown = page.found("More like Handwritten eight")
+    page.js("const e = document.getElementById('known'); e.value = 1; e.dispatchEvent(new Event('change'))")
+    page.wait(
+        "return [...document.querySelectorAll('.hit')].map(e => e.dataset.id).join() !== arguments[0]",
+        ",".join(unknown),
+    )
     assert len(other) == len(found) and other != found and not page.one("#least").is_enabled()
     assert page.unclean() == []
 
