@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..arrays import Floats, Ints
 from ..errors import ConfigError, DataError, ScqError
 from ..features.source import front_encoder_of
+from ..galleries.alike import alike
 from ..galleries.editing import append, remove
 from ..galleries.gallery import Gallery, open_gallery
 from ..galleries.searching import require_model
@@ -74,11 +75,11 @@ class OpenGallery:
         """Requests of one kind, together. Raises Problem, or an error of the search, which may be of one of them alone."""
         view = copy.copy(self.gallery)  # an answer is of one file, whatever is put in its place meanwhile
         first, started = asked[0], time.perf_counter()
+        known = np.asarray(first.known) if isinstance(first.known, list) else first.known
         if first.ids is not None:
-            z = self._stored(view, np.concatenate([a.ids for a in asked if a.ids is not None]))
+            z = self._stored(view, np.concatenate([a.ids for a in asked if a.ids is not None]), known)
         else:
             rows = np.concatenate([a.rows for a in asked if a.rows is not None])
-            known = np.asarray(first.known) if isinstance(first.known, list) else first.known
             z = rows if first.encoded else view.embed(rows, known=known, check_finite=False)
         encode = time.perf_counter() - started
         found = self._ranged(view, z, first) if first.ranged else self._first(view, z, first)
@@ -109,9 +110,9 @@ class OpenGallery:
             parts.append((D, I))
         return np.array(lims), *(np.concatenate(part) for part in zip(*parts))  # type: ignore[return-value]
 
-    def _stored(self, view: Gallery, ids: Ints) -> Floats:
+    def _stored(self, view: Gallery, ids: Ints, known: Any) -> Floats:
         try:
-            return view.reconstruct(ids)
+            return alike(view, ids, known)
         except DataError as error:
             raise Problem(404, str(error)) from None
 

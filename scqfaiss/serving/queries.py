@@ -107,7 +107,7 @@ def asked(value: Mapping[str, Any], settings: Settings, rows: Floats | None, ids
     probability = value.get("probability", False)
     if not isinstance(probability, bool):
         raise Problem(422, f"probability is {str(probability)[:40]}, needs true or false")
-    known = _known(value.get("known"), len(rows) if rows is not None else 0)
+    known = _known(value.get("known"), len(rows) if rows is not None else 0 if ids is None else len(ids))
     allow, deny = (_ids(value.get(name), name, settings) for name in ("allow", "deny"))
     alone = object() if allow is not None or deny is not None or isinstance(known, list) else None
     kind = (k, nprobe, *numbers.values(), probability, None if isinstance(known, list) else known, rows is None, alone)
