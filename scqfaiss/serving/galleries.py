@@ -89,7 +89,7 @@ class OpenGallery:
         k, nprobe = min(a.k, max(view.ntotal, 1)), a.nprobe
         if nprobe is not None and view.every_list is not None:
             nprobe = min(nprobe, view.every_list)
-        D, I = view.search(z, k, encoded=True, allow=a.allow, deny=a.deny, nprobe=nprobe, check_finite=False)
+        D, I = view.search(z, k, nprobe=nprobe, **_options(a))
         return np.arange(0, len(z) * k + 1, k), D.ravel(), I.ravel()
 
     def _ranged(self, view: Gallery, z: Floats, a: Asked) -> tuple[Ints, NDArray[np.float32], Ints]:
@@ -99,9 +99,7 @@ class OpenGallery:
             threshold = view.threshold(precision=a.precision, recall=a.recall)
         lims, parts, most = [0], [], self.settings.most_hits
         for row in z:
-            _, D, I = view.range_search(
-                row[None], threshold, encoded=True, allow=a.allow, deny=a.deny, check_finite=False
-            )
+            _, D, I = view.range_search(row[None], threshold, **_options(a))
             lims.append(lims[-1] + len(I))
             if lims[-1] > most:
                 raise Problem(
@@ -180,6 +178,12 @@ class OpenGallery:
             found["calibration"] = calibration.table(share)
         found |= {"name": self.name, "vectors": g.ntotal, "query_d": g.d, "exact": g.exact, "version": self.version}
         return found | {"known": g.has_gate, "images": self.images is not None, "items": self.items is not None}
+
+
+def _options(a: Asked) -> dict[str, Any]:
+    """Of a search: vectors that are stored live behind the encoder inside the file, others before it."""
+    stored = a.ids is not None
+    return {"encoded": not stored, "decoded": stored, "allow": a.allow, "deny": a.deny, "check_finite": False}
 
 
 class Images:

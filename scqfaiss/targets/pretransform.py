@@ -105,6 +105,13 @@ def apply_transforms(index: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
     return x
 
 
+def tiled(index: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows that live where codes do -> rows as the index behind the transforms takes them."""
+    for t in chain(index):
+        x = _applied(t, x) if is_tile(t) else x
+    return x
+
+
 def unwrap_index(index: Any) -> Any:
     """The index behind the chain, or the index itself."""
     index = faiss.downcast_index(index)
