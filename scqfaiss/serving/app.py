@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import warnings
 from collections.abc import AsyncIterator
@@ -13,16 +14,15 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
 from .. import __version__
-from ..errors import ScqWarning
+from ..errors import ScqError, ScqWarning
 from .batching import Batcher
-from .galleries import OpenGallery
+from .galleries import OpenGallery, plain
 from .keys import Keys
 from .limits import Limits
 from .logs import Log
 from .metrics import Metrics
 from .page_routes import Shown, page_router
 from .problems import Problem, problem_of
-from .protocol import Protocol
 from .routes import Service, api_router
 from .settings import Settings
 from .thumbnails import ImageFolder, Thumbnails
@@ -32,8 +32,8 @@ ENVIRONMENT = "SCQFAISS_SERVE"  # settings as JSON, for workers
 
 def create_app(settings: Settings) -> FastAPI:
     """The service as an ASGI app; galleries are opened here. Raises as OpenGallery does."""
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what happens to requests stands in the service's own log
     warnings.simplefilter("ignore", ScqWarning)  # of requests: answers say what concerns their client
-    Protocol.most, Protocol.seconds = settings.connections, settings.timeout
     log, metrics = Log(settings.log), Metrics()
     galleries = {served.name: OpenGallery(served, settings) for served in settings.galleries}
     thumbnails = None if settings.images is None else Thumbnails(ImageFolder(settings.images))
@@ -66,8 +66,13 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def from_environment() -> FastAPI:
-    """The app of a worker."""
-    return create_app(Settings.from_json(os.environ[ENVIRONMENT]))
+    """The app of a worker, which ends where it cannot serve: its supervisor starts another one later."""
+    settings = Settings.from_json(os.environ[ENVIRONMENT])
+    try:
+        return create_app(settings)
+    except (ScqError, OSError, MemoryError) as error:
+        Log(settings.log).event("worker-failed", process=os.getpid(), fault=plain(str(error), settings.galleries))
+        raise SystemExit(3) from None
 
 
 def shown(service: Service) -> list[Shown]:

@@ -48,7 +48,8 @@ class Answer:
     @property
     def short(self) -> int:
         """Queries with fewer hits than were asked for."""
-        return int((np.add.reduceat(self.I < 0, self.lims[:-1]) > 0).sum()) if len(self.I) else 0
+        empty = self.I < 0
+        return int((np.diff(np.append(0, empty.cumsum())[self.lims]) > 0).sum()) if empty.any() else 0
 
 
 class OpenGallery:
@@ -68,6 +69,7 @@ class OpenGallery:
         self.items: Items | None = None if served.items is None else open_items(served.items, served.gallery)
         self.images = Images.of(model, served.onnx)
         self.loaded, self.failures, self.fault = time.time(), 0, ""
+        self._bad: Any = None  # what is known of the file that `fault` is of
         self._writing = threading.Lock()
 
     # ------------------------------------------------------------------------------------------------------- searching
@@ -143,12 +145,14 @@ class OpenGallery:
 
         Raises nothing.
         """
+        seen = _seen(self.served.gallery)
+        if self.fault and seen == self._bad:  # the same bad file: not worth another look into it
+            return False
         try:
             changed = self.gallery.refresh()
-        except (ScqError, OSError) as error:
-            message = str(error).replace(os.path.abspath(self.served.gallery), self.name)
-            self.failures += message != self.fault
-            self.fault = message
+        except (ScqError, OSError, MemoryError) as error:
+            self._bad, self.fault = seen, plain(str(error) or "out of memory", (self.served,))
+            self.failures += 1
             return False
         if changed:
             self.loaded = time.time()
@@ -178,6 +182,24 @@ class OpenGallery:
             found["calibration"] = calibration.table(share)
         found |= {"name": self.name, "vectors": g.ntotal, "query_d": g.d, "exact": g.exact, "version": self.version}
         return found | {"known": g.has_gate, "images": self.images is not None, "items": self.items is not None}
+
+
+def plain(message: str, galleries: Sequence[Served]) -> str:
+    """A message without paths of this machine: files are called by their last part."""
+    for served in galleries:
+        for path in (served.gallery, served.model, served.items, served.onnx):
+            for form in (os.path.abspath(path), path) if path else ():
+                message = message.replace(form, os.path.basename(path or ""))
+    return message
+
+
+def _seen(path: str) -> tuple[int, ...] | None:
+    """What differs where a file is replaced or rewritten."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _options(a: Asked) -> dict[str, Any]:
