@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import life
 import pytest
@@ -117,15 +117,14 @@ def exchange(port, data, seconds=5.0, more=()):
     """Send bytes, and more after each pause -> everything that comes until the service closes, or `seconds` are over."""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as s:
         found = b""
-        try:
+        with suppress(TimeoutError, ConnectionError):  # what came before may still be read
             s.sendall(data)
             for pause, part in more:
                 time.sleep(pause)
                 s.sendall(part)
+        with suppress(TimeoutError, ConnectionError):
             while part := s.recv(1 << 16):
                 found += part
-        except (TimeoutError, ConnectionError):
-            pass
     return found
 
 
