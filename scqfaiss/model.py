@@ -68,8 +68,8 @@ class Model:
             raise CheckpointError(f"the encoder gives d={chain.d_out}, the codebooks need d={codebooks.d}")
         check_facts(config, codebooks.lists is not None, backbone is not None)
         self.chain, self.semantic, self.content, self.backbone = chain, codebooks, content, backbone
-        self._joint = None if content is None else _joint(chain, codebooks, content)
-        self.codebooks = codebooks if self._joint is None else self._joint.codebooks
+        self.joint = None if content is None else _joint(chain, codebooks, content)
+        self.codebooks = codebooks if self.joint is None else self.joint.codebooks
         self.calibrations = None if calibrations is None else calibrations.checked(self.codebooks.d)
         self.config = dict(config)
         self._sha256 = ("", "")  # config as JSON, and the hash of the file with it
@@ -117,10 +117,10 @@ class Model:
 
     def of_semantic(self, z: Floats, x: Floats, name: str = "rows") -> tuple[Floats, Floats]:
         """z (n, d) float32 that other heads made of rows x (n, d_in) -> what would search for them, and what would be coded."""
-        if self.content is None or self._joint is None:
+        if self.content is None or self.joint is None:
             return z, z
         v = self.content.chain(x, name)
-        return self._joint.join(z, v, self.content.weight(self.content.known(z, v))), self._joint.join(z, v)
+        return self.joint.join(z, v, self.content.weight(self.content.known(z, v))), self.joint.join(z, v)
 
     def known(self, x: Any, name: str = "rows") -> Floats:
         """x (n, d_in) floats -> the probability that the class of each row is one of the training's, (n,) float32.
@@ -144,12 +144,12 @@ class Model:
 
     def queries(self, x: Floats, name: str = "rows", known: Any = None) -> Floats:
         """The same as embed for rows (n, d_in) float32 that were looked at already."""
-        if self.content is None or self._joint is None:
+        if self.content is None or self.joint is None:
             if known is not None:
                 raise ConfigError("known is given, and the model has no content codes; train it with --content-bits")
             return self.chain(x, name)
         z, v = self.chain(x, name), self.content.chain(x, name)
-        return self._joint.join(z, v, self.content.weight(self.content.known(z, v, known)))
+        return self.joint.join(z, v, self.content.weight(self.content.known(z, v, known)))
 
     def gate_of(self, x: Floats, name: str = "rows") -> Floats:
         """The same as known for rows (n, d_in) float32 that were looked at already."""
@@ -161,9 +161,9 @@ class Model:
 
     def _vectors(self, x: Floats, name: str, first: int = 0) -> Floats:
         z = self.chain(x, name, first)
-        if self.content is None or self._joint is None:
+        if self.content is None or self.joint is None:
             return z
-        return self._joint.join(z, self.content.chain(x, name, first))
+        return self.joint.join(z, self.content.chain(x, name, first))
 
     def assign(self, vectors: Floats) -> Codes:
         """vectors (n, d) float32 -> codes (n, M), or (n, 1 + M) with lists, by the method's own rule; content codes by the
@@ -178,9 +178,9 @@ class Model:
 
     def _assign(self, vectors: Floats) -> Codes:
         rule, beams = self.config["rule"], (self.config.get("beam", 1), self.config.get("list_beam", 1))
-        if self.content is None or self._joint is None:
+        if self.content is None or self.joint is None:
             return self.semantic.assign(vectors, rule, *beams)
-        z, v = self._joint.split(vectors)
+        z, v = self.joint.split(vectors)
         lists, words = self.semantic.split(self.semantic.assign(z, rule, *beams))
         return self.codebooks.joined(lists, np.concatenate([words, self.content.assign(v, lists)], axis=1))
 

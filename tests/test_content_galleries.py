@@ -19,6 +19,7 @@ from scqfaiss.data.writing import write_rows
 from scqfaiss.encoders.chain import Chain
 from scqfaiss.errors import ConfigError, IndexFileError
 from scqfaiss.evaluation.galleries import evaluate, evaluate_pairs
+from scqfaiss.galleries.alike import alike
 from scqfaiss.galleries.inspection import facts
 from scqfaiss.galleries.onnx_export import export_encoder
 
@@ -238,3 +239,24 @@ def test_commands(run):
     result = run("search", "p.faissindex", "q.h5", "--known", "1")
     assert result.code == 2 and "p.faissindex have no content part" in result.error
     assert run("search", "p.faissindex", "q.h5", "-o", "p.h5").code == 0 and "known" not in read("p.h5")
+
+
+@pytest.mark.parametrize("name", [NAME, "product-8"])
+def test_rows_of_a_gallery_are_weighted_as_queries_are(name):
+    life.export(name, "g.faissindex", slice(400))
+    model, gallery = life.model(name), opened("g.faissindex", name)
+    ids = IDS[[7, 3, 7]]
+    stored = gallery.reconstruct(ids)
+    if name != NAME:
+        np.testing.assert_array_equal(alike(gallery, ids), stored)
+        with pytest.raises(ConfigError, match=r"known is given, and the codes of .* have no content part"):
+            alike(gallery, ids, 0.5)
+        return
+    z, v = model.joint.split(stored)
+    of_known, of_unknown = (np.float64(w) for w in model.content.weights)
+    for known in (0.0, 0.25, 1.0, np.array([0.0, 0.5, 1.0])):
+        w = np.broadcast_to(of_known**known * of_unknown ** (1 - known), 3)
+        want = np.concatenate([model.joint.join(z[i : i + 1], float(w[i]) * v[i : i + 1]) for i in range(3)])
+        np.testing.assert_allclose(alike(gallery, ids, known), want, rtol=1e-5, atol=1e-6)
+    w = model.content.weight(model.content.known(z, v, "auto"))
+    np.testing.assert_array_equal(alike(gallery, ids), model.joint.join(z, v, w))

@@ -144,7 +144,7 @@ def test_of_hostile_paths_and_images_each_has_its_status_and_tells_nothing(clien
         ("/v1/galleries/g/images/..%2f..%2fsecret.png", 404),
         ("/v1/galleries/g/images/-1", 404),
         ("/v1/galleries/g/images/99999999999999999999", 404),
-        ("/v1/galleries/g/images/x", 422),
+        ("/v1/galleries/g/images/x", 404),
         ("/page/..%2fpage_routes.py", 404),
         ("/page/%2e%2e/page_routes.py", 404),
         ("/page/index.html", 404),
@@ -164,7 +164,7 @@ def test_items_of_ids_that_are_typed(client):
     assert client.get("/page/items/bare?ids=1,2").json() == {"items": [None, None]}
     assert client.get("/page/items/g?ids=x,,-1,99999999999999999999,1e5").json() == {"items": []}
     assert len(client.get("/page/items/g?ids=" + ",".join(["1"] * 5000)).json()["items"]) == page_routes.MOST_ITEMS
-    assert [client.get(f"/page/items/{name}").status_code for name in ("other?ids=1", "g")] == [404, 422]
+    assert [client.get(f"/page/items/{name}").status_code for name in ("other?ids=1", "g")] == [404, 200]
 
 
 def test_an_image_is_whole_upright_and_no_larger_than_a_tile(folder):

@@ -105,10 +105,8 @@ def page_router(
         return {"galleries": [{**asdict(one), "examples": _examples(items(one.name))} for one in galleries()]}
 
     @router.get("/page/items/{name}", dependencies=list(protected))
-    def items_shown(name: str, ids: str) -> dict[str, Any]:
-        numbers = [
-            int(word) for word in ids.split(",")[:MOST_ITEMS] if word.isascii() and word.isdecimal() and len(word) < 20
-        ]
+    def items_shown(name: str, ids: str = "") -> dict[str, Any]:
+        numbers = [i for word in ids.split(",")[:MOST_ITEMS] if (i := _id(word)) >= 0]
         known = _items_of(name)
         return {"items": [None] * len(numbers) if known is None else known.get(numbers)}
 
@@ -119,9 +117,9 @@ def page_router(
         return _static(held[name], FILES[name])
 
     @router.get("/v1/galleries/{name}/images/{id}", dependencies=list(protected))
-    async def image(name: str, id: int, request: Request) -> Response:
+    async def image(name: str, id: str, request: Request) -> Response:
         known = _items_of(name)
-        item = known.get([id])[0] if known is not None and images is not None else None
+        item = known.get([_id(id)])[0] if known is not None and images is not None else None
         if images is None or item is None or not item["image"]:
             raise HTTPException(404, "there is no such image")
         found = await images.get(item["image"])
@@ -137,6 +135,11 @@ def _examples(known: Items | None) -> list[dict[str, Any]]:
     """Items to begin with: nobody knows ids by heart."""
     ids = known.some(EXAMPLES) if known is not None else []
     return [{"id": id, "item": item} for id, item in zip(ids, known.get(ids))] if known is not None else []
+
+
+def _id(word: str) -> int:
+    """An id as it stands in an address, -1 for what is none."""
+    return int(word) if word.isascii() and word.isdecimal() and len(word) < 20 else -1
 
 
 def _static(content: bytes, media_type: str) -> Response:

@@ -109,7 +109,7 @@ def asked(value: Mapping[str, Any], settings: Settings, rows: Floats | None, ids
     probability = value.get("probability", False)
     if not isinstance(probability, bool):
         raise Problem(422, f"probability is {str(probability)[:40]}, needs true or false")
-    known = _known(value.get("known"), len(rows) if rows is not None else 0)
+    known = _known(value.get("known"), len(rows) if rows is not None else 0 if ids is None else len(ids))
     allow, deny = (_ids(value.get(name), name, settings) for name in ("allow", "deny"))
     alone = object() if allow is not None or deny is not None or isinstance(known, list) else None
     kind = (k, nprobe, *numbers.values(), probability, None if isinstance(known, list) else known, rows is None, alone)
@@ -129,7 +129,7 @@ def _rows(value: Any, d: int, settings: Settings) -> Floats:
             raise Problem(422, f"query {i} is {found}, needs a list of {d}")
     try:
         rows = np.array(value)
-        if rows.dtype.kind not in "fiu":
+        if rows.dtype.kind not in "fiu" or rows.ndim != 2:
             raise ValueError
         with np.errstate(over="ignore"):
             rows = rows.astype(np.float32)
