@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI, HTTPException, Request
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -23,21 +24,23 @@ from .logs import Log
 from .metrics import Metrics
 from .page_routes import Shown, page_router
 from .problems import Problem, problem_of
-from .routes import Service, api_router
+from .routes import Service, answered, api_router
 from .settings import Settings
 from .thumbnails import ImageFolder, Thumbnails
 
 ENVIRONMENT = "SCQFAISS_SERVE"  # settings as JSON, for workers
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings) -> Limits:
     """The service as an ASGI app; galleries are opened here. Raises as OpenGallery does."""
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what happens to requests stands in the service's own log
     warnings.simplefilter("ignore", ScqWarning)  # of requests: answers say what concerns their client
     log, metrics = Log(settings.log), Metrics()
     galleries = {served.name: OpenGallery(served, settings) for served in settings.galleries}
     thumbnails = None if settings.images is None else Thumbnails(ImageFolder(settings.images))
-    service = Service(settings, galleries, Batcher(settings.threads or _cores(), settings.queue), metrics, log)
+    service = Service(
+        settings, galleries, Batcher(settings.threads or _cores(), settings.queue, settings.timeout), metrics, log
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -58,14 +61,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(api_router(service, keys))
     items = {name: g.items for name, g in galleries.items()}
     app.include_router(page_router(lambda: shown(service), items.__getitem__, thumbnails, keys.dependencies))
-    for kind in (Problem, StarletteHTTPException, HTTPException):
+    for kind in (Problem, ScqError, StarletteHTTPException, HTTPException, Exception):
         app.add_exception_handler(kind, _refused)
-    app.add_middleware(Limits, settings=settings, log=log, metrics=metrics)
-    app.state.service = service
-    return app
+    return Limits(app, service, partial(answered, service, keys))
 
 
-def from_environment() -> FastAPI:
+def from_environment() -> Limits:
     """The app of a worker, which ends where it cannot serve: its supervisor starts another one later."""
     settings = Settings.from_json(os.environ[ENVIRONMENT])
     try:

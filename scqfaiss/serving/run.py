@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -40,12 +41,16 @@ class Server(uvicorn.Server):
 
     # Whether a supervisor speaks to it: signals that come twice, from it and from the system, are then one.
     worker = False
+    own_process = True
     service: Service | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop, self._parent = asyncio.get_running_loop(), os.getppid()
-        self.service = service = self.config.loaded_app.state.service  # type: ignore[union-attr]
+        self.service = service = self.config.loaded_app.service  # type: ignore[union-attr]
         self.config.http_protocol_class = protocol_of(service.settings)
+        if self.own_process:
+            gc.collect()
+            gc.freeze()  # what stands here stays: no collection need look at it again
         await super().startup(sockets)
         self._looking = self._loop.create_task(self._look_after_clients(service.settings.timeout))
 
@@ -167,7 +172,7 @@ def configuration(app: Any, settings: Settings, **more: Any) -> uvicorn.Config:
 def _supervise(settings: Settings, listening: socket.socket, ready: Callable[[], Any]) -> None:
     from .workers import Workers
 
-    create_app(settings).state.service.batcher.close()  # whatever is wrong is said once, before any worker starts
+    create_app(settings).service.batcher.close()  # whatever is wrong is said once, before any worker starts
     with tempfile.TemporaryDirectory(prefix="scqfaiss-") as folder:
         os.environ |= {ENVIRONMENT: settings.to_json(), metrics.FOLDER: folder}
         config = configuration(APP, settings, factory=True, workers=settings.workers)
@@ -208,6 +213,7 @@ def in_background(settings: Settings) -> tuple[threading.Thread, Server, int]:
     """A service in a thread of this process -> (thread, server, port). `server.should_exit = True` ends it."""
     listening = _listen(settings)
     server = Server(configuration(create_app(settings), settings))
+    server.own_process = False
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     while not server.started and thread.is_alive():

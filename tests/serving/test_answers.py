@@ -12,6 +12,7 @@ import pytest
 import scqfaiss
 from scqfaiss.errors import ScqError
 from scqfaiss.galleries.alike import alike
+from scqfaiss.serving import batching
 from scqfaiss.serving.queries import of_json
 from scqfaiss.serving.settings import settings_of
 from serving.conftest import GALLERIES, KEY, client_of
@@ -122,10 +123,37 @@ def test_known(client, opened):
     assert_hits(ask(client, "content", ids=few.tolist(), k=5, known=0), D, I)
 
 
+def test_what_is_short_is_searched_in_the_loop_itself(client, opened):
+    """Once it is known to be: the first of a size goes to a thread."""
+    service, gallery = client.service, opened["folded"]
+    g, threads = service.galleries["folded"], []
+    asked = [of_json(json.dumps({"queries": [row.tolist()], "k": 3}).encode(), service.settings, 16) for row in XQ[:4]]
+
+    def run(many):
+        threads.append(threading.current_thread().name)
+        return g.search(many)
+
+    async def twice():
+        service.batcher._seconds.clear()
+        found = []
+        for _ in range(2):
+            jobs = [service.batcher.submit(("folded", "short"), one, 1, run) for one in asked]
+            found.append([await job.future for job in jobs])
+            assert [job.together for job in jobs] == [4] * 4 and [job.first for job in jobs] == [True] + [False] * 3
+            service.batcher._seconds = dict.fromkeys(service.batcher._seconds, 0.0)
+        return found
+
+    for answers in asyncio.run_coroutine_threadsafe(twice(), client.server._loop).result(10):
+        for i, answer in enumerate(answers):
+            np.testing.assert_array_equal(answer.I, gallery.search(XQ[i : i + 1], 3)[1][0])
+    assert threads[0].startswith("scqfaiss-search") and not threads[1].startswith("scqfaiss-search")
+
+
 def test_requests_of_every_kind_at_once(client, opened, monkeypatch):
     """They are searched together where they may be; a bad one is told so alone."""
     service, gallery = client.service, opened["folded"]
     g = service.galleries["folded"]
+    monkeypatch.setattr(batching, "AT_ONCE", -1.0)  # all of them by the threads
     bodies = [{"queries": XQ[i : i + 1].tolist(), "k": 3 + i % 2} for i in range(8)]
     bodies += [{"ids": [int(i)]} for i in life.IDS[:3]] + [{"ids": [1]}]
     bodies += [{"queries": XQ[:1].tolist(), "allow": [5, 8]}, {"queries": XQ[:1].tolist(), "precision": 0.9}]
@@ -133,7 +161,7 @@ def test_requests_of_every_kind_at_once(client, opened, monkeypatch):
     monkeypatch.setattr(g, "search", lambda many: (sizes.append(len(many)), search(many))[1])
 
     async def all_of_them():
-        blocker = service.batcher.submit("block", None, 1, lambda many: [go.wait(5) for _ in many])
+        blocker = service.batcher.submit(("block", None), None, 1, lambda many: [go.wait(5) for _ in many])
         asked = [of_json(json.dumps(body).encode(), service.settings, 16) for body in bodies]
         tasks = [asyncio.create_task(service.search(g, one)) for one in asked]
         await asyncio.sleep(0)
