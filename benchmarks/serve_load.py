@@ -3,6 +3,7 @@
     python benchmarks/serve_load.py throughput GALLERY MODEL QUERY.h5 [SECONDS]
     python benchmarks/serve_load.py swaps      GALLERY MODEL QUERY.h5 OTHER_GALLERY [SECONDS]
     python benchmarks/serve_load.py flat       GALLERY MODEL QUERY.h5 [REQUESTS]
+    python benchmarks/serve_load.py slow       GALLERY MODEL QUERY.h5 [CLIENTS] [SECONDS]
 
 throughput: 32 clients with one query a request, JSON and binary, one after the other with an empty route of FastAPI under the
 same clients and bodies: `json_ratio`, `binary_ratio` of requests a second, and of requests a second of the server's processor
@@ -10,7 +11,8 @@ time, `json_cpu_ratio`, `binary_cpu_ratio`, which do not depend on who else comp
 requests of 100, against Gallery.search in this process on one thread; `p50`, `p95`, `p99`: milliseconds of a JSON request at half
 of the load. swaps: 100 requests a second, while the file is replaced every second by the other one and back: `errors`, `mixed`
 (answers that are wholly of neither), `versions` seen. flat: `rss_first`, `rss_last`, bytes after a tenth of the requests and
-after all; `fds`, open files.
+after all; `fds`, open files. slow: `p95_alone` of 50 requests a second, `p95_beside` of the same beside so many clients that
+send the head of a request byte by byte, and `p95_full` while twice as many connections as are allowed are idle.
 
 Servers listen on 127.0.0.1 and end with the script.
 """
@@ -277,11 +279,49 @@ def flat(gallery: str, model: str, query: str, requests: str = "200000") -> dict
     return out | {"exit": server.end()}
 
 
+def slow(gallery: str, model: str, query: str, clients: str = "200", seconds: str = "10") -> dict[str, Any]:
+    server = serving(gallery, model, "--timeout", "2", "--connections", str(2 * int(clients)))
+    asked, until = bodies(read(query)[:500], server.port)["json"], float(seconds)
+
+    async def trickle(end: float) -> None:
+        loop = asyncio.get_running_loop()
+        while time.perf_counter() < end:
+            transport, _ = await loop.create_connection(asyncio.Protocol, "127.0.0.1", server.port)
+            while not transport.is_closing() and time.perf_counter() < end:
+                transport.write(b"G")
+                await asyncio.sleep(0.3)
+            transport.close()
+
+    async def idle(n: int) -> list[Any]:
+        return [(await asyncio.open_connection("127.0.0.1", server.port))[1] for _ in range(n)]
+
+    async def measured() -> dict[str, Any]:
+        await paced(server.port, asked, 50, 2)
+        rss, fds = server.rss(), server.fds()
+        alone = await paced(server.port, asked, 50, until)
+        others = [asyncio.create_task(trickle(time.perf_counter() + until)) for _ in range(int(clients))]
+        beside = await paced(server.port, asked, 50, until)
+        await asyncio.gather(*others)
+        held = await idle(2 * int(clients))
+        await asyncio.sleep(1.1)  # young ones are not closed for others
+        full = asyncio.create_task(paced(server.port, asked, 50, until))
+        held += await idle(2 * int(clients))
+        times = {"p95_alone": alone, "p95_beside": beside, "p95_full": await full}
+        for writer in held:
+            writer.close()
+        await asyncio.sleep(3)
+        out = {name: float(np.percentile(found, 95)) for name, found in times.items()}
+        return out | {"rss_before": rss, "rss_after": server.rss(), "fds_before": fds, "fds_after": server.fds()}
+
+    out = asyncio.run(measured())
+    return out | {"exit": server.end()}
+
+
 def read(path: str) -> np.ndarray:
     with open_rows(path) as source:
         return source.read(0, len(source))
 
 
 if __name__ == "__main__":
-    found = {"throughput": throughput, "swaps": swaps, "flat": flat}[sys.argv[1]](*sys.argv[2:])
+    found = {"throughput": throughput, "swaps": swaps, "flat": flat, "slow": slow}[sys.argv[1]](*sys.argv[2:])
     print(json.dumps({name: float(value) if isinstance(value, float) else value for name, value in found.items()}))
