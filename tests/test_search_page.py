@@ -3,7 +3,12 @@
 import base64
 import json
 import re
+import shutil
+import signal
+import subprocess
+import sys
 import time
+import urllib.request
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +29,8 @@ pytest.importorskip("fastapi")
 
 from scqfaiss.serving.run import in_background
 from scqfaiss.serving.settings import settings_of
+
+ROOT = Path(__file__).parents[1]
 
 # ruff: noqa: F811  (fixtures are imported by name)
 pytestmark = pytest.mark.slow
@@ -369,3 +376,22 @@ def test_a_server_with_keys_asks_for_one_and_images_come_with_it(browser, shop):
         assert not page.one("#key-form").is_displayed() and page.one("#alert").text == ""
         assert page.unclean(failed=True) == []
         page.browser.get("about:blank")  # or the server would wait for the browser's connections
+
+
+def test_the_demo_serves_digits_that_are_trained_already_until_ctrl_c(shop):
+    shutil.copy(shop / "digits.csv", shop / "items.csv")
+    command = [sys.executable, "-m", "scqfaiss", "demo", "--serve", "-o", str(shop), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        lines = []
+        while not (address := re.search(r"http://localhost:\d+/", "".join(lines))):
+            lines.append(process.stdout.readline())
+            assert lines[-1], process.stderr.read()
+        with urllib.request.urlopen(address[0], timeout=20) as page:
+            assert b"<title>Search</title>" in page.read()
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "Traceback" not in told and "Error" not in told
+    assert f"scqfaiss serve digits={shop}/digits.faissindex --model {shop}/digits.safetensors" in "".join(lines)
