@@ -350,9 +350,19 @@ def test_a_slow_server_shows_a_sign_and_can_be_cancelled(page, browser):
             how()
             page.wait("return document.getElementById('waiting').hidden")
             assert "Cancelled." in page.one("#alert").text
+        page.one("#alert button").click()
+        page.wait("return !document.getElementById('waiting').hidden")
+        page.js(
+            "const e = document.getElementById('gallery'); e.value = 'photos'; e.dispatchEvent(new Event('change'))"
+        )
+        time.sleep(0.2)  # what is given up must not come back
+        assert len(page.ids()) == 12 and page.one("#alert").text == "" and not page.one("#waiting").is_displayed()
+        page.js(
+            "const e = document.getElementById('gallery'); e.value = 'digits'; e.dispatchEvent(new Event('change'))"
+        )
     finally:
         browser.delete_network_conditions()
-    page.one("#alert button").click()
+    page.one("#go").click()
     page.found("More like Handwritten")
     assert page.js("return document.getElementById('waiting').hidden") and page.one("#alert").text == ""
     assert page.unclean() == []
