@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -164,13 +163,7 @@ def search_file(
     if out is None:
         hits, query_ids, names, beyond, opened, *_ = run()
     else:
-        given = (
-            path,
-            queries,
-            model,
-            items,
-            *(ids for ids in lists.values() if ids is not None and os.path.exists(ids)),
-        )
+        given = (path, queries, model, items, filter_ids, deny_ids)
         with atomic_write(out, inputs=[p for p in given if p is not None]) as output:
             hits, query_ids, names, beyond, opened, told, chances = run(output)
             texts = None if opened is None else described(opened, hits[-1])
