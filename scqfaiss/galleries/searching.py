@@ -140,8 +140,6 @@ def search_file(
     filter_ids, deny_ids: "1,2,3" or a file of ids. items: what ids mean, see items.opening.open_items; titles and labels then
     stand beside the hits, in the text and in `out`. Raises ConfigError for k together with a threshold.
     """
-    from ..data.writing import write_hits, write_ranges
-
     promised = _promised(threshold, confidence, precision=precision, recall=recall, probability=min_probability)
     _check_by_threshold(threshold is not None or bool(promised), k, nprobe)
     k, sure = DEFAULT_K if k is None else k, CONFIDENCE if confidence is None else confidence
@@ -166,9 +164,7 @@ def search_file(
         given = (path, queries, model, items, filter_ids, deny_ids)
         with atomic_write(out, inputs=[p for p in given if p is not None]) as output:
             hits, query_ids, names, beyond, opened, told, chances = run(output)
-            texts = None if opened is None else described(opened, hits[-1])
-            write: Callable[..., None] = write_hits if beyond is None else write_ranges
-            output.write(lambda f: write(f, *hits, query_ids, told, chances, texts), nbytes=16 * hits[-1].size)
+            _write(output, hits, query_ids, told, chances, opened)
     asked_for = "".join(f" beyond {beyond:.6g}, which promises {name} {value:g}" for name, value in promised.items())
     written = f", written to {printable(out)}" if out is not None else ""
     return _said(hits, query_ids) + asked_for + written + _first(hits, names, opened)
@@ -212,6 +208,16 @@ def _hits(
     if output is None or not gallery.has_calibration:
         return found, told, None
     return found, told, np.where(found[-1] < 0, np.float32(0), gallery.probability(found[-2]))
+
+
+def _write(
+    output: AtomicFile, hits: tuple[Any, ...], query_ids: Ints, told: Any, chances: Any, items: Items | None
+) -> None:
+    from ..data.writing import write_hits, write_ranges
+
+    texts = None if items is None else described(items, hits[-1])
+    write: Callable[..., None] = write_hits if len(hits) == 2 else write_ranges
+    output.write(lambda f: write(f, *hits, query_ids, told, chances, texts), nbytes=16 * hits[-1].size)
 
 
 def _said(hits: tuple[Any, ...], query_ids: Ints) -> str:
