@@ -263,6 +263,11 @@ def test_wrong_input_never_leaves_the_page(page):
         page.one("#ids").send_keys(ENTER)
         assert message in page.one("#alert").text
     assert not [asked for asked in page.requests() if "search" in asked["url"]]
+    text = '{"ids": [9223372036854775807, 5], "t": "[9223372036854775807, \\"12345678901234567\\"]", "f": 0.12345678901234567}'
+    parsed = page.browser.execute_async_script(
+        "const [text, done] = arguments; import('/page/server.js').then(m => done(m.parse(text)))", text
+    )
+    assert parsed == json.loads(text) | {"ids": ["9223372036854775807", 5]}
     assert page.unclean() == []
 
 
