@@ -1,6 +1,7 @@
 """What mAP to expect, and the shorter training that tells it."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -116,6 +117,8 @@ def test_the_verdict_follows_from_the_figures(codes, rows, pq, says):
     found = Forecast({8: of(0.1), 16: codes}, of(rows), None if pq is None else of(pq), 100)
     assert found.verdict.startswith(says) and str(found).endswith(found.verdict)
     assert Forecast.unpack(found.pack()) == found
+    uneven = replace(found, unequal=True)
+    assert "classes are as unequal as the labels" in str(uneven) and Forecast.unpack(uneven.pack()) == uneven
 
 
 def test_a_forecast_that_no_training_writes_is_refused():

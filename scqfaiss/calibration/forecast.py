@@ -97,13 +97,15 @@ def expected(ranked: Ranked, learned: float = 1.0, few: bool = True) -> Expected
 @dataclass(frozen=True)
 class Forecast:
     """lengths: by bits; rows: of the rows' own cosine; pq: of PQ of the rows in as many bits as the longest codes, None where
-    rows are too few; queries: held-out rows that told it.
+    rows are too few; queries: held-out rows that told it; unequal: whether some classes have many times the rows of others, so
+    that a gallery of other shares may come to much less.
     """
 
     lengths: Mapping[int, Expected]
     rows: Expected
     pq: Expected | None
     queries: int
+    unequal: bool = False
 
     @property
     def verdict(self) -> str:
@@ -121,8 +123,9 @@ class Forecast:
         """One line for a person."""
         lengths = ", ".join(f"{bits} bits {of}" for bits, of in self.lengths.items())
         pq = "" if self.pq is None else f", PQ of the rows in {max(self.lengths)} bits {self.pq.map:.2f}"
+        where = ", in a gallery whose classes are as unequal as the labels" * self.unequal
         return (
-            f"mAP to expect, by {self.queries:,} held-out rows: {lengths}; the rows' own cosine {self.rows.map:.2f}{pq}: "
+            f"mAP to expect{where}, by {self.queries:,} held-out rows: {lengths}; the rows' own cosine {self.rows.map:.2f}{pq}: "
             f"{self.verdict}"
         )
 
@@ -130,7 +133,13 @@ class Forecast:
         """Plain JSON values."""
         lengths = {str(bits): asdict(of) for bits, of in self.lengths.items()}
         pq = None if self.pq is None else asdict(self.pq)
-        return {"lengths": lengths, "rows": asdict(self.rows), "pq": pq, "queries": self.queries}
+        return {
+            "lengths": lengths,
+            "rows": asdict(self.rows),
+            "pq": pq,
+            "queries": self.queries,
+            "unequal": self.unequal,
+        }
 
     @staticmethod
     def unpack(packed: Any) -> Forecast:
@@ -138,7 +147,7 @@ class Forecast:
         try:
             pq = None if packed["pq"] is None else Expected(**packed["pq"])
             lengths = {int(bits): Expected(**of) for bits, of in packed["lengths"].items()}
-            found = Forecast(lengths, Expected(**packed["rows"]), pq, packed["queries"])
+            found = Forecast(lengths, Expected(**packed["rows"]), pq, packed["queries"], packed["unequal"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"a forecast that cannot be read: {error}") from error
         values = [v for of in (*lengths.values(), found.rows, *filter(None, [pq])) for v in (of.map, of.low, of.high)]

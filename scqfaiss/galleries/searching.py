@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -133,18 +134,16 @@ def search_file(
 ) -> str:
     """Search with a file of queries; hits go to the HDF5 file `out`, the first few into the returned text.
 
-    Queries may be images, a single one too; the text names them by their files. k: hits per query, DEFAULT_K where nothing else
-    is given: `threshold` asks for all hits beyond it; precision, recall and min_probability for all beyond the threshold that
-    promises them with `confidence`, see Gallery.threshold. known: 'auto', or a number from 0 to 1 as text, see Gallery.search.
-    Where the gallery's model has a gate, its answers go to `out`, and where the gallery is calibrated, the hits' probabilities.
-    filter_ids, deny_ids: "1,2,3" or a file of ids. items: what ids mean, see items.opening.open_items; titles and labels then
-    stand beside the hits, in the text and in `out`. Raises ConfigError for k together with a threshold.
+    Queries may be images; the text names them by their files. k: hits per query, DEFAULT_K where nothing else is given:
+    `threshold` asks for all hits beyond it; precision, recall and min_probability for all beyond the one that promises them with
+    `confidence`, see Gallery.threshold. known: 'auto', or a number as text, see Gallery.search. `out` also gets what a gate says,
+    and probabilities where the gallery is calibrated. filter_ids, deny_ids: "1,2,3" or a file of ids. items: see
+    items.opening.open_items; titles and labels stand beside the hits. Raises ConfigError for k together with a threshold.
     """
     promised = _promised(threshold, confidence, precision=precision, recall=recall, probability=min_probability)
     _check_by_threshold(threshold is not None or bool(promised), k, nprobe)
     k, sure = DEFAULT_K if k is None else k, CONFIDENCE if confidence is None else confidence
-    lists = {"allow": filter_ids, "deny": deny_ids}
-    asked = None if known is None else parse_known(known)
+    lists, asked = {"allow": filter_ids, "deny": deny_ids}, None if known is None else parse_known(known)
 
     def run(output: AtomicFile | None = None) -> tuple[Any, ...]:
         options: dict[str, Any] = {option: read_ids(ids) for option, ids in lists.items() if ids is not None}
@@ -161,13 +160,26 @@ def search_file(
     if out is None:
         hits, query_ids, names, beyond, opened, *_ = run()
     else:
-        given = (path, queries, model, items, filter_ids, deny_ids)
-        with atomic_write(out, inputs=[p for p in given if p is not None]) as output:
+        given = [p for p in (path, queries, model, items, *_files_of(lists)) if p is not None]
+        with atomic_write(out, inputs=given) as output:
             hits, query_ids, names, beyond, opened, told, chances = run(output)
-            _write(output, hits, query_ids, told, chances, opened)
+            texts = None if opened is None else described(opened, hits[-1])
+            _write(output, beyond is not None, hits, query_ids, told, chances, texts)
     asked_for = "".join(f" beyond {beyond:.6g}, which promises {name} {value:g}" for name, value in promised.items())
-    written = f", written to {printable(out)}" if out is not None else ""
+    written = "" if out is None else f", written to {printable(out)}"
     return _said(hits, query_ids) + asked_for + written + _first(hits, names, opened)
+
+
+def _write(output: AtomicFile, ranged: bool, hits: tuple[Any, ...], *more: Any) -> None:
+    from ..data.writing import write_hits, write_ranges
+
+    write: Callable[..., None] = write_ranges if ranged else write_hits
+    output.write(lambda f: write(f, *hits, *more), nbytes=16 * hits[-1].size)
+
+
+def _files_of(lists: Mapping[str, str | None]) -> list[str]:
+    """Of ids as the command line takes them, those that are files."""
+    return [ids for ids in lists.values() if ids is not None and os.path.exists(ids)]
 
 
 def _promised(threshold: float | None, confidence: float | None, **promises: float | None) -> dict[str, float]:
@@ -208,16 +220,6 @@ def _hits(
     if output is None or not gallery.has_calibration:
         return found, told, None
     return found, told, np.where(found[-1] < 0, np.float32(0), gallery.probability(found[-2]))
-
-
-def _write(
-    output: AtomicFile, hits: tuple[Any, ...], query_ids: Ints, told: Any, chances: Any, items: Items | None
-) -> None:
-    from ..data.writing import write_hits, write_ranges
-
-    texts = None if items is None else described(items, hits[-1])
-    write: Callable[..., None] = write_hits if len(hits) == 2 else write_ranges
-    output.write(lambda f: write(f, *hits, query_ids, told, chances, texts), nbytes=16 * hits[-1].size)
 
 
 def _said(hits: tuple[Any, ...], query_ids: Ints) -> str:

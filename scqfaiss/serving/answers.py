@@ -11,6 +11,7 @@ import numpy as np
 from .galleries import Answer
 
 BINARY = "application/octet-stream"
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 def as_json(answer: Answer) -> bytes:
@@ -31,7 +32,7 @@ def as_json(answer: Answer) -> bytes:
             ids = [answer.I[a:b] for a, b in pairwise(bounds)]
             rows = [[v for v, i in zip(row, of_query) if i >= 0] for row, of_query in zip(rows, ids)]
         found[name] = rows
-    return json.dumps(found, separators=(",", ":")).encode()
+    return _encode(found).encode()
 
 
 def as_bytes(answer: Answer) -> tuple[bytes, dict[str, str]]:

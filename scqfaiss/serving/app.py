@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI, HTTPException, Request
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -23,21 +25,23 @@ from .metrics import Metrics
 from .page_routes import Shown, page_router
 from .problems import Problem, problem_of
 from .protocol import Protocol
-from .routes import Service, api_router
+from .routes import Service, answered, api_router
 from .settings import Settings
 from .thumbnails import ImageFolder, Thumbnails
 
 ENVIRONMENT = "SCQFAISS_SERVE"  # settings as JSON, for workers
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings) -> Limits:
     """The service as an ASGI app; galleries are opened here. Raises as OpenGallery does."""
     warnings.simplefilter("ignore", ScqWarning)  # of requests: answers say what concerns their client
     Protocol.most, Protocol.seconds = settings.connections, settings.timeout
     log, metrics = Log(settings.log), Metrics()
     galleries = {served.name: OpenGallery(served, settings) for served in settings.galleries}
     thumbnails = None if settings.images is None else Thumbnails(ImageFolder(settings.images))
-    service = Service(settings, galleries, Batcher(settings.threads or _cores(), settings.queue), metrics, log)
+    service = Service(
+        settings, galleries, Batcher(settings.threads or _cores(), settings.queue, settings.timeout), metrics, log
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -46,6 +50,8 @@ def create_app(settings: Settings) -> FastAPI:
         )
         service.look()
         task = asyncio.create_task(_reload(service, settings.reload)) if settings.reload else None
+        gc.collect()
+        gc.freeze()  # what stands here stays: no collection need look at it again
         log.event("ready", galleries=",".join(galleries), process=os.getpid())
         yield
         if task is not None:
@@ -60,12 +66,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(page_router(lambda: shown(service), items.__getitem__, thumbnails, keys.dependencies))
     for kind in (Problem, StarletteHTTPException, HTTPException):
         app.add_exception_handler(kind, _refused)
-    app.add_middleware(Limits, settings=settings, log=log, metrics=metrics)
-    app.state.service = service
-    return app
+    return Limits(app, service, partial(answered, service, keys))
 
 
-def from_environment() -> FastAPI:
+def from_environment() -> Limits:
     """The app of a worker."""
     return create_app(Settings.from_json(os.environ[ENVIRONMENT]))
 

@@ -1,7 +1,8 @@
 """Requests that arrive together are searched together.
 
-Threads take what waits: the oldest request, and all others that ask in the same way. While they search, more arrive, so batches
-grow with the load by themselves, and a request that comes alone waits for nobody.
+What one turn of the event loop brings in makes a batch. A batch that will take a moment runs in the loop itself: handing it to a
+thread costs more than the search of a small gallery, as Python runs one thread at a time. Longer ones go to threads, which take
+the oldest request and all others that ask in the same way, so that batches grow with the load. Nobody waits for company.
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ from threadpoolctl import threadpool_limits
 from .problems import busy
 
 MOST_ROWS = 1024  # of a batch: larger ones are no faster a row
+AT_ONCE = 0.005  # seconds that a batch may keep the loop
+GATHER = 0.0005  # seconds in which a batch gathers while requests come side by side
+FORGET = 0.8  # how much of the seconds known before stays, with every batch measured
 
 
 @dataclass(eq=False)
 class Job:
-    """One request. rows: how many it holds; payload: what `run` gets of it. waited, searched: seconds."""
+    """One request of `rows` queries. payload: what `run` gets of it; waited, searched: seconds; together: rows of its
+    batch; first: whether it is the first one of it.
+    """
 
     payload: Any
     rows: int
@@ -32,40 +38,62 @@ class Job:
     arrived: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
     searched: float = 0.0
-    together: int = 0  # rows of the batch it was in
+    together: int = 0
+    first: bool = False
+
+    def expires(self, seconds: float) -> None:
+        """Give up after so many seconds."""
+
+        def late() -> None:
+            if not self.future.done():
+                self.future.set_exception(busy(f"the search took longer than {seconds:g} s"))
+
+        timer = self.future.get_loop().call_later(seconds, late)
+        self.future.add_done_callback(lambda future: timer.cancel())
 
 
 Run = Callable[[Sequence[Any]], Sequence[Any]]  # payloads -> an answer, or an exception, of each
+Kind = tuple[str, Hashable]  # the name of what is searched, and how
+Waiting = OrderedDict[Kind, list[tuple[Job, Run]]]
 
 
 class Batcher:
-    """Threads for jobs of many kinds. Jobs of one kind are run together, kinds in the order in which they came."""
+    """Jobs of one kind are run together, kinds in the order in which they came."""
 
-    def __init__(self, threads: int, limit: int) -> None:
-        """limit: jobs that may wait."""
-        self._limit, self._count, self._closed = limit, 0, False
-        self._waiting: OrderedDict[Hashable, list[tuple[Job, Run]]] = OrderedDict()
+    def __init__(self, threads: int, limit: int, timeout: float) -> None:
+        """limit: jobs that may wait; timeout: seconds after which one that waits, or is searched, is given up."""
+        self._limit, self._timeout, self._closed, self._flushing = limit, timeout, False, False
+        self._arrived: Waiting = OrderedDict()  # in this turn of the loop
+        self._waiting: Waiting = OrderedDict()  # for a thread
+        self._queued, self._company = 0, 0  # jobs for a thread; jobs of the last turn
+        self._seconds: dict[tuple[str, int], float] = {}  # of a batch, by name and power of two of its rows
         self._ready = threading.Condition()
         self._threads = [
             threading.Thread(target=self._work, name=f"scqfaiss-search-{i}", daemon=True) for i in range(threads)
         ]
+        faiss.omp_set_num_threads(1)  # of the loop's own thread
+        self._one_thread = threadpool_limits(1)
         for thread in self._threads:
             thread.start()
 
-    def submit(self, kind: Hashable, payload: Any, rows: int, run: Run) -> Job:
+    def submit(self, kind: Kind, payload: Any, rows: int, run: Run) -> Job:
         """A job whose `future` will hold its answer. Raises Problem 503 at once where too many wait."""
-        job = Job(payload, rows, asyncio.get_running_loop().create_future())
-        with self._ready:
-            if self._count >= self._limit or self._closed:
-                raise busy("too many requests wait")
-            self._count += 1
-            self._waiting.setdefault(kind, []).append((job, run))
-            self._ready.notify()
+        if self.waiting >= self._limit or self._closed:
+            raise busy("too many requests wait")
+        loop = asyncio.get_running_loop()
+        job = Job(payload, rows, loop.create_future())
+        self._arrived.setdefault(kind, []).append((job, run))
+        if not self._flushing:
+            self._flushing = True
+            if self._company > 1:
+                loop.call_later(GATHER, self._flush)
+            else:
+                loop.call_soon(self._flush)
         return job
 
     @property
     def waiting(self) -> int:
-        return self._count
+        return self._queued + sum(map(len, self._arrived.values()))
 
     def close(self) -> None:
         """End the threads once nothing waits."""
@@ -75,7 +103,29 @@ class Batcher:
         for thread in self._threads:
             thread.join(timeout=5)
 
-    def _take(self) -> tuple[list[Job], Run] | None:
+    # -------------------------------------------------------------------------------------------------------- the loop
+    def _flush(self) -> None:
+        """Run what is short, and queue the rest. Called by the loop, once what arrived together has been read."""
+        self._flushing, arrived, self._arrived = False, self._arrived, OrderedDict()
+        self._company = sum(map(len, arrived.values()))
+        for kind, jobs in arrived.items():
+            rows = sum(job.rows for job, _ in jobs)
+            if rows <= MOST_ROWS and self._expected(kind[0], rows) <= AT_ONCE and kind not in self._waiting:
+                self._run(kind, [job for job, _ in jobs], jobs[0][1], _answer)
+                continue
+            for job, _ in jobs:
+                job.expires(self._timeout)
+            with self._ready:
+                self._waiting.setdefault(kind, []).extend(jobs)
+                self._queued += len(jobs)
+                self._ready.notify()
+
+    def _expected(self, name: str, rows: int) -> float:
+        """Seconds; without end where no batch of about so many rows was measured."""
+        return self._seconds.get((name, rows.bit_length()), float("inf"))
+
+    # ------------------------------------------------------------------------------------------------------ the threads
+    def _take(self) -> tuple[Kind, list[Job], Run] | None:
         with self._ready:
             while not self._waiting:
                 if self._closed:
@@ -92,19 +142,20 @@ class Batcher:
                 self._ready.notify()
             else:
                 del self._waiting[kind]
-            self._count -= n
-            return [job for job, _ in taken], taken[0][1]
+            self._queued -= n
+            return kind, [job for job, _ in taken], taken[0][1]
 
     def _work(self) -> None:
         faiss.omp_set_num_threads(1)  # of this thread: requests run side by side, their searches need not
-        with threadpool_limits(1):
-            while (found := self._take()) is not None:
-                jobs = [job for job in found[0] if not job.future.cancelled()]
-                if jobs:
-                    self._run(jobs, found[1])
+        while (found := self._take()) is not None:
+            kind, jobs, run = found
+            self._run(kind, [job for job in jobs if not job.future.done()], run, _answer_from_thread)
 
-    def _run(self, jobs: list[Job], run: Run) -> None:
-        started = time.perf_counter()
+    # ---------------------------------------------------------------------------------------------------------- both
+    def _run(self, kind: Kind, jobs: list[Job], run: Run, answer: Callable[[list[Job], Sequence[Any]], None]) -> None:
+        if not jobs:
+            return
+        started, own = time.perf_counter(), time.thread_time()
         try:
             answers: Sequence[Any] = run([job.payload for job in jobs])
         except Exception as error:
@@ -112,19 +163,27 @@ class Batcher:
             if len(jobs) > 1:  # whose fault it was is told by each alone
                 answers = [self._alone(job, run) for job in jobs]
         seconds, together = time.perf_counter() - started, sum(job.rows for job in jobs)
+        # Of the processor: what a thread waits for others does not count.
+        key, own = (kind[0], together.bit_length()), time.thread_time() - own
+        self._seconds[key] = FORGET * self._seconds.get(key, own) + (1 - FORGET) * own
         for job in jobs:
             job.waited, job.searched, job.together = started - job.arrived, seconds, together
-        # One call a batch: waking the loop costs more than the rest of an answer.
-        try:
-            jobs[0].future.get_loop().call_soon_threadsafe(_answer, jobs, answers)
-        except RuntimeError:  # the loop has ended, and nobody waits any more
-            return
+        jobs[0].first = True
+        answer(jobs, answers)
 
     def _alone(self, job: Job, run: Run) -> Any:
         try:
             return run([job.payload])[0]
         except Exception as error:
             return error
+
+
+def _answer_from_thread(jobs: list[Job], answers: Sequence[Any]) -> None:
+    """One call a batch: waking the loop costs more than the rest of an answer."""
+    try:
+        jobs[0].future.get_loop().call_soon_threadsafe(_answer, jobs, answers)
+    except RuntimeError:  # the loop has ended, and nobody waits any more
+        return
 
 
 def _answer(jobs: list[Job], answers: Sequence[Any]) -> None:

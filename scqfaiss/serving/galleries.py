@@ -49,7 +49,8 @@ class Answer:
     @property
     def short(self) -> int:
         """Queries with fewer hits than were asked for."""
-        return int((np.add.reduceat(self.I < 0, self.lims[:-1]) > 0).sum()) if len(self.I) else 0
+        missing = self.I < 0
+        return int((np.add.reduceat(missing, self.lims[:-1]) > 0).sum()) if missing.any() else 0
 
 
 class OpenGallery:

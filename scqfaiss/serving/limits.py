@@ -1,34 +1,42 @@
 """What every request passes: an id, a bound on its size and on the time it may take to arrive, a line in the log, a count.
 
-Plain ASGI: a middleware of Starlette's own would cost more than the search of a small gallery.
+Plain ASGI: a middleware of Starlette's own would cost more than the search of a small gallery. Searches are answered from here,
+for the same reason: finding a route of FastAPI and filling its parameters costs as much again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
+from itertools import count
 from typing import Any
 
-from .logs import Log
-from .metrics import Metrics
+from starlette.requests import Request
+from starlette.responses import Response
+
 from .problems import Problem, problem_of
-from .settings import Settings
+from .routes import SEARCH_PATH, Service
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
+Search = Callable[[str, Request], Awaitable[Response]]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+ADDRESS = re.compile(r"/v1/galleries/([^/]+)/search")
 ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # of a request, as a client may give it
 
 
 class Limits:
     """The outermost layer of the app."""
 
-    def __init__(self, app: Any, settings: Settings, log: Log, metrics: Metrics) -> None:
-        self.app, self.settings, self.log, self.metrics = app, settings, log, metrics
+    def __init__(self, app: Any, service: Service, search: Search) -> None:
+        """search(name, request): what answers SEARCH_PATH."""
+        self.app, self.service, self.search = app, service, search
+        self.settings, self.log, self.metrics = service.settings, service.log, service.metrics
+        self.prefix, self.numbers = os.urandom(6).hex() + "-", count()  # ids of requests that bring none
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,9 +49,10 @@ class _Request:
     def __init__(self, limits: Limits, scope: Scope, receive: Receive, send: Send) -> None:
         self.limits, self.scope, self._receive, self._send = limits, scope, receive, send
         self.started, self.size, self.sent, self.status = time.perf_counter(), 0, 0, 0
+        self.route = ""
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        self.id = given.decode() if ID.fullmatch(given) else uuid.uuid4().hex
+        self.id = given.decode() if ID.fullmatch(given) else f"{limits.prefix}{next(limits.numbers):x}"
         self.length = headers.get(b"content-length")
         scope["state"] = {**scope.get("state", {}), "request_id": self.id}
 
@@ -52,7 +61,13 @@ class _Request:
         try:
             if self.length is not None and int(self.length) > most:  # h11 has checked that it is a number
                 raise self._too_large(f"{int(self.length):,} bytes")
-            await self.limits.app(self.scope, self.receive, self.send)
+            found = ADDRESS.fullmatch(self.scope["path"]) if self.scope["method"] == "POST" else None
+            if found is None:
+                await self.limits.app(self.scope, self.receive, self.send)
+            else:
+                self.route = SEARCH_PATH
+                response = await self.limits.search(found[1], Request(self.scope, self.receive))
+                await response(self.scope, self.receive, self.send)
         except Exception as error:
             await self._refuse(error)
         finally:
@@ -96,7 +111,8 @@ class _Request:
         await self.send({"type": "http.response.body", "body": body})
 
     def _tell(self) -> None:
-        route = getattr(self.scope.get("route"), "path", "none")  # never the address: it may hold what was asked
+        # Never the address: it may hold what was asked.
+        route = self.route or getattr(self.scope.get("route"), "path", "none")
         self.limits.metrics.requests.labels(route, self.status).inc()
         if route not in QUIET or self.status >= 400:
             seconds = time.perf_counter() - self.started

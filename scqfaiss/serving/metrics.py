@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,7 +17,8 @@ from prometheus_client import (
     multiprocess,
 )
 
-from .galleries import OpenGallery
+from .batching import Job
+from .galleries import Answer, OpenGallery
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -36,7 +37,7 @@ class Metrics:
         self.requests = Counter("scqfaiss_requests", "Requests answered.", of_request, registry=r)
         self.seconds = Histogram(
             "scqfaiss_request_seconds",
-            "Seconds of a search: wait for a thread, encode, search (with the lookup of items), total.",
+            "Seconds: of each request wait and total, of each batch encode and search (with the lookup of items).",
             ("gallery", "part"),
             buckets=SECONDS,
             registry=r,
@@ -69,6 +70,24 @@ class Metrics:
             "scqfaiss_gallery_reload_failures", "Files that could not be opened.", ("gallery",), registry=r
         )
         self._known: dict[str, tuple[str, int]] = {}
+        self._of: dict[str, tuple[Any, ...]] = {}  # figures of a gallery's searches
+
+    def searched(self, name: str, job: Job, answer: Answer, queries: int, seconds: float) -> None:
+        """Take down a search that was answered."""
+        own = self._of.get(name)
+        if own is None:  # looking them up by labels every time would cost as much as a short search
+            parts = [self.seconds.labels(name, part) for part in ("wait", "encode", "search", "total")]
+            own = self._of[name] = (*parts, self.batch.labels(name), self.queries.labels(name), self.short.labels(name))
+        wait, encode, search, total, batch, count, short = own
+        wait.observe(job.waited)
+        total.observe(seconds)
+        if job.first:
+            encode.observe(answer.encode)
+            search.observe(job.searched - answer.encode)
+            batch.observe(job.together)
+        count.inc(queries)
+        if found := answer.short:
+            short.inc(found)
 
     def look(self, galleries: Iterable[OpenGallery], waiting: int) -> None:
         """Take down how the galleries stand now."""

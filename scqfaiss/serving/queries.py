@@ -96,6 +96,8 @@ def of_address(query: Mapping[str, str]) -> dict[str, Any]:
 def asked(value: Mapping[str, Any], settings: Settings, rows: Floats | None, ids: Ints | None = None) -> Asked:
     """Options and what is searched for. Raises Problem 422 with the value found and those that are taken."""
     k = _whole(value, "k", 1, settings.most_k, DEFAULT_K)
+    if value.keys() <= {"k"}:  # as most do: the rest takes as long as a search
+        return Asked(k, rows, ids, kind=(k, rows is None))
     nprobe = _whole(value, "nprobe", 1, 1 << 30, None)
     numbers = {name: _number(value, name) for name in ("threshold", "precision", "recall")}
     for name in ("precision", "recall"):

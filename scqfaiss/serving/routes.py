@@ -26,6 +26,7 @@ from .queries import Asked
 from .settings import Settings
 
 JSON, FORM = "application/json", "multipart/form-data"
+SEARCH_PATH = "/v1/galleries/{name}/search"
 MOST_IMAGES = 64  # of one request
 SEARCH = (
     'One of three bodies. JSON: {"queries": [[...], ...]}, or {"ids": [...]} of stored vectors to search like; and k, threshold, '
@@ -57,27 +58,17 @@ class Service:
         """Through the threads, together with whatever else waits."""
         started = time.perf_counter()
         job = self.batcher.submit((g.name, asked.kind), asked, asked.n, g.search)
-        try:
-            async with asyncio.timeout(self.settings.timeout):
-                answer: Answer = await job.future
-        except TimeoutError:
-            raise busy(f"the search took longer than {self.settings.timeout:g} s") from None
-        seconds, m = time.perf_counter() - started, self.metrics
-        search = job.searched - answer.encode
-        for part, value in (("wait", job.waited), ("encode", answer.encode), ("search", search), ("total", seconds)):
-            m.seconds.labels(g.name, part).observe(value)
-        m.batch.labels(g.name).observe(job.together)
-        m.queries.labels(g.name).inc(asked.n)
-        if short := answer.short:
-            m.short.labels(g.name).inc(short)
+        answer: Answer = await job.future
+        seconds = time.perf_counter() - started
+        self.metrics.searched(g.name, job, answer, asked.n, seconds)
         return answer
 
 
 def api_router(service: Service, keys: Keys) -> APIRouter:
     """The routes under /v1, and those for whoever watches the service."""
     router = APIRouter()
-    _watching(router, service)
     _galleries(router, service, keys)
+    _watching(router, service)
     _items(router, service, keys)
     return router
 
@@ -118,27 +109,32 @@ def _galleries(router: APIRouter, service: Service, keys: Keys) -> None:
     body = {"description": SEARCH, "required": True, "content": {kind: {} for kind in (JSON, BINARY, FORM)}}
 
     @router.post(
-        "/v1/galleries/{name}/search",
-        dependencies=list(keys.dependencies),
+        SEARCH_PATH,
         summary="The nearest vectors of each query.",
         openapi_extra={"requestBody": body},
     )
     async def search(name: str, request: Request) -> Response:
-        g = service.of(name)
-        kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
-        if kind == FORM:
-            asked = await _images(service, g, request)
-        elif kind == BINARY:
-            asked = queries.of_binary(await request.body(), request.query_params, service.settings, g.gallery.d)
-        elif kind in (JSON, "", "text/json"):
-            asked = queries.of_json(await request.body(), service.settings, g.gallery.d)
-        else:
-            raise Problem(415, f"the content type is {kind[:40]!r}, needs {JSON}, {BINARY} or {FORM}")
-        answer = await service.search(g, asked)
-        if kind == BINARY:
-            content, headers = as_bytes(answer)
-            return Response(content, headers=headers, media_type=BINARY)
-        return Response(as_json(answer), media_type=JSON)
+        return await answered(service, keys, name, request)
+
+
+async def answered(service: Service, keys: Keys, name: str, request: Request) -> Response:
+    """The answer to a search. Raises Problem."""
+    keys.check(request)
+    g = service.of(name)
+    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    if kind == FORM:
+        asked = await _images(service, g, request)
+    elif kind == BINARY:
+        asked = queries.of_binary(await request.body(), request.query_params, service.settings, g.gallery.d)
+    elif kind in (JSON, "", "text/json"):
+        asked = queries.of_json(await request.body(), service.settings, g.gallery.d)
+    else:
+        raise Problem(415, f"the content type is {kind[:40]!r}, needs {JSON}, {BINARY} or {FORM}")
+    answer = await service.search(g, asked)
+    if kind == BINARY:
+        content, headers = as_bytes(answer)
+        return Response(content, headers=headers, media_type=BINARY)
+    return Response(as_json(answer), media_type=JSON)
 
 
 async def _images(service: Service, g: OpenGallery, request: Request) -> Asked:
@@ -154,7 +150,9 @@ async def _images(service: Service, g: OpenGallery, request: Request) -> Asked:
     if not files:
         raise Problem(422, "the form holds no `images`")
     images = g.images
-    job = service.batcher.submit(object(), files, len(files), lambda many: [images.rows(part) for part in many])
+    job = service.batcher.submit(
+        (f"{g.name} images", object()), files, len(files), lambda many: [images.rows(part) for part in many]
+    )
     rows: Floats = await job.future
     asked = queries.asked(queries.of_address(request.query_params), service.settings, rows)
     return replace(asked, encoded=images.encoded, kind=(*asked.kind, "images"))

@@ -89,6 +89,7 @@ def run(settings: Settings, say: Callable[[str], Any]) -> None:
             "access_log": False,
             "server_header": False,
             "lifespan": "on",
+            "proxy_headers": False,  # who asks plays no part
             "timeout_keep_alive": 30,
             "timeout_graceful_shutdown": int(settings.timeout) + 1,
         }
@@ -105,7 +106,7 @@ def run(settings: Settings, say: Callable[[str], Any]) -> None:
 
 
 def _supervise(settings: Settings, config: dict[str, Any], listening: socket.socket, ready: Callable[[], Any]) -> None:
-    create_app(settings).state.service.batcher.close()  # whatever is wrong is said once, before any worker starts
+    create_app(settings).service.batcher.close()  # whatever is wrong is said once, before any worker starts
     with tempfile.TemporaryDirectory(prefix="scqfaiss-") as folder:
         os.environ |= {ENVIRONMENT: settings.to_json(), metrics.FOLDER: folder}
         ready()

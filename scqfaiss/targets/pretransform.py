@@ -105,9 +105,14 @@ def apply_transforms(index: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
     return x
 
 
+# What FAISS's readers return already stands for the class that the index is of: a search would downcast it six times.
+_LEAVES = (faiss.IndexIVFPQ, faiss.IndexPQ, faiss.IndexPreTransform)
+
+
 def unwrap_index(index: Any) -> Any:
     """The index behind the chain, or the index itself."""
-    index = faiss.downcast_index(index)
+    if type(index) not in _LEAVES:
+        index = faiss.downcast_index(index)
     return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
 
 

@@ -42,6 +42,7 @@ ROWS = 40_000  # labelled rows that a trial looks at
 MEMBERS, EFFORT = 2, 0.5
 MIN_QUERIES = 50  # held-out rows with another of their class beside them; fewer tell nothing
 PQ_ROWS = 4_096  # that PQ of the rows learns from, and is tried on
+UNEQUAL = 3  # times the rows of the rarest class that the most frequent one has
 PQ_ITERATIONS = 10  # of its k-means
 
 
@@ -139,7 +140,9 @@ def forecast(model: Model, trial: Trial, x: Floats, labels: Labels) -> Forecast:
     pq = None
     if model.codebooks.M:
         pq = of_pq(x, labels, model.codebooks.M, model.codebooks.nbits, int(model.config["seed"]))
-    return Forecast(lengths, rows, pq, queries_among(trial.labels, np.ones(len(trial.labels), bool)))
+    counts = labels.counts()[labels.counts() > 0]
+    unequal = bool(counts.max() > UNEQUAL * counts.min())
+    return Forecast(lengths, rows, pq, queries_among(trial.labels, np.ones(len(trial.labels), bool)), unequal)
 
 
 def of_pq(x: Floats, labels: Labels, M: int, nbits: int, seed: int) -> Expected | None:
