@@ -56,7 +56,7 @@ ALLOWED = {
     "fastapi": r"scqfaiss\.serving\.",
     "starlette": r"scqfaiss\.serving\.",
     "uvicorn": r"scqfaiss\.serving\.",
-    "prometheus_client": r"scqfaiss\.serving\.metrics$",
+    "prometheus_client": r"scqfaiss\.serving\.(metrics|workers)$",
     "jinja2": r"scqfaiss\.report\.page$",
     "selenium": r"$^",
     "sklearn": r"scqfaiss\.comparison\.examples$",

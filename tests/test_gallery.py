@@ -522,3 +522,27 @@ def test_the_card_says_how_lists_are_kept(empty):
     assert scqfaiss.open("h.faissindex").metadata["by_residual"] is True
     life.export("product-4", "f.faissindex", slice(400), "fastscan", refine=-1)
     assert inspection.gallery_facts("f.faissindex")["range_search"] is False
+
+
+@pytest.mark.parametrize(
+    "name, target", [("product-8", "pq"), ("product-4", "fastscan"), ("additive-4", "lift"), ("product-l2", "ivfpq")]
+)
+def test_decoded_queries_pass_the_encoder_of_the_file(name, target, empty):
+    life.export(name, "g.faissindex", slice(400), target=target)
+    gallery = scqfaiss.open("g.faissindex", model=life.model(name))
+    codebooks, codes, ids = gallery.unpack()
+    xq = gallery.reconstruct(ids[[7, 3, 7]])
+    scores = codebooks.scores(xq, codes)
+    best = np.sort(scores if codebooks.metric == "l2" else -scores, 1)[:, :9] * (1 if codebooks.metric == "l2" else -1)
+    D, I = gallery.search(xq, 9, decoded=True)
+    exact = gallery.exact
+    if exact:
+        np.testing.assert_allclose(D, best, atol=1e-5 * np.abs(scores).max())
+    assert (I[:, 0] == I[[2, 1, 0], 0]).all()
+    threshold = float(best[:, :4].mean())
+    lims, _, _ = gallery.range_search(xq, threshold, decoded=True)
+    if exact:
+        beyond = scores < threshold if codebooks.metric == "l2" else scores > threshold
+        np.testing.assert_array_equal(np.diff(lims), beyond.sum(1))
+    with pytest.raises(ConfigError, match=r"queries: encoded queries have d=1, the index needs d=\d+"):
+        gallery.search(xq[:, :1], decoded=True)

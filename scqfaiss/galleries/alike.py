@@ -10,7 +10,7 @@ from .gallery import Gallery
 
 
 def alike(gallery: Gallery, ids: Any, known: Any = None) -> Floats:
-    """ids (n,) -> what their codes stand for, (n, d of the codebooks), as queries: `search(..., encoded=True)`.
+    """ids (n,) -> what their codes stand for, (n, d of the codebooks), as queries: `search(..., decoded=True)`.
 
     known: as Gallery.search takes it, for galleries whose model has content codes; None and 'auto' ask its gate. Raises DataError
     for ids that are not there, ConfigError for `known` without content codes.

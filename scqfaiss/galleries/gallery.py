@@ -172,13 +172,15 @@ class Gallery(Promised):
         return min(k, max(n, 1))
 
     def _queries(
-        self, xq: Any, encoded: bool, name: str, snapshot: Snapshot, check_finite: bool, known: Any = None
+        self, xq: Any, encoded: bool, decoded: bool, name: str, snapshot: Snapshot, check_finite: bool, known: Any
     ) -> Floats:
-        if not encoded:
+        if not encoded and not decoded:
             return self.embed(xq, name, known=known, check_finite=check_finite)
         if known is not None:
             raise ConfigError(f"{name}: known weighs queries as they are encoded, and these are encoded already")
         z, d = as_features(xq, name, finite=check_finite, one_row=True), snapshot.stored.index.d
+        if decoded:
+            d = (snapshot.stored.shape or known_target(snapshot, self.name).shape_of(snapshot.stored.index)).d
         if z.shape[1] != d:
             raise ConfigError(f"{name}: encoded queries have d={z.shape[1]}, the index needs d={d}")
         return z
@@ -204,6 +206,7 @@ class Gallery(Promised):
         k: int = 10,
         *,
         encoded: bool = False,
+        decoded: bool = False,
         allow: Any = None,
         deny: Any = None,
         nprobe: int | None = None,
@@ -213,7 +216,8 @@ class Gallery(Promised):
     ) -> tuple[NDArray[np.float32], Ints]:
         """The k nearest vectors of each query -> scores D (nq, k) float32, ids I (nq, k) int64, best first.
 
-        k above ntotal is clipped to it, with a warning. encoded=True: xq are z already, (nq, index.d). allow, deny: ids
+        k above ntotal is clipped to it, with a warning. encoded=True: xq are z already, (nq, index.d); decoded=True: they
+        live where codes do, as those of `reconstruct`, and no encoder inside the file touches them. allow, deny: ids
         that alone, or that never, may be found; where they leave fewer than k, the rest of I is -1 and D means nothing
         there. nprobe: lists to visit and no more, for a gallery with lists. Without it a search visits as many as the file
         says, and more where these hold fewer than k hits; target buckets searches exactly. known: where codes have a content
@@ -223,12 +227,12 @@ class Gallery(Promised):
         """
         snapshot = self._snapshot
         k = self._clip(k, snapshot)
-        z = self._queries(xq, encoded, name, snapshot, check_finite, known)
+        z = self._queries(xq, encoded, decoded, name, snapshot, check_finite, known)
         if len(z) == 0:
             return np.zeros((0, k), np.float32), np.zeros((0, k), np.int64)
         sel = selector(snapshot, self.name, allow, deny)
         nprobe = self._visited(nprobe, snapshot)
-        core, x, powers = prepared(snapshot.stored.index, z, name, snapshot.on_gpu is not None)
+        core, x, powers = prepared(snapshot.stored.index, z, name, snapshot.on_gpu is not None, decoded)
         if snapshot.on_gpu is not None:
             D, I = snapshot.on_gpu.search(x, k, nprobe)
         elif (target := snapshot.stored.target) is None:
@@ -243,6 +247,7 @@ class Gallery(Promised):
         threshold: float,
         *,
         encoded: bool = False,
+        decoded: bool = False,
         allow: Any = None,
         deny: Any = None,
         known: Any = None,
@@ -257,14 +262,14 @@ class Gallery(Promised):
         if not isinstance(threshold, (int, float, np.number)) or not np.isfinite(threshold):
             raise ConfigError(f"threshold is {threshold}, needs a number")
         threshold = float(np.clip(threshold, -MAX_SCORE, MAX_SCORE))
-        z = self._queries(xq, encoded, name, snapshot, check_finite, known)
+        z = self._queries(xq, encoded, decoded, name, snapshot, check_finite, known)
         if snapshot.on_gpu is not None:
             raise ConfigError("a GPU has no range search; use device cpu")
         target = known_target(snapshot, self.name)
         if len(z) == 0:
             return np.zeros(1, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int64)
         sel = selector(snapshot, self.name, allow, deny)
-        core, x, powers = prepared(snapshot.stored.index, z, name)
+        core, x, powers = prepared(snapshot.stored.index, z, name, decoded=decoded)
         if powers is None:
             lims, D, I = target.range_search(core, x, threshold, sel=sel)
         else:  # a threshold for each power

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
+import logging
 import os
 import warnings
 from collections.abc import AsyncIterator
@@ -15,16 +15,15 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
 from .. import __version__
-from ..errors import ScqWarning
+from ..errors import ScqError, ScqWarning
 from .batching import Batcher
-from .galleries import OpenGallery
+from .galleries import OpenGallery, plain
 from .keys import Keys
 from .limits import Limits
 from .logs import Log
 from .metrics import Metrics
 from .page_routes import Shown, page_router
 from .problems import Problem, problem_of
-from .protocol import Protocol
 from .routes import Service, answered, api_router
 from .settings import Settings
 from .thumbnails import ImageFolder, Thumbnails
@@ -34,8 +33,8 @@ ENVIRONMENT = "SCQFAISS_SERVE"  # settings as JSON, for workers
 
 def create_app(settings: Settings) -> Limits:
     """The service as an ASGI app; galleries are opened here. Raises as OpenGallery does."""
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what happens to requests stands in the service's own log
     warnings.simplefilter("ignore", ScqWarning)  # of requests: answers say what concerns their client
-    Protocol.most, Protocol.seconds = settings.connections, settings.timeout
     log, metrics = Log(settings.log), Metrics()
     galleries = {served.name: OpenGallery(served, settings) for served in settings.galleries}
     thumbnails = None if settings.images is None else Thumbnails(ImageFolder(settings.images))
@@ -50,8 +49,6 @@ def create_app(settings: Settings) -> Limits:
         )
         service.look()
         task = asyncio.create_task(_reload(service, settings.reload)) if settings.reload else None
-        gc.collect()
-        gc.freeze()  # what stands here stays: no collection need look at it again
         log.event("ready", galleries=",".join(galleries), process=os.getpid())
         yield
         if task is not None:
@@ -65,14 +62,19 @@ def create_app(settings: Settings) -> Limits:
     app.include_router(api_router(service, keys))
     items = {name: g.items for name, g in galleries.items()}
     app.include_router(page_router(lambda: shown(service), items.__getitem__, thumbnails, keys.dependencies))
-    for kind in (Problem, StarletteHTTPException, HTTPException):
+    for kind in (Problem, ScqError, StarletteHTTPException, HTTPException, Exception):
         app.add_exception_handler(kind, _refused)
     return Limits(app, service, partial(answered, service, keys))
 
 
 def from_environment() -> Limits:
-    """The app of a worker."""
-    return create_app(Settings.from_json(os.environ[ENVIRONMENT]))
+    """The app of a worker, which ends where it cannot serve: its supervisor starts another one later."""
+    settings = Settings.from_json(os.environ[ENVIRONMENT])
+    try:
+        return create_app(settings)
+    except (ScqError, OSError, MemoryError) as error:
+        Log(settings.log).event("worker-failed", process=os.getpid(), fault=plain(str(error), settings.galleries))
+        raise SystemExit(3) from None
 
 
 def shown(service: Service) -> list[Shown]:

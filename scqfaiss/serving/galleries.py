@@ -49,8 +49,8 @@ class Answer:
     @property
     def short(self) -> int:
         """Queries with fewer hits than were asked for."""
-        missing = self.I < 0
-        return int((np.add.reduceat(missing, self.lims[:-1]) > 0).sum()) if missing.any() else 0
+        empty = self.I < 0
+        return int((np.diff(np.append(0, empty.cumsum())[self.lims]) > 0).sum()) if empty.any() else 0
 
 
 class OpenGallery:
@@ -70,6 +70,7 @@ class OpenGallery:
         self.items: Items | None = None if served.items is None else open_items(served.items, served.gallery)
         self.images = Images.of(model, served.onnx)
         self.loaded, self.failures, self.fault = time.time(), 0, ""
+        self._bad: Any = None  # what is known of the file that `fault` is of
         self._writing = threading.Lock()
 
     # ------------------------------------------------------------------------------------------------------- searching
@@ -91,7 +92,7 @@ class OpenGallery:
         k, nprobe = min(a.k, max(view.ntotal, 1)), a.nprobe
         if nprobe is not None and view.every_list is not None:
             nprobe = min(nprobe, view.every_list)
-        D, I = view.search(z, k, encoded=True, allow=a.allow, deny=a.deny, nprobe=nprobe, check_finite=False)
+        D, I = view.search(z, k, nprobe=nprobe, **_options(a))
         return np.arange(0, len(z) * k + 1, k), D.ravel(), I.ravel()
 
     def _ranged(self, view: Gallery, z: Floats, a: Asked) -> tuple[Ints, NDArray[np.float32], Ints]:
@@ -101,9 +102,7 @@ class OpenGallery:
             threshold = view.threshold(precision=a.precision, recall=a.recall)
         lims, parts, most = [0], [], self.settings.most_hits
         for row in z:
-            _, D, I = view.range_search(
-                row[None], threshold, encoded=True, allow=a.allow, deny=a.deny, check_finite=False
-            )
+            _, D, I = view.range_search(row[None], threshold, **_options(a))
             lims.append(lims[-1] + len(I))
             if lims[-1] > most:
                 raise Problem(
@@ -147,12 +146,14 @@ class OpenGallery:
 
         Raises nothing.
         """
+        seen = _seen(self.served.gallery)
+        if self.fault and seen == self._bad:  # the same bad file: not worth another look into it
+            return False
         try:
             changed = self.gallery.refresh()
-        except (ScqError, OSError) as error:
-            message = str(error).replace(os.path.abspath(self.served.gallery), self.name)
-            self.failures += message != self.fault
-            self.fault = message
+        except (ScqError, OSError, MemoryError) as error:
+            self._bad, self.fault = seen, plain(str(error) or "out of memory", (self.served,))
+            self.failures += 1
             return False
         if changed:
             self.loaded = time.time()
@@ -182,6 +183,30 @@ class OpenGallery:
             found["calibration"] = calibration.table(share)
         found |= {"name": self.name, "vectors": g.ntotal, "query_d": g.d, "exact": g.exact, "version": self.version}
         return found | {"known": g.has_gate, "images": self.images is not None, "items": self.items is not None}
+
+
+def plain(message: str, galleries: Sequence[Served]) -> str:
+    """A message without paths of this machine: files are called by their last part."""
+    for served in galleries:
+        for path in (served.gallery, served.model, served.items, served.onnx):
+            for form in (os.path.abspath(path), path) if path else ():
+                message = message.replace(form, os.path.basename(path or ""))
+    return message
+
+
+def _seen(path: str) -> tuple[int, ...] | None:
+    """What differs where a file is replaced or rewritten."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _options(a: Asked) -> dict[str, Any]:
+    """Of a search: vectors that are stored live behind the encoder inside the file, others before it."""
+    stored = a.ids is not None
+    return {"encoded": not stored, "decoded": stored, "allow": a.allow, "deny": a.deny, "check_finite": False}
 
 
 class Images:

@@ -1,70 +1,102 @@
-"""HTTP as uvicorn speaks it, with bounds that it lacks: connections at a time, seconds for a request to begin and to be whole."""
+"""HTTP as uvicorn speaks it, with bounds that it lacks: connections at a time, seconds for a request to begin, and for an answer
+to be read.
+"""
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-_BODY = b'{"error":{"status":503,"message":"too many connections","request_id":""}}'
-FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
-    b"Content-Length: " + str(len(_BODY)).encode() + b"\r\n\r\n" + _BODY
-)
+from .problems import Problem
+from .settings import Settings
+
+GRACE = 0.3  # seconds that a connection may still send a request once the server ends
+YOUNG = 1.0  # seconds in which a connection that has sent nothing is not closed for a new one
+WORDS = {400: b"Bad Request", 408: b"Request Timeout", 503: b"Service Unavailable"}
+HEAD = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%sconnection: close\r\n\r\n"
 
 
 class Protocol(H11Protocol):
-    """One connection. most, seconds: set for all by the app."""
+    """One connection. A server has a class of its own, see protocol_of."""
 
     most = 1000
     seconds = 10.0
+    idle: dict[Protocol, float]  # connections that wait for a request, since when, the longest waiting first
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._timer: asyncio.TimerHandle | None = None
-        self._draining = False
-
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: Any) -> None:  # type: ignore[override]
+        # begun: when the client could begin the head of a request; 0 where it has sent one whole, or owes none.
+        self.begun = self.loop.time()
+        self.unread, self.unread_since = 0, 0.0
+        full = len(self.connections) >= self.most and not self._make_room()
         super().connection_made(transport)
-        if len(self.connections) > self.most:
-            transport.write(FULL)
-            transport.close()
+        if full:
+            self._end(503, f"{self.most:,} connections are open; ask again later", b"retry-after: 1\r\n")
         else:
-            self._arm()
+            self.idle[self] = self.begun
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
+        self.idle.pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if not self._under_way and not self.begun:
+            self.begun = self.loop.time()
         super().data_received(data)
         if self._under_way:
-            self._disarm()
-            if self._draining:
-                self.cycle.keep_alive = False
-        elif self._timer is None:
-            self._arm()
+            self.begun = 0.0
+            self.idle.pop(self, None)
 
-    def drain(self) -> None:
-        """Answer what is under way, and what was on its way already, and take nothing after that."""
-        self._draining = True
+    def on_response_complete(self) -> None:
+        self.begun = 0.0
+        if not self.transport.is_closing():
+            self.idle[self] = self.loop.time()
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._end(400, "this is no HTTP request, or its head is too long")
+
+    def shutdown(self) -> None:
         if self._under_way:
-            self.cycle.keep_alive = False
+            super().shutdown()
+        else:  # a request may be on its way
+            self.loop.call_later(GRACE, self._close_idle)
+
+    def look(self, now: float) -> None:
+        """End the connection of a client that is too slow. Called every now and then."""
+        if self.begun and now - self.begun > self.seconds and not self.transport.is_closing():
+            self._end(408, f"no request arrived within {self.seconds:g} s")
+        unread = self.transport.get_write_buffer_size()
+        if unread != self.unread:
+            self.unread, self.unread_since = unread, now
+        elif unread and now - self.unread_since > self.seconds:
+            self.transport.abort()
 
     @property
     def _under_way(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _arm(self) -> None:
-        self._timer = self.loop.call_later(self.seconds, self._late)
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _late(self) -> None:
-        self._timer = None
+    def _close_idle(self) -> None:
         if not self._under_way and not self.transport.is_closing():
-            self.transport.close()
+            super().shutdown()
+
+    def _make_room(self) -> bool:
+        """End the connection that has been idle longest -> whether there was one."""
+        for other, since in self.idle.items():
+            if other.begun and self.loop.time() - since < YOUNG:
+                return False
+            del self.idle[other]
+            self.connections.discard(other)
+            other.transport.abort()
+            return True
+        return False
+
+    def _end(self, status: int, message: str, headers: bytes = b"") -> None:
+        body = Problem(status, message).body("")
+        self.transport.write(HEAD % (status, WORDS[status], len(body), headers) + body)
+        self.transport.close()
+
+
+def protocol_of(settings: Settings) -> type[Protocol]:
+    """The class of the connections of one server."""
+    return type("Protocol", (Protocol,), {"most": settings.connections, "seconds": settings.timeout, "idle": {}})

@@ -129,7 +129,7 @@ def _rows(value: Any, d: int, settings: Settings) -> Floats:
             raise Problem(422, f"query {i} is {found}, needs a list of {d}")
     try:
         rows = np.array(value)
-        if rows.dtype.kind not in "fiu":
+        if rows.dtype.kind not in "fiu" or rows.ndim != 2:
             raise ValueError
         with np.errstate(over="ignore"):
             rows = rows.astype(np.float32)

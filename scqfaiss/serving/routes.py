@@ -27,6 +27,7 @@ from .settings import Settings
 
 JSON, FORM = "application/json", "multipart/form-data"
 SEARCH_PATH = "/v1/galleries/{name}/search"
+CURL = "application/x-www-form-urlencoded"  # what `curl -d` says where nobody tells it better
 MOST_IMAGES = 64  # of one request
 SEARCH = (
     'One of three bodies. JSON: {"queries": [[...], ...]}, or {"ids": [...]} of stored vectors to search like; and k, threshold, '
@@ -44,6 +45,7 @@ class Service:
     batcher: Batcher
     metrics: Metrics
     log: Log
+    draining: bool = False  # a signal came: what is under way is still answered
 
     def of(self, name: str) -> OpenGallery:
         found = self.galleries.get(name)
@@ -80,6 +82,8 @@ def _watching(router: APIRouter, service: Service) -> None:
 
     @router.get("/readyz", summary="Whether galleries are open and requests are taken.")
     async def readyz() -> Response:
+        if service.draining:
+            raise busy("the server is ending")
         if service.batcher.waiting >= service.settings.queue:
             raise busy("too many requests wait")
         return Response(b'{"status":"ready"}', media_type=JSON)
@@ -126,7 +130,7 @@ async def answered(service: Service, keys: Keys, name: str, request: Request) ->
         asked = await _images(service, g, request)
     elif kind == BINARY:
         asked = queries.of_binary(await request.body(), request.query_params, service.settings, g.gallery.d)
-    elif kind in (JSON, "", "text/json"):
+    elif kind in (JSON, "", CURL):
         asked = queries.of_json(await request.body(), service.settings, g.gallery.d)
     else:
         raise Problem(415, f"the content type is {kind[:40]!r}, needs {JSON}, {BINARY} or {FORM}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import gc
 import os
 import resource
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -17,29 +18,73 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.supervisors import Multiprocess
 
+from .. import signals
 from ..errors import ConfigError, ResourceError
 from . import metrics
 from .app import ENVIRONMENT, create_app
-from .protocol import Protocol
+from .logs import Log
+from .protocol import Protocol, protocol_of
+from .routes import Service
 from .settings import Settings, is_loopback, settings_of
 
-GRACE = 0.3  # seconds in which requests that are on their way are still answered
+LINGER = 0.4  # seconds after a signal in which connections are still taken
+KEEP_ALIVE = 30  # seconds that a connection may be idle between two requests
+BACKLOG = 2048
+HEAD_BYTES = 1 << 16  # of a request
 APP = "scqfaiss.serving.app:from_environment"
 SPARE_FILES = 200  # descriptors beside those of connections
 
 
 class Server(uvicorn.Server):
-    """Ends with 0 on the first SIGINT or SIGTERM, when all that is under way is answered, and at once on a second one."""
+    """One process that serves. The first SIGINT or SIGTERM ends it once what is under way is answered, a second one at once."""
+
+    # Whether a supervisor speaks to it: signals that come twice, from it and from the system, are then one.
+    worker = False
+    own_process = True
+    service: Service | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop, self._parent = asyncio.get_running_loop(), os.getppid()
+        self.service = service = self.config.loaded_app.service  # type: ignore[union-attr]
+        self.config.http_protocol_class = protocol_of(service.settings)
+        if self.own_process:
+            gc.collect()
+            gc.freeze()  # what stands here stays: no collection need look at it again
+        await super().startup(sockets)
+        self._looking = self._loop.create_task(self._look_after_clients(service.settings.timeout))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.force_exit = self.should_exit
+        if self.worker and sig == signal.SIGINT:  # Ctrl-C reaches every process; the supervisor tells what follows
+            return
+        if self.service is None or (self.service.draining and not self.worker):
+            os._exit(signals.STOPPED)
+        self.drain()
+
+    def drain(self) -> None:
+        """End soon: every answer from now on closes its connection, and new ones are taken for LINGER seconds more."""
+        if self.service is None or self.service.draining:
+            return
+        self.service.draining = True
+        close = (b"connection", b"close")
+        self.config.encoded_headers.append(close)
+        self.server_state.default_headers.append(close)
+        self._loop.call_soon_threadsafe(self._loop.call_later, LINGER, self._stop)
+
+    def _stop(self) -> None:
         self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.worker and os.getppid() != self._parent:  # nobody is left to end this process
+            self.drain()
+        return await super().on_tick(counter)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        if threading.current_thread() is not threading.main_thread():  # only that one has signals
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in signals.TAKEN}
         try:
             yield
         finally:
@@ -47,25 +92,34 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for server in self.servers:
-            server.close()
-        for connection in list(self.server_state.connections):
-            if isinstance(connection, Protocol):
-                connection.drain()
-        await asyncio.sleep(0 if self.force_exit else GRACE)
+        for listening in sockets or ():
+            await self._accept_the_last(listening)
         await super().shutdown(sockets)
+        self._looking.cancel()
 
+    async def _accept_the_last(self, listening: socket.socket) -> None:
+        """Take the connections that the system has accepted already: closing would reset them."""
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:  # BlockingIOError as a rule: there is none left
+                return
+            connection.setblocking(False)
+            await self._loop.connect_accepted_socket(self._protocol, connection)
 
-class Workers(Multiprocess):
-    """uvicorn's supervisor: a worker that dies is started anew. A second signal ends workers that still answer."""
+    def _protocol(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg, assignment]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
 
-    def join_all(self) -> None:
-        asked = len(self.signal_queue)
-        while any(p.process.is_alive() for p in self.processes):
-            if len(self.signal_queue) > asked:
-                for process in self.processes:
-                    process.process.kill()
-            time.sleep(0.05)
+    async def _look_after_clients(self, timeout: float) -> None:
+        while True:
+            await asyncio.sleep(min(timeout / 4, 1.0))
+            now = self._loop.time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Protocol):
+                    connection.look(now)
 
 
 def serve(galleries: tuple[str, ...], say: Callable[[str], Any], **options: Any) -> None:
@@ -78,39 +132,53 @@ def serve(galleries: tuple[str, ...], say: Callable[[str], Any], **options: Any)
 def run(settings: Settings, say: Callable[[str], Any]) -> None:
     """The same with settings."""
     _more_files(settings.connections + SPARE_FILES)
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what happens to requests stands in the service's own log
     listening = _listen(settings)
     try:
         host, port = listening.getsockname()[:2]
         shown = "localhost" if is_loopback(settings.host) else host
-        config: dict[str, Any] = {
-            "http": Protocol,
-            "log_config": None,
-            "access_log": False,
-            "server_header": False,
-            "lifespan": "on",
-            "proxy_headers": False,  # who asks plays no part
-            "timeout_keep_alive": 30,
-            "timeout_graceful_shutdown": int(settings.timeout) + 1,
-        }
         if settings.workers == 1:
             app = create_app(settings)
             say(
                 f"http://{shown}:{port}/ serves {', '.join(served.name for served in settings.galleries)}; Ctrl-C ends it"
             )
-            Server(uvicorn.Config(app, **config)).run([listening])
+            Server(configuration(app, settings)).run([listening])
         else:
-            _supervise(settings, config, listening, lambda: say(f"http://{shown}:{port}/, {settings.workers} workers"))
+            _supervise(settings, listening, lambda: say(f"http://{shown}:{port}/, {settings.workers} workers"))
     finally:
         listening.close()
 
 
-def _supervise(settings: Settings, config: dict[str, Any], listening: socket.socket, ready: Callable[[], Any]) -> None:
+def configuration(app: Any, settings: Settings, **more: Any) -> uvicorn.Config:
+    """How uvicorn is to run an app."""
+    return uvicorn.Config(
+        app,
+        http=Protocol,
+        loop="asyncio",
+        ws="none",
+        lifespan="on",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=int(2 * settings.timeout) + 5,
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        **more,
+    )
+
+
+def _supervise(settings: Settings, listening: socket.socket, ready: Callable[[], Any]) -> None:
+    from .workers import Workers
+
     create_app(settings).service.batcher.close()  # whatever is wrong is said once, before any worker starts
     with tempfile.TemporaryDirectory(prefix="scqfaiss-") as folder:
         os.environ |= {ENVIRONMENT: settings.to_json(), metrics.FOLDER: folder}
-        ready()
-        Workers(uvicorn.Config(APP, factory=True, workers=settings.workers, **config), [listening]).run()
+        config = configuration(APP, settings, factory=True, workers=settings.workers)
+        forced = Workers(config, [listening], Log(settings.log), ready).run_all()
+    if forced:
+        sys.exit(signals.STOPPED)
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -119,7 +187,8 @@ def _listen(settings: Settings) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((settings.host, settings.port))
-        found.listen(2048)
+        found.listen(BACKLOG)
+        found.setblocking(False)
     except OSError as error:
         found.close()
         raise ConfigError(
@@ -143,17 +212,10 @@ def _more_files(needed: int) -> None:
 def in_background(settings: Settings) -> tuple[threading.Thread, Server, int]:
     """A service in a thread of this process -> (thread, server, port). `server.should_exit = True` ends it."""
     listening = _listen(settings)
-    server = Server(
-        uvicorn.Config(create_app(settings), http=Protocol, log_config=None, access_log=False, lifespan="on")
-    )
-    server.capture_signals = _no_signals  # type: ignore[method-assign]  # only the main thread has signals
+    server = Server(configuration(create_app(settings), settings))
+    server.own_process = False
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     while not server.started and thread.is_alive():
         time.sleep(0.01)
     return thread, server, listening.getsockname()[1]
-
-
-@contextmanager
-def _no_signals() -> Iterator[None]:
-    yield

@@ -105,6 +105,13 @@ def apply_transforms(index: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
     return x
 
 
+def tiled(index: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows that live where codes do -> rows as the index behind the transforms takes them."""
+    for t in chain(index):
+        x = _applied(t, x) if is_tile(t) else x
+    return x
+
+
 # What FAISS's readers return already stands for the class that the index is of: a search would downcast it six times.
 _LEAVES = (faiss.IndexIVFPQ, faiss.IndexPQ, faiss.IndexPreTransform)
 

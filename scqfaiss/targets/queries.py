@@ -15,17 +15,24 @@ import numpy as np
 from ..arrays import Floats, Ints
 from ..errors import DataError
 from ..exponents import exponents, times
-from .pretransform import apply_transforms, encoded, may_overflow, unwrap_index
+from .pretransform import apply_transforms, encoded, may_overflow, tiled, unwrap_index
 
 MAX_SCORE = float(np.finfo(np.float32).max)
 
 
-def prepared(index: Any, z: Floats, name: str, gpu: bool = False) -> tuple[Any, Floats, Ints | None]:
+def prepared(
+    index: Any, z: Floats, name: str, gpu: bool = False, decoded: bool = False
+) -> tuple[Any, Floats, Ints | None]:
     """z: finite rows -> (index behind its encoder, rows as it takes them, powers of two that they were divided by, or None).
+
+    decoded: z live where codes do already, behind the encoder.
 
     Raises DataError for a row that the encoder inside the file, or squared distances, make too large for float32.
     """
-    x = encoded(index, z) if gpu else apply_transforms(index, z)
+    if decoded:
+        x = z if gpu else tiled(index, z)
+    else:
+        x = encoded(index, z) if gpu else apply_transforms(index, z)
     if may_overflow(index):
         finite = np.isfinite(x).all(1)
         if not finite.all():
