@@ -23,6 +23,7 @@ from .problems import busy
 MOST_ROWS = 1024  # of a batch: larger ones are no faster a row
 AT_ONCE = 0.005  # seconds that a batch may keep the loop
 GATHER = 0.0005  # seconds in which a batch gathers while requests come side by side
+MOST_KINDS = 1000  # whose seconds are known
 FORGET = 0.8  # how much of the seconds known before stays, with every batch measured
 
 
@@ -66,7 +67,8 @@ class Batcher:
         self._arrived: Waiting = OrderedDict()  # in this turn of the loop
         self._waiting: Waiting = OrderedDict()  # for a thread
         self._queued, self._company = 0, 0  # jobs for a thread; jobs of the last turn
-        self._seconds: dict[tuple[str, int], float] = {}  # of a batch, by name and power of two of its rows
+        # Of a batch, by its kind and the power of two of its rows: what a range or a large k takes tells nothing of others.
+        self._seconds: dict[tuple[Kind, int], float] = {}
         self._ready = threading.Condition()
         self._threads = [
             threading.Thread(target=self._work, name=f"scqfaiss-search-{i}", daemon=True) for i in range(threads)
@@ -110,7 +112,7 @@ class Batcher:
         self._company = sum(map(len, arrived.values()))
         for kind, jobs in arrived.items():
             rows = sum(job.rows for job, _ in jobs)
-            if rows <= MOST_ROWS and self._expected(kind[0], rows) <= AT_ONCE and kind not in self._waiting:
+            if rows <= MOST_ROWS and self._expected(kind, rows) <= AT_ONCE and kind not in self._waiting:
                 self._run(kind, [job for job, _ in jobs], jobs[0][1], _answer)
                 continue
             for job, _ in jobs:
@@ -120,9 +122,9 @@ class Batcher:
                 self._queued += len(jobs)
                 self._ready.notify()
 
-    def _expected(self, name: str, rows: int) -> float:
+    def _expected(self, kind: Kind, rows: int) -> float:
         """Seconds; without end where no batch of about so many rows was measured."""
-        return self._seconds.get((name, rows.bit_length()), float("inf"))
+        return self._seconds.get((kind, rows.bit_length()), float("inf"))
 
     # ------------------------------------------------------------------------------------------------------ the threads
     def _take(self) -> tuple[Kind, list[Job], Run] | None:
@@ -164,7 +166,9 @@ class Batcher:
                 answers = [self._alone(job, run) for job in jobs]
         seconds, together = time.perf_counter() - started, sum(job.rows for job in jobs)
         # Of the processor: what a thread waits for others does not count.
-        key, own = (kind[0], together.bit_length()), time.thread_time() - own
+        key, own = (kind, together.bit_length()), time.thread_time() - own
+        if len(self._seconds) >= MOST_KINDS:
+            self._seconds.clear()
         self._seconds[key] = FORGET * self._seconds.get(key, own) + (1 - FORGET) * own
         for job in jobs:
             job.waited, job.searched, job.together = started - job.arrived, seconds, together

@@ -236,3 +236,14 @@ def test_writes_take_a_key(shop, tmp_path):
             assert client.post(path, json=body, headers=key).status_code == 422
         assert client.request("DELETE", path, json={"ids": [1]}, headers=key).json()["vectors"] == 407
         assert scqfaiss.open(target, model=model[0]).ntotal == 407
+
+
+def test_what_takes_long_does_not_run_in_the_loop(client, monkeypatch):
+    """What a kind of request takes is known of itself alone: a range is not taken for a search of ten."""
+    g, where = client.service.galleries["sure"], []
+    search = g.search
+    monkeypatch.setattr(g, "search", lambda many: (where.append(threading.current_thread().name), search(many))[1])
+    for body in ({"k": 3}, {"k": 3}, {"k": 3}, {"threshold": -9.0}, {"k": 3, "allow": [5]}, {"k": 400}):
+        ask(client, "sure", queries=XQ[:1].tolist(), **body)
+    searching = ["scqfaiss-search" in name for name in where]
+    assert searching[2:] == [False, True, True, True]
