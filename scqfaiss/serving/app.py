@@ -54,7 +54,6 @@ def create_app(settings: Settings) -> Limits:
         if task is not None:
             task.cancel()
         service.batcher.close()
-        gc.unfreeze()  # a program that goes on without the service
         log.event("ended", process=os.getpid())
 
     app = FastAPI(title="scqfaiss", version=__version__, lifespan=lifespan, description=__doc__.splitlines()[0])
