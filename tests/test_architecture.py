@@ -353,7 +353,7 @@ def test_a_missing_extra_is_one_line_with_what_to_type():
 
 # ---------------------------------------------------------------------------------------------------------------- text
 def test_the_text_names_no_machine():
-    folders = [ROOT / name for name in ("scqfaiss", "tests", "tools", "benchmarks", "docs", ".ci")]
+    folders = [ROOT / name for name in ("scqfaiss", "tests", "tools", "benchmarks", "docs", "deploy", ".ci")]
     files = [p for p in ROOT.iterdir() if p.is_file()] + [p for f in folders for p in f.rglob("*") if p.is_file()]
     endings = {".py", ".md", ".html", ".css", ".toml", ".cfg", ".txt", ".json", ".yml", ".yaml", ".sh", ""}
     texts = [p for p in files if p.suffix in endings and "__pycache__" not in p.parts]

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import files, footer
 from ..arrays import Floats, Ints
-from ..errors import ConfigError, DataError, ScqError
+from ..errors import ConfigError, DataError, ScqError, printable
 from ..features.source import front_encoder_of
 from ..galleries.alike import alike
 from ..galleries.editing import append, remove
@@ -59,6 +60,7 @@ class OpenGallery:
     def __init__(self, served: Served, settings: Settings) -> None:
         """Raises as open_gallery and open_items, ConfigError where queries need a model that was not given."""
         self.served, self.settings, self.name = served, settings, served.name
+        self._seen = _seen(served.gallery)
         model = None if served.model is None else Model.load(served.model)
         self.gallery = open_gallery(served.gallery, model=model, device=settings.device, mmap=settings.mmap)
         if self.gallery.metadata is None:
@@ -70,7 +72,6 @@ class OpenGallery:
         self.items: Items | None = None if served.items is None else open_items(served.items, served.gallery)
         self.images = Images.of(model, served.onnx)
         self.loaded, self.failures, self.fault = time.time(), 0, ""
-        self._bad: Any = None  # what is known of the file that `fault` is of
         self._writing = threading.Lock()
 
     # ------------------------------------------------------------------------------------------------------- searching
@@ -147,12 +148,17 @@ class OpenGallery:
         Raises nothing.
         """
         seen = _seen(self.served.gallery)
-        if self.fault and seen == self._bad:  # the same bad file: not worth another look into it
+        if seen == self._seen:
             return False
+        self._seen = seen
         try:
             changed = self.gallery.refresh()
+            if (
+                not changed
+            ):  # it carries the hash of the one that is open; whether that is its own, only reading it tells
+                _verify(self.served.gallery)
         except (ScqError, OSError, MemoryError) as error:
-            self._bad, self.fault = seen, plain(str(error) or "out of memory", (self.served,))
+            self.fault = plain(str(error) or "out of memory", (self.served,))
             self.failures += 1
             return False
         if changed:
@@ -203,6 +209,12 @@ def _seen(path: str) -> tuple[int, ...] | None:
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
+def _verify(path: str) -> None:
+    """Raise IndexFileError where a file's hash is not that of its content."""
+    with files.open_regular(path) as f:
+        footer.read_footer(f, printable(path), hash_all=True)
+
+
 def _options(a: Asked) -> dict[str, Any]:
     """Of a search: vectors that are stored live behind the encoder inside the file, others before it."""
     stored = a.ids is not None
@@ -236,12 +248,12 @@ class Images:
         encoder: Any = front_encoder_of(model)
         return Images(encoder.features, encoder.size, encoder.fit, False)
 
-    def rows(self, files: Sequence[bytes]) -> Floats:
+    def rows(self, images: Sequence[bytes]) -> Floats:
         """Encoded images -> rows of features, or z where `encoded`, (n, d) float32. Raises Problem 422 naming a bad one."""
         from ..data.decoding import Refused, decode
 
         pixels = []
-        for i, data in enumerate(files):
+        for i, data in enumerate(images):
             try:
                 pixels.append(decode(io.BytesIO(data), self._side, self._fit, MAX_PIXELS))
             except Refused as refused:

@@ -15,7 +15,7 @@ from uvicorn.supervisors.multiprocess import Multiprocess, Process
 from .logs import Log
 from .run import Server
 
-AGAIN = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before a worker is started anew, the longer the more often it ended early
+AGAIN = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before a worker is started anew, the longer the more often it ended early
 EARLY = 10.0  # seconds
 
 
