@@ -162,3 +162,13 @@ def test_missing_files(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r": no such file$"):
         files.open_regular(name)
+
+
+def test_what_can_be_made_anew_need_not_be_synced(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(fd))
+    for durable, times in ((True, 2), (False, 2)):  # the file and its folder, and nothing more
+        with files.atomic_write(tmp_path / "a") as output:
+            output.durable = durable
+            output.write(lambda f: f.write(b"whole"))
+        assert len(synced) == times and (tmp_path / "a").read_bytes() == b"whole"

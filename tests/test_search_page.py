@@ -3,7 +3,12 @@
 import base64
 import json
 import re
+import shutil
+import signal
+import subprocess
+import sys
 import time
+import urllib.request
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +29,8 @@ pytest.importorskip("fastapi")
 
 from scqfaiss.serving.run import in_background
 from scqfaiss.serving.settings import settings_of
+
+ROOT = Path(__file__).parents[1]
 
 # ruff: noqa: F811  (fixtures are imported by name)
 pytestmark = pytest.mark.slow
@@ -256,6 +263,11 @@ def test_wrong_input_never_leaves_the_page(page):
         page.one("#ids").send_keys(ENTER)
         assert message in page.one("#alert").text
     assert not [asked for asked in page.requests() if "search" in asked["url"]]
+    text = '{"ids": [9223372036854775807, 5], "t": "[9223372036854775807, \\"12345678901234567\\"]", "f": 0.12345678901234567}'
+    parsed = page.browser.execute_async_script(
+        "const [text, done] = arguments; import('/page/server.js').then(m => done(m.parse(text)))", text
+    )
+    assert parsed == json.loads(text) | {"ids": ["9223372036854775807", 5]}
     assert page.unclean() == []
 
 
@@ -343,9 +355,19 @@ def test_a_slow_server_shows_a_sign_and_can_be_cancelled(page, browser):
             how()
             page.wait("return document.getElementById('waiting').hidden")
             assert "Cancelled." in page.one("#alert").text
+        page.one("#alert button").click()
+        page.wait("return !document.getElementById('waiting').hidden")
+        page.js(
+            "const e = document.getElementById('gallery'); e.value = 'photos'; e.dispatchEvent(new Event('change'))"
+        )
+        time.sleep(0.2)  # what is given up must not come back
+        assert len(page.ids()) == 12 and page.one("#alert").text == "" and not page.one("#waiting").is_displayed()
+        page.js(
+            "const e = document.getElementById('gallery'); e.value = 'digits'; e.dispatchEvent(new Event('change'))"
+        )
     finally:
         browser.delete_network_conditions()
-    page.one("#alert button").click()
+    page.one("#go").click()
     page.found("More like Handwritten")
     assert page.js("return document.getElementById('waiting').hidden") and page.one("#alert").text == ""
     assert page.unclean() == []
@@ -369,3 +391,22 @@ def test_a_server_with_keys_asks_for_one_and_images_come_with_it(browser, shop):
         assert not page.one("#key-form").is_displayed() and page.one("#alert").text == ""
         assert page.unclean(failed=True) == []
         page.browser.get("about:blank")  # or the server would wait for the browser's connections
+
+
+def test_the_demo_serves_digits_that_are_trained_already_until_ctrl_c(shop):
+    shutil.copy(shop / "digits.csv", shop / "items.csv")
+    command = [sys.executable, "-m", "scqfaiss", "demo", "--serve", "-o", str(shop), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        lines = []
+        while not (address := re.search(r"http://localhost:\d+/", "".join(lines))):
+            lines.append(process.stdout.readline())
+            assert lines[-1], process.stderr.read()
+        with urllib.request.urlopen(address[0], timeout=20) as page:
+            assert b"<title>Search</title>" in page.read()
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "Traceback" not in told and "Error" not in told
+    assert f"scqfaiss serve digits={shop}/digits.faissindex --model {shop}/digits.safetensors" in "".join(lines)

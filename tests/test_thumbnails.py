@@ -18,6 +18,8 @@ httpx = pytest.importorskip("httpx")
 from scqfaiss.data.decoding import Refused  # noqa: E402
 from scqfaiss.errors import ConfigError  # noqa: E402
 from scqfaiss.serving import page_routes  # noqa: E402
+from scqfaiss.serving.galleries import Images  # noqa: E402
+from scqfaiss.serving.problems import Problem  # noqa: E402
 from scqfaiss.serving.thumbnails import SIDE, ImageFolder, NoImage, Thumbnails  # noqa: E402
 
 
@@ -221,6 +223,14 @@ def test_a_file_too_long_is_not_read(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(bomb())
     with pytest.raises(Refused, match="too large, its file has"):
         Thumbnails(ImageFolder(tmp_path)).get("a.png")
+
+
+@pytest.mark.parametrize("size", [(60_000, 60_000), (10_000, 5_001)])
+def test_a_bomb_to_search_with_is_refused_by_its_header(size):
+    images = Images(lambda x: x.reshape(len(x), -1), 8, "crop", True)
+    with pytest.raises(Problem, match="image 0 cannot be read: too large, it has more than") as refused:
+        images.rows([bomb(*size)])
+    assert refused.value.status == 422
 
 
 def test_the_page_lets_nothing_in_from_elsewhere(client):

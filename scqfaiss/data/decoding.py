@@ -68,18 +68,19 @@ class Refused(Exception):
         super().__init__(str(self.fault))
 
 
-def decode(f: BinaryIO, side: int, fit: str = "crop") -> NDArray[np.uint8]:
+def decode(f: BinaryIO, side: int, fit: str = "crop", most_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """One encoded image -> (3, side, side) uint8, RGB, as the head of this file says.
 
     fit: 'crop' scales the short side to `side` and cuts the middle out, 'squash' scales both sides, 'pad' scales the long
     side and adds black bars. Bicubic, antialiased. A JPEG is decoded at a half, a quarter or an eighth of its size where that
     is still twice what is needed: what comes out differs by 1 to 3 of 255 levels on average.
-    Raises Refused; more than MAX_PIXELS, or MAX_SIDE on a side, are refused by the header, before memory is taken for them.
+    Raises Refused; more than `most_pixels`, or MAX_SIDE on a side, are refused by the header, before memory is taken for them.
     """
     return _decoded(
         f,
         lambda w, h: _whole(w, h, 2 * side, fit),
         lambda image: np.asarray(_fitted(image, side, fit)).transpose(2, 0, 1),
+        most_pixels,
     )
 
 

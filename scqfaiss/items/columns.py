@@ -15,6 +15,9 @@ MAX_TEXT = 1000  # characters of a title or a label
 MAX_PATH = 4096  # characters of the path of an image: no file system takes more
 MAX_ITEM = 1 << 20  # bytes of a line, and of the further columns of an item
 
+# One for all items: json.dumps would make one for each.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
 Row = tuple[int, str | None, str | None, str | None, str | None]  # id, title, label, image, further columns as JSON
 
 
@@ -83,7 +86,7 @@ def as_text(value: Any, most: int, what: str, where: str) -> str | None:
 def as_json(further: Mapping[str, Any], where: str) -> str:
     """Further columns as JSON. Raises DataError for what JSON cannot hold."""
     try:
-        text = json.dumps(further, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _ENCODER.encode(further)
     except (TypeError, ValueError, RecursionError) as error:
         bad = next((key for key, value in further.items() if not _fits_json(value)), "")
         raise DataError(

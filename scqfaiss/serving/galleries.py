@@ -28,6 +28,7 @@ from ..model import Model
 from .problems import Problem
 from .queries import Asked
 from .settings import Served, Settings
+from .thumbnails import MAX_PIXELS
 
 IMAGES_AT_A_TIME = 32  # decoded and encoded together
 
@@ -254,7 +255,7 @@ class Images:
         pixels = []
         for i, data in enumerate(images):
             try:
-                pixels.append(decode(io.BytesIO(data), self._side, self._fit))
+                pixels.append(decode(io.BytesIO(data), self._side, self._fit, MAX_PIXELS))
             except Refused as refused:
                 raise Problem(422, f"image {i} cannot be read: {refused.fault}") from None
         parts = [

@@ -15,7 +15,7 @@ from ..files import PathLike
 from ..forks import Lock
 
 SIDE = 384  # pixels of the longer side: a tile of the page on a screen of two pixels a point
-MAX_PIXELS = 50_000_000  # of an image that a thumbnail is made of; 0.15 GB of RGB
+MAX_PIXELS = 50_000_000  # of an image that is shown or searched with; 0.15 GB of RGB
 MAX_FILE = 1 << 28  # bytes of its file
 CACHE_BYTES = 64 << 20  # of thumbnails that are held
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -82,6 +82,7 @@ function move(grid, event) {
 
 export function grid(gallery, hits, search) {
   const made = element("ol", "grid");
+  made.setAttribute("role", "list"); // which Safari takes from lists without numbers
   for (const [i, hit] of hits.entries()) {
     const line = element("li");
     const button = tile(gallery, hit, search);

@@ -216,9 +216,19 @@ function show(asked, answer, fromGrid) {
   }
 }
 
+// End a search whose answer nobody waits for any more.
+function drop() {
+  running?.abort();
+  running = null;
+  $("waiting").hidden = true;
+  $("results").classList.remove("stale");
+  $("results").removeAttribute("aria-busy");
+}
+
 // Before anything is searched for: items to begin with.
 function showExamples() {
-  running?.abort();
+  drop();
+  document.title = "Search";
   $("alert").replaceChildren();
   const { name, examples } = gallery();
   for (const { id, item } of examples) seen.set(`${name} ${id}`, item);
@@ -284,7 +294,7 @@ function showWay() {
 function showKnown() {
   $("known").disabled = $("auto").checked;
   $("least").disabled = !$("auto").checked;
-  $("known-value").textContent = $("auto").checked ? "automatic" : Number($("known").value).toFixed(2);
+  $("known-value").textContent = $("auto").checked ? "" : Number($("known").value).toFixed(2);
 }
 
 async function start() {
