@@ -29,6 +29,7 @@ from .routes import Service
 from .settings import Settings, is_loopback, settings_of
 
 LINGER = 0.4  # seconds after a signal in which connections are still taken
+SWITCH = 0.0005  # seconds after which a thread that searches lets the loop go on; Python's own are ten times as many
 KEEP_ALIVE = 30  # seconds that a connection may be idle between two requests
 BACKLOG = 2048
 HEAD_BYTES = 1 << 16  # of a request
@@ -49,6 +50,7 @@ class Server(uvicorn.Server):
         self.service = service = self.config.loaded_app.service  # type: ignore[union-attr]
         self.config.http_protocol_class = protocol_of(service.settings)
         if self.own_process:
+            sys.setswitchinterval(SWITCH)
             gc.collect()
             gc.freeze()  # what stands here stays: no collection need look at it again
         await super().startup(sockets)
