@@ -70,7 +70,7 @@ class OpenGallery:
         require_model(self.gallery)
         self.gallery.name = served.name  # what answers call it: they tell nothing of the machine's folders
         self.items: Items | None = None if served.items is None else open_items(served.items, served.gallery)
-        self.images = Images.of(model, served.onnx)
+        self.images = Images.of(model, served.onnx, self.gallery.metadata.get("model_sha256"))
         self.loaded, self.failures, self.fault = time.time(), 0, ""
         self._writing = threading.Lock()
 
@@ -216,8 +216,8 @@ def _verify(path: str) -> None:
 
 
 def _options(a: Asked) -> dict[str, Any]:
-    """Of a search: vectors that are stored live behind the encoder inside the file, others before it."""
-    stored = a.ids is not None
+    """Of a search: stored vectors, and what a whole encoder made, live behind the encoder inside the file, others before it."""
+    stored = a.ids is not None or a.encoded
     return {"encoded": not stored, "decoded": stored, "allow": a.allow, "deny": a.deny, "check_finite": False}
 
 
@@ -228,8 +228,11 @@ class Images:
         self._encode, self._side, self._fit, self.encoded = encode, side, fit, encoded
 
     @staticmethod
-    def of(model: Model | None, onnx: str | None) -> Images | None:
-        """None where the gallery takes no images. Raises as front_encoder_of, ConfigError for an ONNX file of another kind."""
+    def of(model: Model | None, onnx: str | None, made_by: Any) -> Images | None:
+        """None where the gallery takes no images. made_by: SHA-256 of the gallery's model.
+
+        Raises as front_encoder_of, ConfigError for an ONNX file of another kind or another model.
+        """
         if onnx is not None:
             import onnxruntime
 
@@ -237,12 +240,16 @@ class Images:
             options.intra_op_num_threads = 1
             session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
             told = session.get_modelmeta().custom_metadata_map
-            if session.get_inputs()[0].name != "images" or "size" not in told:
+            if session.get_inputs()[0].name != "images" or "scqfaiss.size" not in told:
                 raise ConfigError(
                     f"{onnx} takes no images; write it with scqfaiss export-encoder from a model for images"
                 )
+            if (of_model := told.get("scqfaiss.model_sha256", "")) != made_by:
+                raise ConfigError(
+                    f"{onnx} is of the model {printable(of_model)[:12]}, the gallery was made by {str(made_by)[:12]}"
+                )
             run = lambda x: session.run(None, {"images": x})[0]  # noqa: E731
-            return Images(run, int(told["size"]), told.get("fit", "crop"), True)
+            return Images(run, int(told["scqfaiss.size"]), told.get("scqfaiss.fit", "crop"), True)
         if model is None or model.backbone is None:
             return None
         encoder: Any = front_encoder_of(model)
