@@ -214,7 +214,7 @@ def test_charts_follow_the_theme(browser, whole):
     look = "return [...document.querySelectorAll('figure img')].filter(i => i.checkVisibility()).map(i => i.className)"
     for theme, name in (("light", "day"), ("dark", "night")):
         show(browser, whole, theme=theme)
-        assert browser.execute_script(look) == [name] * 10
+        assert browser.execute_script(look) == [name] * 11
 
 
 def test_charts_stand_in_two_columns_where_there_is_room(browser, whole):

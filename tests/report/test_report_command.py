@@ -23,12 +23,12 @@ def test_a_page_of_everything(run, files):
     result = run(*asked, "-o", "a.html", "--png", "charts")
     assert (result.code, result.warnings) == (0, [])
     done, missing = result.out.splitlines()
-    assert re.fullmatch(r"a\.html: 3 results, 10 charts, [\d.]+ [kM]B; 10 PNG files in charts", done)
+    assert re.fullmatch(r"a\.html: 3 results, 11 charts, [\d.]+ [kM]B; 11 PNG files in charts", done)
     assert missing == "missing: cifar10: lsq/raw/32 (out of time)"
     page = Path("a.html").read_bytes()
     assert len(page) < 3_000_000 and page.startswith(b"<!doctype html>")
     images = sorted(path.name for path in Path("charts").iterdir())
-    assert len(images) == 10 and {"cifar10-map-bits.png", "scale-scale-time.png", "upstream-training.png"} <= {*images}
+    assert len(images) == 11 and {"cifar10-map-bits.png", "scale-scale-time.png", "upstream-training.png"} <= {*images}
     assert all((Path("charts") / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n") for name in images)
     assert run(*asked, "-o", "b.html", "--png", "charts").code == 0
     assert Path("b.html").read_bytes() == page  # and over what is there
