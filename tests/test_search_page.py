@@ -159,7 +159,7 @@ class Page:
         lines = [line["message"] for line in self.browser.get_log("browser")]
         if failed:
             lines = [line for line in lines if "Failed to load resource" not in line]
-        own = (self.base, f"blob:{self.base}", "data:", "about:")
+        own = (self.base, f"blob:{self.base}", "data:", "about:", "chrome:")
         return lines + [asked["url"] for asked in self.requests() if not asked["url"].startswith(own)]
 
 
