@@ -35,8 +35,8 @@ IMAGES_AT_A_TIME = 32  # decoded and encoded together
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """Hits of nq queries, each a part of D, I and P between its lims. fixed: k hits each, -1 where there are fewer. items: of
-    each hit, None where the gallery has none. version: of the file that was searched.
+    """Hits of nq queries, each a part of D, I and P between its lims; id -1 marks a place without a hit. items: of each hit,
+    None where the gallery has none. version: of the file that was searched.
     """
 
     lims: Ints

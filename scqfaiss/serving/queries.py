@@ -64,7 +64,7 @@ def of_json(body: bytes, settings: Settings, d: int) -> Asked:
     rows, ids = value.pop("queries", None), value.pop("ids", None)
     if (rows is None) == (ids is None):
         raise Problem(422, "give queries (rows of numbers) or ids (of stored vectors), one of them")
-    return asked(value, settings, None if rows is None else _rows(rows, d, settings), _ids(ids, "ids", settings))
+    return asked(value, settings, None if rows is None else rows_of(rows, d, settings), ids_of(ids, "ids", settings))
 
 
 def of_binary(body: bytes, query: Mapping[str, str], settings: Settings, d: int) -> Asked:
@@ -110,7 +110,7 @@ def asked(value: Mapping[str, Any], settings: Settings, rows: Floats | None, ids
     if not isinstance(probability, bool):
         raise Problem(422, f"probability is {str(probability)[:40]}, needs true or false")
     known = _known(value.get("known"), len(rows) if rows is not None else 0 if ids is None else len(ids))
-    allow, deny = (_ids(value.get(name), name, settings) for name in ("allow", "deny"))
+    allow, deny = (ids_of(value.get(name), name, settings) for name in ("allow", "deny"))
     alone = object() if allow is not None or deny is not None or isinstance(known, list) else None
     kind = (k, nprobe, *numbers.values(), probability, None if isinstance(known, list) else known, rows is None, alone)
     return Asked(
@@ -118,7 +118,8 @@ def asked(value: Mapping[str, Any], settings: Settings, rows: Floats | None, ids
     )
 
 
-def _rows(value: Any, d: int, settings: Settings) -> Floats:
+def rows_of(value: Any, d: int, settings: Settings) -> Floats:
+    """Rows as JSON has them -> (n, d) float32. Raises Problem 422."""
     if not isinstance(value, list) or not value:
         raise Problem(422, "queries need a list of rows, each a list of numbers")
     if not isinstance(value[0], list):
@@ -149,7 +150,8 @@ def _finite(rows: Any, settings: Settings) -> Floats:
     return np.asarray(rows, np.float32)
 
 
-def _ids(value: Any, name: str, settings: Settings) -> Ints | None:
+def ids_of(value: Any, name: str, settings: Settings) -> Ints | None:
+    """Ids as JSON has them -> (n,) int64, None for None. Raises Problem 422."""
     if value is None:
         return None
     if not isinstance(value, list) or not all(type(i) is int and 0 <= i <= MAX_ID for i in value):

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from ..arrays import Floats, Ints
+from ..arrays import Floats
 from ..errors import WriteError
 from . import queries
 from .answers import BINARY, as_bytes, as_json
@@ -182,17 +181,19 @@ def _items(router: APIRouter, service: Service, keys: Keys) -> None:
     async def append(name: str, request: Request) -> dict[str, Any]:
         g = service.of(name)
         value = _object(await request.body(), "rows", "ids")
-        asked = queries.of_json(json.dumps({"queries": value.get("rows")}).encode(), service.settings, g.gallery.d)
-        ids = None if value.get("ids") is None else _id_array(value["ids"], service)
-        if ids is not None and len(ids) != asked.n:
-            raise Problem(422, f"{len(ids)} ids are given for {asked.n} rows")
-        return {"vectors": await written(g.append, asked.rows, ids), "version": g.version}
+        rows = queries.rows_of(value.get("rows"), g.gallery.d, service.settings)
+        ids = queries.ids_of(value.get("ids"), "ids", service.settings)
+        if ids is not None and len(ids) != len(rows):
+            raise Problem(422, f"{len(ids)} ids are given for {len(rows)} rows")
+        return {"vectors": await written(g.append, rows, ids), "version": g.version}
 
     @router.delete("/v1/galleries/{name}/items", dependencies=may_write, summary='Remove {"ids": [...]}.')
     async def remove(name: str, request: Request) -> dict[str, Any]:
         g = service.of(name)
-        value = _object(await request.body(), "ids")
-        return {"vectors": await written(g.remove, _id_array(value.get("ids"), service)), "version": g.version}
+        ids = queries.ids_of(_object(await request.body(), "ids").get("ids"), "ids", service.settings)
+        if ids is None:
+            raise Problem(422, "give ids, those to remove")
+        return {"vectors": await written(g.remove, ids), "version": g.version}
 
 
 def _object(body: bytes, *known: str) -> Mapping[str, Any]:
@@ -203,9 +204,3 @@ def _object(body: bytes, *known: str) -> Mapping[str, Any]:
     if not isinstance(value, dict) or set(value) - set(known):
         raise Problem(422, f"the body needs to be an object of {' and '.join(known)}")
     return value
-
-
-def _id_array(value: Any, service: Service) -> Ints:
-    asked = queries.of_json(json.dumps({"ids": value}).encode(), service.settings, 1)
-    assert asked.ids is not None
-    return np.asarray(asked.ids)
