@@ -27,6 +27,9 @@ from .arguments import FILE, say
 @click.option("--mmap", is_flag=True, help="Memory-map the codes, for galleries larger than memory.")
 @click.option("--reload", type=float, show_default="2", help="Seconds between looks for a new file; 0: never.")
 @click.option("--api-key-file", type=FILE, help="File of keys, one a line, that only its owner can read.")
+@click.option(
+    "--allow-host", multiple=True, metavar="NAME", help="A name that clients call the server by, as behind a proxy."
+)
 @click.option("--allow-writes", is_flag=True, help="Let holders of a key append and remove.")
 @click.option("--max-body", show_default="32MB", help="Largest request.")
 @click.option("--timeout", type=float, show_default="10", help="Seconds for a request to arrive, and for a search.")
