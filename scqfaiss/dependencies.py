@@ -19,7 +19,7 @@ PIP = {
     "onnxruntime": 'pip install "scqfaiss[onnx]"',
     "onnxscript": 'pip install "scqfaiss[onnx]"',
     "matplotlib": 'pip install "scqfaiss[report]"',
-    "sklearn": 'pip install "scqfaiss[report]"',
+    "sklearn": 'pip install "scqfaiss[sklearn]"',
     "jinja2": 'pip install "scqfaiss[report]"',
     "fastapi": 'pip install "scqfaiss[serve]"',
     "uvicorn": 'pip install "scqfaiss[serve]"',
