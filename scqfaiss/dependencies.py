@@ -9,7 +9,7 @@ from .errors import ConfigError
 
 PIP = {
     "faiss": 'pip install "scqfaiss[cpu]"',
-    "torch": "pip install torch",
+    "torch": 'pip install "scqfaiss[train]"',
     "h5py": "pip install h5py",
     "safetensors": "pip install safetensors",
     "numpy": "pip install numpy",
@@ -19,7 +19,7 @@ PIP = {
     "onnxruntime": 'pip install "scqfaiss[onnx]"',
     "onnxscript": 'pip install "scqfaiss[onnx]"',
     "matplotlib": 'pip install "scqfaiss[report]"',
-    "sklearn": 'pip install "scqfaiss[sklearn]"',
+    "sklearn": 'pip install "scqfaiss[report]"',
     "jinja2": 'pip install "scqfaiss[report]"',
     "fastapi": 'pip install "scqfaiss[serve]"',
     "uvicorn": 'pip install "scqfaiss[serve]"',

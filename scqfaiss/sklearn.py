@@ -33,11 +33,10 @@ try:
     )
     from sklearn.utils.multiclass import check_classification_targets  # type: ignore[import-untyped]
     from sklearn.utils.validation import check_is_fitted, validate_data  # type: ignore[import-untyped]
-except Exception as error:
-    lacking = missing(error, "scqfaiss.sklearn")
-    if lacking is None:
-        raise
-    raise lacking from error
+except ImportError as error:
+    raise ConfigError(
+        'scqfaiss.sklearn needs scikit-learn 1.6 or newer: pip install "scqfaiss[sklearn]"'
+    ) from error
 
 DEFAULTS = TrainOptions()
 
@@ -101,8 +100,13 @@ class Quantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         Raises ValueError, as scikit-learn's own estimators do, on bad rows or labels and on parameters that cannot work;
         ResourceError when memory runs out.
         """
-        from .training.interface import train
-
+        try:
+            from .training.interface import train
+        except ImportError as error:
+            lacking = missing(error, "Quantizer.fit")
+            if lacking is None:
+                raise
+            raise lacking from error
         if not self._learns_from_labels():
             y = None
         dtypes: dict[str, Any] = {"dtype": [np.float32, np.float64], "ensure_min_samples": 2}

@@ -165,7 +165,7 @@ try:
 except scqfaiss.ConfigError as error:
     print(error)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == 'scqfaiss.sklearn needs sklearn, which is not installed: pip install "scqfaiss[sklearn]"\n'
+    assert done.stdout == 'scqfaiss.sklearn needs scikit-learn 1.6 or newer: pip install "scqfaiss[sklearn]"\n'
 
 
 @pytest.mark.slow
