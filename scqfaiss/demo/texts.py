@@ -51,11 +51,15 @@ def draw(n: int, seed: int = 0) -> tuple[list[str], list[str]]:
 
 
 def _sentence(patterns: Sequence[str], rng: np.random.Generator) -> str:
-    text = patterns[rng.integers(len(patterns))]
+    text = _one(patterns, rng)
     for name, words in WORDS.items():
         while "{" + name + "}" in text:
-            text = text.replace("{" + name + "}", words[rng.integers(len(words))], 1)
-    return OPENINGS[rng.integers(len(OPENINGS))] + text + ENDINGS[rng.integers(len(ENDINGS))]
+            text = text.replace("{" + name + "}", _one(words, rng), 1)
+    return _one(OPENINGS, rng) + text + _one(ENDINGS, rng)
+
+
+def _one(words: Sequence[str], rng: np.random.Generator) -> str:
+    return words[int(rng.integers(len(words)))]
 
 
 def features(texts: Sequence[str]) -> Floats:
