@@ -18,7 +18,8 @@ def open_rows(path: str | os.PathLike[str], **options: Any) -> Source:
 
     options: the fields of RowOptions. features_key, labels_key and ids_key name datasets inside an HDF5 file, or columns of a
     list of images; for formats that hold features alone giving one is an error. labels_key=None leaves labels unread, for
-    work that needs none. features_key=None: `features`; in a file of pairs, which has `queries` and `keys` instead, what
+    work that needs none. scale: what 1 stands for in features of int8 and uint8. keep_unlabelled: rows without a label stay.
+    features_key=None: `features`; in a file of pairs, which has `queries` and `keys` instead, what
     `role` says: 'queries' or 'keys' for one half, as rows; 'pairs' for a PairSource, whose names features_key may give as
     'queries,keys'; 'any' for a PairSource where the file holds one, and rows elsewhere. needed_by: what needs pairs.
 

@@ -5,6 +5,7 @@ ROW_READERS names those of rows: a new kind of file is one file, with a function
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ..modality import REGISTRY, Reader
 
 HDF5_ENDINGS = (".h5", ".hdf5", ".hdf")
 VECS_ENDINGS = (".npy", ".fvecs", ".bvecs")
+PARQUET_ENDINGS = (".parquet",)
 LIST_ENDINGS = (".csv", ".jsonl")
 IMAGE_ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo"),
@@ -24,6 +26,7 @@ IMAGE_ENDINGS = (
 ROW_READERS = (
     Reader(HDF5_ENDINGS, "scqfaiss.data.hdf5:open_hdf5", keys=("features_key", "labels_key", "ids_key")),
     Reader(VECS_ENDINGS, "scqfaiss.data.vecs:VecsSource", no_keys="a {} file holds features alone"),
+    Reader(PARQUET_ENDINGS, "scqfaiss.data.parquet:ParquetSource", keys=("features_key", "labels_key", "ids_key")),
 )
 FOLDER = Reader(
     (),
@@ -45,9 +48,8 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # What to do with files of other programs.
 _ONWARD = {
     ".npz": "take the array of features out of it and numpy.save it as .npy, or write features, labels and ids to .h5",
-    ".parquet": "read it with pyarrow or pandas and write features, labels and ids to .h5 with h5py",
-    ".arrow": "read it with pyarrow and write features, labels and ids to .h5 with h5py",
-    ".feather": "read it with pyarrow or pandas and write features, labels and ids to .h5 with h5py",
+    ".arrow": "read it with pyarrow and write the table as .parquet",
+    ".feather": "read it with pyarrow or pandas and write the table as .parquet",
     ".pt": "load the tensor with torch and numpy.save its .numpy() as .npy",
     ".pth": "load the tensor with torch and numpy.save its .numpy() as .npy",
     ".safetensors": "a model is no file of rows; export a tensor of features as .npy",
@@ -81,8 +83,12 @@ class RowOptions:
     needed_by: str = ""
     workers: int = 0
     verbose: bool = False
+    scale: float | None = None
+    keep_unlabelled: bool = False
 
     def __post_init__(self) -> None:
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+            raise ConfigError(f"scale={self.scale}, needs a number above 0")
         if self.workers < 0:
             raise ConfigError(f"workers={self.workers}, needs 0 (one for each core) or more")
 

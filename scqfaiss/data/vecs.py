@@ -36,6 +36,7 @@ class VecsSource(Source):
     def __init__(self, path: str | os.PathLike[str], options: RowOptions) -> None:
         self._file = OpenFile(path)
         self.path, self.name = os.fspath(path), self._file.name
+        self.scale = options.scale
         self._start = 0  # byte of the first row
         self._prefix = 0  # bytes before the numbers of each row
         self._columns_first = False  # Fortran order
@@ -44,7 +45,7 @@ class VecsSource(Source):
                 self._open_npy()
             else:
                 self._open_vecs(np.dtype("<f4" if self.path.lower().endswith(".fvecs") else "u1"))
-            self.settle(skip_bad_rows=options.skip_bad_rows)
+            self.settle_as(options, None, None, None, "", "")
         except BaseException:
             self._file.release()
             raise
@@ -57,13 +58,12 @@ class VecsSource(Source):
             x = np.empty((self.d, j - i), self._dtype)
             for column in range(self.d):
                 self._file.read_into(x[column], self._start + self._dtype.itemsize * (column * self.physical_rows + i))
-            return x.T
+            return self.scaled(x.T)
         raw = np.empty((j - i, self._row_bytes), np.uint8)
         self._file.read_into(raw, self._start + self._row_bytes * i)
         if self._prefix:
             self._check_prefix(raw, i)
-        numbers = raw[:, self._prefix :].view(self._dtype)
-        return numbers.astype(np.float32) if self._dtype == np.uint8 else numbers
+        return self.scaled(raw[:, self._prefix :].view(self._dtype))
 
     @property
     def _row_bytes(self) -> int:
@@ -72,7 +72,7 @@ class VecsSource(Source):
     def _open_npy(self) -> None:
         shape, self._columns_first, self._dtype, self._start = _npy_header(self._file)
         form = SimpleNamespace(shape=shape, dtype=self._dtype)
-        check_feature_form(form, f"{self.name}: array")
+        check_feature_form(form, f"{self.name}: array", scale=self.scale, of_file=True)
         self.features_name = "array"
         self.physical_rows, self.d = shape
         whole = self._start + math.prod(shape) * self._dtype.itemsize

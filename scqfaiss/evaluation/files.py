@@ -52,7 +52,7 @@ def evaluate_file(
         queries = stack.enter_context(open_rows(queries_path, **keys, role="queries"))
         database = None
         if database_path is not None:
-            database = stack.enter_context(open_rows(database_path, **keys, role="keys"))
+            database = stack.enter_context(open_rows(database_path, **keys, role="keys", keep_unlabelled=True))
         gallery = open_gallery(path, model=model)
         if database is not None:
             align(queries, database)

@@ -72,7 +72,7 @@ def append(gallery: PathLike, xb: Any, *, ids: Any = None, model: Model | PathLi
     when nothing could be written; the file is then as it was.
     """
     with atomic_write(gallery, suffix=SUFFIX, what="changed") as output:
-        source = ArraySource(xb, ids=ids, name="xb")
+        source = ArraySource(xb, ids=ids, name="xb", read_labels=False)
         return _rewrite(output, *_joined(output, gallery, source, model, silent)[:4])
 
 

@@ -167,7 +167,12 @@ def export(
         model = Model.load(model)
     model = _cut(model, bits)
     with atomic_write(path, suffix=SUFFIX, what="exported") as output:
-        write(output, *encode_for(model, ArraySource(xb, ids=ids, name="xb"), output, target, options, progress))
+        write(
+            output,
+            *encode_for(
+                model, ArraySource(xb, ids=ids, name="xb", read_labels=False), output, target, options, progress
+            ),
+        )
 
 
 def _length(model: Model) -> str:

@@ -66,8 +66,10 @@ def train(
         raise ConfigError("y and keys were given: labels are of rows, and pairs have none")
     else:
         source = PairSource.of_arrays(x, keys, ids)
-    codebook_source = None if codebook_rows is None else ArraySource(codebook_rows, name="codebook_rows")
-    unlabelled_source = None if unlabelled is None else ArraySource(unlabelled, name="unlabelled")
+    codebook_source = (
+        None if codebook_rows is None else ArraySource(codebook_rows, name="codebook_rows", read_labels=False)
+    )
+    unlabelled_source = None if unlabelled is None else ArraySource(unlabelled, name="unlabelled", read_labels=False)
     validation_source = _validation_source(validation, pairs=keys is not None)
     if run.resume and run.checkpoints is None:
         raise ConfigError("resume needs the folder of the checkpoints: checkpoints=...")

@@ -179,7 +179,7 @@ def test_ids_in_text_of_other_programs(tmp_path):
         assert read_ids(tmp_path / "ids.txt").tolist() == [17, 18, 40]
 
 
-ENDINGS = ["x.npz", "x.parquet", "x.pt", "x.pkl", "x.mat", "x.txt", "x.ivecs"]
+ENDINGS = ["x.npz", "x.arrow", "x.pt", "x.pkl", "x.mat", "x.txt", "x.ivecs"]
 
 
 def test_other_files_come_with_a_way_onward(tmp_path, monkeypatch):
