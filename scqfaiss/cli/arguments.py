@@ -57,9 +57,10 @@ def gathering(
     return gathered
 
 
-def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of every command that reads rows; they arrive as one dictionary, `keys`."""
+def row_options(command: Callable[..., Any], *labels: Any) -> Callable[..., Any]:
+    """Options of every command that reads rows; they arrive as one dictionary, `keys`. labels: those of labels."""
     options = [
+        *labels,
         click.option(
             "--features-key",
             show_default="features; in a file of pairs queries or keys",
@@ -79,6 +80,7 @@ def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return {name: value for name, value in values.items() if value is not None}
 
     names = (
+        *("labels_file", "database_labels")[: len(labels)],
         "features_key",
         "labels_key",
         "ids_key",
@@ -89,6 +91,22 @@ def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "workers",
     )
     return gathering(command, options, "keys", names, given)
+
+
+LABELS_HELP = "Labels of {} in a file of their own: .npy, or text with a label on each line."
+_LABELS = click.option("--labels", "labels_file", type=FILE, help=LABELS_HELP.format("ROWS"))
+_OF_QUERIES = click.option("--labels", "labels_file", type=FILE, help=LABELS_HELP.format("QUERIES"))
+_OF_DATABASE = click.option("--database-labels", type=FILE, help="The same for DATABASE.")
+
+
+def labelled_row_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for commands that read labels."""
+    return row_options(command, _LABELS)
+
+
+def evaluated_row_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for two files of labelled rows, queries and database."""
+    return row_options(command, _OF_QUERIES, _OF_DATABASE)
 
 
 def image_options(command: Callable[..., Any]) -> Callable[..., Any]:

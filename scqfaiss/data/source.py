@@ -31,6 +31,7 @@ from ..errors import DataError, printable, warn
 from ..modality import ROWS, Modality
 from ..tables.opening import TableRows, as_table
 from .kinds import RowOptions
+from .label_files import read_labels
 
 ALLOW = " or pass --allow-duplicate-ids"
 BLOCK_BYTES = 16 << 20  # what one block of rows takes as float32: large enough to read fast, small beside any memory
@@ -163,12 +164,15 @@ class Source(ABC):
                 self.dropped = int(bad.sum())
                 self._keep(np.flatnonzero(~bad))
                 warn(f"{self.name}: left out {self.dropped:,} of {len(bad):,} rows that are not finite")
-        self._settle_unlabelled(keep_unlabelled)
+        self.settle_unlabelled(keep_unlabelled)
 
     def settle_as(
         self, options: RowOptions, labels: Any, ids: Any, class_names: Any, labels_name: str, ids_name: str
     ) -> None:
-        """settle(), as the options of a file ask for."""
+        """settle(), as the options of a file ask for; labels may stand in a file of their own."""
+        if options.labels_file is not None and options.labels_key is not None:
+            labels, class_names = read_labels(options.labels_file), None
+            labels_name = f"labels of {printable(options.labels_file)}"
         self.settle(
             labels,
             ids,
@@ -185,7 +189,8 @@ class Source(ABC):
         """Features as they are stored -> as floats."""
         return rescaled(x, self.scale)
 
-    def _settle_unlabelled(self, keep: bool) -> None:
+    def settle_unlabelled(self, keep: bool) -> None:
+        """Leave out rows without a label, with a warning, unless they are kept; where all rows are such there are no labels."""
         none, n = np.zeros(0, np.int64) if self.labels is None else self.labels.without_label(), len(self)
         if n and len(none) == n:
             self.labels = None

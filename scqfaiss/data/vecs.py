@@ -70,7 +70,9 @@ class VecsSource(Source):
         return self._prefix + self.d * self._dtype.itemsize
 
     def _open_npy(self) -> None:
-        shape, self._columns_first, self._dtype, self._start = _npy_header(self._file)
+        shape, self._columns_first, self._dtype, self._start = npy_header(
+            self._file.pread(NPY_HEADER_BYTES, 0), self.name
+        )
         form = SimpleNamespace(shape=shape, dtype=self._dtype)
         check_feature_form(form, f"{self.name}: array", scale=self.scale, of_file=True)
         self.features_name = "array"
@@ -104,11 +106,10 @@ class VecsSource(Source):
             raise DataError(f"{self.name}: row {i + row:,} says d={said[row]}, row 0 says d={self.d}")
 
 
-def _npy_header(file: OpenFile) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, Fortran order, dtype and first byte of the array. Nothing in the file is executed."""
-    start = file.pread(NPY_HEADER_BYTES, 0)
+def npy_header(start: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, Fortran order, dtype and first byte of an array, from the start of its file. Nothing in it is executed."""
     if not start.startswith(b"\x93NUMPY"):
-        raise DataError(f"{file.name} is not a .npy file")
+        raise DataError(f"{name} is not a .npy file")
     head = io.BytesIO(start)
     try:
         version = np.lib.format.read_magic(head)
@@ -119,7 +120,7 @@ def _npy_header(file: OpenFile) -> tuple[tuple[int, ...], bool, np.dtype[Any], i
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, columns_first, dtype = read(head)
     except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
-        raise DataError(f"{file.name}: its header is damaged or of a version other than 1.0 and 2.0") from error
+        raise DataError(f"{name}: its header is damaged or of a version other than 1.0 and 2.0") from error
     if any(n < 0 for n in shape):
-        raise DataError(f"{file.name}: its header is damaged, shape {shape}")
+        raise DataError(f"{name}: its header is damaged, shape {shape}")
     return tuple(int(n) for n in shape), bool(columns_first), dtype, head.tell()

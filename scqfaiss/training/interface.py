@@ -166,17 +166,18 @@ def open_sources(
             n, left_out = len(rows), leave_out(rows, without)
             warn(f"{rows.name}: left out {left_out:,} of {n:,} rows, those that {printable(without)} names")
         rows.warn_if_wide()
-        own = {**keys, "labels_key": None} | ({"features_key": None} if role == "pairs" else {})
+        others = {name: value for name, value in keys.items() if name != "labels_file"}
+        own = {**others, "labels_key": None} | ({"features_key": None} if role == "pairs" else {})
         codebook_source, unlabelled_source = (
             None if file is None else stack.enter_context(open_rows(file, **own, role="keys", repeated_ids=True))
             for file in (codebook_rows, unlabelled)
         )
         validation_source = None
         if validation is not None:
-            validation_source = stack.enter_context(open_rows(validation, **keys, **of_rows))
+            validation_source = stack.enter_context(open_rows(validation, **others, **of_rows))
         calibration_source = None
         if calibrate is not None:
             calibration_source = stack.enter_context(
-                open_rows(calibrate, **keys, needed_by="--calibrate", repeated_ids=True)
+                open_rows(calibrate, **others, needed_by="--calibrate", repeated_ids=True)
             )
         yield Sources(rows, codebook_source, validation_source, unlabelled_source, calibration_source)
