@@ -17,7 +17,8 @@ MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorte
 ORDER = [
     ["errors", "forks", "signals"],
     ["dependencies", "devices", "options"],
-    ["arrays", "modality"],
+    ["tables", "modality"],
+    ["arrays"],
     ["exponents"],
     ["codebooks"],
     ["calibration"],
@@ -52,7 +53,7 @@ ALLOWED = {
     "PIL": r"scqfaiss\.(data\.(images|decoding)|comparison\.examples|report\.page|report\.charts\.drawing)$",
     "matplotlib": r"scqfaiss\.report\.charts\.",
     "pydantic": r"scqfaiss\.comparison\.schema$",
-    "pyarrow": r"scqfaiss\.items\.reading$",
+    "pyarrow": r"scqfaiss\.(items\.reading|tables\.\w+|data\.parquet)$",
     "sqlite3": r"scqfaiss\.items\.store$",
     "fastapi": r"scqfaiss\.serving\.",
     "starlette": r"scqfaiss\.serving\.",

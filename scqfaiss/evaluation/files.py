@@ -49,10 +49,14 @@ def evaluate_file(
         raise ConfigError(f"R is {at}, needs 1 or more")
     asked = None if known is None else parse_known(known)
     with ExitStack() as stack:
-        queries = stack.enter_context(open_rows(queries_path, **keys, role="queries"))
+        own = {name: value for name, value in keys.items() if name not in ("labels_file", "database_labels")}
+        of_queries, of_database = keys.get("labels_file"), keys.get("database_labels")
+        queries = stack.enter_context(open_rows(queries_path, **own, labels_file=of_queries, role="queries"))
         database = None
         if database_path is not None:
-            database = stack.enter_context(open_rows(database_path, **keys, role="keys"))
+            database = stack.enter_context(
+                open_rows(database_path, **own, labels_file=of_database, role="keys", keep_unlabelled=True)
+            )
         gallery = open_gallery(path, model=model)
         if database is not None:
             align(queries, database)

@@ -26,6 +26,7 @@ from ..model import Model, encode_source
 from ..targets.pretransform import chain, kind_of, layers, prepend
 from .exporting import SUFFIX, facts, write
 from .extending import extends, taken_over
+from .positions import forget
 from .reading import Stored, options_of, read_gallery
 from .searching import lacks_network
 
@@ -72,7 +73,7 @@ def append(gallery: PathLike, xb: Any, *, ids: Any = None, model: Model | PathLi
     when nothing could be written; the file is then as it was.
     """
     with atomic_write(gallery, suffix=SUFFIX, what="changed") as output:
-        source = ArraySource(xb, ids=ids, name="xb")
+        source = ArraySource(xb, ids=ids, name="xb", read_labels=False)
         return _rewrite(output, *_joined(output, gallery, source, model, silent)[:4])
 
 
@@ -249,5 +250,6 @@ def _rewrite(output: AtomicFile, content: _Content, codebooks: Codebooks, codes:
         old = old[:-1]  # build has made a new tile
     index = prepend(old, index)
     metadata = {**content.metadata, "n": len(codes), **facts(content.target, index)}
+    forget(metadata, output.name)
     write(output, index, metadata, content.target.nbytes(codebooks.shape, len(codes)))
     return len(codes)

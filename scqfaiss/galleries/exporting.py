@@ -24,6 +24,7 @@ from ..targets.base import Target
 from ..targets.ids import lowest_and_repeated
 from ..targets.options import chosen
 from ..targets.pretransform import wrap_index
+from .positions import beside, ids_path, prepare, sha256_of
 from .reading import read_gallery
 
 SUFFIX = ".faissindex"
@@ -129,9 +130,18 @@ def write(output: AtomicFile, index: Any, metadata: Mapping[str, Any], nbytes: i
 
 
 def encode_for(
-    model: Model, source: Source, output: AtomicFile, target: str | None, options: Mapping[str, Any], progress: Progress
+    model: Model,
+    source: Source,
+    output: AtomicFile,
+    target: str | None,
+    options: Mapping[str, Any],
+    progress: Progress,
+    own_ids: AtomicFile | None = None,
 ) -> tuple[Any, dict[str, Any], int]:
-    """(index, metadata, expected bytes) for the rows of a source; the checks that need no rows come first."""
+    """(index, metadata, expected bytes) for the rows of a source; the checks that need no rows come first.
+
+    own_ids: the file for the ids of the source, which is prepared, where the index gets positions instead.
+    """
     if len(source) == 0:
         raise DataError(f"{source.name} holds 0 rows, a gallery needs at least 1")
     container, _ = check_target(model, target, options, len(source))
@@ -139,8 +149,13 @@ def encode_for(
     source.merge_copies()
     nbytes = container.nbytes(model.codebooks.shape, len(source))
     output.check_space(nbytes)
-    index, metadata = build(model, encode_source(model, source, progress), source.ids, target, options)
-    return index, metadata | {"skipped_rows": source.dropped}, nbytes
+    ids = source.ids if own_ids is None else np.arange(len(source))
+    index, metadata = build(model, encode_source(model, source, progress), ids, target, options)
+    metadata["skipped_rows"] = source.dropped
+    if own_ids is not None:
+        prepare(own_ids, source.ids)
+        metadata["ids_sha256"] = sha256_of(source.ids)
+    return index, metadata, nbytes
 
 
 def export(
@@ -151,10 +166,14 @@ def export(
     ids: Any = None,
     target: str | None = None,
     bits: int | None = None,
+    positions: bool = False,
     progress: Progress = silent,
     **options: Any,
 ) -> None:
-    """Encode xb (n, d_in) and write a gallery. ids (n,) int64, default 0..n-1.
+    """Encode xb (n, d_in) and write a gallery. ids (n,) int64, default 0..n-1, or those of a table.
+
+    positions: the gallery gets 0..n-1 whatever the ids, for programs that take ids for row numbers; `ids` go beside it, into
+    NAME.ids.npy: ids[I] are the rows' own.
 
     target: a name of targets.REGISTRY, default ivfpq, or lift for additive codebooks. bits: only so many of every code, for
     models whose codes are nested (see Model.prefix); the gallery goes with the whole model all the same. options: those of
@@ -166,8 +185,14 @@ def export(
     if not isinstance(model, Model):
         model = Model.load(model)
     model = _cut(model, bits)
-    with atomic_write(path, suffix=SUFFIX, what="exported") as output:
-        write(output, *encode_for(model, ArraySource(xb, ids=ids, name="xb"), output, target, options, progress))
+    with (
+        atomic_write(path, suffix=SUFFIX, what="exported") as output,
+        beside(path, positions, []) as own_ids,
+    ):
+        source = ArraySource(xb, ids=ids, name="xb", read_labels=False)
+        write(output, *encode_for(model, source, output, target, options, progress, own_ids))
+        if own_ids is not None:
+            own_ids.place()
 
 
 def _length(model: Model) -> str:
@@ -192,6 +217,7 @@ def export_file(
     *,
     target: str | None = None,
     bits: int | None = None,
+    positions: bool = False,
     keys: Mapping[str, Any],
     inference_options: InferenceOptions = DEFAULT_INFERENCE,
     progress: Progress = silent,
@@ -200,17 +226,24 @@ def export_file(
     """Export a file of rows, or images; returns what to tell the user. keys: arguments of open_rows. seeing: how the
     model looks at images. options: those of the target, by name.
     """
-    with atomic_write(out, inputs=[model_path, rows_path], suffix=SUFFIX, what="exported") as output:
+    inputs: list[PathLike] = [model_path, rows_path]
+    with (
+        atomic_write(out, inputs=inputs, suffix=SUFFIX, what="exported") as output,
+        beside(out, positions, inputs) as own_ids,
+    ):
         model = _cut(Model.load(model_path), bits)
         with open_rows(rows_path, **{**keys, "labels_key": None}, role="keys") as source:
             rows = as_rows(source, model, inference_options, printable(model_path))
-            index, metadata, nbytes = encode_for(model, rows, output, target, options, progress)
+            index, metadata, nbytes = encode_for(model, rows, output, target, options, progress, own_ids)
         # Closing says whether the rows were changed while they were read: only then is anything written.
         write(output, index, metadata, nbytes)
+        if own_ids is not None:
+            own_ids.place()
         encoder = {"none": "no encoder needed", "folded": "encoder inside", "model": "queries need the model"}
         return (
             f"{output.name}: {metadata['n']:,} vectors, {_length(model)} each, target {metadata['target']}, "
             f"{format_bytes(output.path.stat().st_size)}, {encoder[metadata['encoder']]}"
+            + (f"; ids are positions, the rows' own are in {own_ids.name}" if own_ids is not None else "")
         )
 
 
@@ -221,6 +254,7 @@ def export_plan(
     *,
     target: str | None,
     bits: int | None = None,
+    positions: bool = False,
     keys: Mapping[str, Any],
     inference_options: InferenceOptions = DEFAULT_INFERENCE,
     **options: Any,
@@ -243,5 +277,6 @@ def export_plan(
             *([] if bits is None else [f"codes: {_length(model)}"]),
             f"file: about {format_bytes(container.nbytes(model.codebooks.shape, n))}",
             f"target {container.INFO.name}: CPU yes, GPU {'yes' if on_gpu is None else f'no ({on_gpu})'}",
+            *([f"ids: 0 to {n - 1:,}; the rows' own go into {printable(ids_path(out))}"] if positions else []),
         ]
     )
