@@ -374,6 +374,7 @@ MUST_METADATA = {
 }
 MAY_METADATA = {
     "model_sha256": sha256,
+    "rows_sha256": sha256,
     **dict.fromkeys(("method", "faiss"), text),
     "rule": METRIC,
     "class_names": names,

@@ -5,8 +5,9 @@ ROW_READERS names those of rows: a new kind of file is one file, with a function
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,15 +133,47 @@ def check_kind(path: str | os.PathLike[str]) -> None:
     )
 
 
+def row_files(folder: str | os.PathLike[str]) -> list[str] | None:
+    """The files of rows in a folder that holds nothing else, in the order of their names; None for any other folder."""
+    names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    endings = tuple(ending for reader in ROW_READERS for ending in reader.endings)
+    if not names or not all(name.lower().endswith(endings) for name in names):
+        return None
+    return [os.path.join(folder, name) for name in names]
+
+
 def _check_folder(path: Path) -> None:
     """A folder holds images. Raise ConfigError where it holds files of rows instead."""
-    endings = [Path(entry.name).suffix.lower() for entry in os.scandir(path) if not entry.name.startswith(".")]
-    pieces = [ending for ending in endings if ending in (*HDF5_ENDINGS, *VECS_ENDINGS)]
-    if pieces and len(pieces) == len(endings):
+    pieces = row_files(path)
+    if pieces:
         raise ConfigError(
-            f"{printable(path)}: a folder holds images, this one holds {len(pieces):,} files of rows ({pieces[0]}); "
-            "join them into one file"
+            f"{printable(path)}: a folder holds images, this one holds {len(pieces):,} files of rows "
+            f"({Path(pieces[0]).suffix.lower()}); join them into one file"
         )
+
+
+def files_of(patterns: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Files of rows that names, globs and folders stand for: as they were given, each glob and folder in the order of names.
+
+    A folder of images stands for itself. Raises ConfigError where a pattern matches nothing, and as check_kind does.
+    """
+    out: list[str] = []
+    for pattern in [os.fspath(p) for p in patterns]:
+        if glob.has_magic(pattern) and not os.path.exists(pattern):
+            found = sorted(glob.glob(pattern))
+            if not found:
+                raise ConfigError(f"{printable(pattern)}: no such file")
+        else:
+            found = [pattern]
+        for path in found:
+            inside = row_files(path) if os.path.isdir(path) else None
+            out += [path] if inside is None else inside
+    for path in out:
+        check_kind(path)
+    twice = {path for path in out if out.count(path) > 1} if len(set(out)) < len(out) else set()
+    if twice:
+        raise ConfigError(f"{printable(min(twice))} is given twice")
+    return out
 
 
 def check_keys(path: str | os.PathLike[str], reader: Reader, options: RowOptions) -> None:

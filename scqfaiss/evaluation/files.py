@@ -18,7 +18,8 @@ from ..data.classes import align, check_classes
 from ..errors import ConfigError, DataError, warn
 from ..features.source import DEFAULT_INFERENCE, FeatureSource, InferenceOptions
 from ..files import PathLike
-from ..galleries.gallery import Gallery, open_gallery
+from ..galleries.base import AnyGallery
+from ..galleries.opening import open_any
 from ..galleries.searching import as_queries, require_model
 from .galleries import check_held, evaluate, evaluate_pairs
 from .measures import BY_IDS, BY_LABELS
@@ -53,7 +54,7 @@ def evaluate_file(
         database = None
         if database_path is not None:
             database = stack.enter_context(open_rows(database_path, **keys, role="keys"))
-        gallery = open_gallery(path, model=model)
+        gallery = open_any(path, model=model)
         if database is not None:
             align(queries, database)
         queries = as_queries(gallery, queries, inference_options)
@@ -117,7 +118,7 @@ def _identified(source: Source) -> bool:
 
 
 def _evaluate_by_ids(
-    gallery: Gallery, queries: Source, database: Source | None, skip: bool, *, progress: Progress, **options: Any
+    gallery: AnyGallery, queries: Source, database: Source | None, skip: bool, *, progress: Progress, **options: Any
 ) -> dict[str, Any]:
     """Evaluate by the ids of the queries. skip: of files whose bad rows were left out, so that keys may be lacking. options: as
     evaluate_pairs takes them.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 from .. import files, footer
 from ..codebooks import Codes
 from ..contract import Progress, silent
-from ..data import ArraySource, Source, open_rows
+from ..data import ArraySource, Source
+from ..data.kinds import files_of
+from ..data.pieces import open_pieces
 from ..errors import ConfigError, DataError, IndexFileError, format_bytes, printable
 from ..features.source import DEFAULT_INFERENCE, InferenceOptions, as_rows
 from ..files import AtomicFile, PathLike, atomic_write
@@ -25,9 +28,11 @@ from ..targets.ids import lowest_and_repeated
 from ..targets.options import chosen
 from ..targets.pretransform import wrap_index
 from .reading import read_gallery
+from .shards.manifest import is_sharded
 
 SUFFIX = ".faissindex"
 NO_OPTIONS: Mapping[str, Any] = {}
+ENCODER = {"none": "no encoder needed", "folded": "encoder inside", "model": "queries need the model"}
 DEFAULT = {"product": "ivfpq", "additive": "lift"}
 
 
@@ -151,10 +156,14 @@ def export(
     ids: Any = None,
     target: str | None = None,
     bits: int | None = None,
+    shards: int | None = None,
+    rows_per_shard: int | None = None,
     progress: Progress = silent,
     **options: Any,
 ) -> None:
     """Encode xb (n, d_in) and write a gallery. ids (n,) int64, default 0..n-1.
+
+    path: a .faissindex file, or a folder .shards of several, as many as `shards` says or of rows_per_shard rows each.
 
     target: a name of targets.REGISTRY, default ivfpq, or lift for additive codebooks. bits: only so many of every code, for
     models whose codes are nested (see Model.prefix); the gallery goes with the whole model all the same. options: those of
@@ -165,18 +174,25 @@ def export(
     """
     if not isinstance(model, Model):
         model = Model.load(model)
-    model = _cut(model, bits)
+    model = cut(model, bits)
+    if is_sharded(path):
+        from .shards.exporting import export_source
+
+        source = ArraySource(xb, ids=ids, name="xb")
+        export_source(model, source, path, shards, rows_per_shard, target, options, progress=progress)
+        return
+    check_no_shards(path, shards, rows_per_shard)
     with atomic_write(path, suffix=SUFFIX, what="exported") as output:
         write(output, *encode_for(model, ArraySource(xb, ids=ids, name="xb"), output, target, options, progress))
 
 
-def _length(model: Model) -> str:
+def length(model: Model) -> str:
     """'16 bits', or '16 bits (of 32)' of a prefix."""
     whole = model.config.get("prefix")
     return f"{model.codebooks.bits} bits" + (f" (of {whole['bits']})" if whole else "")
 
 
-def _cut(model: Model, bits: int | None) -> Model:
+def cut(model: Model, bits: int | None) -> Model:
     return model if bits is None else model.prefix(_plain(bits))
 
 
@@ -185,50 +201,73 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, np.integer) else value
 
 
+def check_no_shards(path: PathLike, shards: int | None, rows_per_shard: int | None) -> None:
+    """Raise ConfigError where several files are asked for, and one is named."""
+    if shards is not None or rows_per_shard is not None:
+        raise ConfigError(f"{printable(path)}: several files go into a folder, whose name ends in .shards")
+
+
 def export_file(
     model_path: PathLike,
-    rows_path: PathLike,
+    rows: PathLike | Sequence[PathLike],
     out: PathLike,
     *,
     target: str | None = None,
     bits: int | None = None,
+    shards: int | None = None,
+    rows_per_shard: int | None = None,
     keys: Mapping[str, Any],
     inference_options: InferenceOptions = DEFAULT_INFERENCE,
     progress: Progress = silent,
     **options: Any,
 ) -> str:
-    """Export a file of rows, or images; returns what to tell the user. keys: arguments of open_rows. seeing: how the
-    model looks at images. options: those of the target, by name.
+    """Export a file of rows or several, or images; returns what to tell the user. keys: arguments of open_rows.
+    inference_options: how the model looks at images. options: those of the target, by name.
     """
-    with atomic_write(out, inputs=[model_path, rows_path], suffix=SUFFIX, what="exported") as output:
-        model = _cut(Model.load(model_path), bits)
-        with open_rows(rows_path, **{**keys, "labels_key": None}, role="keys") as source:
-            rows = as_rows(source, model, inference_options, printable(model_path))
-            index, metadata, nbytes = encode_for(model, rows, output, target, options, progress)
+    paths = files_of(_several(rows))
+    if is_sharded(out):
+        from .shards.exporting import export_files
+
+        how = shards, rows_per_shard, target, options
+        return export_files(model_path, paths, out, bits, keys, inference_options, progress, *how)
+    check_no_shards(out, shards, rows_per_shard)
+    with atomic_write(out, inputs=[model_path, *paths], suffix=SUFFIX, what="exported") as output:
+        model = cut(Model.load(model_path), bits)
+        with open_pieces(paths, **{**keys, "labels_key": None}, role="keys") as source:
+            encodable = as_rows(source, model, inference_options, printable(model_path))
+            index, metadata, nbytes = encode_for(model, encodable, output, target, options, progress)
         # Closing says whether the rows were changed while they were read: only then is anything written.
         write(output, index, metadata, nbytes)
-        encoder = {"none": "no encoder needed", "folded": "encoder inside", "model": "queries need the model"}
         return (
-            f"{output.name}: {metadata['n']:,} vectors, {_length(model)} each, target {metadata['target']}, "
-            f"{format_bytes(output.path.stat().st_size)}, {encoder[metadata['encoder']]}"
+            f"{output.name}: {metadata['n']:,} vectors, {length(model)} each, target {metadata['target']}, "
+            f"{format_bytes(output.path.stat().st_size)}, {ENCODER[metadata['encoder']]}"
         )
+
+
+def _several(rows: PathLike | Sequence[PathLike]) -> Sequence[PathLike]:
+    return [rows] if isinstance(rows, (str, os.PathLike)) else rows
 
 
 def export_plan(
     model_path: PathLike,
-    rows_path: PathLike,
+    rows: PathLike | Sequence[PathLike],
     out: PathLike,
     *,
     target: str | None,
     bits: int | None = None,
+    shards: int | None = None,
+    rows_per_shard: int | None = None,
     keys: Mapping[str, Any],
     inference_options: InferenceOptions = DEFAULT_INFERENCE,
     **options: Any,
 ) -> str:
     """What an export would write; reads no features and looks at no image."""
-    files.check_target(out, inputs=[model_path, rows_path], suffix=SUFFIX)
-    model = _cut(Model.load(model_path), bits)
-    with open_rows(rows_path, **{**keys, "labels_key": None}, role="keys") as source:
+    paths = files_of(_several(rows))
+    if not is_sharded(out):
+        check_no_shards(out, shards, rows_per_shard)
+        files.check_target(out, inputs=[model_path, *paths], suffix=SUFFIX)
+    model = cut(Model.load(model_path), bits)
+    with open_pieces(paths, **{**keys, "labels_key": None}, role="keys") as source:
         if as_rows(source, model, inference_options, printable(model_path)).d != model.d_in:
             raise ConfigError(f"{source.name}: rows have d={source.d}, {printable(model_path)} needs d={model.d_in}")
         what = source.modality.items + (
@@ -237,11 +276,16 @@ def export_plan(
         n = len(np.unique(source.ids)) if source.duplicate_ids else len(source)
     container, _ = check_target(model, target, options, n)
     on_gpu = gpu.unsupported_reason(model.codebooks.shape)
+    how_many = "file"
+    if is_sharded(out):
+        from .shards.exporting import allotted
+
+        how_many = f"{len(allotted(n, shards, rows_per_shard))} files"
     return "\n".join(
         [
             what.format(n, model.d_in),
-            *([] if bits is None else [f"codes: {_length(model)}"]),
-            f"file: about {format_bytes(container.nbytes(model.codebooks.shape, n))}",
+            *([] if bits is None else [f"codes: {length(model)}"]),
+            f"{how_many}: about {format_bytes(container.nbytes(model.codebooks.shape, n))}",
             f"target {container.INFO.name}: CPU yes, GPU {'yes' if on_gpu is None else f'no ({on_gpu})'}",
         ]
     )
