@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from .galleries.editing import append, merge, remove
     from .galleries.exporting import export
     from .galleries.gallery import Gallery
-    from .galleries.gallery import open_gallery as open
+    from .galleries.opening import open_any as open
+    from .galleries.shards.sharded import Sharded
     from .model import Model
     from .training.calibrating import calibrate
     from .training.extending import extend
@@ -49,6 +50,7 @@ __all__ = [
     "ResourceError",
     "ScqError",
     "ScqWarning",
+    "Sharded",
     "WriteError",
     "append",
     "calibrate",
@@ -73,7 +75,8 @@ _LAZY = {
     "export": ("galleries.exporting", "export"),
     "extend": ("training.extending", "extend"),
     "merge": ("galleries.editing", "merge"),
-    "open": ("galleries.gallery", "open_gallery"),
+    "Sharded": ("galleries.shards.sharded", "Sharded"),
+    "open": ("galleries.opening", "open_any"),
     "remove": ("galleries.editing", "remove"),
     "train": ("training.interface", "train"),
 }

@@ -76,6 +76,7 @@ _QUERIES: dict[str, Rule] = {"encoder": _one_of(("none", "folded", "model")), "d
 _CARD_MORE: dict[str, Rule] = {
     "model_sha256": _HASH,
     "ids_sha256": _HASH,
+    "rows_sha256": _HASH,
     "method": _TEXT,
     "faiss": _TEXT,
     "rule": _one_of(RULES),

@@ -36,7 +36,18 @@ class RowsName(FileName):
         return path
 
 
-FILE, ROWS = FileName(path_type=Path), RowsName(path_type=Path)
+class PiecesName(FileName):
+    """The name of a file of rows, a folder of them or of images, or a glob; more than one may be given."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from ..data.kinds import files_of
+
+        path = super().convert(value, param, ctx)
+        files_of([path])
+        return path
+
+
+FILE, ROWS, PIECES = FileName(path_type=Path), RowsName(path_type=Path), PiecesName(path_type=Path)
 meter = Meter()
 
 

@@ -8,13 +8,15 @@ from typing import Any
 import click
 
 from ..targets import REGISTRY as TARGETS
-from .arguments import FILE, ROWS, image_options, meter, row_options, say, target_options
+from .arguments import FILE, PIECES, ROWS, image_options, meter, row_options, say, target_options
 
 
 @click.command()
 @click.argument("model", type=FILE)
-@click.argument("rows", type=ROWS)
-@click.option("-o", "--out", type=FILE, required=True, help="Gallery to write (.faissindex).")
+@click.argument("rows", type=PIECES, nargs=-1, required=True)
+@click.option("-o", "--out", type=FILE, required=True, help="Gallery to write: .faissindex, or a folder .shards.")
+@click.option("--shards", type=int, help="Write so many files of about as many rows into the folder .shards.")
+@click.option("--rows-per-shard", type=int, show_default="10000000", help="Rows of each file in the folder .shards.")
 @click.option("--target", help=f"FAISS container: {', '.join(TARGETS)}; default: ivfpq or lift.")
 @click.option("--bits", type=int, help="Use only the first BITS of every code; needs a method with nested codes (dpq).")
 @click.option(
@@ -26,8 +28,8 @@ from .arguments import FILE, ROWS, image_options, meter, row_options, say, targe
 @click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
 @image_options
 @row_options
-def export(model: Path, rows: Path, out: Path, dry_run: bool, **options: Any) -> None:
-    """Encode ROWS, or images, with MODEL into one plain FAISS file."""
+def export(model: Path, rows: tuple[Path, ...], out: Path, dry_run: bool, **options: Any) -> None:
+    """Encode ROWS, or images, with MODEL into one plain FAISS file, or several. ROWS may be files, globs and folders of them."""
     from ..galleries import exporting
 
     if dry_run:

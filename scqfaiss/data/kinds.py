@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -172,6 +172,22 @@ def _is_pattern(path: str | os.PathLike[str]) -> bool:
     text = os.fspath(path)
     marked = "*" in text or "?" in text or "]" in text.partition("[")[2]
     return marked and not os.path.lexists(path)
+
+
+def files_of(patterns: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Files of rows that names, patterns and folders stand for, as they were given; of a pattern or folder in the order of names.
+
+    A folder of images stands for itself. Raises ConfigError where a pattern matches nothing, and as check_kind does.
+    """
+    out: list[str] = []
+    for pattern in [os.fspath(p) for p in patterns]:
+        out += pieces_of(pattern) or [pattern]
+    for path in out:
+        check_kind(path)
+    twice = {path for path in out if out.count(path) > 1} if len(set(out)) < len(out) else set()
+    if twice:
+        raise ConfigError(f"{printable(min(twice))} is given twice")
+    return out
 
 
 def check_keys(path: str | os.PathLike[str], reader: Reader, options: RowOptions) -> None:

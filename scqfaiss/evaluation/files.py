@@ -18,7 +18,8 @@ from ..data.classes import align, check_classes
 from ..errors import ConfigError, DataError, warn
 from ..features.source import DEFAULT_INFERENCE, FeatureSource, InferenceOptions
 from ..files import PathLike
-from ..galleries.gallery import Gallery, open_gallery
+from ..galleries.base import AnyGallery
+from ..galleries.opening import open_any
 from ..galleries.searching import as_queries, require_model
 from .galleries import check_held, evaluate, evaluate_pairs
 from .measures import BY_IDS, BY_LABELS
@@ -49,15 +50,8 @@ def evaluate_file(
         raise ConfigError(f"R is {at}, needs 1 or more")
     asked = None if known is None else parse_known(known)
     with ExitStack() as stack:
-        own = {name: value for name, value in keys.items() if name not in ("labels_file", "database_labels")}
-        of_queries, of_database = keys.get("labels_file"), keys.get("database_labels")
-        queries = stack.enter_context(open_rows(queries_path, **own, labels_file=of_queries, role="queries"))
-        database = None
-        if database_path is not None:
-            database = stack.enter_context(
-                open_rows(database_path, **own, labels_file=of_database, role="keys", keep_unlabelled=True)
-            )
-        gallery = open_gallery(path, model=model)
+        queries, database = _opened(stack, queries_path, database_path, keys)
+        gallery = open_any(path, model=model)
         if database is not None:
             align(queries, database)
         queries = as_queries(gallery, queries, inference_options)
@@ -91,6 +85,20 @@ def evaluate_file(
         return found | {"overlap": overlap}
 
 
+def _opened(
+    stack: ExitStack, queries: PathLike, database: PathLike | None, keys: Mapping[str, Any]
+) -> tuple[Source, Source | None]:
+    """Queries and database, each with the file of its labels, which the stack closes."""
+    own = {name: value for name, value in keys.items() if name not in ("labels_file", "database_labels")}
+    opened = stack.enter_context(open_rows(queries, **own, labels_file=keys.get("labels_file"), role="queries"))
+    if database is None:
+        return opened, None
+    labels = keys.get("database_labels")
+    return opened, stack.enter_context(
+        open_rows(database, **own, labels_file=labels, role="keys", keep_unlabelled=True)
+    )
+
+
 def _check_labels(queries: Source, database: Source) -> None:
     """Raise DataError where either has no labels, ConfigError where their classes do not match."""
     for source in (queries, database):
@@ -121,7 +129,7 @@ def _identified(source: Source) -> bool:
 
 
 def _evaluate_by_ids(
-    gallery: Gallery, queries: Source, database: Source | None, skip: bool, *, progress: Progress, **options: Any
+    gallery: AnyGallery, queries: Source, database: Source | None, skip: bool, *, progress: Progress, **options: Any
 ) -> dict[str, Any]:
     """Evaluate by the ids of the queries. skip: of files whose bad rows were left out, so that keys may be lacking. options: as
     evaluate_pairs takes them.

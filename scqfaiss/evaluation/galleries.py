@@ -18,7 +18,7 @@ from ..codebooks import Codebooks, Codes
 from ..contract import Progress, silent
 from ..errors import ConfigError, DataError, IndexFileError, warn
 from ..exponents import balanced, exponents
-from ..galleries.gallery import Gallery
+from ..galleries.base import AnyGallery
 from ..options import as_whole
 from .measures import BY_IDS, Ranking, load, mean_over
 from .promises import check
@@ -28,7 +28,7 @@ SELF_CHECK_QUERIES = 100
 
 
 def evaluate(
-    gallery: Gallery,
+    gallery: AnyGallery,
     xq: Any,
     queries: Any,
     ids: Any,
@@ -75,7 +75,7 @@ def evaluate(
 
 
 def evaluate_pairs(
-    gallery: Gallery,
+    gallery: AnyGallery,
     xq: Any,
     ids: Any,
     *,
@@ -142,14 +142,12 @@ class _Ranked:
     agreement: float
 
     @staticmethod
-    def of(gallery: Gallery, codebooks: Codebooks, codes: Codes, xq: Floats, name: str, known: Any) -> _Ranked:
+    def of(gallery: AnyGallery, codebooks: Codebooks, codes: Codes, xq: Floats, name: str, known: Any) -> _Ranked:
         """Raises IndexFileError where FAISS's own scores are not those of the codes."""
         words = Words.of(codes)
         z = gallery.embed(xq, name, known=known, check_finite=False)
         decoded = codebooks.decode(words.codes)
-        from ..targets.pretransform import encoded
-
-        zs = encoded(gallery.index, z)
+        zs = gallery.encoded(z)
         agreement = _agreement(gallery, z, zs, decoded, words, codebooks.metric)
         own = agreement if gallery.exact else 1.0
         if gallery.every_list is not None:
@@ -172,7 +170,7 @@ class _Ranked:
         }
 
 
-def _check_work(gallery: Gallery, xq: Floats, n: int, at: int | None, name: str) -> int:
+def _check_work(gallery: AnyGallery, xq: Floats, n: int, at: int | None, name: str) -> int:
     """How many ranks count, of n. Raises DataError or ConfigError where there is nothing to evaluate."""
     if len(xq) == 0:
         raise DataError(f"{name} holds 0 rows, an evaluation needs at least 1")
@@ -208,7 +206,7 @@ def _places(held: Ints, ids: Ints, name: str, database: str) -> Ints:
 
 
 def _agreement(
-    gallery: Gallery, z: Floats, zs: Floats, decoded: Floats, words: Words, metric: str, nprobe: int | None = None
+    gallery: AnyGallery, z: Floats, zs: Floats, decoded: Floats, words: Words, metric: str, nprobe: int | None = None
 ) -> float:
     """Share of FAISS's own top-10 scores, over the first queries, that equal those of the full ranking within 1e-5."""
     odd = exponents(zs)

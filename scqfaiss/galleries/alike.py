@@ -6,10 +6,10 @@ from typing import Any
 
 from ..arrays import Floats
 from ..errors import ConfigError
-from .gallery import Gallery
+from .base import AnyGallery
 
 
-def alike(gallery: Gallery, ids: Any, known: Any = None) -> Floats:
+def alike(gallery: AnyGallery, ids: Any, known: Any = None) -> Floats:
     """ids (n,) -> what their codes stand for, (n, d of the codebooks), as queries: `search(..., decoded=True)`.
 
     known: as Gallery.search takes it, for galleries whose model has content codes; None and 'auto' ask its gate. Raises DataError

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 from .. import files, footer
 from ..codebooks import Codes
 from ..contract import Progress, silent
-from ..data import ArraySource, Source, open_rows
+from ..data import ArraySource, Source
+from ..data.joined import open_several
+from ..data.kinds import files_of
 from ..errors import ConfigError, DataError, IndexFileError, format_bytes, printable
 from ..features.source import DEFAULT_INFERENCE, InferenceOptions, as_rows
 from ..files import AtomicFile, PathLike, atomic_write
@@ -26,9 +29,11 @@ from ..targets.options import chosen
 from ..targets.pretransform import wrap_index
 from .positions import beside, ids_path, prepare, sha256_of
 from .reading import read_gallery
+from .shards.manifest import is_sharded
 
 SUFFIX = ".faissindex"
 NO_OPTIONS: Mapping[str, Any] = {}
+ENCODER = {"none": "no encoder needed", "folded": "encoder inside", "model": "queries need the model"}
 DEFAULT = {"product": "ivfpq", "additive": "lift"}
 
 
@@ -167,6 +172,8 @@ def export(
     target: str | None = None,
     bits: int | None = None,
     positions: bool = False,
+    shards: int | None = None,
+    rows_per_shard: int | None = None,
     progress: Progress = silent,
     **options: Any,
 ) -> None:
@@ -174,6 +181,8 @@ def export(
 
     positions: the gallery gets 0..n-1 whatever the ids, for programs that take ids for row numbers; `ids` go beside it, into
     NAME.ids.npy: ids[I] are the rows' own.
+
+    path: a .faissindex file, or a folder .shards of several, as many as `shards` says or of rows_per_shard rows each.
 
     target: a name of targets.REGISTRY, default ivfpq, or lift for additive codebooks. bits: only so many of every code, for
     models whose codes are nested (see Model.prefix); the gallery goes with the whole model all the same. options: those of
@@ -184,24 +193,31 @@ def export(
     """
     if not isinstance(model, Model):
         model = Model.load(model)
-    model = _cut(model, bits)
+    model = cut(model, bits)
+    source = ArraySource(xb, ids=ids, name="xb", read_labels=False)
+    if is_sharded(path):
+        from .shards.exporting import export_source
+
+        check_one_file(path, positions)
+        export_source(model, source, path, shards, rows_per_shard, target, options, progress=progress)
+        return
+    check_no_shards(path, shards, rows_per_shard)
     with (
         atomic_write(path, suffix=SUFFIX, what="exported") as output,
         beside(path, positions, []) as own_ids,
     ):
-        source = ArraySource(xb, ids=ids, name="xb", read_labels=False)
         write(output, *encode_for(model, source, output, target, options, progress, own_ids))
         if own_ids is not None:
             own_ids.place()
 
 
-def _length(model: Model) -> str:
+def length(model: Model) -> str:
     """'16 bits', or '16 bits (of 32)' of a prefix."""
     whole = model.config.get("prefix")
     return f"{model.codebooks.bits} bits" + (f" (of {whole['bits']})" if whole else "")
 
 
-def _cut(model: Model, bits: int | None) -> Model:
+def cut(model: Model, bits: int | None) -> Model:
     return model if bits is None else model.prefix(_plain(bits))
 
 
@@ -210,59 +226,91 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, np.integer) else value
 
 
+def check_one_file(path: PathLike, positions: bool) -> None:
+    """Raise ConfigError where positions are asked for, and several files are named: each would count its own rows."""
+    if positions:
+        raise ConfigError(f"{printable(path)}: positions are those of one file, whose name ends in {SUFFIX}")
+
+
+def check_no_shards(path: PathLike, shards: int | None, rows_per_shard: int | None) -> None:
+    """Raise ConfigError where several files are asked for, and one is named."""
+    if shards is not None or rows_per_shard is not None:
+        raise ConfigError(f"{printable(path)}: several files go into a folder, whose name ends in .shards")
+
+
 def export_file(
     model_path: PathLike,
-    rows_path: PathLike,
+    rows: PathLike | Sequence[PathLike],
     out: PathLike,
     *,
     target: str | None = None,
     bits: int | None = None,
     positions: bool = False,
+    shards: int | None = None,
+    rows_per_shard: int | None = None,
     keys: Mapping[str, Any],
     inference_options: InferenceOptions = DEFAULT_INFERENCE,
     progress: Progress = silent,
     **options: Any,
 ) -> str:
-    """Export a file of rows, or images; returns what to tell the user. keys: arguments of open_rows. seeing: how the
-    model looks at images. options: those of the target, by name.
+    """Export a file of rows or several, or images; returns what to tell the user. keys: arguments of open_rows.
+    inference_options: how the model looks at images. options: those of the target, by name.
     """
-    inputs: list[PathLike] = [model_path, rows_path]
+    paths = files_of(_several(rows))
+    if is_sharded(out):
+        from .shards.exporting import export_files
+
+        check_one_file(out, positions)
+        how = shards, rows_per_shard, target, options
+        return export_files(model_path, paths, out, bits, keys, inference_options, progress, *how)
+    check_no_shards(out, shards, rows_per_shard)
+    inputs: list[PathLike] = [model_path, *paths]
     with (
         atomic_write(out, inputs=inputs, suffix=SUFFIX, what="exported") as output,
         beside(out, positions, inputs) as own_ids,
     ):
-        model = _cut(Model.load(model_path), bits)
-        with open_rows(rows_path, **{**keys, "labels_key": None}, role="keys") as source:
-            rows = as_rows(source, model, inference_options, printable(model_path))
-            index, metadata, nbytes = encode_for(model, rows, output, target, options, progress, own_ids)
+        model = cut(Model.load(model_path), bits)
+        with open_several(paths, **{**keys, "labels_key": None}, role="keys") as source:
+            encodable = as_rows(source, model, inference_options, printable(model_path))
+            index, metadata, nbytes = encode_for(model, encodable, output, target, options, progress, own_ids)
         # Closing says whether the rows were changed while they were read: only then is anything written.
         write(output, index, metadata, nbytes)
         if own_ids is not None:
             own_ids.place()
-        encoder = {"none": "no encoder needed", "folded": "encoder inside", "model": "queries need the model"}
         return (
-            f"{output.name}: {metadata['n']:,} vectors, {_length(model)} each, target {metadata['target']}, "
-            f"{format_bytes(output.path.stat().st_size)}, {encoder[metadata['encoder']]}"
+            f"{output.name}: {metadata['n']:,} vectors, {length(model)} each, target {metadata['target']}, "
+            f"{format_bytes(output.path.stat().st_size)}, {ENCODER[metadata['encoder']]}"
             + (f"; ids are positions, the rows' own are in {own_ids.name}" if own_ids is not None else "")
         )
 
 
+def _several(rows: PathLike | Sequence[PathLike]) -> Sequence[PathLike]:
+    return [rows] if isinstance(rows, (str, os.PathLike)) else rows
+
+
 def export_plan(
     model_path: PathLike,
-    rows_path: PathLike,
+    rows: PathLike | Sequence[PathLike],
     out: PathLike,
     *,
     target: str | None,
     bits: int | None = None,
     positions: bool = False,
+    shards: int | None = None,
+    rows_per_shard: int | None = None,
     keys: Mapping[str, Any],
     inference_options: InferenceOptions = DEFAULT_INFERENCE,
     **options: Any,
 ) -> str:
     """What an export would write; reads no features and looks at no image."""
-    files.check_target(out, inputs=[model_path, rows_path], suffix=SUFFIX)
-    model = _cut(Model.load(model_path), bits)
-    with open_rows(rows_path, **{**keys, "labels_key": None}, role="keys") as source:
+    paths = files_of(_several(rows))
+    if is_sharded(out):
+        check_one_file(out, positions)
+    else:
+        check_no_shards(out, shards, rows_per_shard)
+        files.check_target(out, inputs=[model_path, *paths], suffix=SUFFIX)
+    model = cut(Model.load(model_path), bits)
+    with open_several(paths, **{**keys, "labels_key": None}, role="keys") as source:
         if as_rows(source, model, inference_options, printable(model_path)).d != model.d_in:
             raise ConfigError(f"{source.name}: rows have d={source.d}, {printable(model_path)} needs d={model.d_in}")
         what = source.modality.items + (
@@ -271,11 +319,16 @@ def export_plan(
         n = len(np.unique(source.ids)) if source.duplicate_ids else len(source)
     container, _ = check_target(model, target, options, n)
     on_gpu = gpu.unsupported_reason(model.codebooks.shape)
+    how_many = "file"
+    if is_sharded(out):
+        from .shards.exporting import allotted
+
+        how_many = f"{len(allotted(n, shards, rows_per_shard))} files"
     return "\n".join(
         [
             what.format(n, model.d_in),
-            *([] if bits is None else [f"codes: {_length(model)}"]),
-            f"file: about {format_bytes(container.nbytes(model.codebooks.shape, n))}",
+            *([] if bits is None else [f"codes: {length(model)}"]),
+            f"{how_many}: about {format_bytes(container.nbytes(model.codebooks.shape, n))}",
             f"target {container.INFO.name}: CPU yes, GPU {'yes' if on_gpu is None else f'no ({on_gpu})'}",
             *([f"ids: 0 to {n - 1:,}; the rows' own go into {printable(ids_path(out))}"] if positions else []),
         ]

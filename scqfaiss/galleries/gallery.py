@@ -11,26 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import faiss_calls, files
-from ..arrays import Floats, Ints, as_features, as_id_set, transposed
+from ..arrays import Floats, Ints, as_id_set
 from ..codebooks import Codebooks, Codes
-from ..errors import ConfigError, DataError, printable, warn
+from ..errors import ConfigError, printable, warn
 from ..files import PathLike
 from ..forks import Lock
 from ..model import Model
-from ..options import as_whole
 from ..targets import gpu
 from ..targets.code_lists import has_code_lists
 from ..targets.ids import all_ids
-from ..targets.pretransform import unwrap_index
-from ..targets.queries import MAX_SCORE, prepared, ranges, unscaled
+from ..targets.pretransform import encoded, unwrap_index
+from ..targets.queries import prepared, ranges, unscaled
+from .base import AnyGallery, absent, threshold_of
 from .extending import extends, taken_over
 from .filters import known_target, selector
-from .promises import Promised
-from .reading import Stored, read_gallery, stamp_of
+from .promises import Promises, promises_of
+from .reading import read_gallery, stamp_of
 from .snapshot import Origin, Snapshot
 
 
-class Gallery(Promised):
+class Gallery(AnyGallery):
     """An open gallery. Any number of threads may search at a time; `refresh` may run beside them.
 
     index: the faiss.Index (on the CPU, also where searches run on a GPU). metadata: facts as written by the export, None for
@@ -109,95 +109,28 @@ class Gallery(Promised):
         return int(self.index.ntotal)
 
     @property
-    def needs_model(self) -> bool:
-        """True where queries must go through the model first."""
-        return self.metadata is not None and self.metadata.get("encoder") == "model"
+    def index_d(self) -> int:
+        return int(self.index.d)
 
-    @property
-    def d(self) -> int:
-        """Dimension of the queries."""
-        return self.model.d_in if self.model is not None and self.needs_model else int(self.index.d)
+    def encoded(self, z: Floats) -> Floats:
+        """What `embed` made -> queries as the codes meet them, behind the encoder inside the file."""
+        return encoded(self.index, z)
 
-    def embed(self, xq: Any, name: str = "queries", *, known: Any = None, check_finite: bool = True) -> Floats:
-        """Query rows (nq, d) -> what the FAISS index is searched with, (nq, index.d) float32. known, check_finite: see search."""
-        rows = self._rows(xq, name, check_finite)
-        if self.needs_model and self.model is not None:
-            return self.model.queries(rows, name, known)
-        if known is not None:
-            raise ConfigError(
-                f"known is given, and the codes of {self.name} have no content part; that takes a model trained with "
-                "--content-bits"
-            )
-        return rows
-
-    def known(self, xq: Any, name: str = "queries", *, check_finite: bool = True) -> Floats:
-        """Query rows (nq, d) -> the probability that the class of each is one of the training's, (nq,) float32.
-
-        Raises ConfigError where the gallery's model has no gate to tell it, and as search does.
-        """
-        xq = self._rows(xq, name, check_finite)
-        if not self.has_gate or self.model is None:
-            raise ConfigError(
-                f"{self.name} cannot tell queries of known classes from others: that takes a model with a gate, trained with "
-                "--content-bits"
-            )
-        return self.model.gate_of(xq, name)
-
-    @property
-    def has_gate(self) -> bool:
-        """Whether `known` can tell anything: the model is here, and has content codes and a gate."""
-        return self.needs_model and self.model is not None and self.model.has_gate
-
-    def _rows(self, xq: Any, name: str, check_finite: bool) -> Floats:
-        xq = as_features(xq, name, finite=check_finite, one_row=True)
-        if self.needs_model and self.model is None:  # how wide its rows are, only the model knows
-            raise ConfigError(f"{self.name} needs the model its codes came from; give --model")
-        if xq.shape[1] != self.d:
-            how = transposed(len(xq), xq.shape[1], self.d)
-            raise ConfigError(f"{name}: queries have d={xq.shape[1]}, {self.name} needs d={self.d}{how}")
-        rows: Floats = xq
-        return rows
-
-    def clip(self, k: int) -> int:
-        """k, or with a warning the number of vectors where that is smaller. Raises ConfigError for k < 1."""
-        return self._clip(k, self._snapshot)
-
-    def _clip(self, k: int, snapshot: Snapshot) -> int:
-        k = as_whole("k", k)
-        if k < 1:
-            raise ConfigError(f"k is {k}, needs 1 or more")
-        n = int(snapshot.stored.index.ntotal)
-        if k > n:
-            warn(f"k={k:,} is more than the {n:,} vectors of {self.name}: returned all of them")
-        return min(k, max(n, 1))
-
-    def _queries(
-        self, xq: Any, encoded: bool, decoded: bool, name: str, snapshot: Snapshot, check_finite: bool, known: Any
-    ) -> Floats:
-        if not encoded and not decoded:
-            return self.embed(xq, name, known=known, check_finite=check_finite)
-        if known is not None:
-            raise ConfigError(f"{name}: known weighs queries as they are encoded, and these are encoded already")
-        z, d = as_features(xq, name, finite=check_finite, one_row=True), snapshot.stored.index.d
+    def _width(self, snapshot: Snapshot, encoded: bool, decoded: bool) -> int | None:
+        """Of queries that are encoded or decoded; None where they are rows."""
         if decoded:
-            d = (snapshot.stored.shape or known_target(snapshot, self.name).shape_of(snapshot.stored.index)).d
-        if z.shape[1] != d:
-            raise ConfigError(f"{name}: encoded queries have d={z.shape[1]}, the index needs d={d}")
-        return z
+            return (snapshot.stored.shape or known_target(snapshot, self.name).shape_of(snapshot.stored.index)).d
+        return int(snapshot.stored.index.d) if encoded else None
+
+    def _promises(self) -> Promises | None:
+        return promises_of(self._snapshot, self.model, self.name)
 
     def _visited(self, nprobe: int | None, snapshot: Snapshot) -> int | None:
         """How many lists a search visits; None where the file or the target decides."""
-        if nprobe is None:
-            return None
-        nprobe = as_whole("nprobe", nprobe)
-        lists: int | None = getattr(unwrap_index(snapshot.stored.index), "nlist", None)
-        if nprobe < 1 or lists is None:
-            raise ConfigError(f"nprobe is {nprobe}: " + ("needs 1 or more" if lists else f"{self.name} has no lists"))
-        if nprobe > lists:
-            warn(f"nprobe={nprobe:,} is more than the {lists:,} lists of {self.name}: visited all of them")
-        if snapshot.on_gpu is not None and not has_code_lists(snapshot.stored.index):
+        visited = self._visited_of(nprobe, getattr(unwrap_index(snapshot.stored.index), "nlist", None))
+        if visited is not None and snapshot.on_gpu is not None and not has_code_lists(snapshot.stored.index):
             raise ConfigError("a GPU search scores every row; leave nprobe out, or use device cpu")
-        return min(nprobe, lists)
+        return visited
 
     # ------------------------------------------------------------------------------------------------------- searching
     def search(
@@ -226,8 +159,8 @@ class Gallery(Promised):
         Raises ConfigError on a wrong width, k < 1 or filters where the container has none, DataError on bad rows or ids.
         """
         snapshot = self._snapshot
-        k = self._clip(k, snapshot)
-        z = self._queries(xq, encoded, decoded, name, snapshot, check_finite, known)
+        k = self._clip(k, int(snapshot.stored.index.ntotal))
+        z = self._queries(xq, self._width(snapshot, encoded, decoded), name, check_finite, known)
         if len(z) == 0:
             return np.zeros((0, k), np.float32), np.zeros((0, k), np.int64)
         sel = selector(snapshot, self.name, allow, deny)
@@ -259,10 +192,8 @@ class Gallery(Promised):
         -> lims (nq + 1,) int64, D, I: query q owns D[lims[q] : lims[q + 1]], best first. Raises as search does.
         """
         snapshot = self._snapshot
-        if not isinstance(threshold, (int, float, np.number)) or not np.isfinite(threshold):
-            raise ConfigError(f"threshold is {threshold}, needs a number")
-        threshold = float(np.clip(threshold, -MAX_SCORE, MAX_SCORE))
-        z = self._queries(xq, encoded, decoded, name, snapshot, check_finite, known)
+        threshold = threshold_of(threshold)
+        z = self._queries(xq, self._width(snapshot, encoded, decoded), name, check_finite, known)
         if snapshot.on_gpu is not None:
             raise ConfigError("a GPU has no range search; use device cpu")
         target = known_target(snapshot, self.name)
@@ -303,8 +234,15 @@ class Gallery(Promised):
         out of the index, and keeps them, b + 8 bytes a row, unless the gallery is memory-mapped. Raises DataError for ids
         that are not there.
         """
-        snapshot = self._snapshot
         ids = as_id_set(ids)
+        here, decoded = self.reconstruct_some(ids)
+        if not here.all():
+            raise absent(ids[~here], len(ids), self.name)
+        return decoded
+
+    def reconstruct_some(self, ids: Ints) -> tuple[NDArray[np.bool_], Floats]:
+        """ids (n,) -> which of them are there, and what the codes of those stand for, in their order; as reconstruct."""
+        snapshot = self._snapshot
         with self._reconstructing:
             decodable = snapshot.decodable[0] if snapshot.decodable else None
             if decodable is None:
@@ -317,11 +255,7 @@ class Gallery(Promised):
         place = np.searchsorted(known, ids)
         here = place < len(known)
         here[here] = known[place[here]] == ids[here]
-        if not here.all():
-            first = ", ".join(str(i) for i in ids[~here][:5])
-            raise DataError(f"ids {first} are not in {self.name} ({int((~here).sum()):,} of {len(ids):,})")
-        decoded: Floats = codebooks.decode(codes[place])
-        return decoded
+        return here, codebooks.decode(codes[place[here]])
 
     # ------------------------------------------------------------------------------------------------------- the file
     def refresh(self) -> bool:
@@ -342,7 +276,7 @@ class Gallery(Promised):
             stored = read_gallery(origin.path, verify=origin.verify, mmap=origin.mmap)
             if self.model is not None and extends(self.model, stored.metadata):
                 stored = taken_over(self.model, stored, self.name)
-            _check_model(self.model, stored, self.name)
+            check_model(self.model, stored.metadata, self.name)
             before, after = self._snapshot.stored.metadata or {}, stored.metadata or {}
             # Queries that were encoded outside the file fit the codes of their own model alone.
             keys = ("encoder", "model_sha256") if before.get("encoder") == "model" else ("encoder",)
@@ -362,9 +296,12 @@ def _reopened(origin: Origin, stamp: Any, model: Model | None) -> Gallery:
     return gallery
 
 
-def _check_model(model: Model | None, stored: Stored, name: str, model_name: str = "the model") -> None:
-    if model is not None and stored.metadata is not None and model.origin != stored.metadata.get("model_sha256"):
-        made_by = str(stored.metadata.get("model_sha256"))[:12]
+def check_model(
+    model: Model | None, metadata: Mapping[str, Any] | None, name: str, model_name: str = "the model"
+) -> None:
+    """Raise ConfigError where a gallery was made by another model."""
+    if model is not None and metadata is not None and model.origin != metadata.get("model_sha256"):
+        made_by = str(metadata.get("model_sha256"))[:12]
         raise ConfigError(f"{model_name} is {model.origin[:12]}, {name} was made by {made_by}; give that model")
 
 
@@ -394,7 +331,7 @@ def open_gallery(
     loaded = model if isinstance(model, Model) or model is None else Model.load(model)
     if loaded is not None and extends(loaded, stored.metadata):
         stored = taken_over(loaded, stored, name)
-    _check_model(loaded, stored, name, model_name)
+    check_model(loaded, stored.metadata, name, model_name)
     return Gallery(
         Snapshot.on_device(stored, device), loaded, name, Origin(os.path.abspath(path), device, mmap, verify)
     )

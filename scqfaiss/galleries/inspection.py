@@ -16,11 +16,14 @@ from ..data import Source, open_rows
 from ..data.items import ItemSource
 from ..errors import IndexFileError, format_bytes, printable
 from ..files import PathLike
+from .shards.manifest import is_sharded
 
 
 def facts(path: PathLike, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Plain facts about a file, its kind told by its ending. Raises as the reader of that kind does."""
     suffix = Path(path).suffix
+    if is_sharded(path):
+        return shards_facts(path)
     if suffix == ".faissindex":
         return gallery_facts(path)
     if suffix == ".safetensors":
@@ -93,6 +96,34 @@ def gallery_facts(path: PathLike) -> dict[str, Any]:
     return out | positions.facts(path, ids, gallery.metadata)
 
 
+def shards_facts(path: PathLike) -> dict[str, Any]:
+    from ..targets import target
+    from .shards.sharded import open_sharded
+
+    gallery = open_sharded(path, mmap=True)
+    manifest = gallery.manifest
+    out = {key: value for key, value in manifest.metadata.items() if key != "calibration"}
+    if gallery.has_calibration:
+        calibration, share = gallery.promises
+        out["calibration"] = calibration.table(share)
+    info = target(gallery.target).INFO
+    return out | {
+        "kind": "gallery in shards",
+        "vectors": manifest.n,
+        "query_d": out["d_in"],
+        "bytes": sum(os.stat(Path(path) / shard.name).st_size for shard in manifest.shards),
+        "rows_per_shard": manifest.rows_per_shard,
+        "faiss_class": info.faiss_class,
+        "id_filter": info.filter,
+        "exact": gallery.exact,
+        "sha256": manifest.checksum,
+        "shards": [
+            {"name": shard.name, "rows": shard.rows, "ids": list(shard.ids), "sha256": shard.sha256}
+            for shard in manifest.shards
+        ],
+    }
+
+
 def model_facts(path: PathLike) -> dict[str, Any]:
     from ..model import Model
 
@@ -147,6 +178,12 @@ def describe_file(path: PathLike, as_json: bool, keys: Mapping[str, Any]) -> str
         if key == "training" and isinstance(value, dict) and value.get("forecast"):
             lines.append(f"  forecast: {Forecast.unpack(value['forecast'])}")
             value = {k: v for k, v in value.items() if k != "forecast"}
+        if key == "shards":
+            lines += [
+                f"  {s['name']}: {s['rows']:,} rows, ids {s['ids'][0]} to {s['ids'][1]}, SHA-256 {s['sha256'][:12]}"
+                for s in value
+            ]
+            continue
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items())
         elif isinstance(value, (list, tuple)):
@@ -171,6 +208,14 @@ def verify_file(path: PathLike) -> str:
     from ..model import Model
     from .reading import read_gallery
 
+    if is_sharded(path):
+        from .shards.sharded import open_sharded
+
+        gallery = open_sharded(path, mmap=True)
+        shards = len(gallery.manifest.shards)
+        return (
+            f"{printable(path)}: valid, {gallery.ntotal:,} vectors in {shards:,} shards, checksums and manifest agree"
+        )
     if Path(path).suffix == ".safetensors":
         model = Model.load(path)
         return f"{printable(path)}: valid, model of method {printable(model.config['method'])}, SHA-256 {model.sha256[:12]}"

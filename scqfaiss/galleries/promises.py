@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -16,22 +17,30 @@ from .snapshot import Snapshot
 Promises = tuple[Calibration, float | None]
 
 
-class Promised:
+class Promised(ABC):
     """The part of a Gallery that says what its scores mean."""
 
-    _snapshot: Snapshot
-    model: Model | None
     name: str
+
+    @abstractmethod
+    def _promises(self) -> Promises | None:
+        """The calibration of the codes, and the share of relevant rows; None where neither file nor model is calibrated."""
 
     @property
     def has_calibration(self) -> bool:
         """Whether the file or the model says what scores mean."""
-        return promises_of(self._snapshot, self.model, self.name) is not None
+        return self._promises() is not None
 
     @property
     def promises(self) -> Promises:
         """The calibration of the codes, and the share of rows that are relevant. Raises ConfigError where there is none."""
-        return known_promises(self._snapshot, self.model, self.name)
+        found = self._promises()
+        if found is None:
+            raise ConfigError(
+                f"{self.name} does not say what its scores mean: neither it nor its model is calibrated; scqfaiss calibrate "
+                "MODEL ROWS takes labelled rows that were not trained on, then give --model, or export again"
+            )
+        return found
 
     def probability(self, D: Any, *, share: float | None = None) -> NDArray[np.float32]:
         """Scores as searches return them, of any shape -> the probability that each hit is of the query's class, float32.
@@ -61,17 +70,6 @@ class Promised:
         share = estimated if share is None else share
         asked = {"precision": precision, "recall": recall, "probability": probability}
         return calibration.threshold({name: v for name, v in asked.items() if v is not None}, confidence, share)
-
-
-def known_promises(snapshot: Snapshot, model: Model | None, name: str) -> Promises:
-    """The same as promises_of. Raises ConfigError where there are none."""
-    found = promises_of(snapshot, model, name)
-    if found is None:
-        raise ConfigError(
-            f"{name} does not say what its scores mean: neither it nor its model is calibrated; scqfaiss calibrate MODEL ROWS "
-            "takes labelled rows that were not trained on, then give --model, or export again"
-        )
-    return found
 
 
 def promises_of(snapshot: Snapshot, model: Model | None, name: str) -> Promises | None:

@@ -21,20 +21,21 @@ from ..files import AtomicFile, PathLike, atomic_write
 from ..items.opening import open_items
 from ..items.store import Items
 from ..modality import ROWS
-from .gallery import Gallery, open_gallery
+from .base import AnyGallery
+from .opening import open_any
 
 DEFAULT_K = 10
 SHOWN = 10  # hits a query in the text of a search
 
 
-def require_model(gallery: Gallery) -> None:
+def require_model(gallery: AnyGallery) -> None:
     """Raise ConfigError where queries need a model and none was given: before any query is read."""
     if gallery.needs_model and gallery.model is None:
         made_by = str((gallery.metadata or {}).get("model_sha256"))[:12]
         raise ConfigError(f"{gallery.name}: queries need the model its codes came from ({made_by}); give --model")
 
 
-def as_queries(gallery: Gallery, queries: Source, inference_options: InferenceOptions = DEFAULT_INFERENCE) -> Source:
+def as_queries(gallery: AnyGallery, queries: Source, inference_options: InferenceOptions = DEFAULT_INFERENCE) -> Source:
     """What a gallery is searched with: rows as they are, images as rows of its model's features.
 
     Raises ConfigError where the model is not there, even if the file holds its encoder for rows; and as features.as_rows.
@@ -57,7 +58,7 @@ def lacks_network(source: Source, metadata: Mapping[str, Any], name: str, d: int
     return f"{source.name} holds {source.modality.noun}, {name} takes rows of d={d}: {source.modality.make_features}"
 
 
-def check_queries(gallery: Gallery, queries: Source) -> None:
+def check_queries(gallery: AnyGallery, queries: Source) -> None:
     """Raise ConfigError where the rows of a source cannot be searched for: before any of them is read."""
     require_model(gallery)
     if queries.d != gallery.d:
@@ -66,7 +67,7 @@ def check_queries(gallery: Gallery, queries: Source) -> None:
 
 
 def search_source(
-    gallery: Gallery,
+    gallery: AnyGallery,
     queries: Source,
     k: int,
     progress: Progress = silent,
@@ -88,7 +89,7 @@ def search_source(
 
 
 def range_search_source(
-    gallery: Gallery,
+    gallery: AnyGallery,
     queries: Source,
     threshold: float,
     progress: Progress = silent,
@@ -149,7 +150,7 @@ def search_file(
         options: dict[str, Any] = {option: read_ids(ids) for option, ids in lists.items() if ids is not None}
         opened = None if items is None else open_items(items, path, progress)
         with open_rows(queries, **{**keys, "labels_key": None}, role="queries") as source:
-            gallery = open_gallery(path, model=model, device=device, mmap=mmap)
+            gallery = open_any(path, model=model, device=device, mmap=mmap)
             beyond = gallery.threshold(**promised, confidence=sure) if promised else threshold
             source = as_queries(gallery, source, inference_options)
             names = [printable(name) for name in source.names] if isinstance(source, FeatureSource) else source.ids
@@ -202,7 +203,7 @@ def _check_by_threshold(by_threshold: bool, k: int | None, nprobe: int | None) -
 
 
 def _hits(
-    gallery: Gallery,
+    gallery: AnyGallery,
     queries: Source,
     output: AtomicFile | None,
     beyond: float | None,

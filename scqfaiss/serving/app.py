@@ -16,8 +16,9 @@ from starlette.responses import Response
 
 from .. import __version__
 from ..errors import ScqError, ScqWarning
+from ..galleries.opening import open_any
 from .batching import Batcher
-from .galleries import OpenGallery, plain
+from .galleries import Opener, OpenGallery, plain
 from .keys import Keys
 from .limits import Limits
 from .logs import Log
@@ -31,12 +32,12 @@ from .thumbnails import ImageFolder, Thumbnails
 ENVIRONMENT = "SCQFAISS_SERVE"  # settings as JSON, for workers
 
 
-def create_app(settings: Settings) -> Limits:
-    """The service as an ASGI app; galleries are opened here. Raises as OpenGallery does."""
+def create_app(settings: Settings, opener: Opener = open_any) -> Limits:
+    """The service as an ASGI app; galleries are opened here, by `opener`. Raises as OpenGallery does."""
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what happens to requests stands in the service's own log
     warnings.simplefilter("ignore", ScqWarning)  # of requests: answers say what concerns their client
     log, metrics = Log(settings.log), Metrics()
-    galleries = {served.name: OpenGallery(served, settings) for served in settings.galleries}
+    galleries = {served.name: OpenGallery(served, settings, opener) for served in settings.galleries}
     thumbnails = None if settings.images is None else Thumbnails(ImageFolder(settings.images))
     service = Service(
         settings, galleries, Batcher(settings.threads or _cores(), settings.queue, settings.timeout), metrics, log

@@ -7,7 +7,7 @@ import io
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,11 @@ from ..arrays import Floats, Ints
 from ..errors import ConfigError, DataError, ScqError, printable
 from ..features.source import front_encoder_of
 from ..galleries.alike import alike
+from ..galleries.base import AnyGallery
 from ..galleries.editing import append, remove
-from ..galleries.gallery import Gallery, open_gallery
+from ..galleries.opening import open_any
 from ..galleries.searching import require_model
+from ..galleries.shards.manifest import MANIFEST, is_sharded, read_manifest
 from ..items.opening import open_items
 from ..items.store import Items
 from ..model import Model
@@ -29,6 +31,8 @@ from .problems import Problem
 from .queries import Asked
 from .settings import Served, Settings
 from .thumbnails import MAX_PIXELS
+
+Opener = Callable[..., AnyGallery]  # takes what open_any does
 
 IMAGES_AT_A_TIME = 32  # decoded and encoded together
 
@@ -57,12 +61,14 @@ class Answer:
 class OpenGallery:
     """A gallery under the name it is served by, with its items and what encodes images for it."""
 
-    def __init__(self, served: Served, settings: Settings) -> None:
-        """Raises as open_gallery and open_items, ConfigError where queries need a model that was not given."""
+    def __init__(self, served: Served, settings: Settings, opener: Opener = open_any) -> None:
+        """opener: opens the gallery. Raises as it does and as open_items, ConfigError where queries need a model that was not
+        given.
+        """
         self.served, self.settings, self.name = served, settings, served.name
         self._seen = _seen(served.gallery)
         model = None if served.model is None else Model.load(served.model)
-        self.gallery = open_gallery(served.gallery, model=model, device=settings.device, mmap=settings.mmap)
+        self.gallery = opener(served.gallery, model=model, device=settings.device, mmap=settings.mmap)
         if self.gallery.metadata is None:
             raise ConfigError(
                 f"{served.gallery}: made by another program, or cut off; serve galleries that scqfaiss exported"
@@ -89,14 +95,14 @@ class OpenGallery:
         found = self._ranged(view, z, first) if first.ranged else self._first(view, z, first)
         return self._split(view, asked, *found, encode)
 
-    def _first(self, view: Gallery, z: Floats, a: Asked) -> tuple[Ints, NDArray[np.float32], Ints]:
+    def _first(self, view: AnyGallery, z: Floats, a: Asked) -> tuple[Ints, NDArray[np.float32], Ints]:
         k, nprobe = min(a.k, max(view.ntotal, 1)), a.nprobe
         if nprobe is not None and view.every_list is not None:
             nprobe = min(nprobe, view.every_list)
         D, I = view.search(z, k, nprobe=nprobe, **_options(a))
         return np.arange(0, len(z) * k + 1, k), D.ravel(), I.ravel()
 
-    def _ranged(self, view: Gallery, z: Floats, a: Asked) -> tuple[Ints, NDArray[np.float32], Ints]:
+    def _ranged(self, view: AnyGallery, z: Floats, a: Asked) -> tuple[Ints, NDArray[np.float32], Ints]:
         """Query by query: what a low threshold finds must not fill the memory before it is counted."""
         threshold = a.threshold
         if threshold is None:
@@ -112,14 +118,14 @@ class OpenGallery:
             parts.append((D, I))
         return np.array(lims), *(np.concatenate(part) for part in zip(*parts))  # type: ignore[return-value]
 
-    def _stored(self, view: Gallery, ids: Ints, known: Any) -> Floats:
+    def _stored(self, view: AnyGallery, ids: Ints, known: Any) -> Floats:
         try:
             return alike(view, ids, known)
         except DataError as error:
             raise Problem(404, str(error)) from None
 
     def _split(
-        self, view: Gallery, asked: Sequence[Asked], lims: Ints, D: NDArray[np.float32], I: Ints, encode: float
+        self, view: AnyGallery, asked: Sequence[Asked], lims: Ints, D: NDArray[np.float32], I: Ints, encode: float
     ) -> list[Answer]:
         P = view.probability(D) if asked[0].probability else None
         items = None if self.items is None else self.items.get(I)
@@ -133,7 +139,7 @@ class OpenGallery:
             q += a.n
         return out
 
-    def _version(self, view: Gallery | None = None) -> str:
+    def _version(self, view: AnyGallery | None = None) -> str:
         return ((view or self.gallery).checksum or "")[:12]
 
     @property
@@ -201,16 +207,19 @@ def plain(message: str, galleries: Sequence[Served]) -> str:
 
 
 def _seen(path: str) -> tuple[int, ...] | None:
-    """What differs where a file is replaced or rewritten."""
+    """What differs where a file, or the manifest of shards, is replaced or rewritten."""
     try:
-        found = os.stat(path)
+        found = os.stat(os.path.join(path, MANIFEST) if is_sharded(path) else path)
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _verify(path: str) -> None:
-    """Raise IndexFileError where a file's hash is not that of its content."""
+    """Raise IndexFileError where the hash of a file, or of the manifest of shards, is not that of its content."""
+    if is_sharded(path):
+        read_manifest(path)
+        return
     with files.open_regular(path) as f:
         footer.read_footer(f, printable(path), hash_all=True)
 

@@ -21,8 +21,10 @@ import uvicorn
 
 from .. import signals
 from ..errors import ConfigError, ResourceError
+from ..galleries.opening import open_any
 from . import metrics
 from .app import ENVIRONMENT, create_app
+from .galleries import Opener
 from .logs import Log
 from .protocol import Protocol, protocol_of
 from .routes import Service
@@ -131,15 +133,15 @@ def serve(galleries: tuple[str, ...], say: Callable[[str], Any], **options: Any)
     run(settings_of(galleries, **options), say)
 
 
-def run(settings: Settings, say: Callable[[str], Any]) -> None:
-    """The same with settings."""
+def run(settings: Settings, say: Callable[[str], Any], opener: Opener = open_any) -> None:
+    """The same with settings. opener: see create_app; of another one than open_any there can be one process alone."""
     _more_files(settings.connections + SPARE_FILES)
     listening = _listen(settings)
     try:
         host, port = listening.getsockname()[:2]
         shown = "localhost" if is_loopback(settings.host) else host
         if settings.workers == 1:
-            app = create_app(settings)
+            app = create_app(settings, opener)
             say(
                 f"http://{shown}:{port}/ serves {', '.join(served.name for served in settings.galleries)}; Ctrl-C ends it"
             )

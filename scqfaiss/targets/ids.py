@@ -114,3 +114,9 @@ def lowest_and_repeated(index: Any) -> tuple[int, int]:
         some = np.sort(np.concatenate([ids[ids % parts == part] if parts > 1 else ids for ids in pieces]))
         distinct += int(np.count_nonzero(some[1:] != some[:-1])) + (len(some) > 0)
     return low, n - distinct
+
+
+def id_bounds(index: Any) -> tuple[int, int]:
+    """The smallest and the largest id of an index with rows."""
+    found = [(int(ids.min()), int(ids.max())) for ids in id_pieces(index)] or [(0, index.ntotal - 1)]
+    return min(low for low, _ in found), max(high for _, high in found)
