@@ -34,6 +34,7 @@ ORDER = [
     ["evaluation", "checking"],
     ["sklearn"],
     ["comparison"],
+    ["attack"],
     ["report"],
     ["progress"],
     ["serving"],
@@ -45,14 +46,15 @@ ENTRANCES = {"scqfaiss", "scqfaiss.__init__", "scqfaiss.__main__"}  # they open 
 
 # Who may load what. Types alone (under TYPE_CHECKING) are free: they load nothing.
 ALLOWED = {
-    "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training\.(?!__init__)|distributed$|devices$|"
+    "torch": r"scqfaiss\.(attack\.(?!__init__|options|registry|attacking)|"
+    r"encoders\.(?!__init__|chain)|methods\.(?!__init__)|training\.(?!__init__)|distributed$|devices$|"
     r"galleries\.onnx_export$)",
     "faiss": r"scqfaiss\.(faiss_calls$|targets\.(?!__init__)|baselines$|galleries\.(?!__init__|onnx_export)|"
     r"comparison\.(faiss_codes|growth|measuring|points|ranking|rows)$|serving\.batching$|demo\.)",
     "h5py": r"scqfaiss\.data\.",
     "PIL": r"scqfaiss\.(data\.(images|decoding)|comparison\.examples|report\.page|report\.charts\.drawing)$",
     "matplotlib": r"scqfaiss\.report\.charts\.",
-    "pydantic": r"scqfaiss\.comparison\.schema$",
+    "pydantic": r"scqfaiss\.comparison\.(fields|schema)$",
     "pyarrow": r"scqfaiss\.(items\.reading|tables\.\w+|data\.parquet)$",
     "sqlite3": r"scqfaiss\.items\.store$",
     "fastapi": r"scqfaiss\.serving\.",
