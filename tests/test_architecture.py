@@ -35,6 +35,7 @@ ORDER = [
     ["report"],
     ["progress"],
     ["serving"],
+    ["cluster"],
     ["demo"],
     ["cli"],
 ]
@@ -46,13 +47,14 @@ ALLOWED = {
     "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training\.(?!__init__)|distributed$|devices$|"
     r"galleries\.onnx_export$)",
     "faiss": r"scqfaiss\.(faiss_calls$|targets\.(?!__init__)|baselines$|galleries\.(?!__init__|onnx_export)|"
-    r"comparison\.(faiss_codes|growth|measuring|points|ranking|rows)$|serving\.batching$|demo\.)",
+    r"comparison\.(faiss_codes|growth|measuring|points|ranking|rows)$|serving\.batching$|demo\.|cluster\.replicas$)",
     "h5py": r"scqfaiss\.data\.",
     "PIL": r"scqfaiss\.(data\.(images|decoding)|comparison\.examples|report\.page|report\.charts\.drawing)$",
     "matplotlib": r"scqfaiss\.report\.charts\.",
     "pydantic": r"scqfaiss\.comparison\.schema$",
     "pyarrow": r"scqfaiss\.items\.reading$",
     "sqlite3": r"scqfaiss\.items\.store$",
+    "ray": r"scqfaiss\.cluster\.",
     "fastapi": r"scqfaiss\.serving\.",
     "starlette": r"scqfaiss\.serving\.",
     "uvicorn": r"scqfaiss\.serving\.",

@@ -28,6 +28,7 @@ COMMANDS = {
     "compare-growth": ("compare", "compare_growth"),
     "report": ("report", "report"),
     "serve": ("serve", "serve"),
+    "cluster": ("cluster", "cluster"),
     "demo": ("demo", "demo"),
 }
 

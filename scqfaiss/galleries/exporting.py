@@ -134,7 +134,13 @@ def write(output: AtomicFile, index: Any, metadata: Mapping[str, Any], nbytes: i
 
 
 def encode_for(
-    model: Model, source: Source, output: AtomicFile, target: str | None, options: Mapping[str, Any], progress: Progress
+    model: Model,
+    source: Source,
+    output: AtomicFile,
+    target: str | None,
+    options: Mapping[str, Any],
+    progress: Progress,
+    threads: int = 0,
 ) -> tuple[Any, dict[str, Any], int]:
     """(index, metadata, expected bytes) for the rows of a source; the checks that need no rows come first."""
     if len(source) == 0:
@@ -144,7 +150,7 @@ def encode_for(
     source.merge_copies()
     nbytes = container.nbytes(model.codebooks.shape, len(source))
     output.check_space(nbytes)
-    index, metadata = build(model, encode_source(model, source, progress), source.ids, target, options)
+    index, metadata = build(model, encode_source(model, source, progress, threads), source.ids, target, options)
     return index, metadata | {"skipped_rows": source.dropped}, nbytes
 
 
