@@ -368,13 +368,13 @@ def check_width(model: Model, source: Source) -> None:
         raise ConfigError(f"{source.name}: rows have d={source.d}, the model needs d={model.d_in}{how}")
 
 
-def encode_source(model: Model, source: Source, progress: Progress = silent) -> Codes:
-    """Codes of all rows of a source, as Model.encode gives them, block by block; the next is read while one is encoded."""
+def encode_source(model: Model, source: Source, progress: Progress = silent, threads: int = 0) -> Codes:
+    """Codes of all rows of a source, as Model.encode gives them, block by block; the next is read while `threads` encode one."""
     from threadpoolctl import threadpool_limits  # a model needs NumPy and safetensors alone
 
     check_width(model, source)
     codes = np.empty((len(source), model.codebooks.columns), model.codebooks.code_dtype)
-    workers = max(2, len(os.sched_getaffinity(0)))
+    workers = threads or max(2, len(os.sched_getaffinity(0)))
     # A part for each core, each on one thread from end to end: products on all cores would leave them between one another
     # and, beside a busy process, wait for the one that lost its core.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:

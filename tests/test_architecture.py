@@ -38,6 +38,7 @@ ORDER = [
     ["report"],
     ["progress"],
     ["serving"],
+    ["cluster"],
     ["demo"],
     ["cli"],
 ]
@@ -50,13 +51,14 @@ ALLOWED = {
     r"encoders\.(?!__init__|chain)|methods\.(?!__init__)|training\.(?!__init__)|distributed$|devices$|"
     r"galleries\.onnx_export$)",
     "faiss": r"scqfaiss\.(faiss_calls$|targets\.(?!__init__)|baselines$|galleries\.(?!__init__|onnx_export)|"
-    r"comparison\.(faiss_codes|growth|measuring|points|ranking|rows)$|serving\.batching$|demo\.)",
+    r"comparison\.(faiss_codes|growth|measuring|points|ranking|rows)$|serving\.batching$|demo\.|cluster\.replicas$)",
     "h5py": r"scqfaiss\.data\.",
     "PIL": r"scqfaiss\.(data\.(images|decoding)|comparison\.examples|report\.page|report\.charts\.drawing)$",
     "matplotlib": r"scqfaiss\.report\.charts\.",
     "pydantic": r"scqfaiss\.comparison\.(fields|schema)$",
     "pyarrow": r"scqfaiss\.(items\.reading|tables\.\w+|data\.parquet)$",
     "sqlite3": r"scqfaiss\.items\.store$",
+    "ray": r"scqfaiss\.cluster\.",
     "fastapi": r"scqfaiss\.serving\.",
     "starlette": r"scqfaiss\.serving\.",
     "uvicorn": r"scqfaiss\.serving\.",

@@ -127,7 +127,10 @@ def test_commands_and_files_that_a_page_names_are_there(page):
         words = shlex.split(command.replace("...", ""))
         if "scqfaiss" in words and words[0] != "pip":
             name, *rest = words[words.index("scqfaiss") + 1 :]
-            options = {option for p in cli.cli.commands[name].params for option in (*p.opts, *p.secondary_opts)}
+            found = cli.cli.commands[name]
+            if hasattr(found, "commands"):  # a group
+                found, rest = found.commands[rest[0]], rest[1:]
+            options = {option for p in found.params for option in (*p.opts, *p.secondary_opts)}
             unknown = {word for word in rest if re.match("-(-|[a-z]$)", word)} - options
             assert not unknown, command
             seen += 1

@@ -29,6 +29,7 @@ COMMANDS = {
     "attack": ("attack", "attack"),
     "report": ("report", "report"),
     "serve": ("serve", "serve"),
+    "cluster": ("cluster", "cluster"),
     "demo": ("demo", "demo"),
 }
 

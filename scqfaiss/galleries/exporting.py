@@ -142,6 +142,7 @@ def encode_for(
     options: Mapping[str, Any],
     progress: Progress,
     own_ids: AtomicFile | None = None,
+    threads: int = 0,
 ) -> tuple[Any, dict[str, Any], int]:
     """(index, metadata, expected bytes) for the rows of a source; the checks that need no rows come first.
 
@@ -155,7 +156,7 @@ def encode_for(
     nbytes = container.nbytes(model.codebooks.shape, len(source))
     output.check_space(nbytes)
     ids = source.ids if own_ids is None else np.arange(len(source))
-    index, metadata = build(model, encode_source(model, source, progress), ids, target, options)
+    index, metadata = build(model, encode_source(model, source, progress, threads), ids, target, options)
     metadata["skipped_rows"] = source.dropped
     if own_ids is not None:
         prepare(own_ids, source.ids)

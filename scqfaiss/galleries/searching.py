@@ -132,8 +132,9 @@ def search_file(
     keys: Mapping[str, Any],
     inference_options: InferenceOptions = DEFAULT_INFERENCE,
     progress: Progress = silent,
+    opener: Callable[..., AnyGallery] = open_any,
 ) -> str:
-    """Search with a file of queries; hits go to the HDF5 file `out`, the first few into the returned text.
+    """Search with a file of queries; hits go to the HDF5 file `out`, the first few into the returned text. opener: opens it.
 
     Queries may be images; the text names them by their files. k: hits per query, DEFAULT_K where nothing else is given:
     `threshold` asks for all hits beyond it; precision, recall and min_probability for all beyond the one that promises them with
@@ -150,7 +151,7 @@ def search_file(
         options: dict[str, Any] = {option: read_ids(ids) for option, ids in lists.items() if ids is not None}
         opened = None if items is None else open_items(items, path, progress)
         with open_rows(queries, **{**keys, "labels_key": None}, role="queries") as source:
-            gallery = open_any(path, model=model, device=device, mmap=mmap)
+            gallery = opener(path, model=model, device=device, mmap=mmap)
             beyond = gallery.threshold(**promised, confidence=sure) if promised else threshold
             source = as_queries(gallery, source, inference_options)
             names = [printable(name) for name in source.names] if isinstance(source, FeatureSource) else source.ids

@@ -40,7 +40,11 @@ def create_app(settings: Settings, opener: Opener = open_any) -> Limits:
     galleries = {served.name: OpenGallery(served, settings, opener) for served in settings.galleries}
     thumbnails = None if settings.images is None else Thumbnails(ImageFolder(settings.images))
     service = Service(
-        settings, galleries, Batcher(settings.threads or _cores(), settings.queue, settings.timeout), metrics, log
+        settings,
+        galleries,
+        Batcher(settings.threads or _cores(), settings.queue, settings.timeout, in_loop=opener is open_any),
+        metrics,
+        log,
     )
 
     @asynccontextmanager

@@ -61,8 +61,11 @@ Waiting = OrderedDict[Kind, list[tuple[Job, Run]]]
 class Batcher:
     """Jobs of one kind are run together, kinds in the order in which they came."""
 
-    def __init__(self, threads: int, limit: int, timeout: float) -> None:
-        """limit: jobs that may wait; timeout: seconds after which one that waits, or is searched, is given up."""
+    def __init__(self, threads: int, limit: int, timeout: float, in_loop: bool = True) -> None:
+        """limit: jobs that may wait; timeout: seconds after which one that waits, or is searched, is given up. in_loop: whether
+        short batches may run in the event loop; no where a search waits for others.
+        """
+        self._in_loop = in_loop
         self._limit, self._timeout, self._closed, self._flushing = limit, timeout, False, False
         self._arrived: Waiting = OrderedDict()  # in this turn of the loop
         self._waiting: Waiting = OrderedDict()  # for a thread
@@ -112,7 +115,12 @@ class Batcher:
         self._company = sum(map(len, arrived.values()))
         for kind, jobs in arrived.items():
             rows = sum(job.rows for job, _ in jobs)
-            if rows <= MOST_ROWS and self._expected(kind, rows) <= AT_ONCE and kind not in self._waiting:
+            if (
+                self._in_loop
+                and rows <= MOST_ROWS
+                and self._expected(kind, rows) <= AT_ONCE
+                and kind not in self._waiting
+            ):
                 self._run(kind, [job for job, _ in jobs], jobs[0][1], _answer)
                 continue
             for job, _ in jobs:

@@ -213,10 +213,10 @@ def _more_files(needed: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def in_background(settings: Settings) -> tuple[threading.Thread, Server, int]:
+def in_background(settings: Settings, opener: Opener = open_any) -> tuple[threading.Thread, Server, int]:
     """A service in a thread of this process -> (thread, server, port). `server.should_exit = True` ends it."""
     listening = _listen(settings)
-    server = Server(configuration(create_app(settings), settings))
+    server = Server(configuration(create_app(settings, opener), settings))
     server.own_process = False
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()

@@ -45,13 +45,16 @@ def allotted(n: int, shards: int | None, rows_per_shard: int | None) -> list[tup
 
 @dataclass(frozen=True)
 class Build:
-    """How shards are built. kept: what the manifest that stands there names, none of which may be written over."""
+    """How shards are built. kept: what the manifest that stands there names, none of which may be written over. threads: that
+    encode; 0: one a core.
+    """
 
     model: Model
     target: str | None
     options: Mapping[str, Any]
     folder: Path
     kept: tuple[Shard, ...] = ()
+    threads: int = 0
 
     def shard(self, number: int, rows: Slice, resume: bool = True, progress: Progress = silent) -> Made:
         """One shard of these rows -> what the manifest says of it, its metadata, and whether it was built now.
@@ -65,7 +68,8 @@ class Build:
                     return *entry(path, rows.ids), False
         path = self.folder / newer_name(shard_name(number), self.kept)
         with atomic_write(path, suffix=SUFFIX, what="exported") as output:
-            index, metadata, nbytes = encode_for(self.model, rows, output, self.target, self.options, progress)
+            how = self.target, self.options, progress, self.threads
+            index, metadata, nbytes = encode_for(self.model, rows, output, *how)
             write(output, index, metadata | {"rows_sha256": rows.digest()}, nbytes)
         return *entry(path, rows.ids), True
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ...arrays import Ints
 
 Scores = NDArray[np.float32]
+LAST = np.iinfo(np.int64).max  # sorts behind every id
 
 
 def merge_hits(parts: Sequence[tuple[Scores, Ints]], k: int, metric: str) -> tuple[Scores, Ints]:
@@ -20,8 +21,9 @@ def merge_hits(parts: Sequence[tuple[Scores, Ints]], k: int, metric: str) -> tup
     """
     D, I = np.concatenate([d for d, _ in parts], 1), np.concatenate([i for _, i in parts], 1)
     worst = np.float32(-np.inf if metric == "ip" else np.inf)
-    keys = np.where(I < 0, worst, D)
-    order = np.lexsort((I, -keys if metric == "ip" else keys, I < 0), axis=1)[:, :k]
+    empty = I < 0
+    keys, ids = (np.where(empty, worst, D), np.where(empty, LAST, I)) if empty.any() else (D, I)
+    order = np.lexsort((ids, -keys if metric == "ip" else keys), axis=1)[:, :k]
     D, I = np.take_along_axis(D, order, 1), np.take_along_axis(I, order, 1)
     if D.shape[1] < k:  # fewer rows than hits were asked for
         more = (len(D), k - D.shape[1])
