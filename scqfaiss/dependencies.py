@@ -26,6 +26,7 @@ PIP = {
     "prometheus_client": 'pip install "scqfaiss[serve]"',
     "python_multipart": 'pip install "scqfaiss[serve]"',
     "pydantic": 'pip install "scqfaiss[report]"',
+    "pandas": "pip install pandas",
     "pyarrow": 'pip install "scqfaiss[arrow]"',
 }
 

@@ -53,6 +53,7 @@ ALLOWED = {
     "matplotlib": r"scqfaiss\.report\.charts\.",
     "pydantic": r"scqfaiss\.comparison\.schema$",
     "pyarrow": r"scqfaiss\.(items\.reading|tables\.\w+|data\.parquet)$",
+    "pandas": r"scqfaiss\.galleries\.hits$",
     "sqlite3": r"scqfaiss\.items\.store$",
     "fastapi": r"scqfaiss\.serving\.",
     "starlette": r"scqfaiss\.serving\.",

@@ -101,7 +101,7 @@ def test_opening(here):  # noqa: F811
         scqfaiss.open("nope.faissindex")
     with pytest.raises(ConfigError, match=r"^nope\.safetensors: no such file$"):
         scqfaiss.open("g.faissindex", model="nope.safetensors")
-    with pytest.raises(CheckpointError, match=r"^g\.faissindex: not a sound"):
+    with pytest.raises(CheckpointError, match=r"^g\.faissindex is a gallery"):
         scqfaiss.open("g.faissindex", model="g.faissindex")
     with pytest.raises(IndexFileError, match=r"^m\.safetensors: not a FAISS index, or damaged$"):
         scqfaiss.open("m.safetensors")

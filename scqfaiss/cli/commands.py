@@ -29,6 +29,7 @@ COMMANDS = {
     "report": ("report", "report"),
     "serve": ("serve", "serve"),
     "demo": ("demo", "demo"),
+    "completion": ("completion", "completion"),
 }
 
 
