@@ -55,6 +55,8 @@ def from_bytes(data: bytes, name: str) -> Bundle:
         tensors = _load(data)
         header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")]) or {}
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        if name.endswith(".faissindex"):
+            raise CheckpointError(f"{name} is a gallery; a model is the .safetensors file that made it") from error
         raise CheckpointError(f"{name}: not a sound .safetensors file; train again or restore a copy") from error
     meta = parse_json(str(header.get("__metadata__", {}).get(_KEY, "")))
     if meta is None or not isinstance(meta.get("config"), dict):

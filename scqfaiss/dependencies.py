@@ -27,6 +27,7 @@ PIP = {
     "python_multipart": 'pip install "scqfaiss[serve]"',
     "pydantic": 'pip install "scqfaiss[report]"',
     "ray": 'pip install "scqfaiss[ray]"',
+    "pandas": "pip install pandas",
     "pyarrow": 'pip install "scqfaiss[arrow]"',
 }
 

@@ -175,7 +175,13 @@ def check_target(path: PathLike, *, inputs: Sequence[PathLike] = (), suffix: str
     real = Path(os.path.realpath(path))
     if suffix and Path(path).suffix != suffix:
         kind = {".faissindex": "galleries", ".safetensors": "models"}.get(suffix, "these files")
-        raise ConfigError(f"{name}: {kind} end in {suffix}")
+        stem = Path(path).stem
+        how = (
+            f"; write {printable(stem)}{suffix}"
+            if stem.strip(".") and stem != suffix and not os.path.lexists(path)
+            else ""
+        )
+        raise ConfigError(f"{name}: {kind} end in {suffix}{how}")
     try:
         there: os.stat_result | None = os.stat(real)
     except FileNotFoundError:
@@ -193,7 +199,7 @@ def check_target(path: PathLike, *, inputs: Sequence[PathLike] = (), suffix: str
     for other in inputs:
         if os.path.isdir(other) and real.is_relative_to(os.path.realpath(other)):
             raise ConfigError(
-                f"{name} lies in {printable(other)}, which is an input of this command and would count it as an image; "
+                f"{name} lies in {printable(other)}, which is an input of this command and would count it in; "
                 "choose an output elsewhere"
             )
     if not real.parent.is_dir():

@@ -46,7 +46,7 @@ class Modality:
     readers: tuple[Reader, ...] = ()
     choose_encoder: str = ""
     make_features: str = ""
-    give_labels: str = "name them with --labels-key"
+    give_labels: str = "bring them with --labels FILE, or use --labels-key"
 
     @property
     def needs_encoder(self) -> bool:

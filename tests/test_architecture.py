@@ -57,6 +57,7 @@ ALLOWED = {
     "matplotlib": r"scqfaiss\.report\.charts\.",
     "pydantic": r"scqfaiss\.comparison\.(fields|schema)$",
     "pyarrow": r"scqfaiss\.(items\.reading|tables\.\w+|data\.parquet)$",
+    "pandas": r"scqfaiss\.galleries\.hits$",
     "sqlite3": r"scqfaiss\.items\.store$",
     "ray": r"scqfaiss\.cluster\.",
     "fastapi": r"scqfaiss\.serving\.",

@@ -101,9 +101,9 @@ def test_opening(here):  # noqa: F811
         scqfaiss.open("nope.faissindex")
     with pytest.raises(ConfigError, match=r"^nope\.safetensors: no such file$"):
         scqfaiss.open("g.faissindex", model="nope.safetensors")
-    with pytest.raises(CheckpointError, match=r"^g\.faissindex: not a sound"):
+    with pytest.raises(CheckpointError, match=r"^g\.faissindex is a gallery"):
         scqfaiss.open("g.faissindex", model="g.faissindex")
-    with pytest.raises(IndexFileError, match=r"^m\.safetensors: not a FAISS index, or damaged$"):
+    with pytest.raises(IndexFileError, match=r"^m\.safetensors is a model: scqfaiss export m"):
         scqfaiss.open("m.safetensors")
     for device in ("gpu", "cuda:x", "cuda:-1", "", "cpu:0"):
         with pytest.raises(ConfigError, match=f"^device is '{device}', needs cpu, cuda or cuda:N$"):

@@ -240,8 +240,9 @@ def test_what_the_command_line_refuses(run, files):
     )
     refused(run("evaluate", "g.faissindex", "rows.h5"), 3, message)
     message = "rows.h5 has no ids or labels, which an evaluation needs; name them with --ids-key or --labels-key"
-    for queries in ("rows.h5", "train.h5"):
-        refused(run("evaluate", "g.faissindex", queries, "rows.h5"), 3, message)
+    for queries, option in (("rows.h5", "--labels"), ("train.h5", "--database-labels")):
+        bring = f"{message}, or bring labels with {option} FILE"
+        refused(run("evaluate", "g.faissindex", queries, "rows.h5"), 3, bring)
     for key in ("keys", "queries"):  # plain methods on one half
         plain = ("--method", "pq", "--bits", "8", "--nbits", "4", "--features-key", key, "--set", "raw=true")
         assert run("train", "train.h5", "-o", f"{key}.safetensors", *plain).code == 0

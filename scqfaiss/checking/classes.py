@@ -17,7 +17,11 @@ def no_labels(checked: Checked) -> Sequence[Finding]:
     labels = checked.rows.labels
     if labels is None:
         return [
-            Finding(len(checked.rows), "no labels: methods that need them cannot train", "name them with --labels-key")
+            Finding(
+                len(checked.rows),
+                "no labels: methods that need them cannot train",
+                "bring them with --labels FILE, or use --labels-key",
+            )
         ]
     out = []
     if labels.multilabel and not labels.y.any(1).all():

@@ -31,6 +31,7 @@ COMMANDS = {
     "serve": ("serve", "serve"),
     "cluster": ("cluster", "cluster"),
     "demo": ("demo", "demo"),
+    "completion": ("completion", "completion"),
 }
 
 

@@ -16,6 +16,7 @@ from ..errors import ScqError, ScqWarning, printable
 from ..progress import to_stderr
 from .arguments import meter
 from .commands import cli
+from .completion import VARIABLE
 
 
 def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
@@ -57,7 +58,9 @@ def run(arguments: list[str] | None = None) -> int:
         return fail(signals.MESSAGE, signals.STOPPED)
     except MemoryError as error:
         return fail("out of memory; use smaller batches or fewer rows", 5, error)
-    except SystemExit as error:  # click's answer to a closed pipe
+    except SystemExit as error:  # click's answer to a closed pipe, and to a shell that completes a command
+        if VARIABLE in os.environ:
+            return error.code if isinstance(error.code, int) else 0
         return lost_output("was closed", error)
     except OSError as error:
         if error.errno is None:

@@ -12,9 +12,43 @@ import click
 from ..methods import REGISTRY as METHODS
 from ..options import RunOptions, TrainOptions, parse_request
 from .arguments import FILE, ROWS, labelled_row_options, meter, parse_pairs, parse_settings, read_config, say
+from .groups import grouped
 
 # Options that are given as KEY=VALUE, many times: their name on the command line, and what reads them.
 MAPPINGS = {"encoder_args": ("--encoder-arg", parse_pairs), "settings": ("--set", parse_settings)}
+# Headings of the help, and what stands below each; the rest comes last.
+GROUPS = {
+    "Rows": (
+        *(
+            "codebook_rows",
+            "unlabelled",
+            "validation",
+            "without",
+            "calibrate",
+            "labels_file",
+            "features_key",
+            "labels_key",
+        ),
+        *("ids_key", "scale", "skip_bad_rows", "allow_duplicate_ids", "workers", "verbose"),
+    ),
+    "Codes": ("method", "bits", "nbits", "lists", "content_bits", "settings"),
+    "Encoder": ("encoder", "encoder_args", "weights", "start"),
+    "Training": (
+        *(
+            "epochs",
+            "batch_size",
+            "patience",
+            "robust",
+            "forecast",
+            "seed",
+            "device",
+            "precision",
+            "accumulate",
+            "clip_norm",
+        ),
+    ),
+    "Traces": ("resume", "checkpoints", "checkpoint_every", "metrics", "tensorboard"),
+}
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "PathLike": FILE}
 
 
@@ -40,7 +74,7 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command()
+@grouped(GROUPS)
 @click.argument("rows", type=ROWS)
 @click.option("-o", "--out", type=FILE, required=True, help="Model file to write (.safetensors).")
 @click.option(

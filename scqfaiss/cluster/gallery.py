@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..arrays import Floats, Ints
+from ..arrays import Floats
 from ..errors import ConfigError, IndexFileError, ResourceError, ScqError, printable
 from ..files import PathLike
+from ..galleries.hits import Hits, RangeHits
 from ..galleries.shards.manifest import Manifest, is_sharded, read_manifest
 from ..galleries.shards.opening import MOST_TRIES, check_repeats
 from ..galleries.shards.sharded import Opened, Sharded, model_for
@@ -55,11 +53,11 @@ class RemoteSharded(Sharded):
         made.missing = self.missing
         return made
 
-    def search(self, *arguments: Any, **options: Any) -> tuple[NDArray[np.float32], Ints]:
+    def search(self, *arguments: Any, **options: Any) -> Hits:
         """As Sharded.search. Raises ResourceError naming shards none of whose replicas answers."""
         return self._again(super().search, *arguments, **options)  # type: ignore[no-any-return]
 
-    def range_search(self, *arguments: Any, **options: Any) -> tuple[Ints, NDArray[np.float32], Ints]:
+    def range_search(self, *arguments: Any, **options: Any) -> RangeHits:
         """As Sharded.range_search. Raises as search does."""
         return self._again(super().range_search, *arguments, **options)  # type: ignore[no-any-return]
 

@@ -162,7 +162,12 @@ def _csv_items(raw: bytes, wanted: _Columns) -> Iterator[Item]:
     except DataError as error:
         fields = header if all(map(_is_number, header)) else next(rows, (0, []))[1]
         if fields and all(map(_is_number, fields)):
-            raise DataError(f"{error}; a .csv lists images, rows of numbers need .npy or .h5") from None
+            skip = "" if all(map(_is_number, header)) else ", skiprows=1"
+            stem = name.removesuffix(".csv")
+            made = f"numpy.save('{stem}.npy', numpy.loadtxt('{name}', delimiter=','{skip}))"
+            raise DataError(
+                f'{error}; a .csv lists images, of numbers make rows: python -c "import numpy; {made}"'
+            ) from None
         raise
     for line, fields in rows:
         if len(fields) != len(header):

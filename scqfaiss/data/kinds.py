@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
-from ..errors import ConfigError, printable
+from ..errors import ConfigError, printable, suggestion
 from ..files import open_descriptor
 from ..modality import REGISTRY, Reader
 
@@ -48,20 +48,27 @@ IMAGE_READERS = (
 )
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
-# What to do with files of other programs.
+# What to do with files of other programs; {stem} is their name without its ending.
 _ONWARD = {
     ".arrow": "read it with pyarrow and write the table as .parquet",
     ".feather": "read it with pyarrow or pandas and write the table as .parquet",
-    ".pt": "load the tensor with torch and numpy.save its .numpy() as .npy",
-    ".pth": "load the tensor with torch and numpy.save its .numpy() as .npy",
-    ".safetensors": "a model is no file of rows; export a tensor of features as .npy",
+    ".pt": "python -c \"import numpy, torch; numpy.save('{stem}.npy', torch.load('{stem}.pt').numpy())\"",
+    ".pth": "python -c \"import numpy, torch; numpy.save('{stem}.npy', torch.load('{stem}.pth').numpy())\"",
+    ".safetensors": "a model is no file of rows: scqfaiss export {stem}.safetensors ROWS -o gallery.faissindex",
+    ".faissindex": "a gallery is no file of rows: scqfaiss search {stem}.faissindex QUERIES",
     ".pkl": "pickled files are not read, as they run code; numpy.save the array as .npy",
     ".pickle": "pickled files are not read, as they run code; numpy.save the array as .npy",
-    ".txt": "numpy.loadtxt and numpy.save make .npy of columns of numbers",
-    ".tsv": "numpy.loadtxt and numpy.save make .npy of columns of numbers",
+    ".txt": "python -c \"import numpy; numpy.save('{stem}.npy', numpy.loadtxt('{stem}.txt'))\"",
+    ".tsv": "python -c \"import numpy; numpy.save('{stem}.npy', numpy.loadtxt('{stem}.tsv'))\"",
     ".mat": "save it with -v7.3, which is HDF5, and write features as (d, n), which MATLAB stores as (n, d)",
     ".ivecs": "whole numbers are no features; ids go into .npy or .h5",
+    ".json": "write an object a line as .jsonl for images, or rows as .parquet with pyarrow or pandas",
 }
+
+
+def onward(name: str, ending: str) -> str:
+    """What to do with a file of another program, '' where nobody knows."""
+    return _ONWARD.get(ending, "").replace("{stem}", name[: len(name) - len(ending)])
 
 
 class DefaultKey(str):
@@ -129,16 +136,18 @@ def check_kind(path: str | os.PathLike[str]) -> None:
             check_kind(piece)
         return
     if _by_ending(path) is not None:
+        if not os.path.lexists(path) and (near := similar(path)):
+            raise ConfigError(f"{name}: no such file{near}")
         return
     try:
         with open(open_descriptor(path), "rb") as f:
             start = f.read(len(_SIGNATURE))
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise ConfigError(f"{name}: no such file{'' if ending else ' or folder'}") from None
+        raise ConfigError(f"{name}: no such file{'' if ending else ' or folder'}{similar(path)}") from None
     except OSError:  # a FIFO, a device, no right to read it
         start = b""
     known = " ".join(ending for reader in readers() if reader not in IMAGE_READERS for ending in reader.endings)
-    how = f"; {_ONWARD[ending]}" if ending in _ONWARD else ""
+    how = f"; {onward(name, ending)}" if ending in _ONWARD else ""
     if start == _SIGNATURE:
         how = "; it is an HDF5 file: give it the ending .h5 (MATLAB stores matrices transposed: features are (n, d))"
     raise ConfigError(
@@ -166,6 +175,18 @@ def pieces_of(path: str | os.PathLike[str]) -> list[str]:
             f"folder, or give a pattern: '{printable(path)}/*{min(kinds.values())}'"
         )
     return sorted(names)
+
+
+def similar(path: str | os.PathLike[str]) -> str:
+    """ "; did you mean 'train.h5'?" where a file beside, of the same ending, has nearly this name, or ""."""
+    folder, name = os.path.split(os.fspath(path))
+    stem, ending = os.path.splitext(name)
+    try:
+        beside = [entry for entry in os.listdir(folder or ".") if entry.endswith(ending) and entry != ending]
+    except (OSError, ValueError):
+        return ""
+    near = suggestion(stem, [entry.removesuffix(ending) for entry in beside])
+    return printable(near.replace("'?", f"{ending}'?"))
 
 
 def _is_pattern(path: str | os.PathLike[str]) -> bool:

@@ -25,8 +25,9 @@ from ..tables.labels import class_names, ids_of, labels_of
 from ..tables.numbers import matrix, number_type, width
 from .kinds import DefaultKey, RowOptions
 from .open_file import OpenFile
-from .source import BLOCK_BYTES, Source
+from .source import Source
 
+BATCH_BYTES = 4 << 20  # decoded at a time; Arrow needs several times as much
 BUFFER_BYTES = 1 << 20  # of each column, read at a time
 ROW_BYTES = 256 << 20  # largest row
 WHOLE_BYTES = 8 << 30  # largest labels or ids, which are read whole
@@ -60,8 +61,11 @@ class ParquetSource(Source):
             self._open_file.release()
             raise
 
+    def rest(self) -> None:
+        self._batches, self._current = iter(()), (0, np.zeros((0, 0)))
+
     def close(self) -> None:
-        self._batches = iter(())
+        self.rest()
         self._reader.close()
         self._open_file.close()
 
@@ -115,7 +119,8 @@ class ParquetSource(Source):
                 f"{self.name}: one row of {self.features_name} takes {format_bytes(stored)}, "
                 f"at most {format_bytes(ROW_BYTES)} can be read"
             )
-        self.d, self._batches, self._current = len(self._columns.features), iter(()), (0, np.zeros((0, 0)))
+        self.d = len(self._columns.features)
+        self.rest()
         if len(self._columns.features) == 1:
             self.d = self._first_width()
         check_feature_form(
@@ -124,7 +129,7 @@ class ParquetSource(Source):
             scale=self.scale,
             of_file=True,
         )
-        self._batch_rows = max(1, BLOCK_BYTES // (4 * self.d))
+        self._batch_rows = max(1, BATCH_BYTES // (4 * self.d))
 
     def _first_width(self) -> int:
         """Numbers in the first row that is there; 1 where there is none."""

@@ -56,7 +56,7 @@ class PiecesSource(Source):
     """Rows of several sources, which are closed with this one."""
 
     def __init__(self, path: str | os.PathLike[str], pieces: list[Source], options: RowOptions) -> None:
-        self._pieces = pieces
+        self._pieces, self._reading = pieces, 0
         self.path, self.name = os.fspath(path), printable(path)
         first = pieces[0]
         for piece in pieces:
@@ -80,6 +80,9 @@ class PiecesSource(Source):
         if i == j:
             return self._pieces[0].fetch(0, 0)
         while i < j:
+            if k != self._reading:
+                self._pieces[self._reading].rest()
+                self._reading = k
             start, end = self._starts[k], min(j, self._starts[k + 1])
             if end > i:
                 parts.append(self._pieces[k].fetch(i - start, end - start))

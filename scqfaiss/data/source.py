@@ -76,6 +76,9 @@ class Source(ABC):
     def close(self) -> None:  # noqa: B027  sources in memory have nothing to release
         """Release the file and raise DataError if it was changed while it was read. May be called twice."""
 
+    def rest(self) -> None:  # noqa: B027  most sources keep nothing
+        """Let go of what was read ahead: others are read now."""
+
     def adapt(self, encoder: Any) -> None:  # noqa: B027  rows of features come in one form
         """Hand out items in the form that this encoder of their modality takes. Raises ConfigError where that cannot be."""
 

@@ -42,7 +42,7 @@ class VecsSource(Source):
         self._columns_first = False  # Fortran order
         try:
             if self.path.lower().endswith(".npy"):
-                self._open_npy()
+                self._open_npy(one_row=options.role == "queries")
             else:
                 self._open_vecs(np.dtype("<f4" if self.path.lower().endswith(".fvecs") else "u1"))
             self.settle_as(options, None, None, None, "", "")
@@ -69,10 +69,12 @@ class VecsSource(Source):
     def _row_bytes(self) -> int:
         return self._prefix + self.d * self._dtype.itemsize
 
-    def _open_npy(self) -> None:
+    def _open_npy(self, *, one_row: bool) -> None:
+        """one_row: an array (d,) is one row, as a query often is."""
         shape, self._columns_first, self._dtype, self._start = npy_header(
             self._file.pread(NPY_HEADER_BYTES, 0), self.name
         )
+        shape = (1, *shape) if one_row and len(shape) == 1 else shape
         form = SimpleNamespace(shape=shape, dtype=self._dtype)
         check_feature_form(form, f"{self.name}: array", scale=self.scale, of_file=True)
         self.features_name = "array"

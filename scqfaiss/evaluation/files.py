@@ -85,6 +85,9 @@ def evaluate_file(
         return found | {"overlap": overlap}
 
 
+_BRING = ("bring labels with --database-labels FILE", "bring labels with --labels FILE")  # of the database, of queries
+
+
 def _opened(
     stack: ExitStack, queries: PathLike, database: PathLike | None, keys: Mapping[str, Any]
 ) -> tuple[Source, Source | None]:
@@ -104,11 +107,14 @@ def _check_labels(queries: Source, database: Source) -> None:
     for source in (queries, database):
         if source.labels is None and not _identified(source):
             raise DataError(
-                f"{source.name} has no ids or labels, which an evaluation needs; name them with --ids-key or --labels-key"
+                f"{source.name} has no ids or labels, which an evaluation needs; name them with --ids-key or --labels-key, or "
+                + _BRING[source is queries]
             )
     for source in (queries, database):
         if source.labels is None:
-            raise DataError(f"{source.name} has no labels, which an evaluation needs; name them with --labels-key")
+            raise DataError(
+                f"{source.name} has no labels, which an evaluation needs; use --labels-key, or {_BRING[source is queries]}"
+            )
     check_classes(queries, database)
 
 

@@ -99,7 +99,7 @@ def features_file(
     _check_request(model, inference_options, encoder_args, weights, settings, dtype, out, part_rows)
     inputs = [p for p in (images, model, weights) if p is not None]
     with atomic_write(out, inputs=inputs, what="computed") as output:
-        with open_rows(images, **keys) as source:
+        with open_rows(images, **keys, keep_unlabelled=True) as source:
             if not isinstance(source, ItemSource):
                 raise ConfigError(f"{source.name} holds rows already, needs images")
             if len(source) == 0:

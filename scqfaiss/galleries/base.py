@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..arrays import Floats, Ints, as_features, transposed
 from ..codebooks import Codebooks, Codes
@@ -15,6 +14,7 @@ from ..errors import ConfigError, DataError, warn
 from ..model import Model
 from ..options import as_whole
 from ..targets.queries import MAX_SCORE
+from .hits import Hits, RangeHits
 from .promises import Promised
 
 
@@ -67,7 +67,7 @@ class AnyGallery(Promised):
         known: Any = None,
         name: str = "queries",
         check_finite: bool = True,
-    ) -> tuple[NDArray[np.float32], Ints]:
+    ) -> Hits:
         """The k nearest vectors of each query."""
 
     @abstractmethod
@@ -83,7 +83,7 @@ class AnyGallery(Promised):
         known: Any = None,
         name: str = "queries",
         check_finite: bool = True,
-    ) -> tuple[Ints, NDArray[np.float32], Ints]:
+    ) -> RangeHits:
         """All vectors beyond a threshold, of each query."""
 
     @abstractmethod

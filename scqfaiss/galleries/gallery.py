@@ -25,6 +25,7 @@ from ..targets.queries import prepared, ranges, unscaled
 from .base import AnyGallery, absent, threshold_of
 from .extending import extends, taken_over
 from .filters import known_target, selector
+from .hits import Hits, RangeHits
 from .promises import Promises, promises_of
 from .reading import read_gallery, stamp_of
 from .snapshot import Origin, Snapshot
@@ -146,8 +147,8 @@ class Gallery(AnyGallery):
         known: Any = None,
         name: str = "queries",
         check_finite: bool = True,
-    ) -> tuple[NDArray[np.float32], Ints]:
-        """The k nearest vectors of each query -> scores D (nq, k) float32, ids I (nq, k) int64, best first.
+    ) -> Hits:
+        """The k nearest vectors of each query -> scores D (nq, k) float32, ids I (nq, k) int64, best first, also as a table.
 
         k above ntotal is clipped to it, with a warning. encoded=True: xq are z already, (nq, index.d); decoded=True: they
         live where codes do, as those of `reconstruct`, and no encoder inside the file touches them. allow, deny: ids
@@ -162,7 +163,7 @@ class Gallery(AnyGallery):
         k = self._clip(k, int(snapshot.stored.index.ntotal))
         z = self._queries(xq, self._width(snapshot, encoded, decoded), name, check_finite, known)
         if len(z) == 0:
-            return np.zeros((0, k), np.float32), np.zeros((0, k), np.int64)
+            return Hits(np.zeros((0, k), np.float32), np.zeros((0, k), np.int64))
         sel = selector(snapshot, self.name, allow, deny)
         nprobe = self._visited(nprobe, snapshot)
         core, x, powers = prepared(snapshot.stored.index, z, name, snapshot.on_gpu is not None, decoded)
@@ -172,7 +173,7 @@ class Gallery(AnyGallery):
             D, I = faiss_calls.search(core, x, k)
         else:
             D, I = target.search(core, x, k, sel=sel, nprobe=nprobe)
-        return unscaled(D, powers, I, name), I
+        return Hits(unscaled(D, powers, I, name), I)
 
     def range_search(
         self,
@@ -186,7 +187,7 @@ class Gallery(AnyGallery):
         known: Any = None,
         name: str = "queries",
         check_finite: bool = True,
-    ) -> tuple[Ints, NDArray[np.float32], Ints]:
+    ) -> RangeHits:
         """All vectors with a score above `threshold` (metric l2: a distance below it).
 
         -> lims (nq + 1,) int64, D, I: query q owns D[lims[q] : lims[q + 1]], best first. Raises as search does.
@@ -198,7 +199,7 @@ class Gallery(AnyGallery):
             raise ConfigError("a GPU has no range search; use device cpu")
         target = known_target(snapshot, self.name)
         if len(z) == 0:
-            return np.zeros(1, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int64)
+            return RangeHits(np.zeros(1, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int64))
         sel = selector(snapshot, self.name, allow, deny)
         core, x, powers = prepared(snapshot.stored.index, z, name, decoded=decoded)
         if powers is None:
@@ -210,7 +211,7 @@ class Gallery(AnyGallery):
             D = unscaled(D, np.repeat(powers, np.diff(lims)), I, name, np.repeat(np.arange(len(x)), np.diff(lims)))
         sign = -1 if snapshot.stored.index.metric_type == faiss.METRIC_INNER_PRODUCT else 1
         order = np.lexsort((I, sign * D, np.repeat(np.arange(len(z)), np.diff(lims))))
-        return lims, D[order], I[order]
+        return RangeHits(lims, D[order], I[order])
 
     # ---------------------------------------------------------------------------------------------------------- content
     def unpack(self) -> tuple[Codebooks, Codes, Ints]:

@@ -93,6 +93,8 @@ def load_index(f: BinaryIO, name: str, stream: int | None, mapped: bool = False)
             raise watch.error from None
         if "limit" in str(error):
             raise ResourceError(f"{name}: claims more data than a file of {size:,} bytes can hold") from error
+        if name.endswith(".safetensors"):
+            raise IndexFileError(f"{name} is a model: scqfaiss export {name} ROWS -o gallery.faissindex") from error
         raise IndexFileError(f"{name}: not a FAISS index, or damaged") from error
     except MemoryError as error:
         raise ResourceError(f"{name}: claims more data than memory can hold") from error

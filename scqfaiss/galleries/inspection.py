@@ -28,7 +28,7 @@ def facts(path: PathLike, keys: Mapping[str, Any]) -> dict[str, Any]:
         return gallery_facts(path)
     if suffix == ".safetensors":
         return model_facts(path)
-    with open_rows(path, **keys, role="any") as source:
+    with open_rows(path, **keys, role="any", keep_unlabelled=True) as source:
         if source.pairs:
             return {
                 "kind": "pairs",
@@ -45,6 +45,8 @@ def facts(path: PathLike, keys: Mapping[str, Any]) -> dict[str, Any]:
         used = [] if source.labels is None else np.flatnonzero(source.labels.counts()).tolist()
         if source.labels is not None and len(used) < source.labels.C:
             kind_facts["class_numbers"] = used
+        if source.labels is not None and len(none := source.labels.without_label()):
+            kind_facts["without_label"] = len(none)
         return kind_facts | {
             "labels": "none" if source.labels is None else "many" if source.labels.multilabel else "one",
             "classes": len(used),

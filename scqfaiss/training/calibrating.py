@@ -131,7 +131,9 @@ def add_calibration(plan: Plan, source: Source, model: Model, progress: Progress
 
 def _check_labels(source: Source) -> None:
     if source.labels is None:
-        raise DataError(f"{source.name} has no labels, which a calibration needs; name them with --labels-key")
+        raise DataError(
+            f"{source.name} has no labels, which a calibration needs; bring them with --labels FILE, or use --labels-key"
+        )
 
 
 def _hash(row: Any) -> bytes:

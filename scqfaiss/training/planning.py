@@ -191,7 +191,9 @@ def _labels(
             check_pairs(rows, options.method, "pairs" in needs)
     if "labels" in needs and source.labels is None:
         how = source.modality.give_labels
-        raise DataError(f"{source.name} has no labels, which method {options.method} needs; {how}")
+        raise DataError(
+            f"{source.name} has no labels, which method {options.method} needs; {how}; --method mecoq needs none"
+        )
     if "labels" not in needs and source.labels is not None:
         warn(f"method {options.method} does not use labels: they are ignored")
     if start is not None:
@@ -311,7 +313,9 @@ def check_validation(validation: Source, source: Source, labels: Labels | None) 
         return
     theirs = validation.labels
     if theirs is None:
-        raise DataError(f"{validation.name} has no labels, which validation needs; name them with --labels-key")
+        raise DataError(
+            f"{validation.name} has no labels, which validation needs; use --labels-key, or write both into one .npz"
+        )
     if theirs.multilabel != labels.multilabel or (labels.multilabel and theirs.C != labels.C):
         kinds = [
             f"{'many labels' if of.multilabel else 'one label'} a row and {of.C} classes" for of in (theirs, labels)

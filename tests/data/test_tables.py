@@ -1,17 +1,21 @@
 """Rows of Parquet files, and of tables in memory: the same rows, labels, ids and messages as HDF5 gives."""
 
 import json
+import subprocess
+import sys
 import warnings
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from faults.conftest import run  # noqa: F401
 
 from scqfaiss.data import ArraySource, open_rows
 from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
 
+# ruff: noqa: F811  (fixtures are imported by name)
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((700, 6)).astype(np.float32)
 Y = np.array(["cat", "dog", "eel"])[RNG.integers(0, 3, 700)]
@@ -217,3 +221,31 @@ def test_a_table_reads_in_pieces_and_only_what_is_asked():
         ArraySource(bad).read(0, 1)
     with pytest.raises(DataError, match="needs a Dataset; choose a split"):
         ArraySource(type("DatasetDict", (), {"__module__": "datasets.dataset_dict"})())
+
+
+READ = """
+import sys
+from scqfaiss.data import open_rows
+with open_rows(sys.argv[1]) as source:
+    assert sum(len(x) for _, x in source.blocks()) == len(source)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_follow_the_file():
+    peaks = []
+    for n in (50_000, 400_000):
+        x = RNG.standard_normal((n, 64), dtype=np.float32)
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), 64).cast(pa.list_(pa.float32()))
+        pq.write_table(pa.table({"embedding": lists}), "x.parquet", row_group_size=n)
+        done = subprocess.run([sys.executable, "-c", READ, "x.parquet"], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout) / 1000)
+    assert peaks[1] - peaks[0] < 45  # MB; the file has 90 more
+
+
+def test_info_tells_what_a_table_holds(run):
+    write(embedding=X, label=pa.array(["a", None] * 350), id=IDS)
+    told = json.loads(run("info", "x.parquet", "--json").out)
+    assert (told["rows"], told["d"], told["class_names"], told["ids"]) == (700, 6, ["a"], "given")
+    assert told["without_label"] == 350

@@ -383,7 +383,7 @@ def test_d7_target_is_an_input(run, here, untouched):
 
 
 def test_d7_wrong_suffix(run, here, untouched):
-    refused(run(*EXPORT, "x.index"), 2, "x.index: galleries end in .faissindex")
+    refused(run(*EXPORT, "x.index"), 2, "x.index: galleries end in .faissindex; write x.faissindex")
     refused(run(*EXPORT, ""), 2, ".: galleries end in .faissindex")
     refused(run(*EXPORT, ".faissindex"), 2, ".faissindex: galleries end in .faissindex")
     refused(run("train", "train.h5", "-o", "train.h5"), 2, "train.h5: models end in .safetensors")

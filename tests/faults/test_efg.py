@@ -116,6 +116,7 @@ def test_e6_evaluation_does_not_fit(run, here, untouched):
     for at in ("0", "-3"):
         refused(run(*EVALUATE, "--at", at), 2, f"R is {at}, needs 1 or more")
     message = "bare.h5 has no ids or labels, which an evaluation needs; name them with --ids-key or --labels-key"
+    message += ", or bring labels with --labels FILE"
     refused(run(*EVALUATE[:2], "bare.h5", *EVALUATE[3:]), 3, message)
     message = "many.h5 has many labels a row and 4 classes, the database has one label a row and 4"
     refused(run(*EVALUATE[:2], "many.h5", *EVALUATE[3:]), 2, message)

@@ -232,12 +232,15 @@ def test_a_list_that_is_not_what_it_begins_as():
         open_rows("l.csv")
 
 
-@pytest.mark.parametrize("text", ["0.1,0.2\n0.3,0.4\n", "x0,x1,label\n0.1,-2e3,7\n"])
-def test_a_csv_of_numbers_is_no_list_of_images(text, monkeypatch):
+@pytest.mark.parametrize("text, skip", [("0.1,0.2\n0.3,0.4\n", ""), ("x0,x1,label\n0.1,-2e3,7\n", ", skiprows=1")])
+def test_a_csv_of_numbers_is_no_list_of_images(text, skip, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "PIL", None)  # which is not what is missing
-    assert refused("l.csv", text).endswith("; a .csv lists images, rows of numbers need .npy or .h5")
+    assert refused("l.csv", text).endswith(
+        "; a .csv lists images, of numbers make rows: "
+        f"python -c \"import numpy; numpy.save('l.npy', numpy.loadtxt('l.csv', delimiter=','{skip}))\""
+    )
 
 
 def test_columns_that_stand_apart_otherwise():

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...arrays import Floats, Ints, as_id_set
 from ...calibration.tables import Calibration
@@ -22,6 +21,7 @@ from ...targets.pretransform import unwrap_index
 from ..base import AnyGallery, absent, threshold_of
 from ..extending import extends
 from ..gallery import Gallery, check_model
+from ..hits import Hits, RangeHits
 from ..promises import Promises
 from ..reading import shape_of_card
 from ..snapshot import Origin
@@ -125,7 +125,7 @@ class Sharded(AnyGallery):
         known: Any = None,
         name: str = "queries",
         check_finite: bool = True,
-    ) -> tuple[NDArray[np.float32], Ints]:
+    ) -> Hits:
         """The k nearest vectors of each query, as Gallery.search: best first, and equal scores by id.
 
         Without nprobe every shard visits as many lists as its own file says.
@@ -134,12 +134,12 @@ class Sharded(AnyGallery):
         k = self._clip(k, opened.manifest.n)
         z = self._queries(xq, self._width(opened, encoded, decoded), name, check_finite, known)
         if len(z) == 0:
-            return np.zeros((0, k), np.float32), np.zeros((0, k), np.int64)
+            return Hits(np.zeros((0, k), np.float32), np.zeros((0, k), np.int64))
         nprobe = self._visited_of(nprobe, opened.traits.lists)
         options = {"nprobe": nprobe, **_options(decoded, allow, deny, name)}
         wanted = [min(k, shard.rows) for shard in opened.manifest.shards]
         parts = self._ask(opened, "search", z, wanted, options)
-        return merge_hits(parts, k, str(opened.manifest.metadata["metric"]))
+        return Hits(*merge_hits(parts, k, str(opened.manifest.metadata["metric"])))
 
     def range_search(
         self,
@@ -153,15 +153,15 @@ class Sharded(AnyGallery):
         known: Any = None,
         name: str = "queries",
         check_finite: bool = True,
-    ) -> tuple[Ints, NDArray[np.float32], Ints]:
+    ) -> RangeHits:
         """All vectors with a score above `threshold`, as Gallery.range_search."""
         opened, threshold = self._opened, threshold_of(threshold)
         z = self._queries(xq, self._width(opened, encoded, decoded), name, check_finite, known)
         if len(z) == 0:
-            return np.zeros(1, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int64)
+            return RangeHits(np.zeros(1, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int64))
         wanted = [threshold] * len(opened.parts)
         parts = self._ask(opened, "range_search", z, wanted, _options(decoded, allow, deny, name))
-        return merge_ranges(parts, len(z), str(opened.manifest.metadata["metric"]))
+        return RangeHits(*merge_ranges(parts, len(z), str(opened.manifest.metadata["metric"])))
 
     def _width(self, opened: Opened, encoded: bool, decoded: bool) -> int | None:
         if decoded:
