@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def finish(out: dict[str, object], good: bool) -> None:
-    print(json.dumps(out | {"equal": bool(good)}))
+    print(json.dumps(out | {"equal": int(good)}))
     sys.exit(0 if good else 1)
 
 
