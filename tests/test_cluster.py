@@ -20,7 +20,7 @@ from conftest import blobs
 import scqfaiss
 from scqfaiss.cli import program
 from scqfaiss.cluster import exporting
-from scqfaiss.cluster.session import load_ray
+from scqfaiss.cluster.session import keep_quiet, load_ray
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.encoders.chain import Chain
 
@@ -88,6 +88,7 @@ def cluster():
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": soon, **how})
     made.other = made.add_node(num_cpus=1, object_store_memory=80 << 20)
     ray.init(address=made.address, log_to_driver=False, logging_level="CRITICAL")
+    keep_quiet(ray)
     yield made
     ray.shutdown()
     made.shutdown()

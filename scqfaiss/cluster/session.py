@@ -52,7 +52,7 @@ def connected(address: str | None) -> Iterator[Any]:
         what = " ".join(str(error).split())[:200]
         raise ConfigError(f"no Ray cluster at {how['address']} ({what}); start one with: ray start --head") from error
     else:
-        _keep_quiet(ray)
+        keep_quiet(ray)
     finally:
         for number, handler in before.items():  # Ray puts its own in their place
             signal.signal(number, handler)
@@ -63,7 +63,7 @@ def connected(address: str | None) -> Iterator[Any]:
             ray.shutdown()
 
 
-def _keep_quiet(ray: Any) -> None:
+def keep_quiet(ray: Any) -> None:
     """Ray prints what befalls its nodes among the output of the program, whatever is said about logs."""
     worker = getattr(getattr(ray, "_private", None), "worker", None)
     if hasattr(worker, "print_to_stdstream"):
