@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError, printable
+from .errors import ConfigError, DataError, printable
+from .tables import opening as tables
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -23,6 +24,7 @@ Ints = NDArray[np.int64]
 MAX_CLASSES = 1 << 20  # a larger class number is an id or a mistake, and would be paid for in memory
 PIECE = 1 << 22  # elements of a matrix of labels looked at together
 FEATURE_DTYPES = (np.float16, np.float32, np.float64)
+NO_LABEL = -1  # the class number of a row without a label
 
 
 def dims(x: Any) -> str:
@@ -31,7 +33,8 @@ def dims(x: Any) -> str:
 
 
 def as_array(a: Any, name: str, needs: str) -> NDArray[Any]:
-    """np.asarray for whatever a user may hand over: tensors of torch, with gradient, on a GPU or bfloat16 too, columns of arrays.
+    """np.asarray for whatever a user may hand over: tensors of torch, with gradient, on a GPU or bfloat16 too, columns of arrays,
+    and of tables of pyarrow, frames of pandas or polars and datasets of Hugging Face the features (see tables.choose).
 
     Raises DataError where it is no array of numbers or text: a file name, a set, a generator, rows of unequal length.
     """
@@ -40,11 +43,18 @@ def as_array(a: Any, name: str, needs: str) -> NDArray[Any]:
         raise DataError(f"{name} is a name, '{printable(a)[:80]}', needs {kind} ({needs})")
     if isinstance(a, Set | Mapping):
         raise DataError(f"{name} is a {type(a).__name__}, which has no order; needs {needs}")
+    if tables.is_arrow(a):
+        table = tables.as_table(a, name)
+        a = tables.as_column(a) if table is None else tables.TableRows(table, name)[:]
     if isinstance(a, np.ma.MaskedArray) and np.ma.is_masked(a):  # type: ignore[no-untyped-call]
         raise DataError(f"{name} holds masked values; needs {needs}")
     try:
-        found = np.asarray([_off_torch(row) for row in a] if isinstance(a, list | tuple) else _off_torch(a))
-        if found.dtype == object and found.ndim == 1 and len(found):
+        if isinstance(a, list | tuple):
+            # NumPy would make the text 'nan' of a NaN among text.
+            found = np.asarray([_off_torch(row) for row in a], object if _holds_text(a) else None)
+        else:
+            found = np.asarray(_off_torch(a))
+        if found.dtype == object and found.ndim == 1 and len(found) and not _holds_text(found):
             found = np.array([_off_torch(row) for row in found])  # a column of arrays, or of numbers
     except (ValueError, TypeError, OverflowError, RuntimeError) as error:
         raise DataError(f"{name} is no array: rows of unequal length or no numbers; needs {needs}") from error
@@ -52,6 +62,10 @@ def as_array(a: Any, name: str, needs: str) -> NDArray[Any]:
         raise DataError(f"{name} is a {type(a).__name__}, no array; needs {needs}")
     # NumPy itself has no bfloat16: those of other libraries look like raw bytes to it.
     return found.astype(np.float32) if found.dtype.name == "bfloat16" else found
+
+
+def _holds_text(a: Iterable[Any]) -> bool:
+    return any(isinstance(value, str | bytes) for value in a)
 
 
 def _off_torch(a: Any) -> Any:
@@ -62,13 +76,33 @@ def _off_torch(a: Any) -> Any:
     return (a.float() if str(a.dtype) == "torch.bfloat16" else a).numpy()
 
 
-def check_feature_form(x: Any, name: str) -> None:
-    """Shape and dtype alone; `x` is an array or an HDF5 dataset, nothing of it is read. Raises DataError."""
+def check_feature_form(x: Any, name: str, *, scale: float | None = None, of_file: bool = False) -> None:
+    """Shape and dtype alone; `x` is an array or an HDF5 dataset, nothing of it is read. Raises DataError.
+
+    scale: what 1 stands for in features of int8 and uint8, which need one; ConfigError where one is given for floats.
+    """
+    quantized = x.dtype.type in (np.int8, np.uint8)
+    if len(x.shape) == 2 and x.shape[1] >= 1 and quantized and scale is not None:
+        return
     if len(x.shape) != 2 or x.shape[1] < 1 or x.dtype.type not in FEATURE_DTYPES:
         how = "; one row is x[None]" if len(x.shape) == 1 and x.dtype.type in FEATURE_DTYPES else ""
         if len(x.shape) == 2 and x.dtype.kind in "iu":
             how = "; convert them to float32, times their scale where they were quantized"
+            if of_file and quantized:
+                how = (
+                    "; say what 1 stands for: --scale 0.0078125 for numbers of [-1, 1) times 128, --scale 1 as they are"
+                )
         raise DataError(f"{name} is {dims(x)}, needs (n, d) float16, float32 or float64{how}")
+    if scale is not None:
+        raise ConfigError(f"{name} is {dims(x)}: a scale is of int8 and uint8; leave --scale out")
+
+
+def rescaled(x: NDArray[Any], scale: float | None) -> NDArray[Any]:
+    """Features as floats: int8 and uint8 times what 1 stands for, 1 where nobody said; floats as they are."""
+    if x.dtype.kind not in "iu":
+        return x
+    out = x.astype(np.float32)
+    return out if scale is None or scale == 1 else np.multiply(out, np.float32(scale), out=out)
 
 
 def transposed(n: int, d: int, needed: int) -> str:
@@ -141,6 +175,8 @@ def _whole_numbers(a: NDArray[Any], name: str, what: str) -> Ints:
 class Labels:
     """Labels of n rows: one class a row, y (n,) int64, or many, y (n, C) uint8 of 0 and 1. C classes, names optional.
 
+    A row without a label is NO_LABEL in y (n,), and zeros in y (n, C).
+
     numbers (C,) int64, ascending: the class numbers of the rows, where these are `among` a choice of classes, of `declared` in
     all; None where class c is number c.
     """
@@ -168,14 +204,18 @@ class Labels:
         """(C,) rows that carry each class."""
         if self.multilabel:
             return np.asarray(self.y.sum(0, dtype=np.int64))
-        return np.bincount(self.y, minlength=self.C).astype(np.int64)
+        return np.bincount(self.y[self.y >= 0], minlength=self.C).astype(np.int64)
+
+    def without_label(self) -> Ints:
+        """The rows that have no label, where a row has one at most."""
+        return np.zeros(0, np.int64) if self.multilabel else np.flatnonzero(self.y == NO_LABEL)
 
     def multi_hot(self) -> NDArray[np.uint8]:
         """(n, C) uint8 multi-hot form, for single labels too."""
         if self.multilabel:
             return self.y
         out = np.zeros((len(self.y), self.C), np.uint8)
-        out[np.arange(len(self.y)), self.y] = 1
+        out[self.y >= 0, self.y[self.y >= 0]] = 1
         return out
 
     def take(self, rows: Any) -> Labels:
@@ -197,16 +237,40 @@ class Labels:
         else:
             place = np.full(max(self.C, int(numbers.max()) + 1), -1)
             place[numbers] = np.arange(len(numbers))
-            y = place[self.y]
+            y = np.where(self.y < 0, NO_LABEL, place[self.y])
         return Labels(y, len(numbers), names, numbers, self.C)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value of a column says that there is none: None, '', NaN, and what pandas has for it."""
+    if isinstance(value, str | bytes):
+        return not value.strip()
+    return value is None or type(value).__name__ in ("NAType", "NaTType") or bool(value != value)
+
+
+def _plain_labels(a: NDArray[Any]) -> NDArray[Any]:
+    """Labels (n,) with NO_LABEL or '' where there is none, whatever the caller wrote for it."""
+    if a.dtype.kind == "T":  # NumPy's own strings of any length
+        return a.astype(str)
+    if a.dtype.kind == "f":
+        return np.where(np.isnan(a), a.dtype.type(NO_LABEL), a)
+    if a.dtype.kind != "O":
+        return a
+    lacks = np.array([_is_missing(value) for value in a.tolist()], bool)
+    found = a[~lacks].tolist()
+    if found and all(isinstance(value, int | float) and not isinstance(value, bool) for value in found):
+        out = np.full(len(a), NO_LABEL, np.result_type(np.array(found), np.int64))
+        out[~lacks] = found
+        return out
+    return np.where(lacks, "", a)
 
 
 def as_labels(y: Any, n: int, name: str = "labels", class_names: Any = None, *, C: int | None = None) -> Labels:
     """Integers (n,), class names (n,), or a 0/1 matrix (n, C), of n rows -> Labels.
 
-    Whole floats are taken as integers; names are numbered in their order, or as `class_names` number them. C is the number
-    of names where `class_names` are given, else `C` where that is given, else the largest label + 1. Rows of a matrix
-    without any label pass: only training cannot use them.
+    -1, NaN, None and an empty name are NO_LABEL. Whole floats are taken as integers; names are numbered in their order, or as
+    `class_names` number them. C is the number of names where `class_names` are given, else `C` where that is given, else the
+    largest label + 1. Rows of a matrix without any label pass: only training cannot use them.
     Raises DataError on wrong lengths, on labels outside 0..C-1 and on values other than 0 and 1 in a matrix.
     """
     a = as_array(y, name, "(n,) class numbers or names, or an (n, C) matrix of 0 and 1")
@@ -228,6 +292,7 @@ def as_labels(y: Any, n: int, name: str = "labels", class_names: Any = None, *, 
         if a.shape[1] != width:
             raise DataError(f"{name} has {a.shape[1]} columns, needs one for each of the {width} classes")
         return Labels(np.ascontiguousarray(a, np.uint8), width, names)
+    a = _plain_labels(a)
     if a.dtype.kind in "USO":
         return _named(a, name, names)
     a = _whole_numbers(a, name, "a class number")
@@ -235,12 +300,10 @@ def as_labels(y: Any, n: int, name: str = "labels", class_names: Any = None, *, 
         row = int(np.argmax(a >= MAX_CLASSES))
         raise DataError(f"{name}: row {row:,} is {a[row]}, at most {MAX_CLASSES:,} classes can be told apart")
     classes = len(names) if names is not None else C if C is not None else int(a.max()) + 1 if n else 0
-    wrong = (a < 0) | (a >= classes)
+    wrong = (a < NO_LABEL) | (a >= classes)
     if wrong.any():
         row, upper = int(np.argmax(wrong)), f"to {classes - 1}" if names is not None or C is not None else "upwards"
-        none = (
-            "; leave out rows without a label, or mark labels in an (n, C) matrix of 0 and 1" if (a == -1).any() else ""
-        )
+        none = f"; {NO_LABEL} says that a row has no label" if (a < NO_LABEL).any() else ""
         raise DataError(
             f"{name}: row {row:,} is {a[row]}, classes run 0 {upper} ({int(wrong.sum()):,} such rows){none}"
         )
@@ -249,13 +312,16 @@ def as_labels(y: Any, n: int, name: str = "labels", class_names: Any = None, *, 
 
 def _named(a: NDArray[Any], name: str, names: tuple[str, ...] | None) -> Labels:
     """Labels given as names (n,): classes are the names in their order, or `names` where those are given."""
-    text = np.array([class_text(value) if isinstance(value, str | bytes) else "" for value in a.tolist()], dtype=str)
-    wrong = np.flatnonzero([not word.strip() for word in text.tolist()])
-    if len(wrong):
+    words = [class_text(value) if isinstance(value, str | bytes) else None for value in a.tolist()]
+    if None in words:
+        row, value = next((i, value) for i, value in enumerate(a.tolist()) if words[i] is None)
         raise DataError(
-            f"{name}: row {wrong[0]:,} is '{text[wrong[0]]}', not a class name ({len(wrong):,} such rows); leave those rows out"
+            f"{name}: row {row:,} is {printable(repr(value)[:40])}, not a class name ({words.count(None):,} such rows)"
         )
+    text = np.array([word if word and word.strip() else "" for word in words], dtype=str)
     found, y = np.unique(text, return_inverse=True)
+    if len(found) and not found[0]:  # an empty name sorts first
+        found, y = found[1:], y - 1
     if names is None:
         return Labels(y.astype(np.int64), len(found), tuple(found.tolist()))
     place = {word: c for c, word in enumerate(names)}
@@ -263,7 +329,8 @@ def _named(a: NDArray[Any], name: str, names: tuple[str, ...] | None) -> Labels:
         if word not in place:
             row = int(np.argmax(text == word))
             raise DataError(f"{name}: row {row:,} is '{printable(word)}', which class_names does not name")
-    return Labels(np.array([place[word] for word in found.tolist()], np.int64)[y], len(names), names)
+    number = np.array([*(place[word] for word in found.tolist()), NO_LABEL], np.int64)
+    return Labels(number[y], len(names), names)  # -1 is the last place
 
 
 def _names(given: Any, name: str) -> tuple[str, ...]:

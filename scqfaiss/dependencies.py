@@ -9,7 +9,7 @@ from .errors import ConfigError
 
 PIP = {
     "faiss": 'pip install "scqfaiss[cpu]"',
-    "torch": "pip install torch",
+    "torch": 'pip install "scqfaiss[train]"',
     "h5py": "pip install h5py",
     "safetensors": "pip install safetensors",
     "numpy": "pip install numpy",

@@ -75,6 +75,7 @@ _CARD: dict[str, Rule] = {
 _QUERIES: dict[str, Rule] = {"encoder": _one_of(("none", "folded", "model")), "d_in": _count(1)}
 _CARD_MORE: dict[str, Rule] = {
     "model_sha256": _HASH,
+    "ids_sha256": _HASH,
     "rows_sha256": _HASH,
     "method": _TEXT,
     "faiss": _TEXT,

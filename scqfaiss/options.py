@@ -66,9 +66,9 @@ class TrainOptions:
         "--bits 0 is a code too.",
     )
     robust: str = option(
-        "off",
-        "auto: leave out rows whose labels look wrong, if held-out rows rank better without them, which takes 8 to 18 "
-        "trainings of the features more; off: train on all rows.",
+        "auto",
+        "on: leave out rows whose labels look wrong, if held-out rows rank better without them, which takes 8 to 18 short "
+        "trainings of the features more; auto: the same where many labels look wrong at first sight; off: train on all rows.",
     )
     forecast: str = option(
         "auto",

@@ -17,7 +17,8 @@ MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorte
 ORDER = [
     ["errors", "forks", "signals"],
     ["dependencies", "devices", "options"],
-    ["arrays", "modality"],
+    ["tables", "modality"],
+    ["arrays"],
     ["exponents"],
     ["codebooks"],
     ["calibration"],
@@ -31,7 +32,9 @@ ORDER = [
     ["features"],
     ["training", "galleries"],
     ["evaluation", "checking"],
+    ["sklearn"],
     ["comparison"],
+    ["attack"],
     ["report"],
     ["progress"],
     ["serving"],
@@ -44,15 +47,16 @@ ENTRANCES = {"scqfaiss", "scqfaiss.__init__", "scqfaiss.__main__"}  # they open 
 
 # Who may load what. Types alone (under TYPE_CHECKING) are free: they load nothing.
 ALLOWED = {
-    "torch": r"scqfaiss\.(encoders\.(?!__init__|chain)|methods\.(?!__init__)|training\.(?!__init__)|distributed$|devices$|"
+    "torch": r"scqfaiss\.(attack\.(?!__init__|options|registry|attacking)|"
+    r"encoders\.(?!__init__|chain)|methods\.(?!__init__)|training\.(?!__init__)|distributed$|devices$|"
     r"galleries\.onnx_export$)",
     "faiss": r"scqfaiss\.(faiss_calls$|targets\.(?!__init__)|baselines$|galleries\.(?!__init__|onnx_export)|"
     r"comparison\.(faiss_codes|growth|measuring|points|ranking|rows)$|serving\.batching$|demo\.|cluster\.replicas$)",
     "h5py": r"scqfaiss\.data\.",
     "PIL": r"scqfaiss\.(data\.(images|decoding)|comparison\.examples|report\.page|report\.charts\.drawing)$",
     "matplotlib": r"scqfaiss\.report\.charts\.",
-    "pydantic": r"scqfaiss\.comparison\.schema$",
-    "pyarrow": r"scqfaiss\.items\.reading$",
+    "pydantic": r"scqfaiss\.comparison\.(fields|schema)$",
+    "pyarrow": r"scqfaiss\.(items\.reading|tables\.\w+|data\.parquet)$",
     "sqlite3": r"scqfaiss\.items\.store$",
     "ray": r"scqfaiss\.cluster\.",
     "fastapi": r"scqfaiss\.serving\.",
@@ -61,7 +65,7 @@ ALLOWED = {
     "prometheus_client": r"scqfaiss\.serving\.(metrics|workers)$",
     "jinja2": r"scqfaiss\.report\.page$",
     "selenium": r"$^",
-    "sklearn": r"scqfaiss\.comparison\.examples$",
+    "sklearn": r"scqfaiss\.(comparison\.examples|sklearn)$",
     "onnx": r"scqfaiss\.galleries\.onnx_export$",
     "onnxruntime": r"scqfaiss\.(galleries\.onnx_export|serving\.galleries)$",
     "click": r"scqfaiss\.(cli\.|progress$)",

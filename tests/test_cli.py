@@ -163,8 +163,8 @@ def test_info_on_every_kind_of_file(run, here, untouched):
     refused(
         run("info", "m.toml"),
         2,
-        "m.toml: ending '.toml' is unknown, needs one of .h5 .hdf5 .hdf .npy .fvecs .bvecs, or images: a folder, .csv, "
-        ".jsonl, .jpg ...",
+        "m.toml: ending '.toml' is unknown, needs one of .h5 .hdf5 .hdf .npy .fvecs .bvecs .npz .parquet, or images: a folder, "
+        ".csv, .jsonl, .jpg ...",
     )
     os.unlink("m.toml")
     untouched()

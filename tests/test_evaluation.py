@@ -13,7 +13,7 @@ import scqfaiss
 from scqfaiss.arrays import Labels, as_labels
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.encoders.chain import Chain
-from scqfaiss.errors import ConfigError, DataError, IndexFileError
+from scqfaiss.errors import ConfigError, DataError, IndexFileError, ScqWarning
 from scqfaiss.evaluation.files import report_text
 from scqfaiss.evaluation.galleries import evaluate
 from scqfaiss.evaluation.ranking import Relevance, Words, measure, measure_vectors, scores_in_blocks
@@ -339,6 +339,25 @@ def test_class_numbers_without_names_need_not_reach_as_far_on_both_sides():
     found = evaluate(gallery, xq, Labels(np.array([0]), 1), np.arange(4) * 2, Labels(np.array([0, 1, 2, 0]), 3))
     np.testing.assert_allclose(found["map"], average_precision([4], [2]))
     assert list(found["precision_at_k"]) == ["1"]  # fewer rows than the other depths
+
+
+def test_rows_without_a_label_are_relevant_to_no_query_and_classes_may_be_unknown():
+    rng = np.random.default_rng(4)
+    gallery, codebooks = gallery_of(rng.integers(0, 16, (30, 2)).astype(np.uint8), np.arange(30))
+    xq = rng.integers(-2, 3, (8, 6)).astype(np.float32)
+    yb = np.array(["b", "", "c"])[rng.integers(0, 3, 30)]
+    yq = np.array(["b", "c", "a", "", "b", "c", "b", "c"])
+    with pytest.warns(ScqWarning) as said:
+        found = evaluate(gallery, xq, yq, np.arange(30), yb, name="q", database_name="db")
+    assert [str(w.message) for w in said] == [
+        "q: left out 1 of 8 queries without a label",
+        "db has no row of class a, which q names",
+    ]
+    kept = np.flatnonzero(yq != "")
+    multi_hot = [np.array([[name == c for c in "abc"] for name in y], int) for y in (yq[kept], yb)]
+    ap, *_, none = brute_force(codebooks.scores(xq[kept], gallery.unpack()[1]), *multi_hot, None, (1,))
+    np.testing.assert_allclose(found["map"], ap, atol=1e-12)
+    assert (found["queries"], found["queries_without_relevant"], none) == (7, 1, 1)
 
 
 def test_a_report_is_text_or_one_json_object():

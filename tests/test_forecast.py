@@ -15,7 +15,7 @@ from scqfaiss.data import ArraySource
 from scqfaiss.errors import ConfigError, DataError
 from scqfaiss.galleries.inspection import describe_file
 from scqfaiss.options import parse_request
-from scqfaiss.training import fitting, trial
+from scqfaiss.training import fitting, out_of_fold, trial
 from scqfaiss.training.fitting import build, train_judge
 from scqfaiss.training.outcome import describe
 from scqfaiss.training.planning import make_plan
@@ -276,5 +276,5 @@ def test_self_training_is_followed(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = scqfaiss.train(x, y, unlabelled=blobs(200, C=4)[0], **SMALL)
-    assert asked == [(trial.EFFORT, True, ("posterior",))] and model.calibration is not None
+    assert asked == [(out_of_fold.SHORT, True, ("posterior",))] and model.calibration is not None
     assert forecast.CURVES[True][1] > forecast.CURVES[False][1]

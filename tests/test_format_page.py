@@ -373,8 +373,7 @@ MUST_METADATA = {
     "encoder": one_of("none", "folded", "model"),
 }
 MAY_METADATA = {
-    "model_sha256": sha256,
-    "rows_sha256": sha256,
+    **dict.fromkeys(("model_sha256", "ids_sha256", "rows_sha256"), sha256),
     **dict.fromkeys(("method", "faiss"), text),
     "rule": METRIC,
     "class_names": names,

@@ -93,7 +93,7 @@ def test_a_reader_is_one_function_and_one_line(tmp_path, monkeypatch, run):
     )
     os.rename("x.raw", "x.odd")
     assert (
-        "ending '.odd' is unknown, needs one of .h5 .hdf5 .hdf .npy .fvecs .bvecs .raw, or"
+        "ending '.odd' is unknown, needs one of .h5 .hdf5 .hdf .npy .fvecs .bvecs .npz .parquet .raw, or"
         in run("info", "x.odd").error
     )
 

@@ -14,16 +14,16 @@ from scqfaiss.errors import ConfigError, ScqWarning
 from scqfaiss.methods.scq import Settings
 from scqfaiss.options import TrainOptions, parse_request
 from scqfaiss.training import fitting
-from scqfaiss.training.neighbour_labels import NEAREST, disagreement, looks_wrong
+from scqfaiss.training.neighbour_labels import NEAREST, disagreement, looks_right, looks_wrong
 from scqfaiss.training.out_of_fold import FOLDS, options_of_folds
 from scqfaiss.training.planning import make_plan
-from scqfaiss.training.robust import RATIOS, better, hint, kept_classes, say, tried
+from scqfaiss.training.robust import RATIOS, better, hint, in_doubt, kept_classes, say, tried
 from scqfaiss.training.rows import SourceRows
 
 SMALL = {"bits": 8, "nbits": 4, "encoder": "linear", "epochs": 1, "codebooks.copies": 1}
 
 
-def nearest_mean(options, x, y):
+def nearest_mean(options, x, y, *_, **__):
     """A classifier of no time: softmax of -||x - class mean||^2 / 10."""
     numbers = np.unique(y)
     means = np.stack([x[y == c].mean(0) for c in numbers])
@@ -84,7 +84,7 @@ def test_what_is_suspicious_is_found_without_the_held_out_rows():
 
 
 def planned(x, y):
-    return make_plan(parse_request({"robust": "auto", **SMALL}, of_files=False)[0], ArraySource(x, y))
+    return make_plan(parse_request({"robust": "on", **SMALL}, of_files=False)[0], ArraySource(x, y))
 
 
 def test_no_class_is_lost():
@@ -98,7 +98,7 @@ def test_wrong_labels_do_not_train_and_right_ones_do(quick, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScqWarning)
         monkeypatch.setattr("scqfaiss.training.robust.better", lambda before, after: True)
-        robust = scqfaiss.train(x, y, robust="auto", **SMALL)
+        robust = scqfaiss.train(x, y, robust="on", **SMALL)
         facts = robust.config["training"]["wrong_labels"]
         assert facts["left_out"] > 0.7 * bad.sum()
         cleaning = fitting.clean_labels(planned(x, y), None, silent)
@@ -109,23 +109,65 @@ def test_wrong_labels_do_not_train_and_right_ones_do(quick, monkeypatch):
         monkeypatch.undo()
         monkeypatch.setattr(fitting, "train_judge", nearest_mean)
         x, y = blobs(200)
-        of_all, robust = scqfaiss.train(x, y, **SMALL), scqfaiss.train(x, y, robust="auto", **SMALL)
+        of_all, robust = scqfaiss.train(x, y, **SMALL), scqfaiss.train(x, y, robust="on", **SMALL)
         assert robust.config["training"]["wrong_labels"]["left_out"] == 0
         assert (of_all.codebooks.centroids == robust.codebooks.centroids).all()
         assert "wrong_labels" not in of_all.config["training"]
 
 
+def asked(x, y, share_of_wrong):
+    """Whether labels are in doubt where a classifier finds so many of those it is asked for wrong, and how often it is asked."""
+    calls = []
+
+    def train(options, x, y):
+        calls.append(1)
+        numbers = np.unique(y)
+
+        def judge(rows):  # the same wrong class for a share of the rows, whatever they are
+            p = np.full((len(rows), len(numbers)), 1e-4, np.float32)
+            right = np.array([of[row.tobytes()] for row in rows])
+            said = np.where(np.arange(len(rows)) < share_of_wrong * len(rows), (right + 1) % len(numbers), right)
+            p[np.arange(len(rows)), said] = 1
+            return p
+
+        return judge, numbers
+
+    of = {row.tobytes(): c for row, c in zip(x, y)}
+    rows = SourceRows(ArraySource(x, y), "cpu", memory=0)
+    return in_doubt(planned(x, y), rows, Labels(y, 4), train, silent), len(calls)
+
+
+def test_labels_are_in_doubt_where_many_look_wrong_beside_others_and_to_a_short_training():
+    x, y = blobs(300)
+    assert asked(x, y, 1.0) == (False, 0)  # the nearest rows agree: nothing else is asked
+    x, y, _ = wrong(300, 0.2)
+    assert asked(x, y, 0.05) == (False, 1)
+    assert asked(x, y, 0.10) == (True, 1)
+    assert asked(x[:190], y[:190], 1.0) == (False, 0)  # too few to judge
+    assert looks_right(100, 4) and not looks_right(100, 5) and not looks_right(99, 0)
+
+
+def test_labels_in_doubt_are_cleaned_unasked(quick):
+    x, y, bad = wrong(400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScqWarning)
+        facts = scqfaiss.train(x, y, **SMALL).config["training"]["wrong_labels"]
+        assert facts["left_out"] > 0.7 * bad.sum()
+        assert "wrong_labels" not in scqfaiss.train(x, y, robust="off", **SMALL).config["training"]
+        assert "wrong_labels" not in scqfaiss.train(*blobs(400), **SMALL).config["training"]
+
+
 def test_what_cannot_be_judged_trains_whole_and_says_so(quick):
     x, y = blobs(60)
     with pytest.warns(ScqWarning, match="judges single labels of rows of features, not many a row"):
-        scqfaiss.train(x, np.eye(4, dtype=np.uint8)[y], robust="auto", **SMALL)
+        scqfaiss.train(x, np.eye(4, dtype=np.uint8)[y], robust="on", **SMALL)
     with pytest.warns(ScqWarning) as said:
-        scqfaiss.train(x, method="pq", bits=8, nbits=4, robust="auto")
+        scqfaiss.train(x, method="pq", bits=8, nbits=4, robust="on")
     assert "method pq has no use for --robust: it is ignored" in [str(w.message) for w in said]
-    with pytest.raises(ConfigError, match="robust is 'on', needs one of off, auto"):
-        scqfaiss.train(x, y, robust="on", **SMALL)
+    with pytest.raises(ConfigError, match="robust is 'yes', needs one of auto, on, off"):
+        scqfaiss.train(x, y, robust="yes", **SMALL)
     with pytest.raises(scqfaiss.DataError, match="at least 2 classes"):
-        scqfaiss.train(x, np.zeros(60, int), robust="auto", **SMALL)
+        scqfaiss.train(x, np.zeros(60, int), robust="on", **SMALL)
 
 
 # ---------------------------------------------------------------------------------------------------------------- hint

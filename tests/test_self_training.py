@@ -1,10 +1,13 @@
 """Self-training: pseudo-labels and the choice of the round against NumPy, its stages, and trainings from end to end."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
 
 import scqfaiss
+from scqfaiss.arrays import Labels
 from scqfaiss.data import ArraySource
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
 from scqfaiss.methods import neighbour_labels
@@ -14,6 +17,7 @@ from scqfaiss.methods.self_training import (
     POSTERIOR,
     ROUNDS,
     WITH_NEIGHBOURS,
+    held_as_rare,
     kept_plan,
     pseudo_labels,
 )
@@ -293,7 +297,46 @@ def test_labels_of_held_out_rows_are_not_handed_on():
 def test_one_label_a_class_is_handed_on_without_a_trial():
     x, y, more, _ = few_labels(1)
     told = scqfaiss.train(x, y, unlabelled=more, **SMALL | {"epochs": 2}).config["training"]["self_training"]
-    assert (told["losses"], told["kept"], told["held_out"]) == ([], [NEIGHBOURS], 0)
+    assert (told["losses"], told["kept"], told["held_out"]) == ([], [NEIGHBOURS, POSTERIOR], 0)
+
+
+# ------------------------------------------------------------------------------------------------------- unequal classes
+def unequal(counts=(40, 20, 9, 1), seed=1):
+    """Rows of so many of each of 4 classes that overlap, and 400 rows without labels."""
+    x, y, more = parts(200, 400, seed)
+    kept = np.concatenate([np.flatnonzero(y == c)[:n] for c, n in enumerate(counts)])
+    return x[kept], y[kept], more
+
+
+def test_frequent_classes_are_tried_as_if_they_were_rare():
+    x, y, more = unequal()
+    labels = Labels(y, 5)  # one class without rows
+    for seed in range(20):
+        held = held_as_rare(labels, seed)
+        left = np.bincount(np.delete(y, held), minlength=5).tolist()
+        drawn = next(
+            p for p in permutations((40, 20, 9, 1)) if left[:4] == [min(n, k) for n, k in zip((40, 20, 9, 1), p)]
+        )
+        assert left[4] == 0 and len(held) == sum(max(n - k, 0) for n, k in zip((40, 20, 9, 1), drawn))
+    assert len({tuple(held_as_rare(labels, seed)) for seed in range(20)}) > 5
+    _, method = built(x, y, more)
+    assert method.self_training.unequal and method.self_training.held.tolist() == sorted(method.self_training.held)
+    _, method = built(*parts())
+    assert not method.self_training.unequal
+
+
+def test_losses_of_unequal_classes_are_those_of_equally_frequent_ones_class_by_class():
+    x, y, more = unequal()
+    _, method = built(x, y, more)
+    training, f = method.self_training, method.features
+    prior = f.prior.clone()
+    found = training.held_out_losses()
+    with torch.no_grad():
+        p = f.posterior(torch.from_numpy(x[training.held])).double().numpy()  # of equally frequent classes
+    loss = -np.log(p[np.arange(len(p)), y[training.held]])
+    slow = [loss[y[training.held] == c].mean() for c in range(4) if (y[training.held] == c).any()]
+    np.testing.assert_allclose(found, slow, rtol=1e-4)
+    assert torch.equal(f.prior, prior) and prior.min() < -3
 
 
 # -------------------------------------------------------------------------------------------------------------- refusals

@@ -22,7 +22,7 @@ from life import model as of_life
 
 import scqfaiss
 from scqfaiss.cli import program
-from scqfaiss.data.pieces import open_pieces
+from scqfaiss.data.joined import open_several
 from scqfaiss.galleries.shards import opening
 from scqfaiss.galleries.shards.manifest import Manifest, Shard, read_manifest, write_manifest
 from scqfaiss.galleries.shards.merging import merge_hits, merge_ranges
@@ -220,7 +220,7 @@ def test_rows_in_many_files(here, capsys):
     assert Path("y.faissindex").read_bytes() == Path("one.faissindex").read_bytes()
     np.save("a.npy", X[:150])
     np.save("b.npy", X[150:])
-    with open_pieces(["a.npy", "b.npy"], skip_bad_rows=True) as joined:
+    with open_several(["a.npy", "b.npy"], skip_bad_rows=True) as joined:
         assert np.array_equal(joined.ids, np.arange(400)) and np.array_equal(joined.read(140, 160), X[140:160])
     capsys.readouterr()
     rows_file("rows/4.h5", 0, 5)
@@ -230,7 +230,7 @@ def test_rows_in_many_files(here, capsys):
         (["rows/0.h5", "a.npy"], "rows/0.h5 has ids, a.npy has none; give all files ids, or none"),
         (["a.npy", "rows/5.npy"], "rows/5.npy has d=4, a.npy has d=16; they do not go together"),
         (["a.npy", "a.npy"], "a.npy is given twice"),
-        (["none*.h5"], "none*.h5: no such file"),
+        (["none*.h5"], "none*.h5: no file matches"),
     ):
         assert program.run(["export", "m.safetensors", *given, "-o", "z.shards", "--shards", "2"]) in (2, 3)
         assert message in capsys.readouterr().err

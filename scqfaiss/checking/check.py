@@ -49,7 +49,11 @@ def check_file(
         output = None
         if out is not None:
             output = stack.enter_context(atomic_write(out, inputs=[path, *others], suffix=ENDING, what="written"))
-        opened = [stack.enter_context(open_rows(p, **keys, repeated_ids=True)) for p in [path, *others]]
+        of_others = {**keys, "labels_file": None}
+        opened = [
+            stack.enter_context(open_rows(p, **(of_others if k else keys), repeated_ids=True))
+            for k, p in enumerate([path, *others])
+        ]
         checked = checked_rows(opened[0], opened[1:], options, progress)
         faults = {name: fault for name, fault in FAULTS.items() if not (quick and name in TRAINING)}
         found = {name: list(fault(checked)) for name, fault in faults.items()}

@@ -30,5 +30,5 @@ def suspicious_labels(checked: Checked) -> Sequence[Finding]:
         text += "; single labels that are wrong beside right ones, or that lack, are not looked for"
     if not len(rows) and not unjudged and not labels.multilabel:
         return []
-    advice = "correct them, train --without FILE, or train --robust auto" if len(rows) else ""
+    advice = "correct them, train --without FILE, or train --robust on" if len(rows) else ""
     return [Finding(len(rows), text, advice, rows, opinion.seems[rows], opinion.given[rows], opinion.top[rows])]

@@ -68,16 +68,19 @@ def gathering(
     return gathered
 
 
-def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of every command that reads rows; they arrive as one dictionary, `keys`."""
+def row_options(command: Callable[..., Any], *labels: Any) -> Callable[..., Any]:
+    """Options of every command that reads rows; they arrive as one dictionary, `keys`. labels: those of labels."""
     options = [
+        *labels,
         click.option(
             "--features-key",
             show_default="features; in a file of pairs queries or keys",
-            help="Dataset with the features in HDF5; for training on pairs two names: queries,keys.",
+            help="Dataset or column with the features; columns of numbers as a,b,c or 'f*'; for training on pairs two names: "
+            "queries,keys.",
         ),
-        click.option("--labels-key", show_default="labels", help="Dataset of the labels in HDF5."),
-        click.option("--ids-key", show_default="ids", help="Dataset of the ids in HDF5."),
+        click.option("--labels-key", show_default="labels or label", help="Dataset or column of the labels."),
+        click.option("--ids-key", show_default="ids or id", help="Dataset or column of the ids."),
+        click.option("--scale", type=float, help="What 1 stands for in features of int8 or uint8."),
         click.option("--skip-bad-rows", is_flag=True, help="Leave out rows that hold NaN or infinity, and bad images."),
         click.option("--allow-duplicate-ids", is_flag=True, help="Accept ids that occur more than once."),
         click.option("-v", "--verbose", is_flag=True, help="Also report HDF5 datasets without checksums."),
@@ -87,8 +90,34 @@ def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def given(**values: Any) -> dict[str, Any]:
         return {name: value for name, value in values.items() if value is not None}
 
-    names = ("features_key", "labels_key", "ids_key", "skip_bad_rows", "allow_duplicate_ids", "verbose", "workers")
+    names = (
+        *("labels_file", "database_labels")[: len(labels)],
+        "features_key",
+        "labels_key",
+        "ids_key",
+        "scale",
+        "skip_bad_rows",
+        "allow_duplicate_ids",
+        "verbose",
+        "workers",
+    )
     return gathering(command, options, "keys", names, given)
+
+
+LABELS_HELP = "Labels of {} in a file of their own: .npy, or text with a label on each line."
+_LABELS = click.option("--labels", "labels_file", type=FILE, help=LABELS_HELP.format("ROWS"))
+_OF_QUERIES = click.option("--labels", "labels_file", type=FILE, help=LABELS_HELP.format("QUERIES"))
+_OF_DATABASE = click.option("--database-labels", type=FILE, help="The same for DATABASE.")
+
+
+def labelled_row_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for commands that read labels."""
+    return row_options(command, _LABELS)
+
+
+def evaluated_row_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for two files of labelled rows, queries and database."""
+    return row_options(command, _OF_QUERIES, _OF_DATABASE)
 
 
 def image_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .arguments import FILE, ROWS, image_options, meter, row_options, say
+from .arguments import FILE, ROWS, image_options, labelled_row_options, meter, say
 
 
 @click.command()
@@ -15,7 +15,7 @@ from .arguments import FILE, ROWS, image_options, meter, row_options, say
 @click.argument("rows", type=ROWS)
 @click.option("-o", "--out", type=FILE, show_default="MODEL itself", help="Model file to write (.safetensors).")
 @image_options
-@row_options
+@labelled_row_options
 def calibrate(model: Path, rows: Path, **options: Any) -> None:
     """Learn from labelled ROWS what the scores of MODEL mean: rows that it was not trained on.
 

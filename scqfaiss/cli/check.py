@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .arguments import FILE, ROWS, meter, row_options, say
+from .arguments import FILE, ROWS, labelled_row_options, meter, say
 
 
 @click.command()
@@ -16,7 +16,7 @@ from .arguments import FILE, ROWS, meter, row_options, say
 @click.option("-o", "--out", type=FILE, help="File for the rows to leave out (.csv), for train --without.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--quick", is_flag=True, help="Train no classifiers: labels are not judged.")
-@row_options
+@labelled_row_options
 def check(
     rows: Path, others: tuple[Path, ...], out: Path | None, as_json: bool, quick: bool, keys: dict[str, Any]
 ) -> None:

@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": ("inspect", "verify"),
     "compare": ("compare", "compare"),
     "compare-growth": ("compare", "compare_growth"),
+    "attack": ("attack", "attack"),
     "report": ("report", "report"),
     "serve": ("serve", "serve"),
     "cluster": ("cluster", "cluster"),

@@ -10,14 +10,14 @@ from typing import Any
 
 import click
 
-from ..comparison.options import CompareOptions, Files, GrowthOptions
+from ..comparison.options import CompareOptions, GrowthOptions
 from ..errors import ConfigError, printable
 from .arguments import FILE, ROWS, say
 
 INPUTS = ("train", "query", "database")
 
 
-def options_of(options: type[Files], leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
+def options_of(options: type[Any], leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
     """A command with an option for each field of `options`, but for those left out."""
     types = typing.get_type_hints(options)
     chosen = [f for f in dataclasses.fields(options) if f.name not in leave_out]

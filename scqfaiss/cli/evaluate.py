@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .arguments import FILE, ROWS, image_options, known_option, meter, row_options, say
+from .arguments import FILE, ROWS, evaluated_row_options, image_options, known_option, meter, say
 
 
 @click.command()
@@ -23,7 +23,7 @@ from .arguments import FILE, ROWS, image_options, known_option, meter, row_optio
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @known_option
 @image_options
-@row_options
+@evaluated_row_options
 def evaluate(gallery: Path, queries: Path, database: Path | None, as_json: bool, **options: Any) -> None:
     """Measure how well GALLERY ranks DATABASE for QUERIES: tie-aware mAP, precision and recall by labels.
 

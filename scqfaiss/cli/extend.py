@@ -9,7 +9,7 @@ import click
 
 from ..methods.list_counts import PER_NEW_CLASS
 from ..options import TrainOptions
-from .arguments import FILE, ROWS, meter, row_options, say
+from .arguments import FILE, ROWS, labelled_row_options, meter, say
 
 
 @click.command()
@@ -18,7 +18,7 @@ from .arguments import FILE, ROWS, meter, row_options, say
 @click.option("-o", "--out", type=FILE, required=True, help="Model file to write (.safetensors).")
 @click.option("--lists", default=PER_NEW_CLASS, type=int, show_default=True, help="Lists for each new class.")
 @click.option("--seed", default=TrainOptions.seed, type=int, show_default=True, help="Seed of everything random.")
-@row_options
+@labelled_row_options
 def extend(model: Path, rows: Path, out: Path, **options: Any) -> None:
     """Teach MODEL the classes of ROWS, 2 rows or more of each, without a new encoder.
 

@@ -19,6 +19,11 @@ from .arguments import FILE, PIECES, ROWS, image_options, meter, row_options, sa
 @click.option("--rows-per-shard", type=int, show_default="10000000", help="Rows of each file in the folder .shards.")
 @click.option("--target", help=f"FAISS container: {', '.join(TARGETS)}; default: ivfpq or lift.")
 @click.option("--bits", type=int, help="Use only the first BITS of every code; needs a method with nested codes (dpq).")
+@click.option(
+    "--positions",
+    is_flag=True,
+    help="Ids 0 to n - 1, for programs that count rows; the rows' own go into NAME.ids.npy.",
+)
 @target_options
 @click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
 @image_options

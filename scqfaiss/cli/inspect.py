@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from .arguments import FILE, row_options, say
+from .arguments import FILE, labelled_row_options, say
 
 
 @click.command()
 @click.argument("file", type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@row_options
+@labelled_row_options
 def info(file: Path, as_json: bool, keys: dict[str, Any]) -> None:
     """Describe a gallery, a model or a file of rows."""
     from ..galleries.inspection import describe_file

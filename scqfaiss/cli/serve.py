@@ -42,6 +42,12 @@ def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--mmap", is_flag=True, help="Memory-map the codes, for galleries larger than memory."),
         click.option("--reload", type=float, show_default="2", help="Seconds between looks for a new file; 0: never."),
         click.option("--api-key-file", type=FILE, help="File of keys, one a line, that only its owner can read."),
+        click.option(
+            "--allow-host",
+            multiple=True,
+            metavar="NAME",
+            help="A name that clients call the server by, as behind a proxy.",
+        ),
         click.option("--allow-writes", is_flag=True, help="Let holders of a key append and remove."),
         click.option("--max-body", show_default="32MB", help="Largest request."),
         click.option(

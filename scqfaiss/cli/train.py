@@ -11,7 +11,7 @@ import click
 
 from ..methods import REGISTRY as METHODS
 from ..options import RunOptions, TrainOptions, parse_request
-from .arguments import FILE, ROWS, meter, parse_pairs, parse_settings, read_config, row_options, say
+from .arguments import FILE, ROWS, labelled_row_options, meter, parse_pairs, parse_settings, read_config, say
 
 # Options that are given as KEY=VALUE, many times: their name on the command line, and what reads them.
 MAPPINGS = {"encoder_args": ("--encoder-arg", parse_pairs), "settings": ("--set", parse_settings)}
@@ -55,7 +55,7 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @train_options
 @click.option("--dry-run", is_flag=True, help="Print what would be done (steps, bytes, targets) and write nothing.")
-@row_options
+@labelled_row_options
 def train(
     rows: Path,
     out: Path,
@@ -69,7 +69,7 @@ def train(
     keys: dict[str, Any],
     **options: Any,
 ) -> None:
-    """Train a quantizer on ROWS (HDF5, .npy, .fvecs, .bvecs, or images) and write the model.
+    """Train a quantizer on ROWS (HDF5, .parquet, .npz, .npy, .fvecs, .bvecs, a folder of these, or images) and write the model.
 
     Images come as a folder with a sub-folder for each class, as a list (.csv, .jsonl), or in HDF5 (dataset images).
 

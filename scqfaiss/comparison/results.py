@@ -1,6 +1,6 @@
 """Results of benchmarks: one JSON file each, what a report is drawn from.
 
-    {"format": 1, "kind": "comparison" | "scale" | "training", "name", "seed", "written", "command", "machine", "rows"}
+    {"format": 1, "kind": "comparison" | "scale" | "training" | "attack", "name", "seed", "written", "command", "machine", "rows"}
 
 `machine` is `machine()` below. Every row has a `key` of its own and `run`: the command, seed, versions, processors and data
 hashes it was measured with. Whatever else a row lacks was not measured; `reason` says why a row could not be. `schema.py` names
@@ -25,7 +25,7 @@ from ..errors import ConfigError, DataError, printable, warn
 from ..files import AtomicFile, PathLike, open_regular, parse_json
 
 FORMAT = 1
-KINDS = ("comparison", "scale", "training")
+KINDS = ("comparison", "scale", "training", "attack")
 FILE = "results.json"
 MAX_BYTES = 256 << 20  # of a file that is read: JSON takes several times as much in memory
 

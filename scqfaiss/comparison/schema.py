@@ -7,84 +7,35 @@ here are passed over. Scores of quality are fractions, times what their names sa
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
+from pydantic import BeforeValidator, Field
 
-# Characters that no name has: controls but tab and line feed, and what turns the direction of the text around a name.
-_FOREIGN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def clean(text: str) -> str:
-    """Text that UTF-8 holds, without controls and without what turns the direction of the text beside it."""
-    if text.isascii() and text.isprintable():
-        return text
-    return _FOREIGN.sub("", text.encode("utf-8", "replace").decode("utf-8"))
-
-
-def _none_if_wrong(value: Any, handler: Callable[[Any], Any]) -> Any:
-    try:
-        return handler(value)
-    except ValidationError:
-        return None
-
-
-def _scalar(value: Any) -> Any:
-    """Text, or a number that is finite and no larger than arrays hold; None for anything else."""
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, int):  # True and False among them
-        return value if abs(value) < 1 << 63 else None
-    return value if isinstance(value, float) and abs(value) <= 1e30 else None
-
-
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _objects(value: Any) -> Any:
-    return [part for part in value if isinstance(part, dict)] if isinstance(value, list) else value
-
-
-def _files(value: Any) -> Any:
-    """Some results name a file by its hash alone."""
-    if not isinstance(value, dict):
-        return value
-    files = {part: {"sha256": file} if isinstance(file, str) else file for part, file in value.items()}
-    return {part: file for part, file in files.items() if isinstance(file, dict)}
-
-
-T = TypeVar("T")
-Maybe = Annotated[T | None, WrapValidator(_none_if_wrong)]
-Text = Annotated[str, BeforeValidator(lambda value: clean(value) if isinstance(value, str) else value)]
-Scalar = Annotated[Any, BeforeValidator(_scalar)]
-# Bounds: squares and sums of what lies within them stay finite.
-Share = Annotated[float, Field(ge=0, le=1)]
-Ms = Annotated[float, Field(ge=1e-12, le=1e15)]
-Seconds = Annotated[float, Field(ge=0, le=1e12)]
-Bytes = Annotated[float, Field(ge=0, le=1e18)]
-Ratio = Annotated[float, Field(ge=1e-9, le=1e9)]
-Figure = Annotated[float, Field(ge=0, le=1e30)]
-Rate = Annotated[float, Field(ge=0, le=1e15)]
-TrainState = Annotated[float, Field(ge=-1e12, le=1e12)]
-Cosine = Annotated[float, Field(ge=-1.001, le=1.001)]
-Count = Annotated[int, Field(ge=0, le=10**15), BeforeValidator(_whole)]
-Rows = Annotated[int, Field(ge=1, le=10**15), BeforeValidator(_whole)]
-Bits = Annotated[int, Field(ge=0, le=1 << 20), BeforeValidator(_whole)]
-ByRank = Maybe[dict[str, Maybe[Share]]]
-ByRun = Maybe[dict[str, Maybe[dict[str, Maybe[dict[str, Maybe[Ms]]]]]]]
-Named = Maybe[dict[Text, Scalar]]
-
-
-def part(title: str = "", description: str = "", some: bool = False) -> Any:
-    """A field. title: as what it is missed, '' for what nobody misses; some: a few rows carry it for all."""
-    return Field(default=None, title=title, description=description, json_schema_extra={"some": True} if some else None)
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+from .fields import (
+    Bits,
+    ByRank,
+    ByRun,
+    Bytes,
+    Cosine,
+    Count,
+    Figure,
+    Maybe,
+    Ms,
+    Named,
+    Part,
+    Rate,
+    Ratio,
+    Rows,
+    Scalar,
+    Seconds,
+    Share,
+    Text,
+    TrainState,
+    files_by_name,
+    objects,
+    part,
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
@@ -159,7 +110,7 @@ class ComparisonRow(Row):
     seconds: Maybe[dict[str, Maybe[Seconds]]] = part("building times", "{'train', 'encode', 'add'}")
     bytes: Maybe[dict[str, Maybe[Bytes]]] = part("bytes", "{'memory', 'disk'}")
     open_ms: Maybe[Ms] = part("opening time")
-    points: Annotated[Maybe[list[Point]], BeforeValidator(_objects)] = part("operating points")
+    points: Annotated[Maybe[list[Point]], BeforeValidator(objects)] = part("operating points")
     pr: Maybe[dict[str, Maybe[list[Maybe[Share]]]]] = part(
         "precision-recall curves", "{'recall', 'precision'}", some=True
     )
@@ -197,6 +148,24 @@ class TrainingRow(Row):
     ratio_high: Maybe[Ratio] = part("upper quartile of the ratio")
     ours_rows_per_s: Maybe[Rate] = part("our rows a second")
     plain_rows_per_s: Maybe[Rate] = part("plain rows a second")
+    run: Maybe[Run] = part("where the figures come from")
+
+
+class AttackRow(Row):
+    attack: Maybe[Text] = part("attack", "'clean', or one of attack.registry")
+    eps: Maybe[Figure] = part("strength", "of rows a share of their norm, of images steps of 255")
+    crafted: Maybe[Text] = part("", "the model that the queries were made against; none of clean ones")
+    searched: Maybe[Text] = part("model", "that is searched with")
+    map: Maybe[Share] = part("mAP")
+    map_symmetric: Maybe[Share] = part("mAP with the query's code")
+    map_floats: Maybe[Share] = part("", "mAP of the floats that the codes are of")
+    map_label: Maybe[Share] = part("", "mAP of the predicted class as code")
+    changed_codes: Maybe[Share] = part("changed codes", "share of queries of whose code any part changed")
+    changed_codewords: Maybe[Share] = part("", "share of all codewords that changed")
+    known_auc: Maybe[Share] = part("", "of the model's gate, between clean queries and these")
+    change: Maybe[Figure] = part("", "the largest, in the unit of eps")
+    lost: Maybe[Count] = part("", "steps not taken, as a gradient was not finite")
+    seconds: Maybe[Seconds] = part("", "of making the queries")
     run: Maybe[Run] = part("where the figures come from")
 
 
@@ -244,7 +213,7 @@ class UnknownDraw(Part):
 
 class Unknown(Part):
     reason: Maybe[Text] = part("", "why it could not be measured")
-    draws: Annotated[Maybe[list[UnknownDraw]], BeforeValidator(_objects)] = None
+    draws: Annotated[Maybe[list[UnknownDraw]], BeforeValidator(objects)] = None
 
 
 class Reliability(Part):
@@ -281,7 +250,7 @@ class Promises(Part):
     guess: Maybe[Promised] = part("", "without a margin")
     sure: Maybe[Promised] = part("", "with confidence 0.9")
     ece: Maybe[Share] = part("", "expected calibration error of the first 100 hits")
-    reliability: Annotated[Maybe[list[Reliability]], BeforeValidator(_objects)] = None
+    reliability: Annotated[Maybe[list[Reliability]], BeforeValidator(objects)] = None
     map: Maybe[Share] = None
     forecast: Maybe[Expected] = part("", "of mAP, before")
     run: Maybe[Run] = None
@@ -316,13 +285,13 @@ class Results(Part):
     written: Maybe[Text] = part("the date")
     command: Maybe[Text] = part("the command")
     machine: Maybe[Machine] = part("the machine")
-    data: Annotated[Maybe[dict[Text, DataFile]], BeforeValidator(_files)] = None
+    data: Annotated[Maybe[dict[Text, DataFile]], BeforeValidator(files_by_name)] = None
 
 
 class Comparison(Results):
     """Label-aware codes beside FAISS's own at equal bits a vector."""
 
-    data: Annotated[Maybe[dict[Text, DataFile]], BeforeValidator(_files)] = part(
+    data: Annotated[Maybe[dict[Text, DataFile]], BeforeValidator(files_by_name)] = part(
         "the data files", "train, query, database"
     )
     classes: Annotated[Maybe[list[Text]], BeforeValidator(lambda v: [*map(str, v)] if isinstance(v, list) else v)] = (
@@ -364,10 +333,24 @@ class Training(Results):
     rows: list[TrainingRow]
 
 
+class Attack(Results):
+    """Searches with queries that were changed to mislead them."""
+
+    data: Annotated[Maybe[dict[Text, DataFile]], BeforeValidator(files_by_name)] = part(
+        "the data files", "model, query, database"
+    )
+    space: Maybe[Text] = part("what was changed", "'rows' or 'pixels'")
+    attack: Named = part("the settings of the attacks", "steps, step, restarts, beta, smooth and others")
+    queries: Maybe[Rows] = part("", "how many")
+    database: Maybe[Rows] = part("", "rows that are searched")
+    rows: list[AttackRow]
+
+
 KINDS: dict[str, tuple[type[Results], type[Row]]] = {
     "comparison": (Comparison, ComparisonRow),
     "scale": (Scale, ScaleRow),
     "training": (Training, TrainingRow),
+    "attack": (Attack, AttackRow),
 }
 
 

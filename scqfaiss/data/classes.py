@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import MAX_CLASSES, Ints, Labels, class_text
+from ..arrays import MAX_CLASSES, NO_LABEL, Ints, Labels, class_text
 from ..errors import ConfigError, printable, suggestion, warn
 from .source import Source
 
@@ -108,7 +108,7 @@ def _say_places(used: Ints, names: Sequence[str], name: str, other: str) -> None
 def _moved(labels: Labels, used: Ints, place: Ints, C: int) -> tuple[NDArray[Any], int]:
     """Labels with class c of `used` at place[c] of C."""
     if not labels.multilabel:
-        return place[labels.y], C
+        return np.where(labels.y < 0, NO_LABEL, place[labels.y]), C
     y = np.zeros((len(labels), C), np.uint8)
     for c in used:
         y[:, place[c]] |= labels.y[:, c]
@@ -177,9 +177,28 @@ def align(a: Source, b: Source) -> None:
         return
     if a.labels.class_names and b.labels.class_names and not (a.named or b.named):
         return
+    b.labels = with_unknown(a.labels, b.labels, a.name, b.name)
     a.labels, b.labels = together(a.labels, b.labels, a.name, b.name)
     _widen(a, b.labels.C)
     _widen(b, a.labels.C)
+
+
+def with_unknown(a: Labels, b: Labels, name: str, other: str) -> Labels:
+    """b, the labels of `other`, with the names that a alone has behind its own, and a warning that says so.
+
+    As it is where either has no names, or they share none: then they are not of the same classes.
+    """
+    if not a.class_names or not b.class_names:
+        return b
+    known = {class_key(text) for text in b.class_names}
+    used = [a.class_names[int(c)] for c in np.flatnonzero(a.counts())]
+    unknown = [text for text in used if class_key(text) not in known]
+    if not unknown or len(unknown) == len(used):
+        return b
+    warn(f"{other} has no row of class {_listed(unknown)}, which {name} names{suggestion(unknown[0], b.class_names)}")
+    names = (*b.class_names, *unknown)
+    y = np.pad(b.y, ((0, 0), (0, len(unknown)))) if b.multilabel else b.y
+    return Labels(y, len(names), names)
 
 
 def align_to(a: Source, b: Source) -> None:

@@ -60,7 +60,7 @@ class Hdf5Source(Source):
 
     def __init__(self, file: Hdf5File, options: RowOptions, *, read_ids: bool = True, purpose: str = "") -> None:
         self._file = file
-        self.path, self.name = file.path, file.name
+        self.path, self.name, self.scale = file.path, file.name, options.scale
         try:
             with file.damage("the file"):
                 features_key = options.features_key or self._default_features(options.role)
@@ -74,22 +74,13 @@ class Hdf5Source(Source):
                 class_names = None if labels is None else file.class_names()
             if file.unsealed and options.verbose:
                 warn(f"{self.name}: {file.unsealed[0]} has no checksum, bit errors cannot be seen")
-            self.settle(
-                labels,
-                ids,
-                class_names,
-                labels_name=printable(options.labels_key or ""),
-                ids_name=printable(options.ids_key),
-                skip_bad_rows=options.skip_bad_rows,
-                allow_duplicate_ids=options.allow_duplicate_ids,
-                repeated_ids=options.repeated_ids or options.role == QUERIES or self.duplicate_ids,
-            )
+            self.settle_as(options, labels, ids, class_names, options.labels_key or "", options.ids_key)
         except BaseException:
             file.release()
             raise
 
     def fetch(self, i: int, j: int) -> NDArray[Any]:
-        return self._file.rows(self._features, self.features_name, i, j)
+        return self.scaled(self._file.rows(self._features, self.features_name, i, j))
 
     def close(self) -> None:
         self._file.close()
@@ -116,7 +107,7 @@ class Hdf5Source(Source):
     def _find_features(self, key: str, purpose: str) -> Any:
         """The features, checked in all that can be told without reading a row."""
         features = self._file.find(key, "--features-key", purpose=purpose)
-        check_feature_form(features, f"{self.name}: {printable(key)}")
+        check_feature_form(features, f"{self.name}: {printable(key)}", scale=self.scale, of_file=True)
         self.physical_rows, self.d = features.shape
         where, stripe = self._checked(features, key, self.d * features.dtype.itemsize)
         del features  # HDF5 sets up a cache only for what nobody holds open
@@ -176,7 +167,7 @@ def _open_pairs(file: Hdf5File, options: RowOptions) -> PairSource:
 
     queries_key, _, keys_key = (options.features_key or f"{QUERIES},{KEYS}").partition(",")
     purpose = f"and {options.needed_by} needs pairs, queries and keys" if options.needed_by else ""
-    plain = RowOptions(labels_key=None, ids_key=options.ids_key, verbose=options.verbose)
+    plain = RowOptions(labels_key=None, ids_key=options.ids_key, verbose=options.verbose, scale=options.scale)
     keys = Hdf5Source(file, replace(plain, features_key=keys_key, repeated_ids=True), purpose=purpose)
     # One warning is enough where neither has a checksum.
     half = replace(plain, features_key=queries_key, verbose=options.verbose and keys.sealed)

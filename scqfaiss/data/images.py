@@ -61,7 +61,9 @@ def open_hdf5_images(file: Hdf5File, options: RowOptions) -> ImageSource:
     from .hdf5_images import Hdf5Images
 
     # Bad images are found by decoding them.
-    packed = Hdf5Images(file, replace(options, skip_bad_rows=False, repeated_ids=_may_repeat(options), role=None))
+    packed = Hdf5Images(
+        file, replace(options, skip_bad_rows=False, keep_unlabelled=True, repeated_ids=_may_repeat(options), role=None)
+    )
     return ImageSource(file.path, options, packed=packed)
 
 
@@ -120,7 +122,9 @@ class ImageSource(ItemSource):
                     class_names,
                     allow_duplicate_ids=options.allow_duplicate_ids,
                     repeated_ids=_may_repeat(options),
+                    keep_unlabelled=True,
                 )
+            self.settle_unlabelled(options.keep_unlabelled)
         except BaseException:
             with suppress(ScqError):
                 self.close()

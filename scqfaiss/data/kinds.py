@@ -5,10 +5,11 @@ ROW_READERS names those of rows: a new kind of file is one file, with a function
 
 from __future__ import annotations
 
-import glob
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 from ..errors import ConfigError, printable
@@ -17,6 +18,7 @@ from ..modality import REGISTRY, Reader
 
 HDF5_ENDINGS = (".h5", ".hdf5", ".hdf")
 VECS_ENDINGS = (".npy", ".fvecs", ".bvecs")
+PARQUET_ENDINGS = (".parquet",)
 LIST_ENDINGS = (".csv", ".jsonl")
 IMAGE_ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo"),
@@ -25,12 +27,15 @@ IMAGE_ENDINGS = (
 ROW_READERS = (
     Reader(HDF5_ENDINGS, "scqfaiss.data.hdf5:open_hdf5", keys=("features_key", "labels_key", "ids_key")),
     Reader(VECS_ENDINGS, "scqfaiss.data.vecs:VecsSource", no_keys="a {} file holds features alone"),
+    Reader((".npz",), "scqfaiss.data.npz:NpzSource", keys=("features_key", "labels_key", "ids_key")),
+    Reader(PARQUET_ENDINGS, "scqfaiss.data.parquet:ParquetSource", keys=("features_key", "labels_key", "ids_key")),
 )
 FOLDER = Reader(
     (),
     "scqfaiss.data.images:open_folder",
     no_keys="a folder of images takes classes from its sub-folders and ids from file names",
 )
+PIECES = Reader((), "scqfaiss.data.pieces:open_pieces", keys=("features_key", "labels_key", "ids_key"))
 IMAGE_READERS = (
     FOLDER,
     Reader(
@@ -45,10 +50,8 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 # What to do with files of other programs.
 _ONWARD = {
-    ".npz": "take the array of features out of it and numpy.save it as .npy, or write features, labels and ids to .h5",
-    ".parquet": "read it with pyarrow or pandas and write features, labels and ids to .h5 with h5py",
-    ".arrow": "read it with pyarrow and write features, labels and ids to .h5 with h5py",
-    ".feather": "read it with pyarrow or pandas and write features, labels and ids to .h5 with h5py",
+    ".arrow": "read it with pyarrow and write the table as .parquet",
+    ".feather": "read it with pyarrow or pandas and write the table as .parquet",
     ".pt": "load the tensor with torch and numpy.save its .numpy() as .npy",
     ".pth": "load the tensor with torch and numpy.save its .numpy() as .npy",
     ".safetensors": "a model is no file of rows; export a tensor of features as .npy",
@@ -82,8 +85,13 @@ class RowOptions:
     needed_by: str = ""
     workers: int = 0
     verbose: bool = False
+    scale: float | None = None
+    keep_unlabelled: bool = False
+    labels_file: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+            raise ConfigError(f"scale={self.scale}, needs a number above 0")
         if self.workers < 0:
             raise ConfigError(f"workers={self.workers}, needs 0 (one for each core) or more")
 
@@ -99,6 +107,8 @@ def readers() -> Iterator[Reader]:
 def reader_of(path: str | os.PathLike[str]) -> Reader:
     """What opens `path`. Raises ConfigError unless it exists and is of a kind that is known; its bytes stay unread."""
     check_kind(path)
+    if pieces_of(path):
+        return PIECES
     reader = _by_ending(Path(path))
     # A folder may be called cats.jpg.
     return FOLDER if reader is None or (reader in IMAGE_READERS and os.path.isdir(path)) else reader
@@ -112,8 +122,11 @@ def check_kind(path: str | os.PathLike[str]) -> None:
     """Raise ConfigError unless `path` exists and its ending is that of a kind of rows; nothing is read but its first bytes."""
     path = Path(path)
     name, ending = printable(path), path.suffix.lower()
-    if path.is_dir():
-        _check_folder(path)
+    if path.is_dir() or _is_pattern(path):
+        if not pieces_of(path) and not path.is_dir():
+            raise ConfigError(f"{name}: no file matches")
+        for piece in pieces_of(path):
+            check_kind(piece)
         return
     if _by_ending(path) is not None:
         return
@@ -133,41 +146,42 @@ def check_kind(path: str | os.PathLike[str]) -> None:
     )
 
 
-def row_files(folder: str | os.PathLike[str]) -> list[str] | None:
-    """The files of rows in a folder that holds nothing else, in the order of their names; None for any other folder."""
-    names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
-    endings = tuple(ending for reader in ROW_READERS for ending in reader.endings)
-    if not names or not all(name.lower().endswith(endings) for name in names):
-        return None
-    return [os.path.join(folder, name) for name in names]
-
-
-def _check_folder(path: Path) -> None:
-    """A folder holds images. Raise ConfigError where it holds files of rows instead."""
-    pieces = row_files(path)
-    if pieces:
+def pieces_of(path: str | os.PathLike[str]) -> list[str]:
+    """The files of rows of a folder that holds no images and no folders, or those that a pattern such as 'rows/*.npy' names, in
+    the order of their names; none for anything else. Raises ConfigError where they are of several kinds.
+    """
+    if os.path.isdir(path):
+        entries = [entry for entry in os.scandir(path) if not entry.name.startswith((".", "_"))]
+        if any(entry.is_dir() or Path(entry.name).suffix.lower() in IMAGE_ENDINGS for entry in entries):
+            return []
+        names = [entry.path for entry in entries if _by_ending(Path(entry.name)) in ROW_READERS]
+    elif _is_pattern(path):
+        names = glob(os.fspath(path))
+    else:
+        return []
+    kinds = {_by_ending(Path(name)): Path(name).suffix for name in names}
+    if len(kinds) > 1:
         raise ConfigError(
-            f"{printable(path)}: a folder holds images, this one holds {len(pieces):,} files of rows "
-            f"({Path(pieces[0]).suffix.lower()}); join them into one file"
+            f"{printable(path)} holds files of several kinds ({', '.join(sorted(kinds.values()))}); keep those of one kind in a "
+            f"folder, or give a pattern: '{printable(path)}/*{min(kinds.values())}'"
         )
+    return sorted(names)
+
+
+def _is_pattern(path: str | os.PathLike[str]) -> bool:
+    text = os.fspath(path)
+    marked = "*" in text or "?" in text or "]" in text.partition("[")[2]
+    return marked and not os.path.lexists(path)
 
 
 def files_of(patterns: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Files of rows that names, globs and folders stand for: as they were given, each glob and folder in the order of names.
+    """Files of rows that names, patterns and folders stand for, as they were given; of a pattern or folder in the order of names.
 
     A folder of images stands for itself. Raises ConfigError where a pattern matches nothing, and as check_kind does.
     """
     out: list[str] = []
     for pattern in [os.fspath(p) for p in patterns]:
-        if glob.has_magic(pattern) and not os.path.exists(pattern):
-            found = sorted(glob.glob(pattern))
-            if not found:
-                raise ConfigError(f"{printable(pattern)}: no such file")
-        else:
-            found = [pattern]
-        for path in found:
-            inside = row_files(path) if os.path.isdir(path) else None
-            out += [path] if inside is None else inside
+        out += pieces_of(pattern) or [pattern]
     for path in out:
         check_kind(path)
     twice = {path for path in out if out.count(path) > 1} if len(set(out)) < len(out) else set()
@@ -178,6 +192,8 @@ def files_of(patterns: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 def check_keys(path: str | os.PathLike[str], reader: Reader, options: RowOptions) -> None:
     """Raise ConfigError where a key was given that this kind of file has no use for."""
+    if options.labels_file is not None and options.labels_key is not None and reader in IMAGE_READERS:
+        raise ConfigError(f"{printable(path)}: --labels is for files of rows; {reader.no_keys}")
     for option in ("features_key", "labels_key", "ids_key"):
         key = getattr(options, option)
         if key is not None and not isinstance(key, DefaultKey) and option not in reader.keys:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,10 @@ class OpenFile:
                 now = os.fstat(self._fd).st_size
                 raise DataError(f"{self.name} changed from {self.size:,} to {now:,} bytes while it was read")
             left, offset = left[got:], offset + got
+
+    def reader(self) -> BinaryIO:
+        """The same file as a file object of its own, for libraries that want one; it ends with itself, not with close()."""
+        return os.fdopen(os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY), "rb")
 
     def locked(self) -> bool:
         """Whether another process holds a lock for writing, as HDF5 does while it writes."""

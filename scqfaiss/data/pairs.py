@@ -52,7 +52,7 @@ class PairSource(Source):
         queries: Any, keys: Any, ids: Any = None, *, names: tuple[str, str] = ("x", "keys"), skip_bad_rows: bool = False
     ) -> PairSource:
         """Pairs in memory: queries and keys (n, d) floats, ids (n,) of the keys. Raises as ArraySource and PairSource."""
-        q, k = (ArraySource(a, name=name, skip_bad_rows=False) for a, name in zip((queries, keys), names))
+        q, k = (ArraySource(a, name=name, read_labels=False) for a, name in zip((queries, keys), names))
         q.features_name, k.features_name = "queries", "keys"
         return PairSource(q, k, ids, skip_bad_rows=skip_bad_rows)
 

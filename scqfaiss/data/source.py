@@ -25,9 +25,13 @@ from ..arrays import (
     check_feature_form,
     describe_bad_row,
     not_finite,
+    rescaled,
 )
-from ..errors import DataError, warn
+from ..errors import DataError, printable, warn
 from ..modality import ROWS, Modality
+from ..tables.opening import TableRows, as_table
+from .kinds import RowOptions
+from .label_files import read_labels
 
 ALLOW = " or pass --allow-duplicate-ids"
 BLOCK_BYTES = 16 << 20  # what one block of rows takes as float32: large enough to read fast, small beside any memory
@@ -59,6 +63,7 @@ class Source(ABC):
     duplicate_ids = False  # rows of one id are copies of one row, for merge_copies() to prove
     dropped = 0  # bad rows left out by skip_bad_rows
     has_ids = False
+    scale: float | None = None  # what 1 stands for in features of int8 and uint8
     known_finite = False  # rows in memory, looked at when they came in
     named = False  # labels come as names, so that their numbers mean nothing outside this source
     _ids: Ints | None = None
@@ -132,8 +137,12 @@ class Source(ABC):
         skip_bad_rows: bool = False,
         allow_duplicate_ids: bool = False,
         repeated_ids: bool = False,
+        keep_unlabelled: bool = False,
     ) -> None:
         """Check labels and ids of all physical rows; with skip_bad_rows scan the features once and drop bad rows.
+
+        Of rows with one label each, those that have none are left out, with a warning, unless keep_unlabelled; where no row has
+        one there are no labels.
 
         Where rows were dropped before, labels and ids are those of the rows kept.
 
@@ -155,6 +164,39 @@ class Source(ABC):
                 self.dropped = int(bad.sum())
                 self._keep(np.flatnonzero(~bad))
                 warn(f"{self.name}: left out {self.dropped:,} of {len(bad):,} rows that are not finite")
+        self.settle_unlabelled(keep_unlabelled)
+
+    def settle_as(
+        self, options: RowOptions, labels: Any, ids: Any, class_names: Any, labels_name: str, ids_name: str
+    ) -> None:
+        """settle(), as the options of a file ask for; labels may stand in a file of their own."""
+        if options.labels_file is not None and options.labels_key is not None:
+            labels, class_names = read_labels(options.labels_file), None
+            labels_name = f"labels of {printable(options.labels_file)}"
+        self.settle(
+            labels,
+            ids,
+            class_names,
+            labels_name=printable(labels_name),
+            ids_name=printable(ids_name),
+            skip_bad_rows=options.skip_bad_rows,
+            allow_duplicate_ids=options.allow_duplicate_ids,
+            repeated_ids=options.repeated_ids or options.role == "queries" or self.duplicate_ids,
+            keep_unlabelled=options.keep_unlabelled,
+        )
+
+    def scaled(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Features as they are stored -> as floats."""
+        return rescaled(x, self.scale)
+
+    def settle_unlabelled(self, keep: bool) -> None:
+        """Leave out rows without a label, with a warning, unless they are kept; where all rows are such there are no labels."""
+        none, n = np.zeros(0, np.int64) if self.labels is None else self.labels.without_label(), len(self)
+        if n and len(none) == n:
+            self.labels = None
+        elif len(none) and not keep:
+            self.leave_out(none)
+            warn(f"{self.name}: left out {len(none):,} of {n:,} rows without a label")
 
     def leave_out(self, rows: Ints) -> None:
         """Go on without these of the rows that are kept."""
@@ -265,14 +307,37 @@ class ArraySource(Source):
         name: str = "x",
         skip_bad_rows: bool = False,
         allow_duplicate_ids: bool = False,
+        keep_unlabelled: bool = False,
+        read_labels: bool = True,
     ) -> None:
+        """x (n, d), or a table of pyarrow, pandas, polars or Hugging Face, whose columns give labels and ids where y and ids are
+        None; it is read in pieces. read_labels: whether labels are asked for at all.
+        """
         self.name = name
-        x = as_array(x, name, "(n, d) float16, float32 or float64")
-        check_feature_form(x, name)
-        self._x = x if skip_bad_rows else as_features(x, name)
+        table = as_table(x, name)
+        if table is not None:
+            self._x: Any = TableRows(table, name, labelled=True)
+            self.features_name = self._x.columns.features_name
+            check_feature_form(self._x, self._x.name)
+            if y is None and read_labels:
+                y, names = self._x.labels()
+                class_names = names if class_names is None else class_names
+            ids = self._x.ids() if ids is None else ids
+        else:
+            x = as_array(x, name, "(n, d) float16, float32 or float64")
+            check_feature_form(x, name)
+            self._x = x if skip_bad_rows else as_features(x, name)
         self.physical_rows, self.d = self._x.shape
-        self.settle(y, ids, class_names, skip_bad_rows=skip_bad_rows, allow_duplicate_ids=allow_duplicate_ids)
-        self.known_finite = True
+        self.settle(
+            y,
+            ids,
+            class_names,
+            skip_bad_rows=skip_bad_rows,
+            allow_duplicate_ids=allow_duplicate_ids,
+            keep_unlabelled=keep_unlabelled,
+        )
+        self.known_finite = table is None
 
     def fetch(self, i: int, j: int) -> NDArray[Any]:
-        return self._x[i:j]
+        found: NDArray[Any] = self._x[i:j]
+        return found

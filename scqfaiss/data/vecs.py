@@ -36,6 +36,7 @@ class VecsSource(Source):
     def __init__(self, path: str | os.PathLike[str], options: RowOptions) -> None:
         self._file = OpenFile(path)
         self.path, self.name = os.fspath(path), self._file.name
+        self.scale = options.scale
         self._start = 0  # byte of the first row
         self._prefix = 0  # bytes before the numbers of each row
         self._columns_first = False  # Fortran order
@@ -44,7 +45,7 @@ class VecsSource(Source):
                 self._open_npy()
             else:
                 self._open_vecs(np.dtype("<f4" if self.path.lower().endswith(".fvecs") else "u1"))
-            self.settle(skip_bad_rows=options.skip_bad_rows)
+            self.settle_as(options, None, None, None, "", "")
         except BaseException:
             self._file.release()
             raise
@@ -57,22 +58,23 @@ class VecsSource(Source):
             x = np.empty((self.d, j - i), self._dtype)
             for column in range(self.d):
                 self._file.read_into(x[column], self._start + self._dtype.itemsize * (column * self.physical_rows + i))
-            return x.T
+            return self.scaled(x.T)
         raw = np.empty((j - i, self._row_bytes), np.uint8)
         self._file.read_into(raw, self._start + self._row_bytes * i)
         if self._prefix:
             self._check_prefix(raw, i)
-        numbers = raw[:, self._prefix :].view(self._dtype)
-        return numbers.astype(np.float32) if self._dtype == np.uint8 else numbers
+        return self.scaled(raw[:, self._prefix :].view(self._dtype))
 
     @property
     def _row_bytes(self) -> int:
         return self._prefix + self.d * self._dtype.itemsize
 
     def _open_npy(self) -> None:
-        shape, self._columns_first, self._dtype, self._start = _npy_header(self._file)
+        shape, self._columns_first, self._dtype, self._start = npy_header(
+            self._file.pread(NPY_HEADER_BYTES, 0), self.name
+        )
         form = SimpleNamespace(shape=shape, dtype=self._dtype)
-        check_feature_form(form, f"{self.name}: array")
+        check_feature_form(form, f"{self.name}: array", scale=self.scale, of_file=True)
         self.features_name = "array"
         self.physical_rows, self.d = shape
         whole = self._start + math.prod(shape) * self._dtype.itemsize
@@ -104,11 +106,10 @@ class VecsSource(Source):
             raise DataError(f"{self.name}: row {i + row:,} says d={said[row]}, row 0 says d={self.d}")
 
 
-def _npy_header(file: OpenFile) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, Fortran order, dtype and first byte of the array. Nothing in the file is executed."""
-    start = file.pread(NPY_HEADER_BYTES, 0)
+def npy_header(start: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, Fortran order, dtype and first byte of an array, from the start of its file. Nothing in it is executed."""
     if not start.startswith(b"\x93NUMPY"):
-        raise DataError(f"{file.name} is not a .npy file")
+        raise DataError(f"{name} is not a .npy file")
     head = io.BytesIO(start)
     try:
         version = np.lib.format.read_magic(head)
@@ -119,7 +120,7 @@ def _npy_header(file: OpenFile) -> tuple[tuple[int, ...], bool, np.dtype[Any], i
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, columns_first, dtype = read(head)
     except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
-        raise DataError(f"{file.name}: its header is damaged or of a version other than 1.0 and 2.0") from error
+        raise DataError(f"{name}: its header is damaged or of a version other than 1.0 and 2.0") from error
     if any(n < 0 for n in shape):
-        raise DataError(f"{file.name}: its header is damaged, shape {shape}")
+        raise DataError(f"{name}: its header is damaged, shape {shape}")
     return tuple(int(n) for n in shape), bool(columns_first), dtype, head.tell()

@@ -65,7 +65,7 @@ def _heads(x: Floats, a: Arrays) -> Floats:
 
 def _torch_heads(x: Any, a: Mapping[str, Any]) -> Any:
     E, _, width = a["A"].shape
-    return (x.unflatten(1, (E, width)).unsqueeze(2) @ a["A"].mT).squeeze(2) + a["b"]  # n e 1 w, then n e out
+    return (x.unflatten(1, (E, width)).transpose(0, 1) @ a["A"].mT).transpose(0, 1) + a["b"]  # e n out, then n e out
 
 
 def _average(x: Floats, a: Arrays) -> Floats:

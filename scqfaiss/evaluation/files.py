@@ -50,10 +50,7 @@ def evaluate_file(
         raise ConfigError(f"R is {at}, needs 1 or more")
     asked = None if known is None else parse_known(known)
     with ExitStack() as stack:
-        queries = stack.enter_context(open_rows(queries_path, **keys, role="queries"))
-        database = None
-        if database_path is not None:
-            database = stack.enter_context(open_rows(database_path, **keys, role="keys"))
+        queries, database = _opened(stack, queries_path, database_path, keys)
         gallery = open_any(path, model=model)
         if database is not None:
             align(queries, database)
@@ -86,6 +83,20 @@ def evaluate_file(
             check_finite=False,
         )
         return found | {"overlap": overlap}
+
+
+def _opened(
+    stack: ExitStack, queries: PathLike, database: PathLike | None, keys: Mapping[str, Any]
+) -> tuple[Source, Source | None]:
+    """Queries and database, each with the file of its labels, which the stack closes."""
+    own = {name: value for name, value in keys.items() if name not in ("labels_file", "database_labels")}
+    opened = stack.enter_context(open_rows(queries, **own, labels_file=keys.get("labels_file"), role="queries"))
+    if database is None:
+        return opened, None
+    labels = keys.get("database_labels")
+    return opened, stack.enter_context(
+        open_rows(database, **own, labels_file=labels, role="keys", keep_unlabelled=True)
+    )
 
 
 def _check_labels(queries: Source, database: Source) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..arrays import Floats, Ints, Labels, as_features, as_ids, as_labels
 from ..codebooks import Codebooks, Codes
 from ..contract import Progress, silent
-from ..errors import ConfigError, DataError, IndexFileError
+from ..errors import ConfigError, DataError, IndexFileError, warn
 from ..exponents import balanced, exponents
 from ..galleries.base import AnyGallery
 from ..options import as_whole
@@ -45,7 +45,8 @@ def evaluate(
     """Rank the whole gallery for each query by its codes, and hold the ranking against the labels.
 
     xq (nq, d) query rows; queries: their labels, (nq,) class numbers or (nq, C) of 0 and 1; ids (n,) and database: ids and
-    labels of the gallery's rows, in any order (in the gallery's own where ids repeat). promises: a confidence, at which what a
+    labels of the gallery's rows, in any order (in the gallery's own where ids repeat); a row without a label is relevant to no
+    query, and a query without one is left out. promises: a confidence, at which what a
     calibrated gallery promises is held against the labels too. known, check_finite: as for Gallery.search.
     Returns {"map", "at", "precision_at_k", "recall_at_k", "bits", "distinct_codes", ...}.
     Raises ConfigError where ids or classes do not fit the gallery, DataError on arrays that are bad by themselves,
@@ -57,6 +58,11 @@ def evaluate(
     at = _check_work(gallery, xq, n, at, name)
     ids = as_ids(ids, None, "ids", allow_duplicates=True)
     queries, database = _labels(queries, len(xq), name), _labels(database, len(ids), "database")
+    if len(none := queries.without_label()):
+        warn(f"{name}: left out {len(none):,} of {len(xq):,} queries without a label")
+        kept = np.delete(np.arange(len(xq)), none)
+        xq, queries = xq[kept], queries.take(kept)
+        _check_work(gallery, xq, n, at, name)
     queries, database = same_classes(queries, database, name, database_name)
     labels = database.take(_places(held, ids, gallery.name, database_name))
     ranked = _Ranked.of(gallery, codebooks, codes, xq, name, known)

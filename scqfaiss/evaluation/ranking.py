@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import Floats, Ints, Labels
+from ..arrays import NO_LABEL, Floats, Ints, Labels
 from ..codebooks import Codes
 from ..contract import Progress, silent
-from ..data.classes import together
+from ..data.classes import together, with_unknown
 from ..errors import ConfigError
 from ..exponents import balanced
 from .measures import BY_LABELS, Measure, Ranking, load, mean_over
@@ -51,7 +51,8 @@ class Relevance:
     def __init__(self, database: Labels, inverse: Ints, u: int) -> None:
         self.u = u
         self.sets: NDArray[np.uint8] | None = None  # None: one label a row, a set is a class
-        n_sets, row_set = database.C, database.y
+        # Rows without a label are a set of their own, that no query asks for.
+        n_sets, row_set = database.C + 1, np.where(database.y == NO_LABEL, database.C, database.y)
         if database.multilabel:
             self.classes = np.flatnonzero(database.counts())  # those without rows are relevant to no query
             self.sets, row_set = np.unique(database.y[:, self.classes], axis=0, return_inverse=True)
@@ -125,11 +126,12 @@ def measure_vectors(
 def same_classes(
     queries: Labels, database: Labels, name: str, database_name: str = "the database"
 ) -> tuple[Labels, Labels]:
-    """Both with the same classes, matched as data.classes.together does.
+    """Both with the same classes, matched as data.classes.together does; a class that queries alone name is relevant to none.
 
     Raises ConfigError where they are of two kinds, matrices of two widths without names, or classes do not match.
     """
     if queries.multilabel == database.multilabel:
+        database = with_unknown(queries, database, name, database_name)
         queries, database = together(queries, database, name, database_name)
     if queries.multilabel != database.multilabel or (queries.multilabel and queries.C != database.C):
         raise ConfigError(

@@ -26,6 +26,7 @@ from ..model import Model, encode_source
 from ..targets.pretransform import chain, kind_of, layers, prepend
 from .exporting import SUFFIX, facts, write
 from .extending import extends, taken_over
+from .positions import forget
 from .reading import Stored, options_of, read_gallery
 from .searching import lacks_network
 from .shards.manifest import gallery_files, is_sharded
@@ -77,7 +78,7 @@ def append(gallery: PathLike, xb: Any, *, ids: Any = None, model: Model | PathLi
 
         return append_source(gallery, ArraySource(xb, ids=ids, name="xb"), model)[1]
     with atomic_write(gallery, suffix=SUFFIX, what="changed") as output:
-        source = ArraySource(xb, ids=ids, name="xb")
+        source = ArraySource(xb, ids=ids, name="xb", read_labels=False)
         return rewrite(output, *_joined(output, gallery, source, model, silent)[:4])
 
 
@@ -287,5 +288,6 @@ def rewrite(output: AtomicFile, content: Content, codebooks: Codebooks, codes: C
     index = prepend(old, index)
     kept = {key: value for key, value in content.metadata.items() if key != "rows_sha256"}  # they are others now
     metadata = {**kept, "n": len(codes), **facts(content.target, index)}
+    forget(metadata, output.name)
     write(output, index, metadata, content.target.nbytes(codebooks.shape, len(codes)))
     return len(codes)

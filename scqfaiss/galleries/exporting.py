@@ -15,8 +15,8 @@ from .. import files, footer
 from ..codebooks import Codes
 from ..contract import Progress, silent
 from ..data import ArraySource, Source
+from ..data.joined import open_several
 from ..data.kinds import files_of
-from ..data.pieces import open_pieces
 from ..errors import ConfigError, DataError, IndexFileError, format_bytes, printable
 from ..features.source import DEFAULT_INFERENCE, InferenceOptions, as_rows
 from ..files import AtomicFile, PathLike, atomic_write
@@ -27,6 +27,7 @@ from ..targets.base import Target
 from ..targets.ids import lowest_and_repeated
 from ..targets.options import chosen
 from ..targets.pretransform import wrap_index
+from .positions import beside, ids_path, prepare, sha256_of
 from .reading import read_gallery
 from .shards.manifest import is_sharded
 
@@ -140,9 +141,13 @@ def encode_for(
     target: str | None,
     options: Mapping[str, Any],
     progress: Progress,
+    own_ids: AtomicFile | None = None,
     threads: int = 0,
 ) -> tuple[Any, dict[str, Any], int]:
-    """(index, metadata, expected bytes) for the rows of a source; the checks that need no rows come first."""
+    """(index, metadata, expected bytes) for the rows of a source; the checks that need no rows come first.
+
+    own_ids: the file for the ids of the source, which is prepared, where the index gets positions instead.
+    """
     if len(source) == 0:
         raise DataError(f"{source.name} holds 0 rows, a gallery needs at least 1")
     container, _ = check_target(model, target, options, len(source))
@@ -150,8 +155,13 @@ def encode_for(
     source.merge_copies()
     nbytes = container.nbytes(model.codebooks.shape, len(source))
     output.check_space(nbytes)
-    index, metadata = build(model, encode_source(model, source, progress, threads), source.ids, target, options)
-    return index, metadata | {"skipped_rows": source.dropped}, nbytes
+    ids = source.ids if own_ids is None else np.arange(len(source))
+    index, metadata = build(model, encode_source(model, source, progress, threads), ids, target, options)
+    metadata["skipped_rows"] = source.dropped
+    if own_ids is not None:
+        prepare(own_ids, source.ids)
+        metadata["ids_sha256"] = sha256_of(source.ids)
+    return index, metadata, nbytes
 
 
 def export(
@@ -162,12 +172,16 @@ def export(
     ids: Any = None,
     target: str | None = None,
     bits: int | None = None,
+    positions: bool = False,
     shards: int | None = None,
     rows_per_shard: int | None = None,
     progress: Progress = silent,
     **options: Any,
 ) -> None:
-    """Encode xb (n, d_in) and write a gallery. ids (n,) int64, default 0..n-1.
+    """Encode xb (n, d_in) and write a gallery. ids (n,) int64, default 0..n-1, or those of a table.
+
+    positions: the gallery gets 0..n-1 whatever the ids, for programs that take ids for row numbers; `ids` go beside it, into
+    NAME.ids.npy: ids[I] are the rows' own.
 
     path: a .faissindex file, or a folder .shards of several, as many as `shards` says or of rows_per_shard rows each.
 
@@ -181,15 +195,21 @@ def export(
     if not isinstance(model, Model):
         model = Model.load(model)
     model = cut(model, bits)
+    source = ArraySource(xb, ids=ids, name="xb", read_labels=False)
     if is_sharded(path):
         from .shards.exporting import export_source
 
-        source = ArraySource(xb, ids=ids, name="xb")
+        check_one_file(path, positions)
         export_source(model, source, path, shards, rows_per_shard, target, options, progress=progress)
         return
     check_no_shards(path, shards, rows_per_shard)
-    with atomic_write(path, suffix=SUFFIX, what="exported") as output:
-        write(output, *encode_for(model, ArraySource(xb, ids=ids, name="xb"), output, target, options, progress))
+    with (
+        atomic_write(path, suffix=SUFFIX, what="exported") as output,
+        beside(path, positions, []) as own_ids,
+    ):
+        write(output, *encode_for(model, source, output, target, options, progress, own_ids))
+        if own_ids is not None:
+            own_ids.place()
 
 
 def length(model: Model) -> str:
@@ -207,6 +227,12 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, np.integer) else value
 
 
+def check_one_file(path: PathLike, positions: bool) -> None:
+    """Raise ConfigError where positions are asked for, and several files are named: each would count its own rows."""
+    if positions:
+        raise ConfigError(f"{printable(path)}: positions are those of one file, whose name ends in {SUFFIX}")
+
+
 def check_no_shards(path: PathLike, shards: int | None, rows_per_shard: int | None) -> None:
     """Raise ConfigError where several files are asked for, and one is named."""
     if shards is not None or rows_per_shard is not None:
@@ -220,6 +246,7 @@ def export_file(
     *,
     target: str | None = None,
     bits: int | None = None,
+    positions: bool = False,
     shards: int | None = None,
     rows_per_shard: int | None = None,
     keys: Mapping[str, Any],
@@ -234,19 +261,27 @@ def export_file(
     if is_sharded(out):
         from .shards.exporting import export_files
 
+        check_one_file(out, positions)
         how = shards, rows_per_shard, target, options
         return export_files(model_path, paths, out, bits, keys, inference_options, progress, *how)
     check_no_shards(out, shards, rows_per_shard)
-    with atomic_write(out, inputs=[model_path, *paths], suffix=SUFFIX, what="exported") as output:
+    inputs: list[PathLike] = [model_path, *paths]
+    with (
+        atomic_write(out, inputs=inputs, suffix=SUFFIX, what="exported") as output,
+        beside(out, positions, inputs) as own_ids,
+    ):
         model = cut(Model.load(model_path), bits)
-        with open_pieces(paths, **{**keys, "labels_key": None}, role="keys") as source:
+        with open_several(paths, **{**keys, "labels_key": None}, role="keys") as source:
             encodable = as_rows(source, model, inference_options, printable(model_path))
-            index, metadata, nbytes = encode_for(model, encodable, output, target, options, progress)
+            index, metadata, nbytes = encode_for(model, encodable, output, target, options, progress, own_ids)
         # Closing says whether the rows were changed while they were read: only then is anything written.
         write(output, index, metadata, nbytes)
+        if own_ids is not None:
+            own_ids.place()
         return (
             f"{output.name}: {metadata['n']:,} vectors, {length(model)} each, target {metadata['target']}, "
             f"{format_bytes(output.path.stat().st_size)}, {ENCODER[metadata['encoder']]}"
+            + (f"; ids are positions, the rows' own are in {own_ids.name}" if own_ids is not None else "")
         )
 
 
@@ -261,6 +296,7 @@ def export_plan(
     *,
     target: str | None,
     bits: int | None = None,
+    positions: bool = False,
     shards: int | None = None,
     rows_per_shard: int | None = None,
     keys: Mapping[str, Any],
@@ -269,11 +305,13 @@ def export_plan(
 ) -> str:
     """What an export would write; reads no features and looks at no image."""
     paths = files_of(_several(rows))
-    if not is_sharded(out):
+    if is_sharded(out):
+        check_one_file(out, positions)
+    else:
         check_no_shards(out, shards, rows_per_shard)
         files.check_target(out, inputs=[model_path, *paths], suffix=SUFFIX)
     model = cut(Model.load(model_path), bits)
-    with open_pieces(paths, **{**keys, "labels_key": None}, role="keys") as source:
+    with open_several(paths, **{**keys, "labels_key": None}, role="keys") as source:
         if as_rows(source, model, inference_options, printable(model_path)).d != model.d_in:
             raise ConfigError(f"{source.name}: rows have d={source.d}, {printable(model_path)} needs d={model.d_in}")
         what = source.modality.items + (
@@ -293,5 +331,6 @@ def export_plan(
             *([] if bits is None else [f"codes: {length(model)}"]),
             f"{how_many}: about {format_bytes(container.nbytes(model.codebooks.shape, n))}",
             f"target {container.INFO.name}: CPU yes, GPU {'yes' if on_gpu is None else f'no ({on_gpu})'}",
+            *([f"ids: 0 to {n - 1:,}; the rows' own go into {printable(ids_path(out))}"] if positions else []),
         ]
     )

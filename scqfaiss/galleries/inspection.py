@@ -60,10 +60,12 @@ def _checksums(source: Source) -> str:
 
 def gallery_facts(path: PathLike) -> dict[str, Any]:
     from ..targets import gpu, target
+    from ..targets.pretransform import unclonable
+    from . import positions
     from .gallery import open_gallery
 
     gallery = open_gallery(path)
-    codebooks, codes, _ = gallery.unpack()
+    codebooks, codes, ids = gallery.unpack()
     out = {key: value for key, value in (gallery.metadata or {}).items() if key != "calibration"}
     if gallery.has_calibration:
         calibration, share = gallery.promises
@@ -89,7 +91,9 @@ def gallery_facts(path: PathLike) -> dict[str, Any]:
             "range_search": container.ranges(gallery.index),
             "exact": gallery.exact,
         }
-    return out
+    transforms = unclonable(gallery.index)
+    out["clone"] = f"no: FAISS cannot clone {' and '.join(transforms)}; clone what is behind" if transforms else "yes"
+    return out | positions.facts(path, ids, gallery.metadata)
 
 
 def shards_facts(path: PathLike) -> dict[str, Any]:

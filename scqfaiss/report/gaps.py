@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..comparison.schema import KINDS, Part
+from ..comparison.fields import Part
+from ..comparison.schema import KINDS
 from ..comparison.selection import Document, Row, borrows
 
 

@@ -20,8 +20,9 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
+from ..comparison.fields import clean
 from ..comparison.results import FILE, read_results
-from ..comparison.schema import clean, cleaned
+from ..comparison.schema import cleaned
 from ..comparison.selection import Document, Row, embedded, get, name_of
 from ..data.decoding import Refused, decode, prove
 from ..errors import format_bytes, printable
@@ -33,7 +34,12 @@ from .summary import summary
 from .tables import Table, tables
 from .words import Point, class_name, count, embedding_of
 
-KINDS = {"comparison": "Codes at equal length", "scale": "Time and memory by size", "training": "Training steps"}
+KINDS = {
+    "comparison": "Codes at equal length",
+    "scale": "Time and memory by size",
+    "training": "Training steps",
+    "attack": "Adversarial queries",
+}
 SHOWN = ("image/png", "image/jpeg", "image/webp")  # what every browser shows
 SMALL = 64  # pixels; images narrower than this are scaled up with their pixels left sharp
 SIDE, BYTES = 192, 1 << 15  # the page shows images at 128 px at most, and repeats them: larger ones are made smaller

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..comparison.selection import Document, get
-from . import promised, unseen
+from . import attacked, promised, unseen
 from .words import AHEAD, BEHIND, EVEN, Point, comparison, count, format_number, nbytes, target_of
 
 
@@ -14,7 +14,7 @@ def summary(document: Document) -> list[Point]:
     """What a document of `schema.cleaned` says, the most important first."""
     if not document["rows"]:
         return [Point("Nothing measured", "These results hold no rows: there is nothing to say yet.")]
-    kinds = {"comparison": _comparison, "scale": scale, "training": training}
+    kinds = {"comparison": _comparison, "scale": scale, "training": training, "attack": attacked.points}
     return kinds[str(document["kind"])](document)
 
 

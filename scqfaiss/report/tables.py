@@ -308,8 +308,45 @@ def training(document: Document) -> Table:
     return Table("Training steps", "stage", _header(columns), [Group("", lines)], lead)
 
 
+def attack(document: Document) -> Table:
+    """Each attack at each strength, a group for each pair of models: that which queries were made against, that searched with."""
+    columns = [
+        _Column("mAP", "", _at("map"), score),
+        _Column("mAP", "with the query's code", _at("map_symmetric"), score),
+        _Column("mAP", "of floats", _at("map_floats"), score),
+        _Column("mAP", "of the label code", _at("map_label"), score),
+        _Column("codes changed", "", _at("changed_codes"), score),
+        _Column("AUC of known", "clean against changed", _at("known_auc"), score),
+        _Column("largest change", "", _at("change"), format_number),
+    ]
+    columns = [c for c in columns if any(c.value(row) is not None for row in document["rows"])]
+    grouped: dict[tuple[str, str], list[Row]] = {}
+    for row in document["rows"]:
+        searched = str(row.get("searched") or "a model")
+        grouped.setdefault((searched, str(row.get("crafted") or searched)), []).append(row)
+    groups = []
+    for (searched, crafted), rows in sorted(grouped.items(), key=lambda item: (item[0][0], item[0][0] != item[0][1])):
+        title = (
+            f"{searched}, attacked itself" if searched == crafted else f"{searched}, by queries made against {crafted}"
+        )
+        rows = sorted(rows, key=lambda row: get(row, "eps") or 0.0)
+        lines = [_line(columns, row, str(row.get("attack") or row["key"]), _strength(document, row)) for row in rows]
+        groups.append(Group(title, lines))
+    lead = "What is left of a search when its queries are changed a little. Random signs are as large a change, without aim."
+    return Table("Adversarial queries", "queries", _header(columns), groups, lead)
+
+
+def _strength(document: Document, row: Row) -> str:
+    eps = get(row, "eps")
+    if not eps:
+        return ""
+    return f"{eps:g} of 255" if document.get("space") == "pixels" else f"{100 * eps:g} % of the norm"
+
+
 def tables(document: Document) -> tuple[Table, Table | None]:
     """(the table, the folded one of all rows or None) of a sound document."""
     if document["kind"] == "comparison":
         return comparison(document), everything(document)
+    if document["kind"] == "attack":
+        return attack(document), None
     return (scale(document) if document["kind"] == "scale" else training(document)), None

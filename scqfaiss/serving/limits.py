@@ -1,4 +1,5 @@
-"""What every request passes: an id, a bound on its size and on the time it may take to arrive, a line in the log, a count.
+"""What every request passes: a check of the host it asks for, an id, a bound on its size and on the time it may take to arrive,
+a line in the log, a count.
 
 Plain ASGI: a middleware of Starlette's own would cost more than the search of a small gallery. Searches are answered from here,
 for the same reason: finding a route of FastAPI and filling its parameters costs as much again.
@@ -17,6 +18,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..errors import printable
 from .problems import Problem, problem_of
 from .routes import SEARCH_PATH, Service
 
@@ -25,6 +27,7 @@ Message = MutableMapping[str, Any]
 Search = Callable[[str, Request], Awaitable[Response]]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+HOST = re.compile(rb"(\[[^\]]*\]|[^:]*)(?::[0-9]*)?")  # and a port
 ADDRESS = re.compile(r"/v1/galleries/([^/]+)/search")
 ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # of a request, as a client may give it
 
@@ -36,6 +39,8 @@ class Limits:
         """search(name, request): what answers SEARCH_PATH."""
         self.app, self.service, self.search = app, service, search
         self.settings, self.log, self.metrics = service.settings, service.log, service.metrics
+        hosts = service.settings.hosts
+        self.hosts = None if hosts is None else {name.encode() for name in hosts}
         self.prefix, self.numbers = os.urandom(6).hex() + "-", count()  # ids of requests that bring none
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,12 +58,13 @@ class _Request:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         self.id = given.decode() if ID.fullmatch(given) else f"{limits.prefix}{next(limits.numbers):x}"
-        self.length = headers.get(b"content-length")
+        self.length, self.host = headers.get(b"content-length"), headers.get(b"host", b"")
         scope["state"] = {**scope.get("state", {}), "request_id": self.id}
 
     async def run(self) -> None:
         most = self.limits.settings.max_body
         try:
+            self._check_host()
             if self.length is not None and int(self.length) > most:  # h11 has checked that it is a number
                 raise self._too_large(f"{int(self.length):,} bytes")
             found = ADDRESS.fullmatch(self.scope["path"]) if self.scope["method"] == "POST" else None
@@ -94,6 +100,16 @@ class _Request:
         else:
             self.sent += len(message.get("body", b""))
         await self._send(message)
+
+    def _check_host(self) -> None:
+        hosts, found = self.limits.hosts, HOST.fullmatch(self.host)
+        if hosts is not None and (found is None or found[1].lower() not in hosts):
+            name = printable(self.host[:100].decode("latin-1"))
+            raise Problem(
+                421,
+                f"this server does not answer for the host {name!r}; where it should, start it with --allow-host",
+                CLOSE,
+            )
 
     def _too_large(self, found: str) -> Problem:
         return Problem(413, f"the body is {found}, at most {self.limits.settings.max_body:,} bytes are taken", CLOSE)

@@ -19,6 +19,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a gallery, as it sta
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 MIN_KEY = 16  # characters of a key
 LOGS = ("text", "json")
+OWN_HOSTS = ("localhost", "127.0.0.1", "[::1]")  # that no foreign page can be called by
+HOST = re.compile(r"[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\]")  # without its port
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Served:
 class Settings:
     """Everything a worker has to know. threads: that search, of each worker; 0: one a core. queue: requests that may wait,
     at most. reload: seconds between looks at the files; 0: none. timeout: seconds for a request to arrive, and for an
-    answer to be found. connections: open at a time, of each worker. most_queries, most_hits: of one request; most_k: hits of
-    a query.
+    answer to be found. allow_host: names that clients may ask for, see `hosts`. connections: open at a time, of each worker.
+    most_queries, most_hits: of one request; most_k: hits of a query.
     """
 
     galleries: tuple[Served, ...]
@@ -48,6 +50,7 @@ class Settings:
     threads: int = 0
     reload: float = 2.0
     api_key_file: str | None = None
+    allow_host: tuple[str, ...] = ()
     allow_writes: bool = False
     max_body: int = 32 * 10**6
     timeout: float = 10.0
@@ -68,7 +71,19 @@ class Settings:
     def from_json(text: str) -> Settings:
         values = json.loads(text)
         galleries = tuple(Served(**part) for part in values.pop("galleries"))
-        return Settings(galleries, **(values | {"keys": tuple(values["keys"])}))
+        return Settings(galleries, **(values | {name: tuple(values[name]) for name in ("keys", "allow_host")}))
+
+    @property
+    def hosts(self) -> frozenset[str] | None:
+        """Hosts that requests may name, None for any.
+
+        Without keys a foreign page whose name was pointed at loopback (DNS rebinding) could search here; its requests carry
+        that name.
+        """
+        if self.keys and not self.allow_host:
+            return None
+        own = f"[{self.host}]" if ":" in self.host else self.host
+        return frozenset(name.lower() for name in (*OWN_HOSTS, own, *self.allow_host))
 
     def knows(self, key: str) -> bool:
         """Whether a key is one of those in the file; every one is compared, in a time that tells nothing."""
@@ -152,6 +167,11 @@ def is_loopback(host: str) -> bool:
 def _check(s: Settings) -> None:
     if not is_loopback(s.host) and not s.keys:
         raise ConfigError(f"--host {printable(s.host)} can be reached from outside; that takes --api-key-file")
+    for name in s.allow_host:
+        if not HOST.fullmatch(name.lower()):
+            raise ConfigError(
+                f"--allow-host {printable(name)} is no host; give a name such as search.example.com, without a port"
+            )
     if s.allow_writes and not s.keys:
         raise ConfigError("--allow-writes takes --api-key-file: nobody without a key may change a gallery")
     if s.log not in LOGS:

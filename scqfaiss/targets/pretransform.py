@@ -69,6 +69,16 @@ def chain(index: Any) -> list[Any]:
     return [faiss.downcast_VectorTransform(index.chain.at(i)) for i in range(index.chain.size())]
 
 
+def unclonable(index: Any) -> list[str]:
+    """The classes of transforms in front of an index that faiss.clone_index, and with it a copy to a GPU, refuses.
+
+    Only these keep files of ours from being cloned. No class that FAISS clones divides a row by its norm, and none needs to:
+    whoever applies the chain to queries can clone the index behind it.
+    """
+    kinds = (faiss.LinearTransform, faiss.RemapDimensionsTransform)
+    return [type(t).__name__ for t in chain(index) if not isinstance(t, kinds)]
+
+
 def is_tile(transform: Any) -> bool:
     """Whether a transform repeats its input, as additive codes stored as product codes ask for (see reshape.py)."""
     if not isinstance(transform, faiss.RemapDimensionsTransform) or transform.d_out % transform.d_in:

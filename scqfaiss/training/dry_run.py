@@ -59,7 +59,7 @@ def dry_run(
         + (f", {content} bits of them content codes" if content else ""),
         f"model: about {format_bytes(model_bytes(plan, chain))}",
         *(f"stage {s.name}: {s.epochs} epochs, {s.epochs * s.steps_per_epoch:,} steps" for s in stages if s.epochs),
-        *(["labels: judged by 8 to 18 trainings of the features, in folds"] if options.robust == "auto" else []),
+        *(["labels: judged by 8 to 18 short trainings of the features, in folds"] if options.robust == "on" else []),
         f"device: {plan.device}",
     ]
     for name in TARGETS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,10 @@ from .engine import Engine
 from .epoch_log import Log, log_to
 from .fingerprint import run_fingerprint
 from .labelled_rows import labelled_rows
-from .out_of_fold import Judge, judge_of
+from .out_of_fold import SHORT, Judge, judge_of
 from .outcome import model_bytes, outcome
 from .planning import Plan, adapt, make_plan
-from .robust import Cleaning, clean, hint
+from .robust import Cleaning, clean, hint, in_doubt
 from .rows import MEMORY_SHARE, ImageRows, SourceRows, free_memory, statistics
 from .threads import considerate
 from .trial import add_forecast
@@ -182,20 +183,27 @@ def fit(
 
 
 def clean_labels(plan: Plan, memory: int | None, progress: Progress) -> Cleaning | None:
-    """What `robust` says of the labels; None where it is off, or where they cannot be judged, which is said."""
-    source, labels = plan.sources.rows, plan.labels
+    """What `robust` says of the labels; None where it is off, where they look right at first sight, or where they cannot be
+    judged, which is said where it was asked for.
+    """
+    source, labels, asked = plan.sources.rows, plan.labels, plan.options.robust == "on"
     if plan.options.robust == "off":
         return None
     if "labels" not in plan.needs or labels is None:
-        warn(f"method {plan.options.method} has no use for --robust: it is ignored")
+        if asked:
+            warn(f"method {plan.options.method} has no use for --robust: it is ignored")
         return None
     if isinstance(source, ItemSource) or labels.multilabel:
         what = "those of images" if isinstance(source, ItemSource) else "many a row"
-        warn(f"--robust auto judges single labels of rows of features, not {what}: all rows train")
+        if asked:
+            warn(f"--robust on judges single labels of rows of features, not {what}: all rows train")
         return None
     if len(np.flatnonzero(labels.counts())) < 2:  # which the training refuses
         return None
-    return clean(plan, _RowsOf(plan, memory)(source), labels, train_judge, progress)
+    train = partial(train_judge, effort=SHORT)
+    if not asked and not in_doubt(plan, SourceRows(source, plan.device, memory=0), labels, train, progress):
+        return None
+    return clean(plan, _RowsOf(plan, memory)(source), labels, train, progress)
 
 
 def _fit(

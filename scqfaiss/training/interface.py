@@ -66,8 +66,10 @@ def train(
         raise ConfigError("y and keys were given: labels are of rows, and pairs have none")
     else:
         source = PairSource.of_arrays(x, keys, ids)
-    codebook_source = None if codebook_rows is None else ArraySource(codebook_rows, name="codebook_rows")
-    unlabelled_source = None if unlabelled is None else ArraySource(unlabelled, name="unlabelled")
+    codebook_source = (
+        None if codebook_rows is None else ArraySource(codebook_rows, name="codebook_rows", read_labels=False)
+    )
+    unlabelled_source = None if unlabelled is None else ArraySource(unlabelled, name="unlabelled", read_labels=False)
     validation_source = _validation_source(validation, pairs=keys is not None)
     if run.resume and run.checkpoints is None:
         raise ConfigError("resume needs the folder of the checkpoints: checkpoints=...")
@@ -164,17 +166,18 @@ def open_sources(
             n, left_out = len(rows), leave_out(rows, without)
             warn(f"{rows.name}: left out {left_out:,} of {n:,} rows, those that {printable(without)} names")
         rows.warn_if_wide()
-        own = {**keys, "labels_key": None} | ({"features_key": None} if role == "pairs" else {})
+        others = {name: value for name, value in keys.items() if name != "labels_file"}
+        own = {**others, "labels_key": None} | ({"features_key": None} if role == "pairs" else {})
         codebook_source, unlabelled_source = (
             None if file is None else stack.enter_context(open_rows(file, **own, role="keys", repeated_ids=True))
             for file in (codebook_rows, unlabelled)
         )
         validation_source = None
         if validation is not None:
-            validation_source = stack.enter_context(open_rows(validation, **keys, **of_rows))
+            validation_source = stack.enter_context(open_rows(validation, **others, **of_rows))
         calibration_source = None
         if calibrate is not None:
             calibration_source = stack.enter_context(
-                open_rows(calibrate, **keys, needed_by="--calibrate", repeated_ids=True)
+                open_rows(calibrate, **others, needed_by="--calibrate", repeated_ids=True)
             )
         yield Sources(rows, codebook_source, validation_source, unlabelled_source, calibration_source)

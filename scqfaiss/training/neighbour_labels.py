@@ -15,6 +15,7 @@ QUERIES, ROWS = 2_000, 5_000  # at most
 # where classes are hard to tell, 0.09, 0.13, 0.17, 0.24, 0.30.
 SHARE = 0.08
 MIN_ROWS = 10
+RIGHT, ALIKE = 0.04, 100  # so few others, of so many rows, that nothing more need be asked
 
 
 def disagreement(rows: RowStream, y: Ints, seed: int) -> tuple[int, int]:
@@ -44,3 +45,8 @@ def looks_wrong(alike: int, other: int) -> bool:
     """Whether the share of the others lies more than a standard error above that of right labels."""
     share = other / max(alike, 1)
     return other >= MIN_ROWS and share - math.sqrt(share * (1 - share) / alike) > SHARE
+
+
+def looks_right(alike: int, other: int) -> bool:
+    """Whether the nearest rows alone tell that few labels are wrong, if any."""
+    return alike >= ALIKE and other <= RIGHT * alike

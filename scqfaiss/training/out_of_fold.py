@@ -20,9 +20,11 @@ from ..arrays import Floats, Ints, Labels
 from ..contract import Progress, RowStream, seed_of, settings
 from ..encoders import encoder_class
 from ..methods import method_class
+from ..methods.cfa import DEFAULT_MEMBERS
 from ..options import TrainOptions
 from .fingerprint import setting_files
 from .folds import stratified
+from .planning import Plan
 
 Bools = NDArray[np.bool_]
 Judge = Callable[[Floats], Floats]  # x (b, d_in) -> the probability of every class that was trained, (b, C')
@@ -32,6 +34,8 @@ TrainJudge = Callable[
 
 FOLDS = 5
 ROWS = 10_000  # that the folds are trained on, at most
+# A short training: two of the members, and half of the steps, about a quarter of the time of a whole one.
+SHORT_MEMBERS, SHORT = 2, 0.5
 BLOCK = 4096  # rows whose probabilities are held at a time
 MIN_ROWS = 5  # of a class whose labels are judged: of fewer, a fold knows too little
 # A label is suspicious where its probability is below this share of the largest. On CLINC150 with 20 % wrong labels, 15 rows a
@@ -72,6 +76,14 @@ def options_of_folds(options: TrainOptions, method_config: type[Any]) -> TrainOp
     base = TrainOptions(method="label", encoder=encoder, settings=kept)
     named = ("device", "precision", "accumulate", "clip_norm", "epochs", "batch_size", "seed")
     return replace(base, **{name: getattr(options, name) for name in named})
+
+
+def short_options(plan: Plan) -> TrainOptions:
+    """The options of a short training of a plan's features, to be made with SHORT of the steps."""
+    options = options_of_folds(plan.options, plan.method.Config)
+    if plan.method.members(plan.config, plan.options.encoder) < DEFAULT_MEMBERS:
+        return options
+    return replace(options, settings={**options.settings, "members": SHORT_MEMBERS})
 
 
 def opinion(

@@ -26,7 +26,7 @@ from .rows import free_memory
 from .starting import align_with, make_network, model_to_start_from, of_network
 
 MAX_BITS = 4096  # of a code: longer ones are no short codes, and a slip of the keyboard must not fill the memory
-ROBUST, FORECAST = ("off", "auto"), ("auto", "off")
+ROBUST, FORECAST = ("auto", "on", "off"), ("auto", "off")
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 """A trial: a shorter training without a fifth of the labelled rows. What it makes of these tells what the scores of the whole
 training mean, and what mAP to expect of it.
 
-Two of the members, and half of the steps: about a quarter of a training's time. Its rows are then ranked by heads that are a
-little worse than those of the whole training. On parts of the training rows of CLINC150 and CIFAR-10 thresholds of such heads
-met what was asked for as near as those of heads that trained to the end: what the held-out rows lack is time to be learned by
-heart.
+It is a short one (out_of_fold.SHORT): its rows are ranked by heads that are a little worse than those of the whole training. On
+parts of the training rows of CLINC150 and CIFAR-10 thresholds of such heads met what was asked for as near as those of heads
+that trained to the end: what the held-out rows lack is time to be learned by heart.
 
 n labelled row   h held-out row   c class (C)   d dimension of what codes stand for
 """
@@ -12,7 +11,7 @@ n labelled row   h held-out row   c class (C)   d dimension of what codes stand 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,14 +22,14 @@ from ..arrays import Floats, Ints, Labels
 from ..calibration.forecast import FEW, Expected, Forecast, expected, mean_average_precision
 from ..codebooks import Codebooks
 from ..contract import Method, Progress, drawn_rows, seed_of
-from ..methods.cfa import DEFAULT_MEMBERS
 from ..methods.kmeans import shared_lloyd
+from ..methods.self_training import UNEQUAL
 from ..model import Model
 from ..options import TrainOptions
 from .calibrating import MOST_ROWS, calibration_of, lengths_of
 from .content_codes import unit
 from .folds import rank_in_class
-from .out_of_fold import Judge, options_of_folds
+from .out_of_fold import SHORT, Judge, short_options
 from .planning import Plan
 from .rows import SourceRows
 
@@ -39,10 +38,8 @@ Train = Callable[[TrainOptions, Floats, NDArray[Any], float, tuple[str, ...]], t
 
 PART = 0.2  # of the rows of each class, at least 2 of 4, is held out
 ROWS = 40_000  # labelled rows that a trial looks at
-MEMBERS, EFFORT = 2, 0.5
 MIN_QUERIES = 50  # held-out rows with another of their class beside them; fewer tell nothing
 PQ_ROWS = 4_096  # that PQ of the rows learns from, and is tried on
-UNEQUAL = 3  # times the rows of the rarest class that the most frequent one has
 PQ_ITERATIONS = 10  # of its k-means
 
 
@@ -112,11 +109,8 @@ def queries_among(labels: Labels, held: NDArray[np.bool_]) -> int:
 
 def tried(plan: Plan, method: Method, x: Floats, labels: Labels, held: NDArray[np.bool_], train: Train) -> Trial:
     """Train on the other rows, and look at those held out."""
-    options = options_of_folds(plan.options, plan.method.Config)
-    if plan.method.members(plan.config, plan.options.encoder) >= DEFAULT_MEMBERS:
-        options = replace(options, settings={**options.settings, "members": MEMBERS})
     kept = getattr(getattr(method, "self_training", None), "plan", ())
-    judge, numbers = train(options, x[~held], labels.y[~held], EFFORT, kept)
+    judge, numbers = train(short_options(plan), x[~held], labels.y[~held], SHORT, kept)
     p = np.zeros((int(held.sum()), labels.C), np.float32)
     p[:, numbers] = judge(x[held])
     with torch.no_grad():

@@ -333,7 +333,9 @@ def test_a7_wrong_shape_or_type(train, features, form):
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int64])
 def test_a7_whole_numbers_say_how_they_become_features(train, dtype):
     make(train, np.ones((3, 2), dtype))
-    how = "convert them to float32, times their scale where they were quantized"
+    how = "say what 1 stands for: --scale 0.0078125 for numbers of [-1, 1) times 128, --scale 1 as they are"
+    if dtype == np.int64:
+        how = "convert them to float32, times their scale where they were quantized"
     form = f"(3, 2) {np.dtype(dtype)}"
     refuse(train, f"train.h5: features is {form}, needs (n, d) float16, float32 or float64; {how}")
 

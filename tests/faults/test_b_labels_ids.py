@@ -56,9 +56,9 @@ def test_b2_label_out_of_range(rows):
     names = [str(c) for c in range(10)]
     y = changed(np.arange(20) % 10, [12, 13, 19], 10)
     refuse(rows, "x.h5: labels: row 12 is 10, classes run 0 to 9 (3 such rows)", y, None, names)
-    y = changed(np.arange(20) % 10, 3, -1)
-    none = "leave out rows without a label, or mark labels in an (n, C) matrix of 0 and 1"
-    refuse(rows, f"x.h5: labels: row 3 is -1, classes run 0 upwards (1 such rows); {none}", y)
+    y = changed(np.arange(20) % 10, 3, -2)
+    none = "-1 says that a row has no label"
+    refuse(rows, f"x.h5: labels: row 3 is -2, classes run 0 upwards (1 such rows); {none}", y)
     matrix = np.zeros((20, 3), np.uint8)
     refuse(rows, "x.h5: labels has 3 columns, needs one for each of the 10 classes", matrix, None, names)
 
@@ -70,7 +70,7 @@ def test_b3_whole_floats_convert(rows, dtype):
         assert source.labels.y.dtype == np.int64
 
 
-@pytest.mark.parametrize("value, printable", [(0.5, "0.5"), (np.nan, "nan"), (np.inf, "inf")])
+@pytest.mark.parametrize("value, printable", [(0.5, "0.5"), (np.inf, "inf")])
 def test_b3_other_floats(rows, value, printable):
     y = changed(np.zeros(20), 4, value)
     refuse(rows, f"x.h5: labels: row 4 is {printable}, not a class number", y)
@@ -93,10 +93,41 @@ def test_b3_names_are_classes(tmp_path, words):
     with pytest.raises(DataError, match=r"labels: row 1 is '.*nt', which class_names does not name$"):
         ArraySource(X, given, class_names=["cat", "dog"])
     assert ArraySource(X, given, class_names=["dog", "cat", words[1]]).labels.y.tolist() == [1, 2] * 10
-    with pytest.raises(DataError, match=r"row 7 is '', not a class name \(1 such rows\)"):
-        ArraySource(X, changed(given, 7, words[0][:0]))
+    with pytest.raises(DataError, match=r"row 7 is 3, not a class name \(1 such rows\)"):
+        ArraySource(X, changed(given, 7, 3, object))
     with pytest.raises(DataError, match="class_names holds 'cat' more than once"):
         ArraySource(X, np.zeros(20, int), class_names=["cat", "cat"])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        changed(np.arange(20) % 3, [2, 7], -1),
+        changed(np.arange(20) % 3, [2, 7], np.nan, np.float64),
+        changed(np.array([b"a", b"b", b"c"])[np.arange(20) % 3], [2, 7], b""),
+    ],
+)
+def test_b3_rows_without_a_label_are_left_out(rows, labels):
+    with pytest.warns(ScqWarning, match="^x.h5: left out 2 of 20 rows without a label$"):
+        source = rows(labels)
+    with source:
+        rest = np.delete(np.arange(20), [2, 7])
+        np.testing.assert_array_equal(source.labels.y, rest % 3)
+        np.testing.assert_array_equal(source.ids, rest)
+        np.testing.assert_array_equal(source.read(0, 18), X[rest])
+    with rows(labels, keep_unlabelled=True) as source:
+        assert source.labels.without_label().tolist() == [2, 7]
+        assert source.labels.counts().tolist() == np.bincount(rest % 3).tolist()
+        assert source.labels.multi_hot().sum(1).tolist() == [int(row not in (2, 7)) for row in range(20)]
+        assert source.labels.among(np.array([0, 2])).y[[2, 5, 7]].tolist() == [-1, 1, -1]
+    with rows(np.full(20, -1)) as source:
+        assert source.labels is None
+
+
+@pytest.mark.parametrize("words", [["a", None, "b"], ["a", float("nan"), "b"], [1, None, 2]])
+def test_b3_what_python_has_for_nothing(words):
+    source = ArraySource(X[:3], words, keep_unlabelled=True)
+    assert source.labels.y.tolist() == ([0, -1, 1] if words[0] == "a" else [1, -1, 2])
 
 
 def test_b4_row_without_label_passes(rows):

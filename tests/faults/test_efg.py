@@ -336,7 +336,7 @@ def without(module, *arguments):
     "module, arguments, pip",
     [
         ("faiss", SEARCH, 'pip install "scqfaiss[cpu]"'),
-        ("torch", ("train", "train.h5", "-o", "x.safetensors"), "pip install torch"),
+        ("torch", ("train", "train.h5", "-o", "x.safetensors"), 'pip install "scqfaiss[train]"'),
         ("h5py", ("info", "train.h5"), "pip install h5py"),
         ("safetensors", ("info", "m.safetensors"), "pip install safetensors"),
     ],
@@ -358,6 +358,8 @@ def test_g4_what_is_not_needed_is_not_asked_for(here):
     """Encoding and writing needs no torch, describing a model no FAISS, help neither."""
     assert without("torch", "export", "m.safetensors", "database.h5", "-o", "x.faissindex").code == 0
     assert Path("x.faissindex").read_bytes() == Path("g.faissindex").read_bytes()
+    assert without("torch", *SEARCH).code == 0
+    assert without("torch", *EVALUATE).code == 0
     assert without("faiss", "info", "m.safetensors").code == 0
     assert "train" in without("numpy", "--help").out
 

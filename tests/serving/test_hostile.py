@@ -30,6 +30,7 @@ def client(shop):
         connections=8,
         max_body="100kB",
         threads=1,
+        allow_host=("Search.example",),
     )
     with client_of(settings) as found:
         found.shop = shop
@@ -120,6 +121,40 @@ def test_bodies_over_the_limit_are_not_read(client):
         assert exchange(client.port, HEAD + b"Content-Length: " + length + b"\r\n\r\n").startswith(b"HTTP/1.1 400")
 
 
+@pytest.mark.parametrize(
+    "status, hosts",
+    [
+        (200, ("localhost", "LOCALHOST:1", "127.0.0.1:8080", "[::1]", "[::1]:80", "search.example:443", "localhost:")),
+        (
+            421,
+            (
+                "evil.example",
+                "localhost.evil.example",
+                "evil.example:8080",
+                "localhost@evil.example",
+                "127.0.0.1.nip.io",
+            ),
+        ),
+        (421, ("localhost:80:80", "[::1", "::1", "0.0.0.0", "localhost:x", "", "\xff")),
+    ],
+)
+def test_only_own_names_are_answered(client, status, hosts):
+    """A page whose name points at loopback gets nothing, of any route, whatever else the request is."""
+    for host in hosts:
+        line = b"Host: " + host.encode("latin-1") + b"\r\nConnection: close\r\n"
+        for data in (
+            b"GET /healthz HTTP/1.1\r\n" + line + b"\r\n",
+            HEAD.replace(b"Host: localhost\r\n", line) + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY,
+        ):
+            head, _, body = exchange(client.port, data).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 %d" % status), (host, head)
+            assert status == 200 or json.loads(body)["error"]["status"] == 421
+    if status == 421:
+        huge = HEAD.replace(b"localhost", b"evil.example") + b"Content-Length: 1000000000\r\n\r\n"
+        assert exchange(client.port, huge).startswith(b"HTTP/1.1 421")
+        assert exchange(client.port, b"GET /metrics HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 421")
+
+
 def test_headers_are_not_injected(client):
     headers = {"X-Request-ID": "a b", "Content-Type": "application/json"}
     assert re.fullmatch(
@@ -174,10 +209,10 @@ def test_idle_connections_give_way_and_young_ones_do_not(client):
         while len(client.server.server_state.connections) < 8 and time.monotonic() < deadline:
             time.sleep(0.01)
         # The eighth is idle since its answer: it gives way to the first that is too many; those that have just come do not.
-        answer = exchange(client.port, b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        answer = exchange(client.port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 200")
         held.append(socket.create_connection(("127.0.0.1", client.port)))
-        answer = exchange(client.port, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", 1.0)
+        answer = exchange(client.port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 1.0)
         assert answer == b"" or (answer.startswith(b"HTTP/1.1 503") and b"retry-after: 1" in answer)
     finally:
         for s in held:

@@ -173,7 +173,7 @@ def test_a_worker_that_is_killed_comes_back_also_once_a_damaged_file_is_whole_ag
 @pytest.mark.slow
 def test_idle_clients_those_that_do_not_read_and_a_second_signal(files, tmp_path):
     many = json.dumps({"queries": life.XQ.tolist() * 60, "k": 400}).encode()
-    head = f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: ".encode()
+    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: ".encode()
     with ExitStack() as stack, started(files, tmp_path / "log", "--connections", "300", "--timeout", "3") as service:
         url, pid = f"http://127.0.0.1:{service.port}{PATH}", service.process.pid
         assert httpx.post(url, json=BODY).status_code == 200

@@ -19,6 +19,7 @@ from serving.conftest import KEY
         (("a=x",), {"host": "0.0.0.0"}, "--host 0.0.0.0 can be reached from outside; that takes --api-key-file"),
         (("a=x",), {"host": "localhost.example"}, "can be reached from outside"),
         (("a=x",), {"allow_writes": True}, "--allow-writes takes --api-key-file"),
+        (("a=x",), {"allow_host": ("a.example:8080",)}, "--allow-host a.example:8080 is no host"),
         (("a=x",), {"log": "xml"}, "log is 'xml', needs one of text, json"),
         (("a=x",), {"workers": 2, "device": "cuda"}, "several workers would each hold the codes on the GPU"),
         (("a=x",), {"workers": 0}, "workers is 0, needs 1 or more"),
@@ -75,3 +76,8 @@ def test_names_files_and_sizes(shop):
     )
     assert found.knows(KEY) and not found.knows(KEY[1:]) and not found.knows("") and KEY not in repr(found)
     assert Settings.from_json(found.to_json()) == found and KEY not in found.to_json()
+    assert found.hosts is None  # with keys
+    named = settings_of(("x.faissindex",), host="::1", allow_host=("Search.example",))
+    assert named.hosts == {"localhost", "127.0.0.1", "[::1]", "search.example"}
+    assert Settings.from_json(named.to_json()) == named
+    assert settings_of(("x.faissindex",), host="127.0.0.2").hosts > {"127.0.0.2"}

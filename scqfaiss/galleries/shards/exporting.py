@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...contract import Progress, silent
-from ...data.pieces import Slice, open_pieces
+from ...data.joined import Slice, open_several
 from ...data.source import Source
 from ...errors import ConfigError, DataError, ScqError, format_bytes, printable
 from ...features.source import FeatureSource, InferenceOptions, as_rows
@@ -170,7 +170,7 @@ def export_files(
 ) -> str:
     """Export files of rows, or images, into a folder of shards; returns what to tell the user."""
     model = cut(Model.load(model_path), bits)
-    source = open_pieces(paths, **{**keys, "labels_key": None}, role="keys")
+    source = open_several(paths, **{**keys, "labels_key": None}, role="keys")
     try:
         rows = as_rows(source, model, inference_options, printable(model_path))
     except BaseException:

@@ -26,6 +26,7 @@ CHARTS: dict[str, tuple[Callable[[Document], Plan | Missing], ...]] = {
     "comparison": (map_bits, map_ms, probes, precision_recall, reliability, codewords, centers, plane),
     "scale": (scale_time, scale_memory),
     "training": (training,),
+    "attack": (),
 }
 
 
