@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import Progress, silent
+from ..data.joined import Slice, open_several
 from ..data.kinds import files_of
-from ..data.pieces import Slice, open_pieces
 from ..errors import ConfigError, DataError, ResourceError, WriteError, printable
 from ..files import PathLike
 from ..galleries.exporting import check_target, cut
@@ -58,7 +58,7 @@ class Job:
 def look_at(path: str, keys: Mapping[str, Any]) -> File:
     """Runs on a node: what a file of rows holds. Raises as open_rows, ConfigError for images and pairs."""
     size = _size(path)
-    with open_pieces([path], **keys) as source:
+    with open_several([path], **keys) as source:
         if source.modality != ROWS or source.pairs:
             raise ConfigError(f"{source.name} holds {source.modality.items}; scqfaiss features makes rows of them")
         return File(path, len(source), source.physical_rows, source.d, source.has_ids, source.dropped, size)
@@ -73,7 +73,7 @@ def build(job: Job, keys: Mapping[str, Any], model: bytes, bits: int | None, how
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            with open_pieces([file.path for file in job.files], starts=job.starts, **keys) as source:
+            with open_several([file.path for file in job.files], starts=job.starts, **keys) as source:
                 if len(source) != sum(file.rows for file in job.files):
                     raise DataError(f"{source.name}: was changed while it was read")
                 return how.shard(job.number, Slice(source, job.i, job.j))
