@@ -28,7 +28,7 @@ import click
 import numpy as np
 
 import scqfaiss
-from scqfaiss.cluster.session import load_ray
+from scqfaiss.cluster.session import keep_quiet, load_ray
 
 ROOT = Path(__file__).resolve().parents[1]
 D = 64
@@ -72,6 +72,7 @@ def cluster(nodes: int = 2):
     made.others = [made.add_node(**small) for _ in range(nodes - 1)]
     made.again = lambda: made.others.append(made.add_node(**small))
     ray.init(address=made.address, log_to_driver=False, logging_level="CRITICAL")
+    keep_quiet(ray)
     try:
         yield ray, made
     finally:
@@ -108,7 +109,7 @@ def main() -> None:
 
 
 def finish(out: dict[str, object], good: bool) -> None:
-    print(json.dumps(out | {"equal": bool(good)}))
+    print(json.dumps(out | {"equal": int(good)}))
     sys.exit(0 if good else 1)
 
 

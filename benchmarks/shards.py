@@ -70,7 +70,9 @@ def merge(queries: int, k: int) -> None:
         out["merge_ms"][str(nq)] = dict(zip(map(str, COUNTS), [round(v, 4) for v in ms])) | {"line": line(COUNTS, ms)}
     for S in COUNTS:
         out["bytes_a_query"][str(S)] = S * (12 * k + 4 * D)
-    print(json.dumps(out))
+    one, many = out["merge_ms"]["1"]["16"], out["merge_ms"][str(queries)]["16"]
+    out |= {"one_query_16_shards_ms": one, "many_queries_16_shards_ms": round(many / queries, 4)}
+    print(json.dumps(out | {"bytes_a_query_16_shards": out["bytes_a_query"]["16"]}))
 
 
 @main.command()

@@ -4,8 +4,8 @@
 
 TIMES.json is what `benchmarks/shards.py tail` writes: {"of_shards": [[seconds, ...], ...], "merge": seconds, "searches": [...],
 "one_core": [...]}. A search of S shards that run side by side takes the longest of S draws, and the merge; one after another,
-their sum. A draw is the median of all shards for one measured query (a hard query is hard everywhere), times how far a shard was
-off that median (drawn for each shard anew). A straggler is a draw that takes `slow` times as long, with probability `stragglers`.
+their sum. A draw is a factor of the query (a hard query is hard in every shard) times one of the draw, both taken from the
+measured times by an analysis of variance. A straggler is a draw that takes `slow` times as long, with probability `stragglers`.
 With two replicas or more another draw starts after `hedge` times the p95 of a shard, and the first that ends counts. Both forms,
 with as many shards as were measured, are held against the measured searches. Knows nothing of scqfaiss.
 """
@@ -31,8 +31,7 @@ def searches(
     together=np.maximum,
 ) -> np.ndarray:
     """times (S, n): of S shards in n searches -> (DRAWS,) seconds of searches. together: np.add where one core does it all."""
-    of_query = np.median(times, axis=0)
-    off = (times / of_query).ravel()
+    of_query, off = effects(times)
     query, longest = rng.choice(of_query, DRAWS), np.zeros(DRAWS)
     for _ in range(shards):
         best = np.full(DRAWS, np.inf)
@@ -42,6 +41,20 @@ def searches(
             best = np.minimum(best, r * hedge + drawn)
         longest = together(longest, best)
     return longest + merge
+
+
+def effects(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """times (S, n) -> factors of the n queries and of the S n draws, whose products are spread as the times are.
+
+    Analysis of variance of the logarithms: of the spread of the queries' means, what single draws explain is taken out.
+    """
+    logs = np.log(times)
+    mean = logs.mean(0)
+    of_draws = logs.var(0, ddof=1).mean() if len(times) > 1 else 0.0
+    of_queries = max(0.0, mean.var(ddof=1) - of_draws / len(times))
+    shrunk = np.sqrt(of_queries / mean.var(ddof=1)) if mean.var() > 0 else 0.0
+    rest = (logs - mean) * np.sqrt(len(times) / max(1, len(times) - 1))
+    return np.exp(mean.mean() + shrunk * (mean - mean.mean())), np.exp(rest).ravel()
 
 
 def percentiles(seconds: np.ndarray) -> dict[str, float]:

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import httpx
@@ -20,9 +21,11 @@ from conftest import blobs
 import scqfaiss
 from scqfaiss.cli import program
 from scqfaiss.cluster import exporting
-from scqfaiss.cluster.session import load_ray
+from scqfaiss.cluster.replicas import NotOpen, Replicas, ask_all
+from scqfaiss.cluster.session import keep_quiet, load_ray
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.encoders.chain import Chain
+from scqfaiss.galleries.shards.manifest import Shard
 
 ROOT = Path(__file__).parents[1]
 SHARDS = 4
@@ -64,6 +67,80 @@ def test_rows_are_dealt_over_files():
     assert [(job.starts, job.i, job.j) for job in jobs] == [((0,), 0, 2), ((0, 4), 2, 8), ((10,), 0, 4)]
 
 
+class Lost(Exception):
+    """Stands for Ray's errors of every kind."""
+
+    cause = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """at: when it is ready; value: or an error."""
+
+    at: float
+    value: object
+
+
+class FakeRay:
+    """As much of Ray as asking replicas takes."""
+
+    exceptions = SimpleNamespace(
+        RayError=Lost, RayTaskError=type("Refused", (Lost,), {}), ActorDiedError=type("Died", (Lost,), {})
+    )
+
+    def wait(self, refs, num_returns=1, timeout=None):
+        end = time.monotonic() + (10 if timeout is None else timeout)
+        while True:
+            ready = [ref for ref in refs if ref.at <= time.monotonic()][: max(1, num_returns)]
+            if ready or time.monotonic() >= end:
+                return ready, [ref for ref in refs if ref not in ready]
+            time.sleep(0.001)
+
+    def get(self, ref):
+        if isinstance(ref.value, Exception):
+            raise ref.value
+        return ref.value
+
+
+def actor(*answers):
+    """An actor that gives these (seconds, value) in turn, the last one again and again; made and asked: how often."""
+    calls = []
+
+    def remote(*_):
+        calls.append(1)
+        seconds, value = answers[min(len(calls), len(answers)) - 1]
+        return Reference(time.monotonic() + seconds, value)
+
+    return SimpleNamespace(ask=SimpleNamespace(remote=remote), traits=SimpleNamespace(remote=remote), calls=calls)
+
+
+def asked(*actors, patience=0.3, hedge=0.05):
+    """What one shard with these replicas answers, and who was asked."""
+    ray = FakeRay()
+    shard = Shard("shard-00000.faissindex", 1, (0, 0), "0" * 64)
+    replicas = Replicas(ray, shard, lambda r: actors[r], len(actors))
+    replicas._next = -1  # the first one first
+    (answer,) = ask_all(ray, [replicas], "search", None, [()], {}, patience, hedge)
+    return answer, [len(a.calls) for a in actors]
+
+
+def test_who_is_asked_where_replicas_are_lost():
+    good, lost, slow = (0, "hits"), (0, Lost()), (9, "late")
+    assert asked(actor(good), actor(good)) == (("hits",), [1, 0])
+    assert asked(actor(lost), actor(good))[0] == ("hits",)
+    assert asked(actor(slow), actor(good)) == (("hits",), [1, 1])  # the second one is asked beside it
+    assert asked(actor(lost), actor(lost))[0] == ()  # within `patience`
+    assert asked(actor(lost, good), patience=3)[0] == ("hits",)  # lost, then back
+    died = actor((0, FakeRay.exceptions.ActorDiedError()), (0, FakeRay.exceptions.ActorDiedError()), good)
+    assert asked(died, patience=3)[0] == ("hits",)  # made anew
+    refused = FakeRay.exceptions.RayTaskError()
+    refused.cause = scqfaiss.ConfigError("k is 0")
+    with pytest.raises(scqfaiss.ConfigError, match="k is 0"):
+        asked(actor((0, refused)), actor(good))
+    refused.cause = NotOpen("gone")
+    assert asked(actor((0, refused)), actor(good))[0] == ("hits",)
+
+
 # ------------------------------------------------------------------------------------------------------- with a cluster
 pytestmark_slow = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(120)]
 
@@ -88,6 +165,7 @@ def cluster():
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": soon, **how})
     made.other = made.add_node(num_cpus=1, object_store_memory=80 << 20)
     ray.init(address=made.address, log_to_driver=False, logging_level="CRITICAL")
+    keep_quiet(ray)
     yield made
     ray.shutdown()
     made.shutdown()

@@ -5,6 +5,9 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+import time
 import warnings
 from functools import cache
 from pathlib import Path
@@ -295,6 +298,51 @@ def test_killed_between_shard_and_manifest(here, monkeypatch):
     assert np.array_equal(scqfaiss.open("x.shards").search(XQ)[1], I)
     scqfaiss.remove("x.shards", IDS[-3:])
     assert names()[1:] == ["shard-00000.faissindex", "shard-00001.faissindex", "shard-00002-1.faissindex"]
+
+
+def test_one_writer_at_a_time(here):
+    from scqfaiss.files import atomic_write
+
+    whole = names()
+    with atomic_write("x.shards/manifest.json", what="changed"):
+        for work in (
+            lambda: scqfaiss.remove("x.shards", IDS[:3]),
+            lambda: scqfaiss.append("x.shards", X[:3]),
+            lambda: scqfaiss.export("m.safetensors", X, path="x.shards", shards=2),
+        ):
+            with pytest.raises(scqfaiss.WriteError, match="is being changed by pid"):
+                work()
+    assert names() == whole
+
+
+ENDLESS = """
+import numpy as np, scqfaiss
+x = np.load("x.npy")
+print("begun", flush=True)
+while True:
+    scqfaiss.append("x.shards", x[:50], ids=np.arange(50) + 10_000)
+    scqfaiss.remove("x.shards", np.arange(50) + 10_000)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_while_shards_change(here):
+    """At any moment the folder is a gallery of the rows before, or of those after; the next change removes what is left over."""
+    np.save("x.npy", X)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        child = subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE)
+        assert child.stdout.readline() == b"begun\n"
+        time.sleep(rng.uniform(0, 0.6))
+        child.kill()
+        child.communicate()
+        gallery = scqfaiss.open("x.shards")
+        assert gallery.ntotal in (400, 450) and len(set(gallery.ids())) == gallery.ntotal
+        scqfaiss.remove("x.shards", [10_000, 10_001])  # where they are there
+        scqfaiss.remove("x.shards", np.arange(50) + 10_000)
+    scqfaiss.append("x.shards", X[:1])
+    manifest = read_manifest("x.shards")
+    assert names() == ["manifest.json", *sorted(shard.name for shard in manifest.shards)]
 
 
 def test_merge_makes_one_file(here):

@@ -32,6 +32,9 @@ def actor_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--cpus", default=0.0, show_default=True, help="CPUs that each actor reserves, and searches with."
         ),
+        click.option(
+            "--hedge", default=1.0, show_default=True, help="Seconds after which a second replica is asked, too."
+        ),
         click.option("--replicas", default=2, show_default=True, help="Actors that hold each shard."),
     ):
         command = option(command)

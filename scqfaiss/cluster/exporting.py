@@ -131,8 +131,8 @@ def export_cluster(
         loaded = Model.load(model_path)
         model = cut(loaded, bits)
         with connected(address) as ray:
-            task: Any = lambda f: ray.remote(f).options(num_cpus=cpus, max_retries=RETRIES)  # noqa: E731
-            files = _gathered(ray, [task(look_at).remote(path, of_all) for path in paths], paths)
+            look, make = (ray.remote(f).options(num_cpus=cpus, max_retries=RETRIES) for f in (look_at, build))
+            files = _gathered(ray, [look.remote(path, of_all) for path in paths], paths)
             n = check_files(files, model, str(model_path))
             container, _ = check_target(model, target, options, n)
             cuts = allotted(n, shards, rows_per_shard)
@@ -141,7 +141,7 @@ def export_cluster(
             shared = ray.put(loaded.to_bytes())
             jobs = list(jobs_of(files, cuts))
             without = replace(how, model=None)  # type: ignore[arg-type]  # it travels once, as `shared`
-            refs = [task(build).remote(job, of_all, shared, bits, without) for job in jobs]
+            refs = [make.remote(job, of_all, shared, bits, without) for job in jobs]
             names = [f"shard {job.number}" for job in jobs]
             made = _gathered(
                 ray, refs, names, lambda done: progress("encode", sum(b - a for a, b in cuts[:done]), n, "")

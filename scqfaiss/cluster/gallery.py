@@ -17,7 +17,7 @@ from ..galleries.shards.opening import MOST_TRIES, check_repeats
 from ..galleries.shards.sharded import Opened, Sharded, model_for
 from ..galleries.snapshot import Origin
 from ..model import Model
-from .replicas import Replicas, ask_all, maker
+from .replicas import HEDGE, Replicas, ask_all, maker
 
 PATIENCE = 10.0  # seconds that a search waits for a shard none of whose replicas answers: Ray starts them again
 BY_REFERENCE = 100_000  # bytes of queries from which on they travel once to a node, not once to a shard
@@ -26,7 +26,8 @@ BY_REFERENCE = 100_000  # bytes of queries from which on they travel once to a n
 @dataclass(frozen=True)
 class Way:
     """How shards are held and asked. cpus: see open_remote. partial: leave out shards none of whose replicas answers, and name
-    them in `missing`, instead of raising an error. patience: seconds that a search waits for one of them.
+    them in `missing`, instead of raising an error. patience: seconds that a search waits for one of them. hedge: seconds after
+    which another replica is asked beside one that has not answered.
     """
 
     ray: Any
@@ -35,6 +36,7 @@ class Way:
     mmap: bool = False
     partial: bool = False
     patience: float = PATIENCE
+    hedge: float = HEDGE
 
 
 class RemoteSharded(Sharded):
@@ -85,13 +87,13 @@ class RemoteSharded(Sharded):
 
     def _ask_one(self, opened: Opened, s: int, verb: str, *arguments: Any) -> Any:
         way, part = self._way, opened.parts[s : s + 1]
-        return self._whole(part, ask_all(way.ray, part, verb, None, [arguments], {}, way.patience))[0]
+        return self._whole(part, ask_all(way.ray, part, verb, None, [arguments], {}, way.patience, way.hedge))[0]
 
     def _answers(
         self, opened: Opened, verb: str, rows: Any, arguments: Sequence[Any], options: dict[str, Any]
     ) -> list[Any]:
         way = self._way
-        found = ask_all(way.ray, opened.parts, verb, rows, arguments, options, way.patience)
+        found = ask_all(way.ray, opened.parts, verb, rows, arguments, options, way.patience, way.hedge)
         if way.partial and any(found):
             self.missing |= {part.shard.name for part, answer in zip(opened.parts, found) if not answer}
             return [answer[0] for answer in found if answer]
@@ -157,20 +159,23 @@ def open_remote(
     cpus: float = 0.0,
     partial: bool = False,
     patience: float = PATIENCE,
+    hedge: float = HEDGE,
 ) -> RemoteSharded:
     """Open a folder of shards in actors of a cluster, `replicas` for each shard. The folder lies where all nodes see it.
 
-    cpus: that an actor reserves, and from 2 on threads of its searches. partial, patience: see
-    Way. Raises as open_sharded does, ResourceError where actors do not start.
+    cpus: that an actor reserves, and from 2 on threads of its searches. partial, patience, hedge:
+    see Way. Raises as open_sharded does, ResourceError where actors do not start.
     """
     name = printable(path)
     if not is_sharded(path):
         raise ConfigError(f"{name}: a cluster searches folders of shards (.shards); scqfaiss cluster export makes one")
     if replicas < 1:
         raise ConfigError(f"replicas is {replicas}, needs 1 or more")
+    if hedge <= 0:
+        raise ConfigError(f"hedge is {hedge}, needs seconds above 0")
     if device != "cpu":
         raise ConfigError("a cluster searches on CPUs; leave --device out")
-    way = Way(ray, replicas, cpus, mmap, partial, patience)
+    way = Way(ray, replicas, cpus, mmap, partial, patience, hedge)
     loaded = model_for(model, read_manifest(path).metadata, name)
     return RemoteSharded(
         open_parts(path, way, {}), loaded, name, Origin(os.path.abspath(path), device, mmap, True), way

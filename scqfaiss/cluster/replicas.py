@@ -19,6 +19,7 @@ from ..galleries.shards.sharded import Traits
 from .session import cause
 
 HEDGE = 1.0  # seconds after which another replica is asked beside one that has not answered
+SILENT = 1.0  # seconds without an answer, while another replica answered, after which one counts as lost
 PROBE, MOST_PAUSE = 0.25, 8.0  # seconds between looks whether a lost replica is back, first and at most
 START = 120.0  # seconds that actors have to open their shards
 
@@ -154,21 +155,22 @@ def ask_all(
     arguments: Sequence[Sequence[Any]],
     options: dict[str, Any],
     patience: float,
+    hedge: float = HEDGE,
 ) -> list[Any]:
     """verb(rows, *arguments of the shard, **options) of every shard, each from one of its replicas. rows: None for methods
     without; an array, or the reference of one in Ray's store.
 
-    A replica that is lost is replaced by another; one that does not answer in HEDGE seconds has another asked beside it, and
+    A replica that is lost is replaced by another; one that does not answer in `hedge` seconds has another asked beside it, and
     the first answer counts. -> for each shard (answer,), or () where no replica answered within `patience` seconds.
     """
-    return _Call(ray, replicas, (verb, rows, arguments, options)).run(patience)
+    return _Call(ray, replicas, (verb, rows, arguments, options), hedge).run(patience)
 
 
 class _Call:
     """One question to all shards."""
 
-    def __init__(self, ray: Any, replicas: Sequence[Replicas], question: tuple[Any, ...]) -> None:
-        self._ray, self._replicas, self._question = ray, replicas, question
+    def __init__(self, ray: Any, replicas: Sequence[Replicas], question: tuple[Any, ...], hedge: float) -> None:
+        self._ray, self._replicas, self._question, self._hedge = ray, replicas, question, hedge
         self._waiting: dict[Any, tuple[int, int, float]] = {}  # reference -> shard, replica, when it was asked
         self._tried: list[set[int]] = [set() for _ in replicas]
         self._answers: list[Any] = [()] * len(replicas)
@@ -186,7 +188,7 @@ class _Call:
     def run(self, patience: float) -> list[Any]:
         for s in range(len(self._replicas)):
             self._send(s)
-        deadline, hedge = time.monotonic() + patience, time.monotonic() + HEDGE
+        deadline, hedge = time.monotonic() + patience, time.monotonic() + self._hedge
         while self._open:
             unasked = self._open - {s for s, _, _ in self._waiting.values()}
             for s in unasked:  # all of its replicas are lost, or were when they were asked
@@ -195,17 +197,17 @@ class _Call:
             if not self._waiting and time.monotonic() > deadline:
                 break
             if time.monotonic() > hedge:
-                hedge = time.monotonic() + HEDGE
+                hedge = time.monotonic() + self._hedge
                 for s in self._open:
                     self._send(s)
-            self._take(min(0.05 if unasked else HEDGE, max(0.001, hedge - time.monotonic())))
+            self._take(min(0.05 if unasked else self._hedge, max(0.001, hedge - time.monotonic())))
         return self._answers
 
     def _answered(self, s: int) -> None:
         """Whoever has been silent while another answered is left out until it speaks."""
         self._open.discard(s)
         for other, r, asked in self._waiting.values():
-            if other == s and time.monotonic() - asked > HEDGE:
+            if other == s and time.monotonic() - asked > SILENT:
                 self._replicas[s].lost(r)
 
     def _take(self, seconds: float) -> None:

@@ -11,6 +11,7 @@ from ..files import PathLike
 from ..galleries.base import AnyGallery
 from ..galleries.searching import search_file
 from .gallery import RemoteSharded, open_remote
+from .replicas import HEDGE
 from .session import connected
 
 
@@ -22,6 +23,7 @@ def search_cluster(
     allow_missing: bool = False,
     address: str | None = None,
     cpus: float = 0.0,
+    hedge: float = HEDGE,
     **options: Any,
 ) -> str:
     """searching.search_file with actors; returns what to tell the user. allow_missing: answer without shards that no replica
@@ -30,8 +32,9 @@ def search_cluster(
     opened: list[RemoteSharded] = []
     with connected(address) as ray:
 
-        def opener(*arguments: Any, **how: Any) -> AnyGallery:
-            opened.append(open_remote(ray, *arguments, replicas=replicas, partial=allow_missing, cpus=cpus, **how))
+        def opener(gallery: PathLike, **how: Any) -> AnyGallery:
+            given: dict[str, Any] = {"replicas": replicas, "partial": allow_missing, "cpus": cpus, "hedge": hedge}
+            opened.append(open_remote(ray, gallery, **given, **how))
             return opened[-1]
 
         text = search_file(path, queries, opener=opener, **options)
@@ -48,6 +51,7 @@ def serve_cluster(
     replicas: int = 2,
     address: str | None = None,
     cpus: float = 0.0,
+    hedge: float = HEDGE,
     **options: Any,
 ) -> None:
     """serving.run.serve with actors, in one process. Raises as that and open_remote do."""
@@ -58,4 +62,4 @@ def serve_cluster(
     if settings.workers != 1:
         raise ConfigError("cluster serve is one process, and its actors do the work; leave --workers out")
     with connected(address) as ray:
-        run(settings, say, partial(open_remote, ray, replicas=replicas, cpus=cpus))
+        run(settings, say, partial(open_remote, ray, replicas=replicas, cpus=cpus, hedge=hedge))

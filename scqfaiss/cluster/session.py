@@ -51,6 +51,8 @@ def connected(address: str | None) -> Iterator[Any]:
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         what = " ".join(str(error).split())[:200]
         raise ConfigError(f"no Ray cluster at {how['address']} ({what}); start one with: ray start --head") from error
+    else:
+        keep_quiet(ray)
     finally:
         for number, handler in before.items():  # Ray puts its own in their place
             signal.signal(number, handler)
@@ -59,6 +61,13 @@ def connected(address: str | None) -> Iterator[Any]:
     finally:
         with suppress(Exception):
             ray.shutdown()
+
+
+def keep_quiet(ray: Any) -> None:
+    """Ray prints what befalls its nodes among the output of the program, whatever is said about logs."""
+    worker = getattr(getattr(ray, "_private", None), "worker", None)
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *_, **__: None  # type: ignore[union-attr]
 
 
 def cause(ray: Any, error: BaseException, what: str) -> ScqError:

@@ -68,8 +68,8 @@ class Build:
                     return *entry(path, rows.ids), False
         path = self.folder / newer_name(shard_name(number), self.kept)
         with atomic_write(path, suffix=SUFFIX, what="exported") as output:
-            how = self.target, self.options, progress, self.threads
-            index, metadata, nbytes = encode_for(self.model, rows, output, *how)
+            how = self.target, self.options, progress
+            index, metadata, nbytes = encode_for(self.model, rows, output, *how, threads=self.threads)
             write(output, index, metadata | {"rows_sha256": rows.digest()}, nbytes)
         return *entry(path, rows.ids), True
 
