@@ -49,14 +49,7 @@ def evaluate_file(
         raise ConfigError(f"R is {at}, needs 1 or more")
     asked = None if known is None else parse_known(known)
     with ExitStack() as stack:
-        own = {name: value for name, value in keys.items() if name not in ("labels_file", "database_labels")}
-        of_queries, of_database = keys.get("labels_file"), keys.get("database_labels")
-        queries = stack.enter_context(open_rows(queries_path, **own, labels_file=of_queries, role="queries"))
-        database = None
-        if database_path is not None:
-            database = stack.enter_context(
-                open_rows(database_path, **own, labels_file=of_database, role="keys", keep_unlabelled=True)
-            )
+        queries, database = _opened(stack, queries_path, database_path, keys)
         gallery = open_gallery(path, model=model)
         if database is not None:
             align(queries, database)
@@ -89,6 +82,19 @@ def evaluate_file(
             check_finite=False,
         )
         return found | {"overlap": overlap}
+
+
+def _opened(
+    stack: ExitStack, queries: PathLike, database: PathLike | None, keys: Mapping[str, Any]
+) -> tuple[Source, Source | None]:
+    """Both files, which the stack closes, each with the labels of its own file where there is one."""
+    given = dict(keys)
+    of_queries, of_database = given.pop("labels_file", None), given.pop("database_labels", None)
+    opened = stack.enter_context(open_rows(queries, **given, labels_file=of_queries, role="queries"))
+    if database is None:
+        return opened, None
+    options = {**given, "labels_file": of_database, "keep_unlabelled": True}
+    return opened, stack.enter_context(open_rows(database, **options, role="keys"))
 
 
 _BRING = ("bring labels with --database-labels FILE", "bring labels with --labels FILE")  # of the database, of queries

@@ -277,3 +277,23 @@ def test_ids_are_read_from_tables():
     np.savez("x.npz", x=X, ids=IDS)
     for name in ("x.parquet", "x.npz"):
         assert read_ids(name).tolist() == IDS.tolist()
+
+
+MAKE = {
+    "pandas": lambda pandas, table: table.to_pandas(),
+    "polars": lambda polars, table: polars.from_arrow(table),
+    "datasets": lambda datasets, table: datasets.Dataset(table),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("library", MAKE)
+def test_frames_and_datasets_of_others(library):
+    frame = MAKE[library](pytest.importorskip(library), pa.table({"embedding": FIXED, "label": Y, "id": IDS}))
+    x, y, ids = everything(ArraySource(frame))
+    np.testing.assert_array_equal(x, X)
+    assert (y, ids.tolist()) == (Y.tolist(), IDS.tolist())
+    source = ArraySource(frame["embedding"], frame["label"])
+    np.testing.assert_array_equal(source.read(0, 700), X)
+    assert [source.labels.class_name(c) for c in source.labels.y] == Y.tolist()
