@@ -106,7 +106,7 @@ def test_what_was_saved_loads_the_same(tmp_path):
 
 
 def test_a_model_file_needs_its_ending_and_a_folder(tmp_path):
-    with pytest.raises(ConfigError, match=r"m.pt: models end in .safetensors$"):
+    with pytest.raises(ConfigError, match=r"m.pt: models end in .safetensors; write m.safetensors$"):
         made().save(tmp_path / "m.pt")
     with pytest.raises(WriteError, match=r"does not exist"):
         made().save(tmp_path / "none" / "m.safetensors")

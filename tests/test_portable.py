@@ -182,7 +182,10 @@ def test_where_galleries_hold_their_encoder_there_is_none_to_export(tmp_path):
 def test_requests_that_are_refused(tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
     of_layers(LINEAR, ("tanh", {})).save("m.safetensors")
-    assert run("export-encoder", "m.safetensors", "-o", "m.pb").error == "Error: m.pb: these files end in .onnx"
+    assert (
+        run("export-encoder", "m.safetensors", "-o", "m.pb").error
+        == "Error: m.pb: these files end in .onnx; write m.onnx"
+    )
     assert run("export-encoder", "none.safetensors", "-o", "m.onnx").error == "Error: none.safetensors: no such file"
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     found = run("export-encoder", "m.safetensors", "-o", "m.onnx")

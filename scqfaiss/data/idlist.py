@@ -13,23 +13,24 @@ import numpy as np
 from ..arrays import Ints, as_ids
 from ..errors import DataError, printable
 from . import HDF5_ENDINGS, open_rows
-from .kinds import IDS
+from .kinds import IDS, NPZ_ENDINGS, PARQUET_ENDINGS
 from .open_file import OpenFile
 
+WITH_IDS = (*HDF5_ENDINGS, *PARQUET_ENDINGS, *NPZ_ENDINGS)
 _INLINE = re.compile(r" *\d+ *(,.*)?", re.DOTALL)  # what follows the first comma is for the message, if it is no id
 
 
 def read_ids(given: str | os.PathLike[str], ids_key: str = IDS) -> Ints:
     """'1,2,3', or a file of ids -> (n,) int64; an id may stand twice. ./123 names a file, 123 an id.
 
-    A text file holds ids apart by white space or commas, a .npy file an array (n,) of integers, an HDF5 file rows, whose
-    ids are meant. Raises ConfigError where there is no such file, DataError where it holds anything else.
+    A text file holds ids apart by white space or commas, a .npy file an array (n,) of integers, a .h5, .parquet or .npz file
+    rows, whose ids are meant. Raises ConfigError where there is no such file, DataError where it holds anything else.
     """
     text = os.fspath(given)
     if _INLINE.fullmatch(text):
         return _parsed(text, "ids")
     name, ending = printable(given), Path(text).suffix.lower()
-    if ending in HDF5_ENDINGS:
+    if ending in WITH_IDS:
         with open_rows(text, labels_key=None, ids_key=ids_key, allow_duplicate_ids=True) as source:
             if not source.has_ids:
                 raise DataError(

@@ -18,7 +18,7 @@ from ..modality import REGISTRY, Reader
 
 HDF5_ENDINGS = (".h5", ".hdf5", ".hdf")
 VECS_ENDINGS = (".npy", ".fvecs", ".bvecs")
-PARQUET_ENDINGS = (".parquet",)
+PARQUET_ENDINGS, NPZ_ENDINGS = (".parquet",), (".npz",)
 LIST_ENDINGS = (".csv", ".jsonl")
 IMAGE_ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo"),
@@ -27,7 +27,7 @@ IMAGE_ENDINGS = (
 ROW_READERS = (
     Reader(HDF5_ENDINGS, "scqfaiss.data.hdf5:open_hdf5", keys=("features_key", "labels_key", "ids_key")),
     Reader(VECS_ENDINGS, "scqfaiss.data.vecs:VecsSource", no_keys="a {} file holds features alone"),
-    Reader((".npz",), "scqfaiss.data.npz:NpzSource", keys=("features_key", "labels_key", "ids_key")),
+    Reader(NPZ_ENDINGS, "scqfaiss.data.npz:NpzSource", keys=("features_key", "labels_key", "ids_key")),
     Reader(PARQUET_ENDINGS, "scqfaiss.data.parquet:ParquetSource", keys=("features_key", "labels_key", "ids_key")),
 )
 FOLDER = Reader(

@@ -85,6 +85,19 @@ def evaluate_file(
         return found | {"overlap": overlap}
 
 
+def _opened(
+    stack: ExitStack, queries: PathLike, database: PathLike | None, keys: Mapping[str, Any]
+) -> tuple[Source, Source | None]:
+    """Both files, which the stack closes, each with the labels of its own file where there is one."""
+    given = dict(keys)
+    of_queries, of_database = given.pop("labels_file", None), given.pop("database_labels", None)
+    opened = stack.enter_context(open_rows(queries, **given, labels_file=of_queries, role="queries"))
+    if database is None:
+        return opened, None
+    options = {**given, "labels_file": of_database, "keep_unlabelled": True}
+    return opened, stack.enter_context(open_rows(database, **options, role="keys"))
+
+
 _BRING = ("bring labels with --database-labels FILE", "bring labels with --labels FILE")  # of the database, of queries
 
 

@@ -91,7 +91,8 @@ def _guessed(schema: Any, name: str, taken: set[str | None]) -> tuple[str, ...]:
     floats = tuple(f.name for f in fields if pyarrow.types.is_floating(f.type))
     if lists or not floats:
         raise DataError(f"{name} has no column 'embedding'; {listing(schema)}; choose with --features-key")
-    warn(f"{name}: no column of lists; features are its {len(floats)} columns of floats, {_first(floats)}")
+    if len(floats) < len(fields):  # some are passed over
+        warn(f"{name}: no column of lists; features are its {len(floats)} columns of floats, {_first(floats)}")
     return floats
 
 

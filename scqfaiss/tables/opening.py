@@ -46,6 +46,8 @@ def as_table(x: Any, name: str) -> Any:
     try:
         import pyarrow
     except ImportError as error:
+        if getattr(x, "ndim", 2) == 1:  # a column of pandas, which NumPy takes as it is
+            return None
         raise missing(error, f"{name}, a {type(x).__name__},") or error from error
     if _of_hugging_face(x):
         kind = type(x).__name__

@@ -477,7 +477,7 @@ def test_rows_that_cannot_train_are_refused(method, one):
     with pytest.raises(DataError, match=r"^x holds 0 rows, training needs at least 1$|found 0$"):
         train(method, x[:0], y[:0] if needs else None)
     if needs:
-        with pytest.raises(DataError, match=f"^x has no labels, which method {method} needs; name them with"):
+        with pytest.raises(DataError, match=f"^x has no labels, which method {method} needs; bring them with"):
             train(method, x, None)
         with pytest.raises(DataError, match=f"^{method} needs at least 2 classes, found 1 \\('0'\\)$"):
             train(method, x, np.zeros(400, int))

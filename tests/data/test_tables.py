@@ -12,6 +12,7 @@ import pytest
 from faults.conftest import run  # noqa: F401
 
 from scqfaiss.data import ArraySource, open_rows
+from scqfaiss.data.idlist import read_ids
 from scqfaiss.data.writing import write_rows
 from scqfaiss.errors import ConfigError, DataError, ScqWarning
 
@@ -249,3 +250,50 @@ def test_info_tells_what_a_table_holds(run):
     told = json.loads(run("info", "x.parquet", "--json").out)
     assert (told["rows"], told["d"], told["class_names"], told["ids"]) == (700, 6, ["a"], "given")
     assert told["without_label"] == 350
+
+
+def test_columns_are_told_only_where_some_are_passed_over():
+    frame = Capsule(pa.table({f"f{i}": X[:, i] for i in range(6)} | {"label": Y}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(everything(ArraySource(frame))[0], X)
+
+
+def test_a_column_of_pandas_needs_no_pyarrow(monkeypatch):
+    class Series(Capsule):
+        ndim = 1
+
+        def __array__(self, dtype=None, copy=None):
+            return np.arange(700) % 2
+
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert ArraySource(X, Series(None)).labels.y.tolist() == [0, 1] * 350
+    with pytest.raises(ConfigError, match=r'x, a Capsule, needs pyarrow, .*: pip install "scqfaiss\[arrow\]"$'):
+        ArraySource(Capsule(None))
+
+
+def test_ids_are_read_from_tables():
+    write(embedding=X, id=IDS)
+    np.savez("x.npz", x=X, ids=IDS)
+    for name in ("x.parquet", "x.npz"):
+        assert read_ids(name).tolist() == IDS.tolist()
+
+
+MAKE = {
+    "pandas": lambda pandas, table: table.to_pandas(),
+    "polars": lambda polars, table: polars.from_arrow(table),
+    "datasets": lambda datasets, table: datasets.Dataset(table),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("library", MAKE)
+def test_frames_and_datasets_of_others(library):
+    frame = MAKE[library](pytest.importorskip(library), pa.table({"embedding": FIXED, "label": Y, "id": IDS}))
+    x, y, ids = everything(ArraySource(frame))
+    np.testing.assert_array_equal(x, X)
+    assert (y, ids.tolist()) == (Y.tolist(), IDS.tolist())
+    source = ArraySource(frame["embedding"], frame["label"])
+    np.testing.assert_array_equal(source.read(0, 700), X)
+    assert [source.labels.class_name(c) for c in source.labels.y] == Y.tolist()

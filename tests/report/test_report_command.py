@@ -96,7 +96,7 @@ def test_requests_that_cannot_be_met(run, files, plain_charts):
     refused(run("report", "scale.json"), 2, "Missing option '-o' / '--out'.")
     refused(run("report", "no.json", "-o", "a.html"), 2, "no.json: no such file")
     refused(run("report", ".", "-o", "a.html"), 2, ". holds no results.json")
-    refused(run("report", "scale.json", "-o", "a.txt"), 2, "a.txt: these files end in .html")
+    refused(run("report", "scale.json", "-o", "a.txt"), 2, "a.txt: these files end in .html; write a.html")
     result = run("report", "scale.json", "-o", "no/a.html")
     assert result.code == 4 and result.error.endswith("does not exist; create it first")
     refused(
