@@ -332,6 +332,13 @@ def test_images_are_attacked_through_their_network(tmp_path, monkeypatch, run):
     assert run(*words, "--attacks", "random,apd").code == 0
     held = json.loads((tmp_path / "out/results.json").read_text())
     assert held["space"] == "pixels" and all(row["change"] <= 4 for row in held["rows"][1:])
+    shown = held["gallery"]["queries"]  # before and after, one beside the other
+    assert [q["id"] for q in shown[:2]] == ["0, before", "0, apd, 4"] and set(held["pictures"]) == {
+        q["picture"] for q in shown
+    }
+    assert len({p["data"] for p in held["pictures"].values()}) == len(shown)
+    assert run("report", "out", "-o", "page.html").code == 0
+    assert "What attacks leave" in (tmp_path / "page.html").read_text()
     write_h5("rows.h5", np.ones((3, made.d_in), np.float32), np.arange(3))
     done = run("attack", "m.safetensors", "rows.h5", "db", "--out", "out2")
     assert done.code == 2 and "rows.h5 holds rows, and m is attacked by images" in done.err
