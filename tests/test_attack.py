@@ -272,6 +272,9 @@ def test_the_command_writes_results_and_goes_on(files, run):
     more = json.loads((files / "out/results.json").read_text())
     assert more["rows"][: len(keys)] == held["rows"] and len(more["rows"]) == 2 + 3 * 2 * 2
     assert len(done.out.splitlines()) == 1 + len(more["rows"])
+    few = run(*words, "--attacks", "random", "--sample", "7", "--database-sample", "30", "--fresh")
+    fewer = json.loads((files / "out/results.json").read_text())
+    assert few.code == 0 and (fewer["queries"], fewer["database"], len(fewer["rows"])) == (7, 30, 4)
     done = run(*words, "--steps", "3")
     assert done.code == 2 and "holds results with another attack" in done.err
     assert run("report", "out", "-o", "page.html").code == 0

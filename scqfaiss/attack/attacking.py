@@ -116,6 +116,8 @@ def _read(
                 )
             if len(source) == 0:
                 raise DataError(f"{source.name} holds 0 rows, an attack needs some")
+        kept = drawn_rows(len(database), options.database_sample or len(database), options.seed)
+        database.leave_out(np.setdiff1d(np.arange(len(database)), kept, assume_unique=True))
         align(queries, database)
         check_classes(queries, database)
         assert queries.labels is not None and database.labels is not None
