@@ -72,7 +72,7 @@ class Settings:
     # Weight of the classes' shares in losses: 1 learns a posterior that takes all classes for equally frequent, 0 one that takes
     # them for as frequent as in the training rows.
     balance: float = setting(1.0, low=0, high=3)
-    # Train half on rows moved by this share of their norm to where the loss is larger; 0: not.
+    # Train half on rows moved by this share of their norm to where the loss is larger; 0: not. docs/robustness.md
     adversarial: float = setting(0.0, low=0, high=1)
     holdout: float = setting(0.0, low=0, high=0.5)  # share of rows to fit kappa on instead, which then do not train
     features: FeatureStage = FeatureStage()
