@@ -53,7 +53,7 @@ ALLOWED = {
     "faiss": r"scqfaiss\.(faiss_calls$|targets\.(?!__init__)|baselines$|galleries\.(?!__init__|onnx_export)|"
     r"comparison\.(faiss_codes|growth|measuring|points|ranking|rows)$|serving\.batching$|demo\.|cluster\.replicas$)",
     "h5py": r"scqfaiss\.data\.",
-    "PIL": r"scqfaiss\.(data\.(images|decoding)|comparison\.examples|report\.page|report\.charts\.drawing)$",
+    "PIL": r"scqfaiss\.(data\.(images|decoding)|attack\.examples|comparison\.examples|report\.page|report\.charts\.drawing)$",
     "matplotlib": r"scqfaiss\.report\.charts\.",
     "pydantic": r"scqfaiss\.comparison\.(fields|schema)$",
     "pyarrow": r"scqfaiss\.(items\.reading|tables\.\w+|data\.parquet)$",

@@ -209,14 +209,14 @@ def test_a_row_whose_gradient_is_lost_stays_and_is_counted():
 # ------------------------------------------------------------------------------------------------------------ whole attacks
 @pytest.mark.parametrize("kind", ["product", "additive lists", "content"])
 def test_attacks_change_what_is_found_and_nothing_else(kind):
-    x, y = rows(240)
+    x, y = rows(150)
     made = model("product" if kind == "content" else kind)
     if kind == "content":
         made = with_content(made, x, y)
     labels = Labels(made.chain(x) @ made.chain.layers[-1][1]["A"], 3)
     labels = Labels(labels.y.argmax(1), 3)  # what the random classifier says is the truth here
     before = made.to_bytes()
-    side = Searched(made, x[60:], labels.take(np.arange(60, 240)), x[:60], labels.take(np.arange(60)))
+    side = Searched(made, x[60:], labels.take(np.arange(60, 150)), x[:60], labels.take(np.arange(60)))
     words = side.words.codes.copy(), side.words.inverse.copy(), side.vectors.copy()
     crafter = Crafter(made, batch_size=25)
     clean = side.figures(x[:60])
@@ -272,11 +272,14 @@ def test_the_command_writes_results_and_goes_on(files, run):
     more = json.loads((files / "out/results.json").read_text())
     assert more["rows"][: len(keys)] == held["rows"] and len(more["rows"]) == 2 + 3 * 2 * 2
     assert len(done.out.splitlines()) == 1 + len(more["rows"])
+    few = run(*words, "--attacks", "random", "--sample", "7", "--database-sample", "30", "--fresh")
+    fewer = json.loads((files / "out/results.json").read_text())
+    assert few.code == 0 and (fewer["queries"], fewer["database"], len(fewer["rows"])) == (7, 30, 4)
     done = run(*words, "--steps", "3")
     assert done.code == 2 and "holds results with another attack" in done.err
     assert run("report", "out", "-o", "page.html").code == 0
     page = (files / "page.html").read_text()
-    assert "Adversarial queries" in page and "queries made against a" in page
+    assert "Adversarial queries" in page and "What attacks leave" in page and "queries made against a" in page
 
 
 @pytest.mark.parametrize(
@@ -332,6 +335,11 @@ def test_images_are_attacked_through_their_network(tmp_path, monkeypatch, run):
     assert run(*words, "--attacks", "random,apd").code == 0
     held = json.loads((tmp_path / "out/results.json").read_text())
     assert held["space"] == "pixels" and all(row["change"] <= 4 for row in held["rows"][1:])
+    shown = held["gallery"]["queries"]  # before and after, one beside the other
+    assert [q["id"] for q in shown[:2]] == ["0, before", "0, apd, 4"] and set(held["pictures"]) == {
+        q["picture"] for q in shown
+    }
+    assert len({p["data"] for p in held["pictures"].values()}) == len(shown)
     write_h5("rows.h5", np.ones((3, made.d_in), np.float32), np.arange(3))
     done = run("attack", "m.safetensors", "rows.h5", "db", "--out", "out2")
     assert done.code == 2 and "rows.h5 holds rows, and m is attacked by images" in done.err

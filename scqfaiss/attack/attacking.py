@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import Floats, Labels
+from ..arrays import Floats, Ints, Labels
 from ..comparison.measuring import run_facts, typed
 from ..comparison.results import FILE, Results, file_hash
 from ..contract import Progress, drawn_rows, silent
@@ -30,6 +30,7 @@ from ..model import Model
 from ..training.threads import considerate
 from .ascent import Schedule
 from .crafting import Crafter
+from .examples import examples
 from .options import PIXEL_STRENGTHS, ROW_STRENGTHS, AttackOptions
 from .registry import REGISTRY
 from .scoring import Searched
@@ -46,6 +47,7 @@ class Inputs:
     query_labels: Labels
     database: Mapping[str, Floats]
     database_labels: Labels
+    ids: tuple[Ints, Ints]  # of both
 
 
 def attack_files(
@@ -72,6 +74,7 @@ def attack_files(
         "data": data,
         "seed": options.seed,
         "space": "pixels" if inputs.queries.ndim == 4 else "rows",
+        "classes": None if inputs.query_labels.class_names is None else list(inputs.query_labels.class_names),
         "attack": options.facts,
     }
     command = typed("scqfaiss attack")
@@ -113,6 +116,8 @@ def _read(
                 )
             if len(source) == 0:
                 raise DataError(f"{source.name} holds 0 rows, an attack needs some")
+        kept = drawn_rows(len(database), options.database_sample or len(database), options.seed)
+        database.leave_out(np.setdiff1d(np.arange(len(database)), kept, assume_unique=True))
         align(queries, database)
         check_classes(queries, database)
         assert queries.labels is not None and database.labels is not None
@@ -120,7 +125,8 @@ def _read(
         chosen = drawn_rows(len(queries), options.sample or len(queries), options.seed)
         x = _queries(queries, models, inference_options)[chosen]
         rows = {name: _rows(database, name, model, inference_options) for name, model in models.items()}
-    return Inputs(x, of_queries.take(chosen), rows, of_database)
+    ids = queries.ids[chosen], database.ids
+    return Inputs(x, of_queries.take(chosen), rows, of_database, ids)
 
 
 def _queries(source: Source, models: Mapping[str, Model], options: InferenceOptions) -> NDArray[Any]:
@@ -187,7 +193,9 @@ def measured(
             yield {"key": key, "attack": CLEAN, "eps": 0.0, "searched": name} | side.figures(x, options.floats)
     schedule = Schedule(options.steps, options.step, options.restarts)
     strengths = options.eps or (PIXEL_STRENGTHS if x.ndim == 4 else ROW_STRENGTHS)
-    for name in models if options.all_pairs else [next(iter(models))]:
+    attacked = list(models) if options.all_pairs else [next(iter(models))]
+    shown = next((a for a in reversed(options.attacks) if REGISTRY[a]), None), strengths[len(strengths) // 2]
+    for name in attacked:
         crafter: Crafter | None = None
         for attack in options.attacks:
             for eps in strengths:
@@ -206,6 +214,9 @@ def measured(
                 start = time.perf_counter()
                 found = crafter.craft(x, attack, eps, progress)
                 how = {"seconds": round(time.perf_counter() - start, 3), "change": found.change, "lost": found.lost}
+                if name == attacked[0] and (attack, eps) == shown:
+                    text = f"{attack}, {eps:g}"
+                    results.document |= examples(x, found.queries, searched[name], inputs.ids, text)
                 for target, key in keys.items():
                     figures = searched[target].figures(found.queries, options.floats)
                     names = {"key": key, "attack": attack, "eps": eps, "crafted": name, "searched": target}

@@ -57,6 +57,9 @@ class AttackOptions:
     )
     all_pairs: bool = option("Also make queries against each of these models, and search with all.", False)
     sample: int | None = option("Use so many of the queries, drawn by the seed; default: all.", None, low=1)
+    database_sample: int | None = option(
+        "Search so many rows of the database, drawn by the seed; default: all.", None, low=1
+    )
     at: int | None = option("Ranks that count in mAP; default: the whole database.", None, low=1)
     smooth: int = option(
         "Search with the mean of so many noisy copies of a query, which attacks know; 0: as it is.", 0, low=0
@@ -82,7 +85,7 @@ class AttackOptions:
     @property
     def facts(self) -> dict[str, object]:
         """What makes two runs one."""
-        own = ("steps", "step", "restarts", "beta", "sample", "at", "smooth", "batch_size")
+        own = ("steps", "step", "restarts", "beta", "sample", "database_sample", "at", "smooth", "batch_size")
         return {name: getattr(self, name) for name in own} | {
             "smooth_noise": self.smooth_noise if self.smooth else None
         }

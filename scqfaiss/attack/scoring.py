@@ -83,6 +83,12 @@ class Searched:
             found["known_auc"] = area_under_curve(both.astype(np.float64), is_clean)
         return found
 
+    def hits(self, x: NDArray[Any], k: int) -> NDArray[np.int64]:
+        """Queries x (n, ...) -> rows of the database that a search by codes finds first, (n, k); fewer where there are fewer."""
+        z = self._query(x, self._rows(x))
+        scores = scores_in_blocks(z, self.decoded, self.model.codebooks.metric)
+        return np.stack([np.argsort(-s[self.words.inverse], kind="stable")[:k] for s in scores])
+
     def _map(self, z: Floats, x: Floats, relevance: Relevance) -> float:
         metric = self.model.codebooks.metric
         scores = scores_in_blocks(balanced(z) if metric == "ip" else z, x, metric)

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import DataError
+from ..methods.adversarial import unit, within
 
 PIXELS = 255.0
 
@@ -52,19 +53,18 @@ class RowBall(Space):
         return eps * norm
 
     def start(self, x: Tensor, eps: float, generator: Generator) -> Tensor:
-        direction = _unit(_normal(x, generator))
+        direction = unit(_normal(x, generator))
         # In d dimensions the share of the ball within radius r is r^d.
         share = torch.rand(len(x), 1, generator=generator).to(x) ** (1 / x.shape[1])
         return x + self._radius(x, eps) * share * direction
 
     def signs(self, x: Tensor, eps: float, generator: Generator) -> Tensor:
-        return x + self._radius(x, eps) * _unit(_signs(x, generator))
+        return x + self._radius(x, eps) * unit(_signs(x, generator))
 
     def moved(self, q: Tensor, gradient: Tensor, x: Tensor, eps: float, step: float) -> Tensor:
         radius = self._radius(x, eps)
-        delta = q + step * radius * _unit(gradient) - x
-        delta *= (radius / delta.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1)
-        return x + delta
+        delta = q + step * radius * unit(gradient) - x
+        return x + within(delta, radius)
 
     def change(self, q: Tensor, x: Tensor) -> float:
         return float(((q - x).norm(dim=1) / x.norm(dim=1).clamp_min(1e-30)).max())
@@ -108,10 +108,3 @@ def _normal(x: Tensor, generator: Generator) -> Tensor:
 
 def _signs(x: Tensor, generator: Generator) -> Tensor:
     return 2 * torch.randint(0, 2, x.shape, generator=generator).to(x) - 1
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Rows x (b, d) of length 1; rows of zeros stay. The squares of small gradients leave float32: their largest counts as 1."""
-    x = x / x.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-    norm: Tensor = x.norm(dim=1, keepdim=True)
-    return x / norm.masked_fill(norm == 0, 1)

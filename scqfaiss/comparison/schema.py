@@ -154,7 +154,7 @@ class TrainingRow(Row):
 class AttackRow(Row):
     attack: Maybe[Text] = part("attack", "'clean', or one of attack.registry")
     eps: Maybe[Figure] = part("strength", "of rows a share of their norm, of images steps of 255")
-    crafted: Maybe[Text] = part("", "the model that the queries were made against; none of clean ones")
+    crafted: Maybe[Text] = part("the model attacked", "which queries were made against; none of clean ones", some=True)
     searched: Maybe[Text] = part("model", "that is searched with")
     map: Maybe[Share] = part("mAP")
     map_symmetric: Maybe[Share] = part("mAP with the query's code")
@@ -261,6 +261,9 @@ class Gallery(Part):
     sides: Maybe[list[Maybe[Side]]] = None
 
 
+Names = Annotated[Maybe[list[Text]], BeforeValidator(lambda v: [*map(str, v)] if isinstance(v, list) else v)]
+
+
 class Growth(Part):
     """factor * rows ** exponent"""
 
@@ -294,9 +297,7 @@ class Comparison(Results):
     data: Annotated[Maybe[dict[Text, DataFile]], BeforeValidator(files_by_name)] = part(
         "the data files", "train, query, database"
     )
-    classes: Annotated[Maybe[list[Text]], BeforeValidator(lambda v: [*map(str, v)] if isinstance(v, list) else v)] = (
-        part("names of the classes")
-    )
+    classes: Names = part("names of the classes")
     many_labels: Maybe[bool] = part("whether rows have several labels")
     embedding: Named = part(
         "whose embedding FAISS codes", "{'method', 'bits', 'lists'}; in baselines and the ceiling of 'trained'"
@@ -341,8 +342,11 @@ class Attack(Results):
     )
     space: Maybe[Text] = part("what was changed", "'rows' or 'pixels'")
     attack: Named = part("the settings of the attacks", "steps, step, restarts, beta, smooth and others")
-    queries: Maybe[Rows] = part("", "how many")
-    database: Maybe[Rows] = part("", "rows that are searched")
+    queries: Maybe[Rows] = part("the number of queries")
+    database: Maybe[Rows] = part("the rows that are searched")
+    classes: Names = part("names of the classes")
+    gallery: Maybe[Gallery] = part("queries before and after")
+    pictures: Maybe[dict[Text, Named]] = part("images of these", "as in a comparison")
     rows: list[AttackRow]
 
 

@@ -25,6 +25,7 @@ from ..contract import Layers, OptimizerStep, RowStream, Stage, Task, batch_coun
 from ..errors import ConfigError, DataError, warn
 from . import centers as sca
 from . import head_layers, items, reference_cfa
+from .adversarial import hardened
 from .calibration import default_kappa, fit_kappa, held_out
 from .schedules import warmup_cosine
 
@@ -71,6 +72,8 @@ class Settings:
     # Weight of the classes' shares in losses: 1 learns a posterior that takes all classes for equally frequent, 0 one that takes
     # them for as frequent as in the training rows.
     balance: float = setting(1.0, low=0, high=3)
+    # Train half on rows moved by this share of their norm to where the loss is larger; 0: not. docs/robustness.md
+    adversarial: float = setting(0.0, low=0, high=1)
     holdout: float = setting(0.0, low=0, high=0.5)  # share of rows to fit kappa on instead, which then do not train
     features: FeatureStage = FeatureStage()
 
@@ -266,7 +269,7 @@ class Features(nn.Module):
             epochs=epochs,
             steps_per_epoch=steps,
             batches=lambda generator: task.rows.batches(batch, generator, rows),
-            optimizer_steps=[OptimizerStep(self.loss, make_optimizer)],
+            optimizer_steps=[OptimizerStep(hardened(self.loss, c.adversarial), make_optimizer)],
             on_epoch=self.encoder.on_epoch,
             validate=self.validate if validation is not None else None,
             end=self.calibrate,

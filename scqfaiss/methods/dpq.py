@@ -192,6 +192,10 @@ class DPQ(MethodDefaults, nn.Module):
             raise ConfigError(f"supervision=none trains no encoder; choose --encoder identity, not {encoder}")
         if config.supervision == "labels" and encoder == "identity":
             raise ConfigError("labels guide an encoder, and identity has nothing to train; add --set supervision=none")
+        if config.adversarial and config.what_moves:
+            raise ConfigError(
+                f"adversarial={config.adversarial:g} trains the head alone, {config.what_moves} more than it"
+            )
         if config.supervision == "none" and config.what_moves:
             raise ConfigError(f"{config.what_moves} trains an encoder, which supervision=none leaves out")
 

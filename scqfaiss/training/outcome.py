@@ -20,6 +20,7 @@ from .planning import Plan
 from .robust import say
 
 CHECK_ROWS = 100_000  # rows on which the use of codewords is counted after training
+UNTOLD = {"adversarial": 0.0}  # where these are so, models do not tell it: their files stay those of before
 CHECK_ITEMS = 1_000  # and images, each of which costs a pass through the network
 
 
@@ -128,4 +129,5 @@ def forecast_of(model: Model) -> str:
 
 def recorded(config: Any) -> dict[str, Any]:
     """Settings as a model keeps them: file names without their folders, so that no path enters the artefact."""
-    return {k: v.rpartition("/")[2] if isinstance(v, str) else v for k, v in flat(config).items()}
+    values = {k: v.rpartition("/")[2] if isinstance(v, str) else v for k, v in flat(config).items()}
+    return {k: v for k, v in values.items() if k not in UNTOLD or v != UNTOLD[k]}

@@ -288,7 +288,33 @@ def training():
     return fresh({**HEAD, "kind": "training", "name": "upstream", "rows": rows})
 
 
-KINDS = {"comparison": comparison, "scale": scale, "training": training}
+def attack():
+    rows = []
+    for name, eps, left in (("clean", 0.0, 0.93), ("random", 0.02, 0.92), ("aod", 0.02, 0.08), ("aod", 0.04, 0.03)):
+        more = {} if name == "clean" else {"crafted": "m"}
+        measured = {"map": left, "map_symmetric": left, "changed_codes": 1 - left, "run": RUN}
+        rows.append({"key": f"{name}/{eps}", "attack": name, "eps": eps, "searched": "m", **more, **measured})
+    hits = [[{"id": 100 + j, "labels": [(q + j) % 3], "right": (q + j) % 3 == 0} for j in range(10)] for q in range(2)]
+    queries = [{"id": f"7, {when}", "labels": [0], "picture": f"p{k}"} for k, when in enumerate(("before", "aod"))]
+    return fresh(
+        {
+            **HEAD,
+            "kind": "attack",
+            "name": "attacked",
+            "data": {"model": DATA["train"], "query": DATA["query"], "database": DATA["database"]},
+            "space": "rows",
+            "attack": {"steps": 5, "step": 0.25, "restarts": 3, "beta": 10.0},
+            "queries": 300,
+            "database": 54000,
+            "classes": CLASSES,
+            "gallery": {"queries": queries, "sides": [{"key": "first hits", "hits": hits}]},
+            "pictures": {f"p{k}": jpeg((60 * k, 120, 200)) for k in range(2)},
+            "rows": rows,
+        }
+    )
+
+
+KINDS = {"comparison": comparison, "scale": scale, "training": training, "attack": attack}
 
 
 @pytest.fixture

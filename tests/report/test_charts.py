@@ -33,12 +33,13 @@ from scqfaiss.report.charts.looks import looks
 from scqfaiss.report.charts.map_ms import front
 from scqfaiss.report.charts.precision_recall import FEW_LINES
 
-from .conftest import promises
+from .conftest import attack, promises
 
 NAMES = {
     "comparison": ["map-bits", "map-ms", "probes", "precision-recall", "reliability", "codewords", "centers", "plane"],
     "scale": ["scale-time", "scale-memory"],
     "training": ["training"],
+    "attack": ["attacked"],
 }
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -166,7 +167,7 @@ def small(**more):
     return comparison(**{"C": 4, "bits": (32,), "n": 50, "methods": ("ivfpq", "rq"), **more})
 
 
-DOCUMENTS = {"comparison": comparison, "scale": scale, "training": training}
+DOCUMENTS = {"comparison": comparison, "scale": scale, "training": training, "attack": attack}
 
 
 @pytest.fixture(scope="module")

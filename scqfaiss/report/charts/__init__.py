@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...comparison.selection import Document
+from .attacked import attacked
 from .centers import centers
 from .codewords import codewords
 from .drawing import Chart, Missing, Plan, rendered
@@ -26,7 +27,7 @@ CHARTS: dict[str, tuple[Callable[[Document], Plan | Missing], ...]] = {
     "comparison": (map_bits, map_ms, probes, precision_recall, reliability, codewords, centers, plane),
     "scale": (scale_time, scale_memory),
     "training": (training,),
-    "attack": (),
+    "attack": (attacked,),
 }
 
 
