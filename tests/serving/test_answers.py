@@ -12,7 +12,7 @@ import pytest
 import scqfaiss
 from scqfaiss.errors import ScqError
 from scqfaiss.galleries.alike import alike
-from scqfaiss.serving import batching
+from scqfaiss.serving import batching, fast_json
 from scqfaiss.serving.queries import of_json
 from scqfaiss.serving.settings import settings_of
 from serving.conftest import GALLERIES, KEY, client_of
@@ -111,6 +111,20 @@ def test_promises_probabilities_and_items(client, opened):
     assert [[hit["title"] for hit in row] for row in answer["items"]] == [[f"number {i}" for i in row] for row in I]
     assert "calibrat" in ask(client, "folded", 422, queries=XQ.tolist(), precision=0.5)
     assert "known is given" in ask(client, "folded", 422, queries=XQ.tolist(), known=0.5)
+
+
+def test_json_that_the_fast_reader_and_writer_refuse():
+    assert fast_json.read(b'[1e400, -Infinity, 99999999999999999999, "\\ud800"]') == [
+        np.inf,
+        -np.inf,
+        10**20 - 1,
+        "\ud800",
+    ]
+    half = np.float32([0.1, 2.5])
+    assert fast_json.written({"a": half, "b": [1]}) == b'{"a":[0.1,2.5],"b":[1]}'
+    written = fast_json.written({"a": half, "b": [10**20, "\ud800"]})
+    found = json.loads(written)
+    assert found["b"] == [10**20, "\ud800"] and np.float32(found["a"]).tolist() == half.tolist()
 
 
 def test_known(client, opened):
