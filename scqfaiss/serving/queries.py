@@ -111,6 +111,9 @@ def asked(value: Mapping[str, Any], settings: Settings, rows: Floats | None, ids
     if not isinstance(probability, bool):
         raise Problem(422, f"probability is {str(probability)[:40]}, needs true or false")
     known = _known(value.get("known"), len(rows) if rows is not None else 0 if ids is None else len(ids))
+    calibrated = "probability" if probability else given[0] if given and given[0] != "threshold" else None
+    if calibrated is not None and known not in (None, "auto"):  # its scores are others than those of the calibration
+        raise Problem(422, f'{calibrated} holds where known is "auto", and known is given; leave out one of them')
     allow, deny = (ids_of(value.get(name), name, settings) for name in ("allow", "deny"))
     alone = object() if allow is not None or deny is not None or isinstance(known, list) else None
     kind = (k, nprobe, *numbers.values(), probability, None if isinstance(known, list) else known, rows is None, alone)

@@ -127,6 +127,31 @@ def test_json_that_the_fast_reader_and_writer_refuse():
     assert found["b"] == [10**20, "\ud800"] and np.float32(found["a"]).tolist() == half.tolist()
 
 
+def test_items_are_read_anew_where_their_file_changes(shop, tmp_path):
+    gallery, items = tmp_path / "g.faissindex", tmp_path / "items.csv"
+    gallery.write_bytes((shop / "sure.faissindex").read_bytes())
+    items.write_text("id,title\n5,old\n")
+    settings = settings_of((str(gallery),), model=(f"{shop}/sure.safetensors",), items=(str(items),), port=0, reload=0)
+    with client_of(settings) as client:
+        g = client.service.galleries["g"]
+
+        def title():
+            assert client.get("/page/items/g?ids=5").json()["items"][0]["title"] == g.items.get([5])[0]["title"]
+            return ask(client, "g", ids=[5], k=1, allow=[5])["items"][0][0]["title"]
+
+        assert (title(), g.reload()) == ("old", False)
+        for text, fault in (("id,title\n5,a\n5,b\n", "occur once"), (None, "items.csv"), ("", "items.csv")):
+            items.unlink()
+            if text is not None:
+                items.write_text(text)
+            failures = g.failures
+            assert not g.reload() and fault in g.fault and str(tmp_path) not in g.fault
+            assert (title(), g.failures, g.reload(), g.failures) == ("old", failures + 1, False, failures + 1)
+            items.write_text("")
+        items.write_text("id,title\n5,new\n")
+        assert g.reload() and (title(), g.fault, g.reload()) == ("new", "", False)
+
+
 def test_known(client, opened):
     gallery = opened["content"]
     for known in ("auto", 0, 0.25, np.linspace(0, 1, len(XQ)).tolist()):
