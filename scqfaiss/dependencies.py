@@ -23,6 +23,7 @@ PIP = {
     "jinja2": 'pip install "scqfaiss[report]"',
     "fastapi": 'pip install "scqfaiss[serve]"',
     "uvicorn": 'pip install "scqfaiss[serve]"',
+    "orjson": 'pip install "scqfaiss[serve]"',
     "prometheus_client": 'pip install "scqfaiss[serve]"',
     "python_multipart": 'pip install "scqfaiss[serve]"',
     "pydantic": 'pip install "scqfaiss[report]"',

@@ -63,6 +63,7 @@ ALLOWED = {
     "fastapi": r"scqfaiss\.serving\.",
     "starlette": r"scqfaiss\.serving\.",
     "uvicorn": r"scqfaiss\.serving\.",
+    "orjson": r"scqfaiss\.serving\.fast_json$",
     "prometheus_client": r"scqfaiss\.serving\.(metrics|workers)$",
     "jinja2": r"scqfaiss\.report\.page$",
     "selenium": r"$^",

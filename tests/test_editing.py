@@ -14,7 +14,7 @@ from scqfaiss import files, footer
 from scqfaiss.errors import ConfigError, DataError, IndexFileError, WriteError
 from scqfaiss.galleries import editing
 from scqfaiss.galleries.exporting import SUFFIX
-from scqfaiss.targets.ids import without_ids
+from scqfaiss.targets.ids import behind_ids
 
 GOLDEN = Path(__file__).parent / "golden"
 NEW = slice(370, 400)
@@ -118,7 +118,7 @@ def test_options_of_the_export_stay():
     export("product-4", "g.faissindex", slice(300), "fastscan", refine=3)
     scqfaiss.append("g.faissindex", X[300:], ids=IDS[300:])
     gallery = scqfaiss.open("g.faissindex")
-    assert without_ids(gallery.index)[0].k_factor == 3
+    assert behind_ids(gallery.index).k_factor == 3
     export("product-8", "g.faissindex", slice(300), "ivfpq", nlist=16, nprobe=5)
     scqfaiss.remove("g.faissindex", IDS[:10])
     gallery = scqfaiss.open("g.faissindex")

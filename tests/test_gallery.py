@@ -22,6 +22,7 @@ from scqfaiss.galleries import inspection
 from scqfaiss.galleries.inspection import verify_file
 from scqfaiss.galleries.reading import Stored
 from scqfaiss.galleries.snapshot import Snapshot
+from scqfaiss.targets import base, lists, pq, residual
 from scqfaiss.targets.pretransform import unwrap_index
 
 
@@ -253,14 +254,22 @@ def test_odd_thresholds(empty):
 
 @pytest.mark.parametrize("mmap", [False, True])
 @pytest.mark.parametrize("name, target, options", life.cases())
-def test_codes_decoded_by_id(empty, name, target, options, mmap):
+def test_codes_decoded_by_id(empty, monkeypatch, name, target, options, mmap):
     """Behind a folded encoder and behind repeated queries too, where FAISS's own reconstruct is wrong."""
+    unpacked, unpack = [], base.unpack_codes
+    for module in (lists, pq, residual):
+        monkeypatch.setattr(
+            module, "unpack_codes", lambda packed, *s: (unpacked.append(len(packed)), unpack(packed, *s))[1]
+        )
     life.export(name, "g.faissindex", slice(400), target, **options)
     gallery = life.opened("g.faissindex", name, mmap=mmap)
     codes = scores_of(name)[1]
     want = life.model(name).codebooks.decode(codes)
     rows = np.array([399, 0, 17, 17, 230])
+    unpacked.clear()
     np.testing.assert_allclose(gallery.reconstruct(IDS[rows]), want[rows], rtol=1e-5, atol=1e-5)
+    if mmap and target != "fastscan":
+        assert unpacked and max(unpacked) <= 4  # of other rows no code is looked at
     np.testing.assert_allclose(gallery.reconstruct(int(IDS[5])), want[5:6], rtol=1e-5, atol=1e-5)
     assert gallery.reconstruct([]).shape == (0, want.shape[1])
     for ids, words in (([5, 6, 7, 8], "ids 6, 7 are"), (np.arange(2**62, 2**62 + 9), f"ids {2**62}, {2**62 + 1}, ")):

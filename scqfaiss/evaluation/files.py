@@ -101,20 +101,6 @@ def _opened(
 _BRING = ("bring labels with --database-labels FILE", "bring labels with --labels FILE")  # of the database, of queries
 
 
-def _opened(
-    stack: ExitStack, queries: PathLike, database: PathLike | None, keys: Mapping[str, Any]
-) -> tuple[Source, Source | None]:
-    """Queries and database, each with the file of its labels, which the stack closes."""
-    own = {name: value for name, value in keys.items() if name not in ("labels_file", "database_labels")}
-    opened = stack.enter_context(open_rows(queries, **own, labels_file=keys.get("labels_file"), role="queries"))
-    if database is None:
-        return opened, None
-    labels = keys.get("database_labels")
-    return opened, stack.enter_context(
-        open_rows(database, **own, labels_file=labels, role="keys", keep_unlabelled=True)
-    )
-
-
 def _check_labels(queries: Source, database: Source) -> None:
     """Raise DataError where either has no labels, ConfigError where their classes do not match."""
     for source in (queries, database):

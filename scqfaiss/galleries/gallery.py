@@ -218,10 +218,9 @@ class Gallery(AnyGallery):
         """Codebooks, codes (n, M) and ids (n,) that the index holds."""
         return self._unpack(self._snapshot)
 
-    def _unpack(self, snapshot: Snapshot) -> tuple[Codebooks, Codes, Ints]:
-        stored = snapshot.stored
-        content: tuple[Codebooks, Codes, Ints] = known_target(snapshot, self.name).unpack(stored.index, stored.shape)
-        return content
+    def _unpack(self, snapshot: Snapshot, only: Ints | None = None) -> tuple[Codebooks, Codes, Ints]:
+        stored, target = snapshot.stored, known_target(snapshot, self.name)
+        return target.unpack(stored.index, stored.shape, only)  # type: ignore[no-any-return]
 
     def ids(self) -> Ints:
         """(n,) ids that the index holds, in no order: without a look at the codes. Raises as unpack does."""
@@ -231,9 +230,9 @@ class Gallery(AnyGallery):
     def reconstruct(self, ids: Any) -> Floats:
         """ids (n,) -> the vectors their codes stand for, (n, d of the codebooks) float32, as searches score them.
 
-        They live where encoded queries live, not where rows do: no encoder runs backwards. The first call takes the codes
-        out of the index, and keeps them, b + 8 bytes a row, unless the gallery is memory-mapped. Raises DataError for ids
-        that are not there.
+        They live where encoded queries live, not where rows do: no encoder runs backwards. The first call takes the codes out
+        of the index and keeps them, b + 8 bytes a row; where they are memory-mapped, every call looks through the ids, and at
+        the codes of these alone. Raises DataError for ids that are not there.
         """
         ids = as_id_set(ids)
         here, decoded = self.reconstruct_some(ids)
@@ -244,13 +243,14 @@ class Gallery(AnyGallery):
     def reconstruct_some(self, ids: Ints) -> tuple[NDArray[np.bool_], Floats]:
         """ids (n,) -> which of them are there, and what the codes of those stand for, in their order; as reconstruct."""
         snapshot = self._snapshot
+        mapped = self._origin is not None and self._origin.mmap
         with self._reconstructing:
             decodable = snapshot.decodable[0] if snapshot.decodable else None
             if decodable is None:
-                codebooks, codes, known = self._unpack(snapshot)
+                codebooks, codes, known = self._unpack(snapshot, np.unique(ids) if mapped else None)
                 order = np.argsort(known, kind="stable")
                 decodable = codebooks, codes[order], known[order]
-                if self._origin is None or not self._origin.mmap:
+                if not mapped:
                     snapshot.decodable.append(decodable)
         codebooks, codes, known = decodable
         place = np.searchsorted(known, ids)

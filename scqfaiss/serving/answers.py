@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Any
 
 import numpy as np
 
+from . import fast_json
 from .galleries import Answer
 
 BINARY = "application/octet-stream"
-_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 def as_json(answer: Answer) -> bytes:
@@ -20,19 +19,19 @@ def as_json(answer: Answer) -> bytes:
     """
     bounds = answer.lims.tolist()
     found: dict[str, Any] = {"version": answer.version}
-    parts = {"ids": answer.I.tolist(), "scores": answer.D.tolist()}
+    parts: dict[str, Any] = {"ids": answer.I, "scores": answer.D}
     if answer.P is not None:
-        parts["probability"] = answer.P.tolist()
+        parts["probability"] = answer.P
     if answer.items is not None:
         parts["items"] = answer.items
-    whole = not (answer.I < 0).any()  # -1 marks places without a hit
+    there = answer.I >= 0  # -1 marks places without a hit
+    whole = there.all()
     for name, values in parts.items():
         rows = [values[a:b] for a, b in pairwise(bounds)]
         if not whole:
-            ids = [answer.I[a:b] for a, b in pairwise(bounds)]
-            rows = [[v for v, i in zip(row, of_query) if i >= 0] for row, of_query in zip(rows, ids)]
+            rows = [list(compress(row, there[a:b])) for row, (a, b) in zip(rows, pairwise(bounds))]
         found[name] = rows
-    return _encode(found).encode()
+    return fast_json.written(found)
 
 
 def as_bytes(answer: Answer) -> tuple[bytes, dict[str, str]]:

@@ -64,8 +64,9 @@ def create_app(settings: Settings, opener: Opener = open_any) -> Limits:
     app = FastAPI(title="scqfaiss", version=__version__, lifespan=lifespan, description=__doc__.splitlines()[0])
     keys = Keys(settings)
     app.include_router(api_router(service, keys))
-    items = {name: g.items for name, g in galleries.items()}
-    app.include_router(page_router(lambda: shown(service), items.__getitem__, thumbnails, keys.dependencies))
+    app.include_router(
+        page_router(lambda: shown(service), lambda name: galleries[name].items, thumbnails, keys.dependencies)
+    )
     for kind in (Problem, ScqError, StarletteHTTPException, HTTPException, Exception):
         app.add_exception_handler(kind, _refused)
     return Limits(app, service, partial(answered, service, keys))
@@ -122,7 +123,7 @@ async def _reload(service: Service, seconds: float) -> None:
             failures = g.failures
             if await loop.run_in_executor(None, g.reload):
                 service.log.event("reloaded", gallery=g.name, version=g.version, vectors=g.gallery.ntotal)
-            elif g.failures > failures:
+            if g.failures > failures:
                 service.log.event("reload-failed", gallery=g.name, fault=g.fault)
         service.look()
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .. import files, footer
 from ..arrays import Floats, Ints
-from ..errors import ConfigError, DataError, ScqError, printable
+from ..errors import ConfigError, DataError, ScqError, WriteError, printable
 from ..features.source import front_encoder_of
 from ..galleries.alike import alike
 from ..galleries.base import AnyGallery
@@ -75,9 +75,10 @@ class OpenGallery:
             )
         require_model(self.gallery)
         self.gallery.name = served.name  # what answers call it: they tell nothing of the machine's folders
+        self._seen_items = None if served.items is None else _seen(served.items)
         self.items: Items | None = None if served.items is None else open_items(served.items, served.gallery)
         self.images = Images.of(model, served.onnx, self.gallery.metadata.get("model_sha256"))
-        self.loaded, self.failures, self.fault = time.time(), 0, ""
+        self.loaded, self.failures, self._faults = time.time(), 0, {"gallery": "", "items": ""}
         self._writing = threading.Lock()
 
     # ------------------------------------------------------------------------------------------------------- searching
@@ -149,10 +150,40 @@ class OpenGallery:
 
     # ------------------------------------------------------------------------------------------------------- the file
     def reload(self) -> bool:
-        """Open the file anew where it is another one -> whether it was. A bad one is told in `fault`; the old one serves on.
+        """Open the files anew where they are others -> whether one was. A bad one is told in `fault`; the old one serves on.
 
         Raises nothing.
         """
+        changed = self._reload_gallery()
+        return self._reload_items() or changed
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with the files that stand there now, "" for nothing."""
+        return "; ".join(filter(None, self._faults.values()))
+
+    def _failed(self, what: str, error: BaseException) -> None:
+        self._faults[what] = plain(str(error) or "out of memory", (self.served,))
+        self.failures += 1
+
+    def _reload_items(self) -> bool:
+        path = self.served.items
+        if path is None or (seen := _seen(path)) == self._seen_items:
+            return False
+        try:
+            self.items = open_items(path, self.served.gallery)
+        except WriteError as error:  # another worker may be making them: look again, and say so once
+            if not self._faults["items"]:
+                self._failed("items", error)
+            return False
+        except (ScqError, OSError, MemoryError) as error:
+            self._seen_items = seen
+            self._failed("items", error)
+            return False
+        self._seen_items, self._faults["items"] = seen, ""
+        return True
+
+    def _reload_gallery(self) -> bool:
         seen = _seen(self.served.gallery)
         if seen == self._seen:
             return False
@@ -164,12 +195,11 @@ class OpenGallery:
             ):  # it carries the hash of the one that is open; whether that is its own, only reading it tells
                 _verify(self.served.gallery)
         except (ScqError, OSError, MemoryError) as error:
-            self.fault = plain(str(error) or "out of memory", (self.served,))
-            self.failures += 1
+            self._failed("gallery", error)
             return False
         if changed:
             self.loaded = time.time()
-        self.fault = ""
+        self._faults["gallery"] = ""
         return changed
 
     def append(self, rows: Floats, ids: Ints | None) -> int:

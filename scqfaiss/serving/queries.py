@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Floats, Ints
+from . import fast_json
 from .problems import Problem
 from .settings import Settings
 
@@ -52,7 +53,7 @@ class Asked:
 def of_json(body: bytes, settings: Settings, d: int) -> Asked:
     """The JSON form. Raises Problem 400 for what is no JSON object, 422 for values out of range."""
     try:
-        value = json.loads(body)
+        value = fast_json.read(body)
     except (ValueError, RecursionError) as error:
         at = f" at byte {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
         raise Problem(400, f"the body is no JSON{at}") from None
@@ -110,6 +111,9 @@ def asked(value: Mapping[str, Any], settings: Settings, rows: Floats | None, ids
     if not isinstance(probability, bool):
         raise Problem(422, f"probability is {str(probability)[:40]}, needs true or false")
     known = _known(value.get("known"), len(rows) if rows is not None else 0 if ids is None else len(ids))
+    calibrated = "probability" if probability else given[0] if given and given[0] != "threshold" else None
+    if calibrated is not None and known not in (None, "auto"):  # its scores are others than those of the calibration
+        raise Problem(422, f'{calibrated} holds where known is "auto", and known is given; leave out one of them')
     allow, deny = (ids_of(value.get(name), name, settings) for name in ("allow", "deny"))
     alone = object() if allow is not None or deny is not None or isinstance(known, list) else None
     kind = (k, nprobe, *numbers.values(), probability, None if isinstance(known, list) else known, rows is None, alone)
@@ -124,28 +128,28 @@ def rows_of(value: Any, d: int, settings: Settings) -> Floats:
         raise Problem(422, "queries need a list of rows, each a list of numbers")
     if not isinstance(value[0], list):
         value = [value]
+    try:
+        rows = np.array(value)
+        if rows.dtype.kind in "fiu" and rows.shape == (len(value), d):
+            with np.errstate(over="ignore"):
+                return _finite(rows.astype(np.float32), settings)
+    except (ValueError, TypeError, OverflowError):  # rows of several lengths, or numbers that no float holds
+        pass
     for i, row in enumerate(value):
         if not isinstance(row, list) or len(row) != d:
             found = f"{len(row)} numbers" if isinstance(row, list) else f"a {type(row).__name__}"
             raise Problem(422, f"query {i} is {found}, needs a list of {d}")
-    try:
-        rows = np.array(value)
-        if rows.dtype.kind not in "fiu" or rows.ndim != 2:
-            raise ValueError
-        with np.errstate(over="ignore"):
-            rows = rows.astype(np.float32)
-    except (ValueError, TypeError, OverflowError):
-        raise Problem(422, "queries hold something that is no number") from None
-    return _finite(rows, settings)
+    raise Problem(422, "queries hold something that is no number")
 
 
 def _finite(rows: Any, settings: Settings) -> Floats:
     if len(rows) > settings.most_queries:
         raise Problem(422, f"{len(rows):,} queries are given, at most {settings.most_queries:,} are taken at a time")
-    good = np.isfinite(rows).all(1)
+    good = np.isfinite(rows)
     if not good.all():
         raise Problem(
-            422, f"query {int(np.argmin(good))} holds NaN, infinity or a number beyond float32, needs finite numbers"
+            422,
+            f"query {int(np.argmin(good.all(1)))} holds NaN, infinity or a number beyond float32, needs finite numbers",
         )
     return np.asarray(rows, np.float32)
 

@@ -77,8 +77,10 @@ class Target(ABC):
         """The shape as stored: 4-bit codebooks may stand merged in pairs (see reshape.py)."""
 
     @abstractmethod
-    def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
-        """The inverse of build, rows in the order of the index. shape: as the codes were, where they stand merged."""
+    def unpack(self, index: Any, shape: Shape | None = None, only: Ids | None = None) -> tuple[Codebooks, Codes, Ids]:
+        """The inverse of build, rows in the order of the index. shape: as the codes were, where they stand merged. only: ids
+        whose rows are wanted, and of the others nothing but their ids is looked at (fastscan: their codes are, too).
+        """
 
     @abstractmethod
     def nbytes(self, shape: Shape, n: int) -> int:

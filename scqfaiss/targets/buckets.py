@@ -134,14 +134,15 @@ class Buckets(Target):
             faiss.downcast_index(core.quantizer) if _holds_unique_codes(core) else core, kind_of(index)
         )
 
-    def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
+    def unpack(self, index: Any, shape: Shape | None = None, only: Ids | None = None) -> tuple[Codebooks, Codes, Ids]:
         core, kind = unwrap_index(index), kind_of(index)
         if has_code_lists(core):
-            return unpack_listed(index, shape)
-        lists, codes, ids = rows_of(core)
+            return unpack_listed(index, shape, only)
+        lists, codes, ids = rows_of(core, only)
         if _holds_unique_codes(core):
             coarse = faiss.downcast_index(core.quantizer)
-            return *split(product_codebooks(coarse, kind), codes_of(coarse)[lists], shape), ids
+            codes = codes_of(coarse)[lists] if only is None else codes_of(coarse, lists)
+            return *split(product_codebooks(coarse, kind), codes, shape), ids
         return *split(product_codebooks(core, kind), codes, shape), ids
 
     def search(self, index: Any, x: NDArray[np.float32], k: int, *, sel: Any = None, nprobe: int | None = None) -> Hits:

@@ -109,10 +109,10 @@ def listed_shape(index: Any) -> Shape:
     return replace(shape, M=0) if _alone(core) and kind == "product" else shape
 
 
-def unpack_listed(index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
-    """The inverse of build_listed, rows list by list. shape: as the codes were, where they stand merged."""
+def unpack_listed(index: Any, shape: Shape | None = None, only: Ids | None = None) -> tuple[Codebooks, Codes, Ids]:
+    """The inverse of build_listed, rows list by list. shape, only: as Target.unpack takes them."""
     core, kind = unwrap_index(index), kind_of(index)
-    numbers, words, ids = rows_of(core)
+    numbers, words, ids = rows_of(core, only)
     residual = product_codebooks(core, kind)
     centroids, lists = residual.centroids, faiss_calls.stored_rows(core.quantizer)
     if _alone(core) and kind == "product":

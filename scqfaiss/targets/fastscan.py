@@ -33,7 +33,7 @@ from .base import (
     product_shape,
     table_bytes,
 )
-from .ids import behind_ids, ids_at, ids_of, with_ids
+from .ids import behind_ids, ids_at, places_of, with_ids
 from .options import RefineOptions
 from .pq import codes_of, index_pq
 from .pretransform import apply_transforms, kind_of, prepend
@@ -116,15 +116,17 @@ class FastScan(Target):
         shape = product_shape(scan, kind)
         return shape if kind == "product" else replace(shape, M=len(parts_of(product_codebooks(scan, kind).centroids)))
 
-    def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
+    def unpack(self, index: Any, shape: Shape | None = None, only: Ids | None = None) -> tuple[Codebooks, Codes, Ids]:
         scan, exact = _parts(index)
         codes = (
             unblocked(scan)
             if exact is None
             else split(product_codebooks(exact), codes_of(exact), product_shape(scan))[1]
         )
+        places, ids = places_of(index, only)
+        codes = codes[places]
         stored_codebooks, kind = product_codebooks(scan, kind_of(index)), kind_of(index)
-        return *(gathered(stored_codebooks, codes) if kind == "additive" else (stored_codebooks, codes)), ids_of(index)
+        return *(gathered(stored_codebooks, codes) if kind == "additive" else (stored_codebooks, codes)), ids
 
     def search(self, index: Any, x: NDArray[np.float32], k: int, *, sel: Any = None, nprobe: int | None = None) -> Hits:
         """As FAISS scans, but for what it passes over: rows of the lowest rounded score, all rows for a query of zeros."""

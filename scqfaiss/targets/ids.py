@@ -7,6 +7,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from .base import Ids
 from .pretransform import unwrap_index
@@ -26,13 +27,8 @@ def with_ids(index: Any, ids: Ids) -> Any:
     return out
 
 
-def without_ids(index: Any) -> tuple[Any, Ids]:
-    """The index behind encoder and ids, and the ids of its positions."""
-    return behind_ids(index), ids_of(index)
-
-
 def behind_ids(index: Any) -> Any:
-    """The same without a copy of the ids."""
+    """The index behind encoder and ids."""
     index = unwrap_index(index)
     return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
 
@@ -41,6 +37,23 @@ def ids_of(index: Any) -> Ids:
     """(n,) the ids of all positions."""
     index = unwrap_index(index)
     return faiss.vector_to_array(index.id_map) if isinstance(index, faiss.IndexIDMap) else np.arange(index.ntotal)
+
+
+def places_of(index: Any, only: Ids | None) -> tuple[Ids | slice, Ids]:
+    """(places, their ids) of the rows of some ids, or of all rows."""
+    ids = ids_of(index)
+    if only is None:
+        return slice(None), ids
+    places = np.flatnonzero(np.isin(ids, only))
+    return places, ids[places]
+
+
+def packed_codes(index: Any, places: Ids | slice) -> NDArray[np.uint8]:
+    """(rows, code_size), a copy of the codes of some rows of an index that holds them one after the other."""
+    if not index.ntotal:
+        return np.zeros((0, index.code_size), np.uint8)
+    flat: NDArray[np.uint8] = faiss.rev_swig_ptr(index.codes.data(), index.codes.size())
+    return flat.reshape(index.ntotal, index.code_size)[places].copy()
 
 
 def ids_at(index: Any, places: Ids) -> Ids:

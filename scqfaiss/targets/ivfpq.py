@@ -126,14 +126,14 @@ class IVFPQ(Target):
     def shape_of(self, index: Any) -> Shape:
         return listed_shape(index) if has_code_lists(index) else product_shape(unwrap_index(index))
 
-    def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
+    def unpack(self, index: Any, shape: Shape | None = None, only: Ids | None = None) -> tuple[Codebooks, Codes, Ids]:
         """Raises ConfigError for one list of residuals, which we never write."""
         if has_code_lists(index):
-            return unpack_listed(index, shape)
+            return unpack_listed(index, shape, only)
         index = unwrap_index(index)
         if index.by_residual and faiss_calls.stored_rows(index.quantizer).any():
             raise ConfigError("the codes stand for residuals of coarse centroids, not for vectors")
-        _, codes, ids = rows_of(index)
+        _, codes, ids = rows_of(index, only)
         return *split(product_codebooks(index), codes, shape), ids
 
     def nbytes(self, shape: Shape, n: int) -> int:

@@ -57,11 +57,11 @@ class Lift(Target):
     def shape_of(self, index: Any) -> Shape:
         return listed_shape(index) if has_code_lists(index) else product_shape(unwrap_index(index), "additive")
 
-    def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
+    def unpack(self, index: Any, shape: Shape | None = None, only: Ids | None = None) -> tuple[Codebooks, Codes, Ids]:
         if has_code_lists(index):
-            return unpack_listed(index, shape)
+            return unpack_listed(index, shape, only)
         index = unwrap_index(index)
-        _, codes, ids = rows_of(index)
+        _, codes, ids = rows_of(index, only)
         return *split(product_codebooks(index, "additive"), codes, shape), ids
 
     def nbytes(self, shape: Shape, n: int) -> int:

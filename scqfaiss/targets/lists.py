@@ -15,6 +15,7 @@ from .base import METRIC, Ids, inject, pack, unpack_codes
 
 SEED = 1234  # of k-means: the same rows give the same lists
 DECODED_BYTES = 1 << 28  # vectors decoded at a time
+IDS_AT_A_TIME = 1 << 20  # looked through
 FLAT_LISTS = 1024  # up to so many lists by one k-means, more by two levels of it
 
 
@@ -46,9 +47,11 @@ def add(index: Any, lists: NDArray[Any], packed: NDArray[np.uint8], ids: Ids) ->
         faiss_calls.add_codes(index, np.hstack([prefix, packed]), ids)
 
 
-def rows_of(index: Any) -> tuple[NDArray[np.int64], Codes, Ids]:
-    """(list of each row, codes, ids) of an IndexIVFPQ, list by list, in the order of insertion."""
+def rows_of(index: Any, only: Ids | None = None) -> tuple[NDArray[np.int64], Codes, Ids]:
+    """(list of each row, codes, ids) of an IndexIVFPQ, list by list, in the order of insertion. only: of these ids alone."""
     sizes = list_sizes(index)
+    if only is not None:
+        return _some_rows_of(index, sizes, only)
     ids, packed = np.empty(index.ntotal, np.int64), np.empty((index.ntotal, index.code_size), np.uint8)
     i = 0
     for number in np.flatnonzero(sizes):
@@ -56,6 +59,26 @@ def rows_of(index: Any) -> tuple[NDArray[np.int64], Codes, Ids]:
         ids[i : i + len(list_ids)], packed[i : i + len(list_ids)] = list_ids, list_codes.reshape(len(list_ids), -1)
         i += len(list_ids)
     return np.repeat(np.arange(len(sizes)), sizes), unpack_codes(packed, index.pq.M, index.pq.nbits), ids
+
+
+def _some_rows_of(index: Any, sizes: NDArray[np.int64], only: Ids) -> tuple[NDArray[np.int64], Codes, Ids]:
+    """The same without a look at other codes: of a memory-mapped file those stay on disk."""
+    filled = np.flatnonzero(sizes)
+    lists, places = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for first in np.split(filled, np.flatnonzero(np.diff(np.cumsum(sizes[filled]) // IDS_AT_A_TIME)) + 1):
+        ids = [faiss.rev_swig_ptr(index.invlists.get_ids(int(number)), int(sizes[number])) for number in first]
+        found = np.flatnonzero(np.isin(ids[0] if len(ids) == 1 else np.concatenate([*ids, sizes[:0]]), only))
+        ends = np.cumsum(sizes[first])
+        at = np.searchsorted(ends, found, side="right")
+        lists.append(first[at])
+        places.append(found - (ends - sizes[first])[at])
+    number, place = np.concatenate(lists), np.concatenate(places)
+    ids_found, packed = np.empty(len(number), np.int64), np.empty((len(number), index.code_size), np.uint8)
+    for i, (n, p) in enumerate(zip(number.tolist(), place.tolist())):
+        ids_found[i] = faiss.rev_swig_ptr(index.invlists.get_ids(n), p + 1)[p]
+        end = (p + 1) * index.code_size
+        packed[i] = faiss.rev_swig_ptr(index.invlists.get_codes(n), end)[end - index.code_size :]
+    return number, unpack_codes(packed, index.pq.M, index.pq.nbits), ids_found
 
 
 def list_sizes(index: Any) -> NDArray[np.int64]:

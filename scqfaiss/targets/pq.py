@@ -24,7 +24,7 @@ from .base import (
     table_bytes,
     unpack_codes,
 )
-from .ids import behind_ids, with_ids, without_ids
+from .ids import behind_ids, packed_codes, places_of, with_ids
 from .reshape import merged, merged_shape, split
 
 
@@ -38,10 +38,9 @@ def index_pq(codebooks: Codebooks, codes: Codes) -> Any:
     return index
 
 
-def codes_of(index: Any) -> Codes:
-    """The codes (n, M) of an IndexPQ."""
-    packed = faiss.vector_to_array(index.codes).reshape(index.ntotal, index.code_size)
-    return unpack_codes(packed, index.pq.M, index.pq.nbits)
+def codes_of(index: Any, places: Ids | slice = slice(None)) -> Codes:
+    """The codes (n, M) of an IndexPQ, or of some of its rows."""
+    return unpack_codes(packed_codes(index, places), index.pq.M, index.pq.nbits)
 
 
 class PQ(Target):
@@ -60,9 +59,10 @@ class PQ(Target):
     def shape_of(self, index: Any) -> Shape:
         return product_shape(behind_ids(index))
 
-    def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
-        index, ids = without_ids(index)
-        return *split(product_codebooks(index), codes_of(index), shape), ids
+    def unpack(self, index: Any, shape: Shape | None = None, only: Ids | None = None) -> tuple[Codebooks, Codes, Ids]:
+        places, ids = places_of(index, only)
+        index = behind_ids(index)
+        return *split(product_codebooks(index), codes_of(index, places), shape), ids
 
     def nbytes(self, shape: Shape, n: int) -> int:
         return n * (shape.code_size + 8) + table_bytes(merged_shape(shape)) + 1000

@@ -24,7 +24,7 @@ from .base import (
     table_bytes,
     unpack_codes,
 )
-from .ids import behind_ids, with_ids, without_ids
+from .ids import behind_ids, packed_codes, places_of, with_ids
 from .lists import decoded
 from .validation import stored_norms
 
@@ -89,11 +89,12 @@ class Residual(Target):
         index = behind_ids(index)
         return Shape("additive", index.rq.M, index.rq.nbits.at(0), index.d, metric_of(index))
 
-    def unpack(self, index: Any, shape: Shape | None = None) -> tuple[Codebooks, Codes, Ids]:
+    def unpack(self, index: Any, shape: Shape | None = None, only: Ids | None = None) -> tuple[Codebooks, Codes, Ids]:
         s = self.shape_of(index)
-        index, ids = without_ids(index)
-        packed = faiss.vector_to_array(index.codes).reshape(index.ntotal, index.code_size)
-        codes = unpack_codes(np.ascontiguousarray(packed[:, : s.code_size]), s.M, s.nbits)  # a norm follows the code
+        places, ids = places_of(index, only)
+        index = behind_ids(index)
+        packed = packed_codes(index, places)[:, : s.code_size]  # a norm follows the code
+        codes = unpack_codes(np.ascontiguousarray(packed), s.M, s.nbits)
         return self._codebooks(index), codes, ids
 
     def nbytes(self, shape: Shape, n: int) -> int:

@@ -12,7 +12,7 @@ import pytest
 import scqfaiss
 from scqfaiss.errors import ScqError
 from scqfaiss.galleries.alike import alike
-from scqfaiss.serving import batching
+from scqfaiss.serving import batching, fast_json
 from scqfaiss.serving.queries import of_json
 from scqfaiss.serving.settings import settings_of
 from serving.conftest import GALLERIES, KEY, client_of
@@ -111,6 +111,45 @@ def test_promises_probabilities_and_items(client, opened):
     assert [[hit["title"] for hit in row] for row in answer["items"]] == [[f"number {i}" for i in row] for row in I]
     assert "calibrat" in ask(client, "folded", 422, queries=XQ.tolist(), precision=0.5)
     assert "known is given" in ask(client, "folded", 422, queries=XQ.tolist(), known=0.5)
+
+
+def test_json_that_the_fast_reader_and_writer_refuse():
+    assert fast_json.read(b'[1e400, -Infinity, 99999999999999999999, "\\ud800"]') == [
+        np.inf,
+        -np.inf,
+        10**20 - 1,
+        "\ud800",
+    ]
+    half = np.float32([0.1, 2.5])
+    assert fast_json.written({"a": half, "b": [1]}) == b'{"a":[0.1,2.5],"b":[1]}'
+    written = fast_json.written({"a": half, "b": [10**20, "\ud800"]})
+    found = json.loads(written)
+    assert found["b"] == [10**20, "\ud800"] and np.float32(found["a"]).tolist() == half.tolist()
+
+
+def test_items_are_read_anew_where_their_file_changes(shop, tmp_path):
+    gallery, items = tmp_path / "g.faissindex", tmp_path / "items.csv"
+    gallery.write_bytes((shop / "sure.faissindex").read_bytes())
+    items.write_text("id,title\n5,old\n")
+    settings = settings_of((str(gallery),), model=(f"{shop}/sure.safetensors",), items=(str(items),), port=0, reload=0)
+    with client_of(settings) as client:
+        g = client.service.galleries["g"]
+
+        def title():
+            assert client.get("/page/items/g?ids=5").json()["items"][0]["title"] == g.items.get([5])[0]["title"]
+            return ask(client, "g", ids=[5], k=1, allow=[5])["items"][0][0]["title"]
+
+        assert (title(), g.reload()) == ("old", False)
+        for text, fault in (("id,title\n5,a\n5,b\n", "occur once"), (None, "items.csv"), ("", "items.csv")):
+            items.unlink()
+            if text is not None:
+                items.write_text(text)
+            failures = g.failures
+            assert not g.reload() and fault in g.fault and str(tmp_path) not in g.fault
+            assert (title(), g.failures, g.reload(), g.failures) == ("old", failures + 1, False, failures + 1)
+            items.write_text("")
+        items.write_text("id,title\n5,new\n")
+        assert g.reload() and (title(), g.fault, g.reload()) == ("new", "", False)
 
 
 def test_known(client, opened):

@@ -78,6 +78,8 @@ def refused(client, status, body=None, path=PATH, capfd=None, **more):
         (422, {"queries": [[0.0] * 16], "precision": 0.5, "recall": 0.5}, "precision and recall are given"),
         (422, {"queries": [[0.0] * 16], "known": 2}, "known is 2, needs a number from 0 to 1"),
         (422, {"queries": [[0.0] * 16], "known": [0.5, 0.5]}, "known holds 2 numbers for 1 queries"),
+        (422, {"queries": [[0.0] * 16], "known": 0, "probability": True}, 'probability holds where known is "auto"'),
+        (422, {"queries": [[0.0] * 16], "known": [0.5], "recall": 0.5}, 'recall holds where known is "auto"'),
         (422, {"queries": [[0.0] * 16], "probability": "yes"}, "probability is yes, needs true or false"),
         (422, {"queries": [[0.0] * 16], "allow": [-1]}, "allow need a list of whole numbers"),
         (422, {"queries": [[0.0] * 16], "deny": "5"}, "deny need a list of whole numbers"),

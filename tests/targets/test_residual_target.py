@@ -6,7 +6,7 @@ import pytest
 
 from scqfaiss.targets import target
 from scqfaiss.targets.base import pack
-from scqfaiss.targets.ids import without_ids
+from scqfaiss.targets.ids import behind_ids
 
 from .conftest import assert_best, random_codebooks, random_codes, random_queries
 
@@ -44,7 +44,7 @@ def test_the_bytes_are_the_packed_code_and_for_distances_its_squared_norm(M, nbi
         codebooks = random_codebooks("additive", M, nbits, 6, metric)
         codes = random_codes(codebooks, 20)
         built = RESIDUAL.build(codebooks, codes, np.arange(20))  # the index inside lives as long as this
-        index, _ = without_ids(built)
+        index = behind_ids(built)
         assert index.code_size == (M * nbits + extra + 7) // 8
         held = faiss.vector_to_array(index.codes).reshape(20, -1)
         for row, code, x in zip(held, pack(codes, nbits), codebooks.decode(codes).astype(np.float64)):

@@ -13,7 +13,7 @@ import scqfaiss
 from scqfaiss.errors import IndexFileError
 from scqfaiss.galleries.reading import read_gallery
 from scqfaiss.targets import target
-from scqfaiss.targets.ids import without_ids
+from scqfaiss.targets.ids import behind_ids
 from scqfaiss.targets.pretransform import chain, unwrap_index, wrap_index
 from scqfaiss.targets.validation import validate
 
@@ -21,7 +21,7 @@ from .conftest import VALID, random_codebooks, random_codes, random_queries, val
 
 
 def core(index):
-    return without_ids(index)[0]
+    return behind_ids(index)
 
 
 def scan_of(index):
