@@ -140,7 +140,7 @@ def test_pickles_hold_the_model_file(fitted, one):
         ({"settings": {"featuers.epochs": 1}}, [0, 1], "featuers.epochs"),
         ({}, None, "requires y"),
         ({}, [0.5, 1.5], "Unknown label type: continuous"),
-        ({}, [-1, 0], "-1"),
+        ({}, [-1, 0], "at least 2 classes, found 1"),  # -1 is no label, as in sklearn.semi_supervised
         ({"method": "mopq"}, [0, 1], "pairs"),
         ({"method": "phpq"}, [0, 1], "images"),
     ],
