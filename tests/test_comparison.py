@@ -300,6 +300,7 @@ def test_means_over_draws_of_what_every_draw_has():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_draws_are_measured_one_by_one_and_go_on(tmp_path):
     """Each figure anew from the model of the draw: by plain sorting, the mean over the orders of ties aside."""
     parts = write_parts(tmp_path)
