@@ -20,14 +20,19 @@ def default_kappa(C: int, epsilon: float = EPSILON) -> float:
     return (C - 1) / C * math.log((C - 1) * (1 - epsilon) / epsilon)
 
 
+def shuffled(y: Ints, C: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
+    """y (n,) of C classes -> rows (n,) class by class, in random order; their places in the class; rows of each class (C,)."""
+    order = rng.permutation(len(y))
+    order = order[np.argsort(y[order], kind="stable")]
+    counts = np.bincount(y, minlength=C)
+    return order, np.arange(len(y)) - np.repeat(np.cumsum(counts) - counts, counts), counts
+
+
 def held_out(labels: Labels, share: float, seed: int) -> Ints:
     """A stratified share of the rows; classes with one row stay in training. -> row numbers, sorted."""
     rng = np.random.default_rng(seed)
     one = labels.y if not labels.multilabel else labels.y.argmax(1)  # stratified by a row's first label
-    order = rng.permutation(len(labels))
-    order = order[np.argsort(one[order], kind="stable")]
-    counts = np.bincount(one, minlength=labels.C)
-    place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    order, place, counts = shuffled(one, labels.C, rng)
     take = np.where(counts > 1, np.floor(counts * share + rng.random(labels.C)), 0)
     take = np.minimum(take, counts - 1)
     return np.sort(order[place < np.repeat(take, counts)])

@@ -25,7 +25,7 @@ from ..arrays import Ints, Labels
 from ..contract import Stage, Task, seed_of
 from ..errors import ConfigError, warn
 from . import neighbour_labels
-from .calibration import held_out
+from .calibration import held_out, shuffled
 from .cfa import Features
 
 Batches = Callable[[Generator], Iterator[tuple[Any, ...]]]
@@ -80,14 +80,10 @@ def held_as_rare(labels: Labels, seed: int) -> Ints:
     What rare classes gain cannot be tried on them: one row leaves nothing to hold out. So frequent ones are made as rare.
     """
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(labels))
-    rank = np.empty(len(labels), np.int64)
-    order = order[np.argsort(labels.y[order], kind="stable")]
-    counts = labels.counts()
-    rank[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    order, place, counts = shuffled(labels.y, labels.C, rng)
     kept = counts.copy()
     kept[counts > 0] = rng.permutation(counts[counts > 0])
-    return np.flatnonzero(rank >= kept[labels.y])
+    return np.sort(order[place >= np.repeat(kept, counts)])
 
 
 @dataclass(frozen=True)
