@@ -2,12 +2,18 @@
 
     python benchmarks/thresholds.py split TRAIN.h5 SEED                 # writes fit.h5 and held.h5, a fifth of each class
     python benchmarks/thresholds.py check MODEL QUERY.h5 DATABASE.h5 [cut SEED]
+    python benchmarks/thresholds.py chance MODEL DATABASE.h5 CALIBRATED QUERIES [cut]
 
 check exports DATABASE, with `cut` after half of the classes were cut to a tenth of their rows, and prints `recall_50`, ...,
 `precision_99`, what was seen where so much was asked for without a margin (confidence 0.5); `off`, the largest difference;
 `broken`, how many of the nine promises at confidence 0.9 were missed by more than 0.002, `refused`, how many of them the
 calibration did not make; `ece` of the first 100 hits; `faiss_differs`, the largest difference, as a share, between the hits of
 scqfaiss and those of plain FAISS's range_search at the same threshold.
+
+chance tells how exact any calibration can be: ROUNDS times it draws CALIBRATED rows of DATABASE to calibrate with, QUERIES others to
+ask, and lets these find the rest, so that nothing but the draw is between the rows that promise and those that keep it. It prints
+the mean and the standard deviation over the rounds of what was seen, `off`, the median of the largest difference, `within`, the
+share of rounds where that is at most 0.02, and the mean `ece`. With `cut`, half of the classes are cut to a tenth.
 """
 
 import json
@@ -20,15 +26,20 @@ import faiss
 import numpy as np
 
 import scqfaiss
+from scqfaiss.calibration.measuring import measure
 from scqfaiss.data import open_rows
 from scqfaiss.data.writing import write_rows
 from scqfaiss.evaluation.galleries import evaluate
+from scqfaiss.evaluation.promises import check as promised
+from scqfaiss.evaluation.ranking import Relevance
 from scqfaiss.files import atomic_write
 from scqfaiss.model import Model
 from scqfaiss.targets.pretransform import unwrap_index
 
 FOLDS = 5
 QUERIES = 200  # that plain FAISS is asked with
+ROUNDS = 20
+GALLERY = 10_000  # rows that a round finds at most
 
 
 def split(path: str, seed: str) -> None:
@@ -92,6 +103,38 @@ def differs(gallery: scqfaiss.Gallery, index: faiss.Index, xq: np.ndarray) -> fl
     return max(found)
 
 
+def chance(model_path: str, database_path: str, calibrated: str, queries: str, cut: str = "") -> None:
+    model = Model.load(model_path)
+    with open_rows(database_path) as database:
+        x, labels = database.read(0, len(database)), database.labels
+        assert labels
+    xq, vectors = model.of_semantic(model.chain(x, database_path), x)
+    coded = model.codebooks.decode(model.assign(vectors))
+    rounds, rng = [], np.random.default_rng(0)
+    for _ in range(ROUNDS):
+        drawn, asked, rest = np.split(rng.permutation(len(x)), np.cumsum([int(calibrated), int(queries)]))
+        rest = rest[:GALLERY]
+        if cut:
+            few = rng.permutation(labels.C)[: labels.C // 2]
+            rest = rest[~np.isin(labels.y[rest], few) | (rng.random(len(rest)) < 0.1)]
+        calibration = measure(xq[drawn], coded[drawn], labels.take(drawn), model.codebooks.metric)
+        relevance = Relevance(labels.take(rest), np.arange(len(rest)), len(rest))
+        share = float(np.mean([relevance.per_word(y).mean() for y in labels.y[asked]]))
+        scores = (np.asarray(coded[rest] @ q) for q in xq[asked])
+        rounds.append(promised(scores, labels.take(asked), relevance, calibration, share, 0.5))
+    seen = {
+        (name, float(asked)): np.array([found[name][asked] for found in rounds], float)  # NaN where it was not promised
+        for name in ("recall", "precision")
+        for asked in rounds[0][name]
+    }
+    out: dict[str, float] = {}
+    for (name, wish), v in seen.items():
+        out |= {f"{name}_{100 * wish:g}": np.nanmean(v), f"{name}_{100 * wish:g}_sd": np.nanstd(v)}
+    off = np.nanmax([np.abs(v - wish) for (_, wish), v in seen.items()], axis=0)
+    out |= {"off": np.median(off), "within": np.mean(off <= 0.02), "ece": np.mean([found["ece"] for found in rounds])}
+    print(json.dumps({name: float(v) for name, v in out.items()}))
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore", scqfaiss.errors.ScqWarning)
-    {"split": split, "check": check}[sys.argv[1]](*sys.argv[2:])
+    {"split": split, "check": check, "chance": chance}[sys.argv[1]](*sys.argv[2:])
