@@ -10,8 +10,8 @@ check exports DATABASE, with `cut` after half of the classes were cut to a tenth
 calibration did not make; `ece` of the first 100 hits; `faiss_differs`, the largest difference, as a share, between the hits of
 scqfaiss and those of plain FAISS's range_search at the same threshold.
 
-chance tells how exact any calibration can be: ROUNDS times it draws CALIBRATED rows of DATABASE to calibrate with, QUERIES others to
-ask, and lets these find the rest, so that nothing but the draw is between the rows that promise and those that keep it. It prints
+chance tells how exact any calibration can be: ROUNDS times it draws CALIBRATED rows of DATABASE to calibrate with, QUERIES others
+to ask, and lets these find the rest, so that nothing but the draw is between the rows that promise and those that keep it. Prints
 the mean and the standard deviation over the rounds of what was seen, `off`, the median of the largest difference, `within`, the
 share of rounds where that is at most 0.02, and the mean `ece`. With `cut`, half of the classes are cut to a tenth.
 """
