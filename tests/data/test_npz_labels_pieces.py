@@ -118,7 +118,11 @@ def test_labels_beside_features():
 
 
 def test_what_a_file_of_labels_may_hold():
-    for text, want in [("3\n\n-1\n2", [3, -1, -1, 2]), ("a\n\n3", ["a", "", "3"]), ("\ufeff1\r\n2\r\n", [1, 2])]:
+    for text, want in [
+        ("3\n\n-1\n2", [3, -1, -1, 2]),
+        ("a\n\n3\n-1", ["a", "", "3", ""]),
+        ("\ufeff1\r\n2\r\n", [1, 2]),
+    ]:
         with open("y.csv", "w", encoding="utf-8", newline="") as f:
             f.write(text)
         assert read_labels("y.csv").tolist() == want
