@@ -25,8 +25,9 @@ from ..arrays import Ints, Labels
 from ..contract import Stage, Task, seed_of
 from ..errors import ConfigError, warn
 from . import neighbour_labels
-from .calibration import held_out, shuffled
+from .calibration import held_out
 from .cfa import Features
+from .folds import shuffled
 
 Batches = Callable[[Generator], Iterator[tuple[Any, ...]]]
 
