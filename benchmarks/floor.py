@@ -23,7 +23,7 @@ import scqfaiss
 from scqfaiss.calibration.forecast import Forecast
 from scqfaiss.data import open_rows
 from scqfaiss.evaluation.galleries import evaluate
-from scqfaiss.training.folds import rank_in_class
+from scqfaiss.methods.folds import rank_in_class
 
 BITS = (16, 32, 48)
 LEAST = 50  # labels in all

@@ -11,17 +11,22 @@ from typing import Any
 
 import click
 
-from scqfaiss.cli.compare import INPUTS, compare_growth, options_of
+from scqfaiss.cli.arguments import compared_row_options
+from scqfaiss.cli.compare import INPUTS, options_of
+from scqfaiss.comparison.growth import compare_growth
 from scqfaiss.comparison.options import GrowthOptions
 from scqfaiss.errors import ScqError
+from scqfaiss.progress import to_stderr
 
 
 @click.command("compare-growth")
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @options_of(GrowthOptions, leave_out=INPUTS)
-def scale(data: Path, **options: Any) -> None:
+@compared_row_options
+def scale(data: Path, keys: dict[str, Any], **options: Any) -> None:
     """Measure searches of growing galleries of rows like those of DATA."""
-    compare_growth.callback(**{name: data / f"{name}.h5" for name in INPUTS}, **options)
+    files: dict[str, Any] = {name: data / f"{name}.h5" for name in INPUTS}
+    click.echo(compare_growth(GrowthOptions(**files, **options), to_stderr, keys=keys))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Floats, as_labels
+from .arrays import NO_LABEL, Floats, as_labels
 from .codebooks import Codes
 from .dependencies import missing
 from .errors import ConfigError, DataError
@@ -37,6 +37,20 @@ except ImportError as error:
     raise ConfigError('scqfaiss.sklearn needs scikit-learn 1.6 or newer: pip install "scqfaiss[sklearn]"') from error
 
 DEFAULTS = TrainOptions()
+SIGNS = ("-1", "1")  # names of two classes that y gives by these numbers
+
+
+def _are_signs(y: Any) -> bool:
+    """Whether y (n,) holds -1 and 1, both, and nothing else."""
+    return y.ndim == 1 and y.dtype.kind in "if" and np.array_equal(np.unique(y), [-1, 1])
+
+
+def _classes(y: Any) -> Any:
+    """The classes among y (n,), ascending, without what says that a row has none."""
+    found = np.unique(y)
+    if found.dtype.kind in "if" and not _are_signs(y):
+        return found[found != NO_LABEL]
+    return found[[not isinstance(name, str) or bool(name.strip()) for name in found.tolist()]]
 
 
 class Quantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -48,6 +62,9 @@ class Quantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     Attributes of a fitted one: `model_`, the scqfaiss.Model, which `scqfaiss.export` and `model_.save` take; `n_features_in_`;
     `feature_names_in_` where X had names; `classes_` where labels were learned from: class numbers or names, ascending (of y
     (n, C) the numbers of its columns).
+
+    -1 in y says that a row has no label, as in sklearn.semi_supervised. Only where y holds -1 and 1 and nothing else these are
+    two classes, the usual code of two: taken otherwise there would be one class, of which nothing can be learned.
 
     Pickled are the parameters and the bytes of the model file (docs/format.md), which run no code; a pickle as a whole is as
     unsafe to load as any other, so exchange model files.
@@ -115,14 +132,17 @@ class Quantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             check_classification_targets(y)
             y = y.ravel() if y.ndim == 2 and y.shape[1] == 1 else y
         options = self.get_params(deep=False) | {"settings": dict(self.settings or {})}
+        target = y
+        if y is not None and _are_signs(y):
+            target, options["class_names"] = (y > 0).astype(np.int64), SIGNS
         try:
-            model = train(X, y, **options)
+            model = train(X, target, **options)
         except (ConfigError, DataError) as error:
             raise ValueError(str(error)) from error
         self.model_ = model
         self._n_features_out = model.codebooks.d
         if y is not None:
-            self.classes_ = np.unique(y) if y.ndim == 1 else np.arange(y.shape[1])
+            self.classes_ = np.arange(y.shape[1]) if y.ndim == 2 else _classes(y)
         elif hasattr(self, "classes_"):
             del self.classes_
         return self
@@ -146,7 +166,9 @@ class Quantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         """
         model, X = self._fitted(X)
         try:
-            labels = as_labels(np.asarray(y), len(X), "y")
+            y = np.asarray(y)
+            signs = _are_signs(getattr(self, "classes_", y))
+            labels = as_labels(y + 1 if signs else y, len(X), "y")
         except DataError as error:
             raise ValueError(str(error)) from error
         words = Words.of(model.encode(X, "X"))

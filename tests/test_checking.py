@@ -16,10 +16,10 @@ from scqfaiss.contract import silent
 from scqfaiss.data import ArraySource
 from scqfaiss.data.source import row_digests
 from scqfaiss.errors import ConfigError
+from scqfaiss.methods.folds import rank_in_class, shuffled, stratified
 from scqfaiss.methods.scq import Settings
 from scqfaiss.options import TrainOptions
 from scqfaiss.training.fitting import train_judge
-from scqfaiss.training.folds import rank_in_class, stratified
 from scqfaiss.training.out_of_fold import FOLDS, Opinion, opinion, options_of_folds
 from scqfaiss.training.rows import SourceRows
 
@@ -110,6 +110,9 @@ def test_one_pass_takes_the_statistics_of_the_finite_rows():
 def test_ranks_and_folds_against_a_loop():
     y = np.random.default_rng(0).integers(0, 7, 100)
     assert rank_in_class(y).tolist() == [int((y[:i] == c).sum()) for i, c in enumerate(y)]
+    order, place, counts = shuffled(y, 8, np.random.default_rng(0))
+    assert sorted(order) == list(range(len(y))) and counts.tolist() == np.bincount(y, minlength=8).tolist()
+    assert y[order].tolist() == sorted(y) and place.tolist() == [k for n in counts for k in range(n)]
     fold = stratified(y, 5, 0)
     table = np.array([[((fold == k) & (y == c)).sum() for k in range(5)] for c in range(7)])
     assert (table.max(1) - table.min(1) <= 1).all()

@@ -449,3 +449,93 @@ def test_options_of_an_export(run, here, untouched):
     assert run(*export, "--target", "fastscan", "--refine", "-1").code == 0
     words = "fast scan without refine has no range search; export without --refine -1"
     refused(run("search", "x.faissindex", "query.h5", "--threshold", "0"), 2, words)
+
+
+# Commands that read labels, with rows of .npy files that hold none, and what gives the labels of each file.
+THREE = ("--train=train.npy", "--query=query.npy", "--database=database.npy", "--out=out")
+OF_THREE = {f"--{part}-labels": f"{part}.npy" for part in ("train", "query", "database")}
+LABELLED = {
+    "train": (
+        ("train.npy", "-o", "x.safetensors", *TINY, "--validation", "query.npy", "--calibrate", "database.npy"),
+        {"--labels": "train.npy", "--validation-labels": "query.npy", "--calibrate-labels": "database.npy"},
+    ),
+    "extend": (("m.safetensors", "train.npy", "-o", "x.safetensors"), {"--labels": "train.npy"}),
+    "calibrate": (("m.safetensors", "train.npy", "-o", "x.safetensors"), {"--labels": "train.npy"}),
+    "check": (("train.npy", "--quick"), {"--labels": "train.npy"}),
+    "info": (("train.npy",), {"--labels": "train.npy"}),
+    "evaluate": (
+        ("g.faissindex", "query.npy", "database.npy", "--model", "m.safetensors"),
+        {"--labels": "query.npy", "--database-labels": "database.npy"},
+    ),
+    "attack": (
+        ("m.safetensors", "query.npy", "database.npy", "--out", "out"),
+        {"--labels": "query.npy", "--database-labels": "database.npy"},
+    ),
+    "compare": (THREE, OF_THREE),
+    "compare-growth": ((*THREE, "--rows=100"), OF_THREE),
+}
+UNREAD = {"export", "append", "search", "features"}  # labels play no part there
+
+
+def write_npy(*names):
+    for name in names:
+        with h5py.File(f"{name}.h5") as f:
+            np.save(f"{name}.npy", f["features"])
+            np.save(f"{name}-y.npy", f["labels"])
+
+
+def test_every_command_that_reads_labels_takes_them_from_files(run, here):
+    taking = {name for name, c in cli.cli.commands.items() if any(p.name == "labels_key" for p in c.params)}
+    assert taking == set(LABELLED) | UNREAD
+    write_npy("train", "query", "database")
+    for name, (words, labels) in LABELLED.items():
+        flags = {flag for p in cli.cli.commands[name].params for flag in p.opts if flag.endswith("labels")}
+        assert flags == set(labels), name
+        whole = {flag: f"{of.removesuffix('.npy')}-y.npy" for flag, of in labels.items()}
+        for flag, of in labels.items():
+            np.save("short.npy", np.load(whole[flag])[1:])
+            given = [word for pair in (whole | {flag: "short.npy"}).items() for word in pair]
+            result, n = run(name, *words, *given), len(np.load(of))
+            assert result.code == 3, (name, flag, result.err)
+            assert f"{of}: labels of short.npy has {n - 1} rows, features has {n}" in result.err, (
+                name,
+                flag,
+                result.err,
+            )
+
+
+def test_labels_of_a_comparison_in_files_of_their_own(here):
+    from scqfaiss.comparison.inputs import label_files, read_inputs, row_facts
+    from scqfaiss.comparison.options import CompareOptions
+
+    write_npy("train", "query", "database")
+    parts = ("train", "query", "database")
+    keys = {f"{part}_labels": f"{part}-y.npy" for part in parts} | {"skip_bad_rows": False}
+    want, got = (
+        read_inputs(CompareOptions(**{part: Path(f"{part}.{kind}") for part in parts}, out=Path("out")), given)
+        for kind, given in (("h5", {}), ("npy", keys))
+    )
+    for part in parts:
+        a, b = getattr(want, part), getattr(got, part)
+        assert np.array_equal(a.x, b.x) and np.array_equal(a.labels.y, b.labels.y) and a.labels.C == b.labels.C
+    assert set(label_files(keys)) == {"train labels", "query labels", "database labels"}
+    assert set(label_files({"labels_file": "y.npy"}, "query")) == {"query labels"}
+    assert row_facts(keys) == {} and row_facts({"scale": 2.0}) == {"row_options": {"scale": 2.0}}
+
+
+def test_missing_labels_name_the_option_that_brings_them(run, here):
+    write_npy("train", "query", "database")
+    result = run("compare", *THREE)
+    said = "train.npy has no labels, which a comparison needs; name them with --labels-key, or bring them with --train-labels"
+    assert result.code == 3 and said in result.err
+    result = run("attack", "m.safetensors", "query.npy", "database.npy", "--out", "out", "--labels", "query-y.npy")
+    assert result.code == 3 and "or bring them with --database-labels FILE" in result.err
+
+
+def test_config_file_names_labels_as_the_command_does(run, here):
+    write_npy("train")
+    Path("c.toml").write_text('labels = "train-y.npy"\nencoder-arg = ["width=8"]\n')
+    said = "--encoder-arg goes with a network for images, encoder mlp is none"
+    refused(run("train", "train.npy", "-o", "x.safetensors", "--config", "c.toml"), 2, said)
+    Path("c.toml").write_text('labels = "train-y.npy"\n')
+    assert run("train", "train.npy", "-o", "x.safetensors", *TINY, "--config", "c.toml").code == 0

@@ -92,3 +92,7 @@ def test_machine_and_hashes(tmp_path):
     folder = file_hash(tmp_path)
     (tmp_path / "b").write_bytes(b"")
     assert file_hash(tmp_path) != folder
+    (tmp_path / "a.npy").write_bytes(b"rows")
+    pattern = file_hash(tmp_path / "*.npy")
+    (tmp_path / "b.npy").write_bytes(b"rows")
+    assert file_hash(tmp_path / "*.npy") != pattern

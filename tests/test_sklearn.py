@@ -72,6 +72,32 @@ def test_names_of_classes_and_many_labels(one, multilabel):
     assert not hasattr(without, "classes_") and without.encode(x).shape == (400, 2)
 
 
+def test_minus_one_is_no_label_unless_it_is_one_of_two_classes(one):
+    """-1 and 1 alone are the code of two classes; -1 among others is no label, as in sklearn.semi_supervised."""
+    x, y = one
+    half = y % 2
+    signs = Quantizer(**QUICK).fit(x, 2 * half - 1)
+    assert signs.classes_.tolist() == [-1, 1] and signs.model_.config["class_names"] == ["-1", "1"]
+    by_name = Quantizer(**QUICK).fit(x, np.array(["-1", "1"])[half])
+    np.testing.assert_array_equal(signs.encode(x), by_name.encode(x))
+    for kind in (int, float, np.int8):
+        assert signs.score(x, (2 * half - 1).astype(kind)) == signs.score(x, half + 1) > 0.9
+    alone = np.where(np.arange(len(x)) == 3, 5, 2 * half - 1)  # a class that the training did not see
+    assert signs.score(x, alone) < signs.score(x, 2 * half - 1)
+    plain = Quantizer("pq", 4, nbits=2).fit(x)
+    assert plain.score(x, 2 * half - 1) == plain.score(x, half)
+    again = pickle.loads(pickle.dumps(signs))
+    assert again.classes_.tolist() == [-1, 1] and again.score(x, 2 * half - 1) == signs.score(x, 2 * half - 1)
+
+    some = np.where(np.arange(len(x)) % 4 == 3, -1, y)
+    without = Quantizer(**QUICK).fit(x, some)
+    kept = some >= 0
+    assert without.classes_.tolist() == np.unique(some[kept]).tolist()
+    assert without.model_.sha256 == Quantizer(**QUICK).fit(x[kept], y[kept]).model_.sha256
+    names = np.array(["ash", "birch", "cedar", "elm"])[y]
+    assert Quantizer(**QUICK).fit(x, np.where(kept, names, "")).classes_.tolist() == np.unique(names[kept]).tolist()
+
+
 def slow_score(model, x, sharing):
     """mAP of every row among all others: the mean over 200 orders within ties, rank by rank."""
     z, decoded = model.embed(x).astype(np.float64), model.codebooks.decode(model.encode(x)).astype(np.float64)

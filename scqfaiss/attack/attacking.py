@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Floats, Ints, Labels
+from ..comparison.inputs import label_files, row_facts
 from ..comparison.measuring import run_facts, typed
 from ..comparison.results import FILE, Results, file_hash
 from ..contract import Progress, drawn_rows, silent
-from ..data import Source, open_rows
+from ..data import Source, keys_for, open_rows
 from ..data.classes import align, check_classes
 from ..data.items import ItemSource
 from ..errors import ConfigError, DataError, printable
@@ -69,8 +70,9 @@ def attack_files(
     inputs = _read(queries, database, models, options, keys, inference_options)
     files = {"model": Path(model), "query": Path(queries), "database": Path(database)}
     files |= {f"transfer {path.stem}": path for path in options.transfer}
+    files |= label_files(keys, first="query")
     data = {part: {"file": path.name, "sha256": file_hash(path)} for part, path in files.items()}
-    facts = {
+    facts = row_facts(keys) | {
         "data": data,
         "seed": options.seed,
         "space": "pixels" if inputs.queries.ndim == 4 else "rows",
@@ -107,12 +109,13 @@ def _read(
     inference_options: InferenceOptions,
 ) -> Inputs:
     with ExitStack() as stack:
-        queries = stack.enter_context(open_rows(queries_path, **keys, role="queries"))
-        database = stack.enter_context(open_rows(database_path, **keys, role="keys"))
+        queries = stack.enter_context(open_rows(queries_path, **keys_for(keys), role="queries"))
+        database = stack.enter_context(open_rows(database_path, **keys_for(keys, "database"), role="keys"))
         for source in (queries, database):
             if source.labels is None:
                 raise DataError(
-                    f"{source.name} has no labels, which an attack is scored by; name them with --labels-key"
+                    f"{source.name} has no labels, which an attack is scored by; name them with --labels-key, or bring "
+                    f"them with {'--labels' if source is queries else '--database-labels'} FILE"
                 )
             if len(source) == 0:
                 raise DataError(f"{source.name} holds 0 rows, an attack needs some")

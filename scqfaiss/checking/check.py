@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import distributed
 from ..contract import Progress, silent
-from ..data import Source, open_rows
+from ..data import Source, keys_for, open_rows
 from ..data.left_out import ENDING, LeftOut, as_text, label_text, write_left_out
 from ..files import PathLike, atomic_write
 from ..methods import method_class
@@ -49,9 +49,8 @@ def check_file(
         output = None
         if out is not None:
             output = stack.enter_context(atomic_write(out, inputs=[path, *others], suffix=ENDING, what="written"))
-        of_others = {**keys, "labels_file": None}
         opened = [
-            stack.enter_context(open_rows(p, **(of_others if k else keys), repeated_ids=True))
+            stack.enter_context(open_rows(p, **keys_for(keys, "others" if k else ""), repeated_ids=True))
             for k, p in enumerate([path, *others])
         ]
         checked = checked_rows(opened[0], opened[1:], options, progress)

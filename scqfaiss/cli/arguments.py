@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,18 @@ def gathering(
     return gathered
 
 
-def row_options(command: Callable[..., Any], *labels: Any) -> Callable[..., Any]:
-    """Options of every command that reads rows; they arrive as one dictionary, `keys`. labels: those of labels."""
+LABELS_HELP = "Labels of {} in a file of their own: .npy, or text with a label on each line."
+NO_LABELS: Mapping[str, tuple[str, str]] = {}
+
+
+def row_options(command: Callable[..., Any], labels: Mapping[str, tuple[str, str]] = NO_LABELS) -> Callable[..., Any]:
+    """Options of every command that reads rows; they arrive as one dictionary, `keys`, of which data.keys_for makes those of
+    each file. labels: name in `keys` -> (option, file whose labels it gives)."""
     options = [
-        *labels,
+        *(
+            click.option(flag, name, type=FILE, help=LABELS_HELP.format(of) if k == 0 else f"The same for {of}.")
+            for k, (name, (flag, of)) in enumerate(labels.items())
+        ),
         click.option(
             "--features-key",
             show_default="features; in a file of pairs queries or keys",
@@ -91,7 +99,7 @@ def row_options(command: Callable[..., Any], *labels: Any) -> Callable[..., Any]
         return {name: value for name, value in values.items() if value is not None}
 
     names = (
-        *("labels_file", "database_labels")[: len(labels)],
+        *labels,
         "features_key",
         "labels_key",
         "ids_key",
@@ -104,20 +112,28 @@ def row_options(command: Callable[..., Any], *labels: Any) -> Callable[..., Any]
     return gathering(command, options, "keys", names, given)
 
 
-LABELS_HELP = "Labels of {} in a file of their own: .npy, or text with a label on each line."
-_LABELS = click.option("--labels", "labels_file", type=FILE, help=LABELS_HELP.format("ROWS"))
-_OF_QUERIES = click.option("--labels", "labels_file", type=FILE, help=LABELS_HELP.format("QUERIES"))
-_OF_DATABASE = click.option("--database-labels", type=FILE, help="The same for DATABASE.")
-
-
 def labelled_row_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The same for commands that read labels."""
-    return row_options(command, _LABELS)
+    return row_options(command, {"labels_file": ("--labels", "ROWS")})
+
+
+def trained_row_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for a training: labelled rows, and such that are held out."""
+    of_rows = {"labels_file": ("--labels", "ROWS")}
+    held_out = {f"{name}_labels": (f"--{name}-labels", f"--{name}") for name in ("validation", "calibrate")}
+    return row_options(command, of_rows | held_out)
 
 
 def evaluated_row_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The same for two files of labelled rows, queries and database."""
-    return row_options(command, _OF_QUERIES, _OF_DATABASE)
+    labels = {"labels_file": ("--labels", "QUERIES"), "database_labels": ("--database-labels", "DATABASE")}
+    return row_options(command, labels)
+
+
+def compared_row_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for the three files of a comparison, which are options themselves."""
+    parts = ("train", "query", "database")
+    return row_options(command, {f"{part}_labels": (f"--{part}-labels", f"--{part}") for part in parts})
 
 
 def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -174,7 +190,10 @@ def read_config(context: click.Context, _: click.Parameter, path: Path | None) -
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{printable(path)}: not a readable TOML file ({' '.join(str(error).split())})") from error
     table = values.pop("set", {})
-    known = {str(p.name): p for p in context.command.params if isinstance(p, click.Option)}
+    options = [p for p in context.command.params if isinstance(p, click.Option)]
+    known = {str(p.name): p for p in options}
+    known |= {flag.lstrip("-").replace("-", "_"): p for p in options for flag in p.opts if flag.startswith("--")}
+    defaults = {}
     for key, value in values.items():
         option = known.get(key.replace("-", "_"))
         if option is None or option.name in ("config", "settings"):
@@ -183,9 +202,10 @@ def read_config(context: click.Context, _: click.Parameter, path: Path | None) -
             raise ConfigError(f"{printable(path)}: {key} is {value!r}, needs a whole number")  # click would round it
         if isinstance(option.type, click.types.FloatParamType) and type(value) not in (int, float, str):
             raise ConfigError(f"{printable(path)}: {key} is {value!r}, needs a number")
+        defaults[str(option.name)] = value
     if not isinstance(table, dict):
         raise ConfigError(f"{printable(path)}: set is {table!r}, needs a table [set]")
-    context.default_map = {key.replace("-", "_"): value for key, value in values.items()}
+    context.default_map = defaults
     context.meta["scqfaiss.set"] = table
     return path
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..attack.options import AttackOptions
-from .arguments import FILE, ROWS, image_options, meter, row_options, say
+from .arguments import FILE, ROWS, evaluated_row_options, image_options, meter, say
 from .compare import options_of
 
 
@@ -18,7 +18,7 @@ from .compare import options_of
 @click.argument("database", type=ROWS)
 @options_of(AttackOptions)
 @image_options
-@row_options
+@evaluated_row_options
 def attack(model: Path, queries: Path, database: Path, keys: Any, inference_options: Any, **values: Any) -> None:
     """Change labelled QUERIES a little, so that a search with MODEL finds something else in DATABASE, and measure what is left.
 

@@ -12,7 +12,7 @@ import click
 
 from ..comparison.options import CompareOptions, GrowthOptions
 from ..errors import ConfigError, printable
-from .arguments import FILE, ROWS, say
+from .arguments import FILE, ROWS, compared_row_options, say
 
 INPUTS = ("train", "query", "database")
 
@@ -61,7 +61,8 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
 
 @click.command()
 @options_of(CompareOptions)
-def compare(**values: Any) -> None:
+@compared_row_options
+def compare(keys: dict[str, Any], **values: Any) -> None:
     """Hold label-aware codes against FAISS's own, at equal bits a vector, on labelled rows.
 
     Writes OUT/results.json after every coding, for `scqfaiss report OUT`. A run that was interrupted goes on with the same
@@ -70,12 +71,13 @@ def compare(**values: Any) -> None:
     options = CompareOptions(**values)
     from ..comparison.compare import compare as measured
 
-    say(measured(options, say))
+    say(measured(options, say, keys=keys))
 
 
 @click.command("compare-growth")
 @options_of(GrowthOptions)
-def compare_growth(**values: Any) -> None:
+@compared_row_options
+def compare_growth(keys: dict[str, Any], **values: Any) -> None:
     """Measure how time and memory of searches grow with the rows, in every container and in FAISS's own IVFPQ.
 
     Writes OUT/results.json row by row, for `scqfaiss report OUT`. A run that was interrupted goes on with the same command.
@@ -84,4 +86,4 @@ def compare_growth(**values: Any) -> None:
     from ..comparison.growth import compare_growth as measured
     from ..progress import to_stderr
 
-    say(measured(options, to_stderr))
+    say(measured(options, to_stderr, keys=keys))

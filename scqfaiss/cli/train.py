@@ -11,7 +11,7 @@ import click
 
 from ..methods import REGISTRY as METHODS
 from ..options import RunOptions, TrainOptions, parse_request
-from .arguments import FILE, ROWS, labelled_row_options, meter, parse_pairs, parse_settings, read_config, say
+from .arguments import FILE, ROWS, meter, parse_pairs, parse_settings, read_config, say, trained_row_options
 from .groups import grouped
 
 # Options that are given as KEY=VALUE, many times: their name on the command line, and what reads them.
@@ -26,6 +26,8 @@ GROUPS = {
             "without",
             "calibrate",
             "labels_file",
+            "validation_labels",
+            "calibrate_labels",
             "features_key",
             "labels_key",
         ),
@@ -89,7 +91,7 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @train_options
 @click.option("--dry-run", is_flag=True, help="Print what would be done (steps, bytes, targets) and write nothing.")
-@labelled_row_options
+@trained_row_options
 def train(
     rows: Path,
     out: Path,

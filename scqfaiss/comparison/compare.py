@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..errors import ConfigError
 from ..files import atomic_write, make_folder
 from .examples import gallery
 from .faiss_codes import lists_for, takes
-from .inputs import Inputs, read_inputs
+from .inputs import NO_KEYS, Inputs, label_files, read_inputs, row_facts
 from .measuring import run_facts, typed
 from .models import Models, check_methods
 from .options import CompareOptions
@@ -38,13 +38,14 @@ from .selection import best_baseline, best_ours, fastest, get, levels, unknown_m
 from .unknown import measure_unknown
 
 
-def compare(options: CompareOptions, say: Callable[[str], Any]) -> str:
-    """Measure what is missing of a comparison and write it -> its verdict. say: gets a line for each coding.
+def compare(options: CompareOptions, say: Callable[[str], Any], keys: Mapping[str, Any] = NO_KEYS) -> str:
+    """Measure what is missing of a comparison and write it -> its verdict. say: gets a line for each coding. keys: arguments of
+    open_rows, see data.keys_for.
 
     Raises ConfigError where files or options do not fit together, or OUT holds results of other ones.
     """
     check_methods(options.methods)
-    inputs = read_inputs(options)
+    inputs = read_inputs(options, keys)
     lists = _check(options, inputs)
     n = len(inputs.database.x)
     order = np.random.default_rng(options.seed).permutation(n)
@@ -57,7 +58,7 @@ def compare(options: CompareOptions, say: Callable[[str], Any]) -> str:
         min(options.sweep_at, n),
     )
     ids = {"query": inputs.query.ids, "database": inputs.database.ids[order]}
-    facts = facts_of(options, inputs, task)
+    facts = facts_of(options, inputs, task, label_files(keys)) | row_facts(keys)
     command = typed("scqfaiss compare")
     make_folder(options.out)
     started = time.perf_counter()
@@ -129,8 +130,8 @@ def _check(options: CompareOptions, inputs: Inputs) -> tuple[int, ...]:
     return lists
 
 
-def facts_of(options: CompareOptions, inputs: Inputs, task: Task) -> dict[str, Any]:
-    """What makes two runs one: results with other facts are refused."""
+def facts_of(options: CompareOptions, inputs: Inputs, task: Task, labels: Mapping[str, Path]) -> dict[str, Any]:
+    """What makes two runs one: results with other facts are refused. labels: files of labels, by what they are."""
     parts = {"train": inputs.train, "query": inputs.query, "database": inputs.database}
     names = inputs.class_names
     return {
@@ -142,7 +143,8 @@ def facts_of(options: CompareOptions, inputs: Inputs, task: Task) -> dict[str, A
                 "d": parts[name].x.shape[1],
             }
             for name, path in options.inputs.items()
-        },
+        }
+        | {name: {"file": path.name, "sha256": file_hash(path)} for name, path in labels.items()},
         "seed": options.seed,
         "classes": None if names is None else list(names),
         "many_labels": task.database.multilabel,

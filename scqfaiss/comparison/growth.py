@@ -21,7 +21,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -41,8 +41,9 @@ from ..targets.lists import code_keys
 from ..targets.pretransform import unwrap_index
 from . import growth_codes
 from .faiss_codes import probe_by_product, with_plain_lists
-from .growth_codes import Work, read_labelled
+from .growth_codes import Work
 from .growth_fits import ASSUMPTIONS, WANTED, extrapolated, figures, fits_of, how, short, table
+from .inputs import NO_KEYS, label_files, row_facts
 from .measuring import QUIET, footprint, run_facts, threads, timed_within, typed
 from .options import CASES, K_NEAREST, GrowthOptions
 from .results import FILE, Results, file_hash
@@ -178,14 +179,15 @@ def measure(work: Work, name: str, rows: int, z: NDArray[Any], exact: Exact, bud
 
 
 # ----------------------------------------------------------------------------------------------------------------- command
-def compare_growth(options: GrowthOptions, say: Callable[[str], Any]) -> str:
+def compare_growth(options: GrowthOptions, say: Callable[[str], Any], keys: Mapping[str, Any] = NO_KEYS) -> str:
     """Measure what is missing and write it -> a table, and a line of JSON with the exponents. say: gets a line for each row.
+    keys: arguments of open_rows, see data.keys_for.
 
     OUT/work is removed at the end; a folder that options.work names stays. Raises ConfigError where OUT holds other results.
     """
     command = typed("scqfaiss compare-growth")
-    hashes = {name: file_hash(path) for name, path in options.inputs.items()}
-    facts = {
+    hashes = {name: file_hash(path) for name, path in (options.inputs | label_files(keys)).items()}
+    facts = row_facts(keys) | {
         "data": hashes,
         **{name: getattr(options, name) for name in ("bits", "members", "noise", "seed", "queries")},
     }
@@ -199,9 +201,8 @@ def compare_growth(options: GrowthOptions, say: Callable[[str], Any]) -> str:
         made_with = json.dumps([facts | {"queries": 0}, growth_codes.PIECE, __version__])
         folder = (options.work or options.out / "work") / hashlib.sha256(made_with.encode()).hexdigest()[:16]
         if missing:
-            measure_missing(
-                options, results, missing, Work(folder, options, say), run_facts(command, options.seed, hashes)
-            )
+            run = run_facts(command, options.seed, hashes)
+            measure_missing(options, results, missing, Work(folder, options, say, keys), run)
         rows = results.document["rows"]
         fits = fits_of(rows)
         results.save(fits=fits, extrapolation=extrapolated(fits, rows))
@@ -219,9 +220,9 @@ def measure_missing(
 ) -> None:
     """Codes of as many rows as are needed, and a row of results for each (rows, case)."""
     start = time.perf_counter()
+    xq, _ = work.read("query")  # first: what is wrong with it is told before hours of encoding
     work.make(max(n for n, _ in missing), {CASES[name][1] for _, name in missing if name not in BASELINES})
     work.say(f"models and codes are there after {time.perf_counter() - start:.0f} s")
-    xq, _ = read_labelled(options.query)
     # Queries from all over the file, which may be sorted by class.
     some = np.linspace(0, len(xq), min(options.queries, len(xq)), endpoint=False).astype(int)
     z = work.models["wide"].embed(xq[some])

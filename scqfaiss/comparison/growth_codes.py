@@ -15,7 +15,7 @@ classes fit into and all of these codebooks divide. 84 bytes a row at 32 bits: o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Floats, Ints, Labels
-from ..data import open_rows
-from ..errors import DataError
 from ..files import atomic_write, make_folder
 from ..model import Model
 from ..training.interface import train
+from .inputs import NO_KEYS, labelled
 from .measuring import threads
 from .options import GrowthOptions
 
@@ -37,11 +36,10 @@ BLOCK = 1 << 15  # rows drawn and encoded at a time
 PIECE = 1 << 18  # rows of a file of work
 
 
-def read_labelled(path: Path) -> tuple[Floats, Labels]:
+def read_labelled(path: Path, keys: Mapping[str, Any] = NO_KEYS, part: str = "train") -> tuple[Floats, Labels]:
     """All rows of a file and their labels. Raises DataError where it has none."""
-    with open_rows(path) as source:
-        if source.labels is None:
-            raise DataError(f"{source.name} has no labels, which a comparison needs")
+    with labelled(path, keys, part) as source:
+        assert source.labels is not None
         return source.read(0, len(source)), source.labels
 
 
@@ -65,12 +63,17 @@ class Work:
     folder: Path
     options: GrowthOptions
     say: Callable[[str], Any]
+    keys: Mapping[str, Any] = field(default_factory=dict)  # arguments of open_rows, see data.keys_for
     models: dict[str, Model] = field(default_factory=dict)
+
+    def read(self, part: str) -> tuple[Floats, Labels]:
+        """All rows of 'train', 'query' or 'database', and their labels. Raises DataError where it has none."""
+        return read_labelled(self.options.inputs[part], self.keys, part)
 
     def make(self, rows: int, codebooks: set[str]) -> None:
         """Train what has no model file, encode and code what has no piece. `wide` is always among the models."""
         make_folder(self.folder)
-        xb, labels = read_labelled(self.options.database)
+        xb, labels = self.read("database")
         wide = self.models["wide"] = self._model("wide", lambda: self._train_wide())
         for name in sorted(codebooks - {"wide"}):
             # Only product codebooks have codewords of their own for classes, and 16 are too few for that.
@@ -123,7 +126,7 @@ class Work:
         return Model.load(path)
 
     def _train_wide(self) -> Model:
-        x, labels = read_labelled(self.options.train)
+        x, labels = self.read("train")
         C = labels.C if labels.multilabel else int(labels.y.max()) + 1
         step = self.options.bits // 4  # codebooks of 4 bits: twice as many as of 8, so that both divide d
         d = -(-C // step) * step

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Floats, Ints, Labels
-from ..data import open_rows
+from ..data import Source, keys_for, open_rows
 from ..data.classes import check_classes
 from ..errors import ConfigError, DataError
 from ..evaluation.ranking import same_classes
 from .options import CompareOptions
+
+NO_KEYS: Mapping[str, Any] = {}  # files as they are by default
+ROLES = {"query": "queries", "database": "keys"}  # of the parts, in a file of pairs
 
 
 @dataclass(frozen=True)
@@ -35,22 +40,56 @@ class Inputs:
     class_names: tuple[str, ...] | None
 
 
-def read(path: Path, role: str) -> Rows:
-    """All rows of a file with labels. Raises DataError where there are none, or where it holds images."""
-    with open_rows(path, role=role) as source:
+def labelled(path: Path, keys: Mapping[str, Any], part: str, role: str | None = None) -> Source:
+    """A file of rows with labels, open. keys: arguments of open_rows, see data.keys_for. Raises DataError where it has none."""
+    source = open_rows(path, **keys_for(keys, part), role=role)
+    try:
         if source.labels is None:
-            raise DataError(f"{source.name} has no labels, which a comparison needs")
+            raise DataError(
+                f"{source.name} has no labels, which a comparison needs; name them with --labels-key, or bring them with "
+                f"--{part}-labels FILE"
+            )
         if source.modality.needs_encoder:
-            raise DataError(f"{source.name} holds images; write their features first: scqfaiss features MODEL PICTURES")
+            raise DataError(
+                f"{source.name} holds images; write their features first: scqfaiss features IMAGES -o ROWS.h5"
+            )
         if len(source) == 0:
             raise DataError(f"{source.name} holds 0 rows, a comparison needs some")
-        return Rows(source.read(0, len(source)), source.labels, source.ids)
+    except BaseException:
+        with source:  # closes; a change of the file must not hide the error
+            raise
+    return source
 
 
-def read_inputs(options: CompareOptions) -> Inputs:
-    """The three files. Raises ConfigError where they, or options, do not fit together."""
+def label_files(keys: Mapping[str, Any], first: str = "") -> dict[str, Path]:
+    """Files of labels among the options for rows, as 'database labels'; first: the part whose labels --labels gives."""
+    given = {name: path for name, path in keys.items() if name == "labels_file" or name.endswith("_labels")}
+    return {
+        f"{name.removesuffix('_labels') if name != 'labels_file' else first} labels": p for name, p in given.items()
+    }
+
+
+def row_facts(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The options for rows that say what is read, where there are any: what makes two runs one, beside the files."""
+    given = {
+        name: keys[name]
+        for name in ("features_key", "labels_key", "ids_key", "scale", "skip_bad_rows")
+        if keys.get(name)
+    }
+    return {"row_options": given} if given else {}
+
+
+def read_inputs(options: CompareOptions, keys: Mapping[str, Any]) -> Inputs:
+    """The three files. keys: arguments of open_rows, see data.keys_for. Raises ConfigError where they, or options, do not fit
+    together, DataError where one has no labels.
+    """
     train, query, database = options.train, options.query, options.database
-    with open_rows(query, role="queries") as q, open_rows(database, role="keys") as b, open_rows(train) as t:
+    with ExitStack() as stack:
+        opened = {
+            part: stack.enter_context(labelled(path, keys, part, ROLES.get(part)))
+            for part, path in options.inputs.items()
+        }
+        t, q, b = opened.values()
         check_classes(q, b)
         check_classes(t, b)
         for source in (q, t):
@@ -59,7 +98,7 @@ def read_inputs(options: CompareOptions) -> Inputs:
         for source in (q, b) if options.images is not None else ():
             if not source.has_ids:
                 raise ConfigError(f"{source.name} has no ids, by which --images are named")
-    parts = {"train": read(train, "any"), "query": read(query, "queries"), "database": read(database, "keys")}
+        parts = {part: Rows(s.read(0, len(s)), s.labels, s.ids) for part, s in opened.items() if s.labels is not None}
     labels = {name: rows.labels for name, rows in parts.items()}
     if labels["train"].multilabel != labels["database"].multilabel:
         raise ConfigError(f"{train.name} and {database.name} differ in kind: one label a row, and many")

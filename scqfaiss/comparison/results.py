@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..data.kinds import pieces_of
 from ..errors import ConfigError, DataError, printable, warn
 from ..files import AtomicFile, PathLike, open_regular, parse_json
 
@@ -74,11 +75,15 @@ def versions() -> dict[str, str]:
 
 
 def file_hash(path: PathLike) -> str:
-    """SHA-256 of a file; of a folder, of the names and sizes of all that lies in it."""
+    """SHA-256 of a file; of a folder, and of files that a pattern names, of the names and sizes of all of them."""
     sha = hashlib.sha256()
     if os.path.isdir(path):
         for file in sorted(p for p in Path(path).rglob("*") if p.is_file()):
             sha.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+        return sha.hexdigest()
+    if pieces := pieces_of(path):
+        for name in pieces:
+            sha.update(f"{os.path.basename(name)}\0{os.path.getsize(name)}\0".encode("utf-8", "surrogateescape"))
         return sha.hexdigest()
     with open_regular(path, DataError) as f:
         while block := f.read(1 << 20):

@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import ConfigError, printable
-from .kinds import HDF5_ENDINGS, RowOptions, check_keys, check_kind, reader_of
+from .kinds import HDF5_ENDINGS, RowOptions, check_keys, check_kind, keys_for, reader_of
 from .source import ArraySource, Source
 
-__all__ = ["HDF5_ENDINGS", "ArraySource", "RowOptions", "Source", "check_kind", "open_rows"]
+__all__ = ["HDF5_ENDINGS", "ArraySource", "RowOptions", "Source", "check_kind", "keys_for", "open_rows"]
 
 
 def open_rows(path: str | os.PathLike[str], **options: Any) -> Source:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import MAX_CLASSES, class_text
+from ..arrays import MAX_CLASSES, NO_LABEL, class_text
 from ..errors import DataError, ResourceError, format_bytes, printable, warn
 from .classes import class_key, in_order
 
@@ -134,7 +134,8 @@ def _say_separators(labelled: Sequence[Item], name: str) -> None:
 
 
 def classes_of(items: Sequence[Item], name: str) -> tuple[Any, tuple[str, ...] | None]:
-    """Class numbers (n,) or a matrix (n, C), and the names of classes; None where no line has a label.
+    """Class numbers (n,), -1 where a line has none, or a matrix (n, C) where a line has several, and the names of classes; None
+    where no line has a label.
 
     Raises ResourceError where the matrix would be too large.
     """
@@ -149,8 +150,8 @@ def classes_of(items: Sequence[Item], name: str) -> tuple[Any, tuple[str, ...] |
         known = {class_name: c for c, class_name in enumerate(class_names)}
         number = lambda label: known[_named(label)]  # noqa: E731
     classes = [[number(label) for label in item.labels] for item in items]
-    if all(len(numbers) == 1 for numbers in classes) and not any(item.several for item in items):
-        return np.array(classes, np.int64)[:, 0], class_names
+    if not any(item.several for item in items):
+        return np.array([numbers[0] if numbers else NO_LABEL for numbers in classes], np.int64), class_names
     C = 1 + max(max(numbers) for numbers in classes if numbers)
     if len(items) * C > LABEL_BYTES:
         raise ResourceError(

@@ -8,7 +8,7 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import DataError, ResourceError, format_bytes, printable, warn
@@ -18,6 +18,7 @@ from .image_labels import Item, check_labels
 from .open_file import OpenFile
 
 LIST_BYTES = 1 << 30  # longest list, which is read whole
+_NONE = re.compile(r"-1(\.0*)?")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
@@ -26,7 +27,8 @@ def list_file(path: str | os.PathLike[str], *, labels_key: str | None = "labels"
 
     .csv (UTF-8, a header first) has a column `path`, and may have `labels` (or `label`; several apart by ;) and `ids` (or
     `id`). .jsonl holds an object on each line, with the same keys; labels are a name, a number or a list. Whole numbers are
-    class numbers; names are sorted into classes. Labels come out as (n,) where each image has one, else as a matrix.
+    class numbers; names are sorted into classes; nothing, or -1, says that an image has none. Labels come out as (n,) where no
+    image has several, else as a matrix.
     labels_key and ids_key: columns of other names; labels_key=None leaves labels unread. Raises ConfigError where there is
     no such file, ResourceError on more than can be read whole, DataError that names the line on anything malformed.
     """
@@ -202,7 +204,19 @@ def _csv_labels(field: str, name: str, line: int) -> list[str]:
     words = [word.strip() for word in field.split(";")] if field.strip() else []
     if not all(words):
         raise DataError(f"{name}: line {line:,}: '{printable(field[:40])}' holds an empty label")
-    return words
+    return [] if _is_none(words, name, line) else words
+
+
+def _is_none(labels: Sequence[int] | Sequence[str], name: str, line: int) -> bool:
+    """Whether labels say that there is none: -1, or -1.0 as programs write it beside gaps. Raises DataError where it is one of
+    several.
+    """
+    none = [label for label in labels if _NONE.fullmatch(str(label))]
+    if none and len(labels) > 1:
+        raise DataError(
+            f"{name}: line {line:,}: {none[0]} says that there is no label, and stands beside others; leave it out there"
+        )
+    return bool(none)
 
 
 def _json_items(raw: bytes, wanted: _Columns) -> Iterator[Item]:
@@ -230,12 +244,14 @@ def _json_items(raw: bytes, wanted: _Columns) -> Iterator[Item]:
 
 
 def _json_labels(given: list[Any], name: str, line: int) -> list[int] | list[str]:
+    if len(given) == 1 and isinstance(given[0], str) and not given[0].strip():
+        return []
     words = [label for label in given if isinstance(label, str) and label]
     if len(words) == len(given):
         return words
     numbers = [int(label) for label in given if type(label) is int or (isinstance(label, float) and label.is_integer())]
     if len(numbers) == len(given):
-        return numbers
+        return [] if _is_none(numbers, name, line) else numbers
     raise DataError(f"{name}: line {line:,}: labels need to be names or class numbers, and all of one kind")
 
 

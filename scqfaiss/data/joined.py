@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, DataError
-from ..modality import ROWS
+from .concatenated import Concatenated
 from .source import Source
 
 
@@ -27,72 +27,26 @@ def open_several(
 
     if len(paths) == 1 and starts is None:
         return open_rows(paths[0], **options)
-    opened: list[Source] = []
-    try:
-        for path in paths:
-            opened.append(open_rows(path, **options))
-        return Joined(opened, starts)
-    except BaseException:
-        for source in opened:
-            with source:  # closes; a change of the file must not hide the error
-                pass
-        raise
+    with ExitStack() as stack:
+        joined = Joined([stack.enter_context(open_rows(path, **options)) for path in paths], starts)
+        stack.pop_all()
+    return joined
 
 
-class Joined(Source):
+class Joined(Concatenated):
     """Several sources of rows, one after another; labels are left out."""
 
     def __init__(self, parts: Sequence[Source], starts: Sequence[int] | None = None) -> None:
+        super().__init__(parts, kept=True)
         first = parts[0]
-        for part in parts:
-            if part.modality != ROWS or part.pairs:
-                raise ConfigError(f"{part.name} holds {part.modality.items}; several files need to be files of rows")
-            if part.d != first.d:
-                raise ConfigError(f"{part.name} has d={part.d}, {first.name} has d={first.d}; they do not go together")
-            if part.has_ids != first.has_ids:
-                with_ids, without = (part, first) if part.has_ids else (first, part)
-                raise ConfigError(f"{with_ids.name} has ids, {without.name} has none; give all files ids, or none")
-        self._parts, self.d = list(parts), first.d
         self.name = first.name if len(parts) == 1 else f"{first.name} and {len(parts) - 1:,} more"
-        self.path, self.features_name, self.has_ids = first.path, first.features_name, first.has_ids
-        self._ends = np.cumsum([len(part) for part in parts])
-        self.physical_rows, self.known_finite = int(self._ends[-1]), True  # each part has looked
+        self.path, self.has_ids, self.is_pair_half = first.path, first.has_ids, first.is_pair_half
         self.dropped = sum(part.dropped for part in parts)
         self.duplicate_ids = any(part.duplicate_ids for part in parts)
-        self.is_pair_half = first.is_pair_half
         if starts is None:
             starts = np.cumsum([0, *(part.physical_rows for part in parts[:-1])]).tolist()
         ids = [part.ids if part.has_ids else part.ids + start for part, start in zip(parts, starts)]
         self._ids = np.concatenate(ids)
-
-    @property
-    def sealed(self) -> bool:
-        return all(part.sealed for part in self._parts)
-
-    @property
-    def chunk_rows(self) -> int:
-        return self._parts[0].chunk_rows
-
-    def fetch(self, i: int, j: int) -> NDArray[Any]:
-        out = np.empty((j - i, self.d), np.float32)
-        place = int(np.searchsorted(self._ends, i, "right"))
-        at = i
-        while at < j:
-            start = int(self._ends[place - 1]) if place else 0
-            end = min(j, int(self._ends[place]))
-            out[at - i : end - i] = self._parts[place].read(at - start, end - start)
-            at, place = end, place + 1
-        return out
-
-    def close(self) -> None:
-        faults = []
-        for part in self._parts:
-            try:
-                part.close()
-            except DataError as error:
-                faults.append(error)
-        if faults:
-            raise faults[0]
 
 
 class Slice(Source):

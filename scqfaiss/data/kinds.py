@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError, printable, suggestion
 from ..files import open_descriptor
@@ -101,6 +102,19 @@ class RowOptions:
             raise ConfigError(f"scale={self.scale}, needs a number above 0")
         if self.workers < 0:
             raise ConfigError(f"workers={self.workers}, needs 0 (one for each core) or more")
+
+
+def keys_for(keys: Mapping[str, Any], part: str = "") -> dict[str, Any]:
+    """The arguments of open_rows for one of the files of a command: all have the same options, but each its own labels.
+
+    keys: these arguments, with `labels_file` of the first file and `{part}_labels` of each other one.
+
+    >>> keys_for({"scale": 2.0, "labels_file": "y.npy", "database_labels": "z.npy"}, "database")
+    {'scale': 2.0, 'labels_file': 'z.npy'}
+    """
+    shared = {name: value for name, value in keys.items() if name != "labels_file" and not name.endswith("_labels")}
+    own = keys.get(f"{part}_labels" if part else "labels_file")
+    return shared if own is None else {**shared, "labels_file": own}
 
 
 def readers() -> Iterator[Reader]:

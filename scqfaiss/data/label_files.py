@@ -20,8 +20,9 @@ TEXT_ENDINGS = (".txt", ".csv", ".tsv")
 def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
     """A .npy array of class numbers or names (n,), or of 0 and 1 (n, C); or a text file in UTF-8 with a label on each line.
 
-    Lines are names, or class numbers where all are whole numbers; an empty line is a row without a label. Raises ConfigError
-    where there is no such file or it has another ending, DataError where it is damaged, ResourceError where it is too large.
+    Lines are names, or class numbers where all are whole numbers; an empty line, or -1, is a row without a label. Raises
+    ConfigError where there is no such file or it has another ending, DataError where it is damaged, ResourceError where it is
+    too large.
     """
     ending = Path(path).suffix.lower()
     file = OpenFile(path)
@@ -61,4 +62,4 @@ def _lines(content: bytes, name: str) -> NDArray[Any]:
     words = [line.strip() for line in lines]
     if all(word.lstrip("-").isdecimal() and word.isascii() and len(word) < 19 for word in words if word):
         return np.array([int(word) if word else -1 for word in words], np.int64)
-    return np.array(words, str)
+    return np.array(["" if word == "-1" else word for word in words], str)

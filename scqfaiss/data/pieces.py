@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from bisect import bisect_right
 from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..arrays import NO_LABEL, Ints, Labels
 from ..errors import ConfigError, DataError, ScqWarning, printable
-from ..modality import ROWS
+from .concatenated import Concatenated
 from .kinds import RowOptions, pieces_of
 from .source import Source
 
@@ -23,7 +20,7 @@ MAX_PIECES = 400  # all are open at a time, some by two handles; systems let a p
 def open_pieces(path: str | os.PathLike[str], options: RowOptions) -> Source:
     """The rows of all files of a folder, or that a pattern names, in the order of their names.
 
-    Raises as open_rows, ConfigError where they differ in dimension, DataError where some have ids and others have none.
+    Raises as open_rows, ConfigError where they differ in dimension, or some have ids and others have none.
     """
     from . import open_rows
 
@@ -52,51 +49,16 @@ def open_pieces(path: str | os.PathLike[str], options: RowOptions) -> Source:
     return source
 
 
-class PiecesSource(Source):
-    """Rows of several sources, which are closed with this one."""
+class PiecesSource(Concatenated):
+    """Rows of the files of a folder, or that a pattern names; labels, ids and bad rows are looked at for all of them together."""
 
     def __init__(self, path: str | os.PathLike[str], pieces: list[Source], options: RowOptions) -> None:
-        self._pieces, self._reading = pieces, 0
+        super().__init__(pieces, kept=False)
         self.path, self.name = os.fspath(path), printable(path)
-        first = pieces[0]
-        for piece in pieces:
-            if piece.modality != ROWS or piece.pairs:
-                raise ConfigError(f"{piece.name} holds {piece.modality.noun}, files of which are not joined")
-            if piece.d != first.d:
-                raise ConfigError(f"{piece.name}: rows have d={piece.d}, {first.name} has d={first.d}")
-        self.features_name, self.d, self.named = first.features_name, first.d, any(piece.named for piece in pieces)
-        self._starts = [0, *np.cumsum([piece.physical_rows for piece in pieces]).tolist()]
-        self.physical_rows = self._starts[-1]
-        lacking = next((piece for piece in pieces if piece.has_ids != first.has_ids), None)
-        if lacking is not None:
-            having = (first, lacking) if first.has_ids else (lacking, first)
-            raise DataError(f"{having[0].name} has ids, {having[1].name} has none; give all files ids, or none")
+        self.named = any(piece.named for piece in pieces)
         self.labels = joined([piece.labels for piece in pieces], [len(piece) for piece in pieces], self.name)
-        ids = np.concatenate([piece.ids for piece in pieces]) if first.has_ids else None
+        ids = np.concatenate([piece.ids for piece in pieces]) if pieces[0].has_ids else None
         self.settle_as(options, None, ids, None, "labels", "ids")
-
-    def fetch(self, i: int, j: int) -> NDArray[Any]:
-        k, parts = bisect_right(self._starts, i) - 1, []
-        if i == j:
-            return self._pieces[0].fetch(0, 0)
-        while i < j:
-            if k != self._reading:
-                self._pieces[self._reading].rest()
-                self._reading = k
-            start, end = self._starts[k], min(j, self._starts[k + 1])
-            if end > i:
-                parts.append(self._pieces[k].fetch(i - start, end - start))
-            i, k = max(i, end), k + 1
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def close(self) -> None:
-        with ExitStack() as stack:
-            for piece in self._pieces:
-                stack.callback(piece.close)
-
-    @property
-    def sealed(self) -> bool:
-        return all(piece.sealed for piece in self._pieces)
 
 
 def joined(labels: list[Labels | None], lengths: list[int], name: str) -> Labels | None:

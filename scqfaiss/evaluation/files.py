@@ -13,7 +13,7 @@ from ..arrays import Floats, transposed
 from ..calibration.tables import CONFIDENCE
 from ..content import parse_known
 from ..contract import Progress, silent
-from ..data import Source, open_rows
+from ..data import Source, keys_for, open_rows
 from ..data.classes import align, check_classes
 from ..errors import ConfigError, DataError, warn
 from ..features.source import DEFAULT_INFERENCE, FeatureSource, InferenceOptions
@@ -89,13 +89,11 @@ def _opened(
     stack: ExitStack, queries: PathLike, database: PathLike | None, keys: Mapping[str, Any]
 ) -> tuple[Source, Source | None]:
     """Both files, which the stack closes, each with the labels of its own file where there is one."""
-    given = dict(keys)
-    of_queries, of_database = given.pop("labels_file", None), given.pop("database_labels", None)
-    opened = stack.enter_context(open_rows(queries, **given, labels_file=of_queries, role="queries"))
+    opened = stack.enter_context(open_rows(queries, **keys_for(keys), role="queries"))
     if database is None:
         return opened, None
-    options = {**given, "labels_file": of_database, "keep_unlabelled": True}
-    return opened, stack.enter_context(open_rows(database, **options, role="keys"))
+    of_database = keys_for(keys, "database")
+    return opened, stack.enter_context(open_rows(database, **of_database, keep_unlabelled=True, role="keys"))
 
 
 _BRING = ("bring labels with --database-labels FILE", "bring labels with --labels FILE")  # of the database, of queries

@@ -117,6 +117,16 @@ class AnyGallery(Promised):
         """Dimension of the queries."""
         return self.model.d_in if self.model is not None and self.needs_model else self.index_d
 
+    def facts(self) -> dict[str, Any]:
+        """What is known without a look at the codes: the export's metadata, with a calibration as a table, and what is open."""
+        if self.metadata is None:  # made by another program
+            return {"vectors": self.ntotal, "query_d": self.d}
+        found = {key: value for key, value in self.metadata.items() if key != "calibration"}
+        if self.has_calibration:
+            calibration, share = self.promises
+            found["calibration"] = calibration.table(share)
+        return found | {"vectors": self.ntotal, "query_d": self.metadata["d_in"], "exact": self.exact}
+
     def embed(self, xq: Any, name: str = "queries", *, known: Any = None, check_finite: bool = True) -> Floats:
         """Query rows (nq, d) -> what the FAISS index is searched with, (nq, index_d) float32. known, check_finite: see search."""
         rows = self._rows(xq, name, check_finite)

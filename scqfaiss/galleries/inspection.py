@@ -68,14 +68,8 @@ def gallery_facts(path: PathLike) -> dict[str, Any]:
 
     gallery = open_gallery(path)
     codebooks, codes, ids = gallery.unpack()
-    out = {key: value for key, value in (gallery.metadata or {}).items() if key != "calibration"}
-    if gallery.has_calibration:
-        calibration, share = gallery.promises
-        out["calibration"] = calibration.table(share)
-    out |= {
+    out = gallery.facts() | {
         "kind": "gallery",
-        "vectors": gallery.ntotal,
-        "query_d": gallery.metadata["d_in"] if gallery.metadata else gallery.d,
         "bits": codebooks.bits,
         "bytes": os.stat(path).st_size,
         "codewords_used": [len(np.unique(column)) for column in codebooks.split(codes)[1].T],
@@ -91,7 +85,6 @@ def gallery_facts(path: PathLike) -> dict[str, Any]:
             "faiss_class": info.faiss_class,
             "id_filter": info.filter,
             "range_search": container.ranges(gallery.index),
-            "exact": gallery.exact,
         }
     transforms = unclonable(gallery.index)
     out["clone"] = f"no: FAISS cannot clone {' and '.join(transforms)}; clone what is behind" if transforms else "yes"
@@ -104,20 +97,13 @@ def shards_facts(path: PathLike) -> dict[str, Any]:
 
     gallery = open_sharded(path, mmap=True)
     manifest = gallery.manifest
-    out = {key: value for key, value in manifest.metadata.items() if key != "calibration"}
-    if gallery.has_calibration:
-        calibration, share = gallery.promises
-        out["calibration"] = calibration.table(share)
     info = target(gallery.target).INFO
-    return out | {
+    return gallery.facts() | {
         "kind": "gallery in shards",
-        "vectors": manifest.n,
-        "query_d": out["d_in"],
         "bytes": sum(os.stat(Path(path) / shard.name).st_size for shard in manifest.shards),
         "rows_per_shard": manifest.rows_per_shard,
         "faiss_class": info.faiss_class,
         "id_filter": info.filter,
-        "exact": gallery.exact,
         "sha256": manifest.checksum,
         "shards": [
             {"name": shard.name, "rows": shard.rows, "ids": list(shard.ids), "sha256": shard.sha256}

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ..arrays import Ints, Labels
+from .folds import shuffled
 
 EPSILON = 0.03  # what kappa leaves to the wrong classes at best
 
@@ -18,14 +19,6 @@ EPSILON = 0.03  # what kappa leaves to the wrong classes at best
 def default_kappa(C: int, epsilon: float = EPSILON) -> float:
     """Inverse temperature that lets p reach 1 - epsilon for the right class: ((C-1)/C) ln((C-1) (1-epsilon)/epsilon)."""
     return (C - 1) / C * math.log((C - 1) * (1 - epsilon) / epsilon)
-
-
-def shuffled(y: Ints, C: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
-    """y (n,) of C classes -> rows (n,) class by class, in random order; their places in the class; rows of each class (C,)."""
-    order = rng.permutation(len(y))
-    order = order[np.argsort(y[order], kind="stable")]
-    counts = np.bincount(y, minlength=C)
-    return order, np.arange(len(y)) - np.repeat(np.cumsum(counts) - counts, counts), counts
 
 
 def held_out(labels: Labels, share: float, seed: int) -> Ints:

@@ -24,8 +24,9 @@ from ..arrays import Ints, Labels
 from ..contract import Stage, Task, drawn_rows, seed_of
 from ..errors import ConfigError, warn
 from . import neighbour_labels
-from .calibration import fit_kappa, held_out, shuffled
+from .calibration import fit_kappa, held_out
 from .cfa import Features
+from .folds import shuffled
 
 Batches = Callable[[Generator], Iterator[tuple[Any, ...]]]
 

@@ -219,11 +219,7 @@ class OpenGallery:
     def facts(self) -> dict[str, Any]:
         """What `info --json` tells, but for what takes a look at every code."""
         g = self.gallery
-        found = {key: value for key, value in (g.metadata or {}).items() if key != "calibration"}
-        if g.has_calibration:
-            calibration, share = g.promises
-            found["calibration"] = calibration.table(share)
-        found |= {"name": self.name, "vectors": g.ntotal, "query_d": g.d, "exact": g.exact, "version": self.version}
+        found = g.facts() | {"name": self.name, "version": self.version}
         return found | {"known": g.has_gate, "images": self.images is not None, "items": self.items is not None}
 
 

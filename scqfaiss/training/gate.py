@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from ..arrays import Floats, Ints
 from ..content import Content, Gate, assigned, between, sigmoid
 from ..contract import Progress, drawn_rows
+from ..methods.folds import rank_in_class
 from ..model import Model
 from .content_codes import cluster, content_chain, unit
-from .folds import rank_in_class
 
 Bools = NDArray[np.bool_]
 Retrain = Callable[[Floats, Ints], Model]  # x (n, d_in), y (n,) -> a model of the same method and settings

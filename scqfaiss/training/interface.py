@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import distributed, signals
 from ..contract import Progress, silent
-from ..data import ArraySource, Source, open_rows
+from ..data import ArraySource, Source, keys_for, open_rows
 from ..data.left_out import leave_out
 from ..data.pairs import PairSource
 from ..errors import ConfigError, printable, warn
@@ -161,23 +161,21 @@ def open_sources(
     role = "pairs" if "pairs" in method_class(method).needs else None
     of_rows: dict[str, Any] = {"role": role, "needed_by": f"method {method}", "repeated_ids": True}
     with ExitStack() as stack:
-        rows = stack.enter_context(open_rows(path, **keys, **of_rows))
+        rows = stack.enter_context(open_rows(path, **keys_for(keys), **of_rows))
         if without is not None:
             n, left_out = len(rows), leave_out(rows, without)
             warn(f"{rows.name}: left out {left_out:,} of {n:,} rows, those that {printable(without)} names")
         rows.warn_if_wide()
-        others = {name: value for name, value in keys.items() if name != "labels_file"}
-        own = {**others, "labels_key": None} | ({"features_key": None} if role == "pairs" else {})
+        own = {**keys_for(keys, "unlabelled"), "labels_key": None} | ({"features_key": None} if role == "pairs" else {})
         codebook_source, unlabelled_source = (
             None if file is None else stack.enter_context(open_rows(file, **own, role="keys", repeated_ids=True))
             for file in (codebook_rows, unlabelled)
         )
         validation_source = None
         if validation is not None:
-            validation_source = stack.enter_context(open_rows(validation, **others, **of_rows))
+            validation_source = stack.enter_context(open_rows(validation, **keys_for(keys, "validation"), **of_rows))
         calibration_source = None
         if calibrate is not None:
-            calibration_source = stack.enter_context(
-                open_rows(calibrate, **others, needed_by="--calibrate", repeated_ids=True)
-            )
+            held_out = {**keys_for(keys, "calibrate"), "needed_by": "--calibrate", "repeated_ids": True}
+            calibration_source = stack.enter_context(open_rows(calibrate, **held_out))
         yield Sources(rows, codebook_source, validation_source, unlabelled_source, calibration_source)

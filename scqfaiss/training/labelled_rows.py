@@ -27,7 +27,10 @@ def labelled_rows(labels: Labels, method: str, unlabeled: str) -> Ints | None:
     present = np.flatnonzero(labels.counts())
     if len(present) < 2:
         name = f" ('{labels.class_name(int(present[0]))}')" if len(present) else ""
-        raise DataError(f"{method} needs at least 2 classes, found {len(present)}{name}")
+        signs = (
+            "; a label of -1 says that a row has none: write classes -1 and 1 as 0 and 1" if name == " ('1')" else ""
+        )
+        raise DataError(f"{method} needs at least 2 classes, found {len(present)}{name}{signs}")
     if len(present) < labels.C:
         missing = [labels.class_name(int(c)) for c in np.flatnonzero(labels.counts() == 0)[:5]]
         warn(f"{labels.C - len(present)} of {labels.C} classes have no rows ({', '.join(missing)})")

@@ -21,9 +21,9 @@ from ..contract import Progress, RowStream, seed_of, settings
 from ..encoders import encoder_class
 from ..methods import method_class
 from ..methods.cfa import DEFAULT_MEMBERS
+from ..methods.folds import stratified
 from ..options import TrainOptions
 from .fingerprint import setting_files
-from .folds import stratified
 from .planning import Plan
 
 Bools = NDArray[np.bool_]

@@ -14,8 +14,8 @@ from ..arrays import Ints, Labels
 from ..contract import Progress, RowStream, drawn_rows, seed_of
 from ..data import ArraySource
 from ..errors import warn
+from ..methods.folds import stratified
 from ..options import TrainOptions
-from .folds import stratified
 from .gate import QUERIES, average_precision
 from .neighbour_labels import disagreement, looks_right, looks_wrong
 from .out_of_fold import FOLDS, MIN_ROWS, RATIO, ROWS, TrainJudge, opinion, short_options

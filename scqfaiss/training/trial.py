@@ -22,13 +22,13 @@ from ..arrays import Floats, Ints, Labels
 from ..calibration.forecast import FEW, Expected, Forecast, expected, mean_average_precision
 from ..codebooks import Codebooks
 from ..contract import Method, Progress, drawn_rows, seed_of
+from ..methods.folds import rank_in_class
 from ..methods.kmeans import shared_lloyd
 from ..methods.self_training import UNEQUAL
 from ..model import Model
 from ..options import TrainOptions
 from .calibrating import MOST_ROWS, calibration_of, lengths_of
 from .content_codes import unit
-from .folds import rank_in_class
 from .out_of_fold import SHORT, Judge, short_options
 from .planning import Plan
 from .rows import SourceRows

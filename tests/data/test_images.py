@@ -474,6 +474,37 @@ def test_csv(photos, tmp_path):
         assert source.labels is None
 
 
+def test_images_without_a_label(photos):
+    """-1, -1.0, an empty field, null, and a list that holds nothing or -1: of one label an image, and of several."""
+    csv = [
+        (["2", "-1", "0", ""], [2, -1, 0, -1], None),
+        (["1.0", "-1.0", "0.0", " "], [1, -1, 0, -1], None),
+        (["b", "-1", "a", ""], [1, -1, 0, -1], ("a", "b")),
+        (["0;2", "-1", "1", ""], [[1, 0, 1], [0, 0, 0], [0, 1, 0], [0, 0, 0]], None),
+    ]
+    json_lists = [
+        ([2, -1, 0, None], csv[0][1:]),
+        ([1.0, -1.0, 0.0, ""], csv[1][1:]),
+        (["b", None, "a", " "], csv[2][1:]),
+        ([[0, 2], [-1], 1, []], csv[3][1:]),
+    ]
+    names = [f"cat/cat{i}.png" for i in range(3)] + ["dog/dog0.png"]
+    made = [("l.csv", ["path,labels", *(f"{p},{y}" for p, y in zip(names, given))], want) for given, *want in csv]
+    for given, want in json_lists:
+        made.append(("l.jsonl", [json.dumps({"path": p, "labels": y}) for p, y in zip(names, given)], want))
+    for name, text, (y, class_names) in made:
+        with opened(lines(f"photos/{name}", *text), keep_unlabelled=True) as source:
+            assert (source.labels.y.tolist(), source.labels.class_names) == (y, class_names), text
+    with opened(lines("photos/l.csv", "path,labels", f"{names[0]},-1", f"{names[1]},")) as source:
+        assert source.labels is None and len(source) == 2
+    text = ["path,labels", *(f"{p},{y}" for p, y in zip(names, csv[0][0]))]
+    with pytest.warns(ScqWarning, match="left out 2 of 4 rows without a label"):
+        source = opened(lines("photos/l.csv", *text))
+    with source:
+        assert (source.names, source.labels.y.tolist(), source.labels.C) == (names[::2], [2, 0], 3)
+        np.testing.assert_array_equal(source.read(1, 2)[0].transpose(1, 2, 0), photos[names[2]])
+
+
 def test_csv_with_many_labels(photos):
     with opened(lines("photos/l.csv", "path,labels", "cat/cat0.png,b; a", "cat/cat1.png,", "cat/cat2.png,c")) as source:
         assert source.labels.class_names == ("a", "b", "c")

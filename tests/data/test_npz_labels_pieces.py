@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scqfaiss.data import open_rows
+from scqfaiss.data import ArraySource, open_rows
+from scqfaiss.data.concatenated import Concatenated
 from scqfaiss.data.kinds import check_kind
 from scqfaiss.data.label_files import read_labels
 from scqfaiss.data.writing import write_rows
@@ -118,7 +119,11 @@ def test_labels_beside_features():
 
 
 def test_what_a_file_of_labels_may_hold():
-    for text, want in [("3\n\n-1\n2", [3, -1, -1, 2]), ("a\n\n3", ["a", "", "3"]), ("\ufeff1\r\n2\r\n", [1, 2])]:
+    for text, want in [
+        ("3\n\n-1\n2", [3, -1, -1, 2]),
+        ("a\n\n3\n-1", ["a", "", "3", ""]),
+        ("\ufeff1\r\n2\r\n", [1, 2]),
+    ]:
         with open("y.csv", "w", encoding="utf-8", newline="") as f:
             f.write(text)
         assert read_labels("y.csv").tolist() == want
@@ -191,14 +196,14 @@ def test_pieces_that_do_not_fit_together(tmp_path):
     (tmp_path / "rows").mkdir()
     write_h5("rows/a.h5", PARTS[0])
     write_h5("rows/b.h5", PARTS[1], ids=False)
-    with pytest.raises(DataError, match=r"rows/a.h5 has ids, rows/b.h5 has none; give all files ids, or none"):
+    with pytest.raises(ConfigError, match=r"rows/a.h5 has ids, rows/b.h5 has none; give all files ids, or none"):
         open_rows("rows")
     write_h5("rows/b.h5", PARTS[0])
     with pytest.raises(DataError, match=r"rows: ids: .* more than once"):
         open_rows("rows")
     with open("rows/b.h5", "w+b") as f:
         write_rows(f, X[:3, :2], np.arange(3), np.arange(1000, 1003))
-    with pytest.raises(ConfigError, match=r"rows/b.h5: rows have d=2, rows/a.h5 has d=5"):
+    with pytest.raises(ConfigError, match=r"rows/b.h5 has d=2, rows/a.h5 has d=5; they do not go together"):
         open_rows("rows")
     with open("rows/b.h5", "w+b") as f:
         write_rows(f, X[:3], np.arange(3), np.arange(1000, 1003))
@@ -219,3 +224,38 @@ def test_a_name_with_marks_of_a_pattern_is_a_name():
         warnings.simplefilter("error")
         with open_rows("x[1].npy") as source:
             assert len(source) == 300
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_any_stretch_of_several_sources_is_that_of_one_array(kept):
+    """Also where one of them is empty, and where rows of one were left out."""
+    bad = X[60:90].copy()
+    bad[[3, 17]] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScqWarning)
+        parts = [ArraySource(x, skip_bad_rows=True) for x in (X[:40], X[:0], X[40:60], bad, X[90:])]
+    whole = Concatenated(parts, kept=kept)
+    want = np.concatenate([X[:60], np.delete(bad, [3, 17], 0) if kept else bad, X[90:]])
+    assert (len(whole), whole.d, whole.known_finite) == (len(want), X.shape[1], kept)
+    rng = np.random.default_rng(0)
+    for i, j in [(0, 0), (40, 40), (0, len(want)), *(sorted(rng.integers(0, len(want) + 1, 2)) for _ in range(60))]:
+        np.testing.assert_array_equal(whole.fetch(i, j), want[i:j])
+
+
+def test_several_sources_are_closed_all_and_tell_the_first_fault():
+    class Watched(ArraySource):
+        def rest(self):
+            calls.append(("rest", self.name))
+
+        def close(self):
+            calls.append(("close", self.name))
+            if self.name in "bc":
+                raise DataError(f"{self.name} changed")
+
+    calls = []
+    whole = Concatenated([Watched(X[:10], name=name) for name in "abcd"], kept=True)
+    whole.read(0, 25)
+    assert calls == [("rest", "a"), ("rest", "b")]
+    with pytest.raises(DataError, match=r"^b changed$"):
+        whole.close()
+    assert sorted(calls[2:]) == [("close", name) for name in "abcd"]

@@ -307,6 +307,7 @@ def test_few_held_out_rows_are_refused_with_a_notice():
     "y, words",
     [
         (Labels(np.zeros(3, int), 1), "^scq needs at least 2 classes, found 1 \\('0'\\)$"),
+        (Labels(np.ones(3, int), 2), "found 1 \\('1'\\); a label of -1 .*: write classes -1 and 1 as 0 and 1$"),
         (Labels(np.zeros(3, int), 1, ("cat",)), "^scq needs at least 2 classes, found 1 \\('cat'\\)$"),
         (
             Labels(np.array([[1, 0], [0, 0], [0, 0]], np.uint8), 2),

@@ -1,4 +1,4 @@
-"""Rows dealt into folds, every class spread over all of them."""
+"""Rows class by class, and dealt into folds, every class spread over all of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ def rank_in_class(y: Ints) -> Ints:
     rank = np.empty(len(y), np.int64)
     rank[order] = np.arange(len(y)) - first
     return rank
+
+
+def shuffled(y: Ints, C: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
+    """y (n,) of C classes -> rows (n,) class by class, in random order; their places in the class; rows of each class (C,)."""
+    order = rng.permutation(len(y))
+    order = order[np.argsort(y[order], kind="stable")]
+    return order, rank_in_class(y[order]), np.bincount(y, minlength=C)
 
 
 def stratified(y: Ints, folds: int, seed: int) -> Ints:
