@@ -16,6 +16,7 @@ from close import assert_close, assert_encodes_as, roundings
 import scqfaiss
 from scqfaiss import Model
 from scqfaiss.errors import IndexFileError
+from scqfaiss.features.source import InferenceOptions, front_encoder_of
 from scqfaiss.galleries.inspection import verify_file
 from scqfaiss.targets import REGISTRY
 
@@ -154,3 +155,22 @@ def test_a_golden_gallery_with_one_wrong_bit_does_not(tmp_path):
 
 def test_golden_files_stay_small():
     assert sum(p.stat().st_size for p in HERE.rglob("*") if p.suffix not in (".py", ".pyc") and p.is_file()) < 330_000
+
+
+# ---------------------------------------------------------------------------------------------------------------- images
+def test_a_phpq_model_of_before_pooling_was_taken_apart(monkeypatch):
+    """images/: trained when phpq had a head of its own and pool=hybrid was its pooling; network in golden_network.py."""
+    folder, network = HERE / "images", "golden_network:small"
+    monkeypatch.syspath_prepend(str(folder))
+    with h5py.File(folder / "expected.h5", "r") as f:
+        expected = {name: node[()] for name, node in f.items()}
+    path = folder / "phpq.safetensors"
+    assert ": valid, model of method phpq, SHA-256 " in verify_file(path)
+    model = Model.load(path)
+    images = front_encoder_of(model, InferenceOptions(encoder=network))
+    g = images.features(expected["images"])
+    np.testing.assert_allclose(g, expected["g"], atol=1e-5)
+    np.testing.assert_allclose(model.embed(g), expected["z"], atol=1e-4 * np.abs(expected["z"]).max())
+    gallery = scqfaiss.open(folder / "phpq.faissindex", model=model)
+    D, _ = gallery.search(expected["g"], expected["ids"].shape[1])
+    np.testing.assert_allclose(D, expected["scores"], atol=1e-5 * np.abs(expected["scores"]).max())
