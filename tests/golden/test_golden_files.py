@@ -157,20 +157,20 @@ def test_golden_files_stay_small():
     assert sum(p.stat().st_size for p in HERE.rglob("*") if p.suffix not in (".py", ".pyc") and p.is_file()) < 330_000
 
 
-# ---------------------------------------------------------------------------------------------------------------- images
-def test_a_phpq_model_of_before_pooling_was_taken_apart(monkeypatch):
-    """images/: trained when phpq had a head of its own and pool=hybrid was its pooling; network in golden_network.py."""
-    folder, network = HERE / "images", "golden_network:small"
+# --------------------------------------------------------------------------------------------------------------- images
+def test_a_phpq_model_with_a_head_of_its_own(monkeypatch):
+    """images/: of the time before phpq became scq with pool=pyramid, when it pooled by pool=hybrid."""
+    folder = HERE / "images"
     monkeypatch.syspath_prepend(str(folder))
     with h5py.File(folder / "expected.h5", "r") as f:
-        expected = {name: node[()] for name, node in f.items()}
-    path = folder / "phpq.safetensors"
-    assert ": valid, model of method phpq, SHA-256 " in verify_file(path)
-    model = Model.load(path)
-    images = front_encoder_of(model, InferenceOptions(encoder=network))
-    g = images.features(expected["images"])
-    np.testing.assert_allclose(g, expected["g"], atol=1e-5)
+        images, queries = f["images"][()], f["queries"][()]
+        expected = {name: node[()] for name, node in f["phpq"].items()}
+    assert ": valid, model of method phpq, SHA-256 " in verify_file(folder / "phpq.safetensors")
+    model = Model.load(folder / "phpq.safetensors")
+    g = front_encoder_of(model, InferenceOptions(encoder="golden_network:small")).features(images)
+    np.testing.assert_allclose(g, queries, atol=1e-5)
     np.testing.assert_allclose(model.embed(g), expected["z"], atol=1e-4 * np.abs(expected["z"]).max())
     gallery = scqfaiss.open(folder / "phpq.faissindex", model=model)
-    D, _ = gallery.search(expected["g"], expected["ids"].shape[1])
+    D, _ = gallery.search(queries, expected["ids"].shape[1])
     np.testing.assert_allclose(D, expected["scores"], atol=1e-5 * np.abs(expected["scores"]).max())
+    np.testing.assert_array_equal(gallery.unpack()[1], expected["codes"])
