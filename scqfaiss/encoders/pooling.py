@@ -2,7 +2,7 @@
 
     average   a_s = mean over the places of map s;  g = concat of a_s
     hybrid    g_s = sigmoid(t_s) a_s + (1 - sigmoid(t_s)) m_s, m_s the maximum, t_s learned;  g = concat of g_s / ||g_s||
-    pyramid   g = concat of sqrt(c_s) a_s / ||a_s|| and sqrt(c_s) m_s / (2 ||m_s||)
+    pyramid   g = concat of l_s sqrt(c_s) a_s / ||a_s|| and l_s sqrt(c_s) m_s / (4 ||m_s||);  l_s = 1 of the last map, 1/2 of others
 
 hybrid and pyramid are made after the abstract of Zeng et al., "Pyramid hybrid pooling quantization", Pattern Recognition Letters
 178, 2024, arXiv 2109.05206, which pools feature maps of several stages in a hybrid way. The formulas are ours. A maximum is ten
@@ -23,7 +23,8 @@ from ..errors import ConfigError
 
 POOLS = ("average", "hybrid", "pyramid")
 OF_STAGES = frozenset({"hybrid", "pyramid"})  # which take the network's `stage_layers` unless layers are named
-MAXIMA = 0.5  # length of the maxima beside the means
+# On parts of CIFAR-10's training images (one seed) 1 and 1/2 instead ranked 0.014 lower, the mean of the last map alone 0.010.
+SHALLOW, MAXIMA = 0.5, 0.25  # lengths of maps before the last, beside it, and of maxima beside their means
 
 
 def width_of(maps: Sequence[Tensor], pool: str) -> int:
@@ -48,5 +49,9 @@ def pooled(maps: Sequence[Tensor], pool: str, t: Tensor | None = None) -> Tensor
         share = t.sigmoid()
         mixed = [share[s] * a + (1 - share[s]) * m for s, (a, m) in enumerate(zip(means, maxima))]
         return torch.cat([F.normalize(g, dim=1) for g in mixed], 1)
-    parts = [(length, p) for of_map in zip(means, maxima) for length, p in zip((1.0, MAXIMA), of_map)]
-    return torch.cat([F.normalize(p, dim=1) * (length * p.shape[1] ** 0.5) for length, p in parts], 1)
+    parts = []
+    for s, of_map in enumerate(zip(means, maxima)):
+        of_stage = 1.0 if s == len(maps) - 1 else SHALLOW
+        for p, of_kind in zip(of_map, (1.0, MAXIMA)):
+            parts.append(F.normalize(p, dim=1) * (of_stage * of_kind * p.shape[1] ** 0.5))
+    return torch.cat(parts, 1)

@@ -214,6 +214,10 @@ def slow_keep(maps, name, module, inputs, out):
     maps[name] = out.detach().clone()
 
 
+def name_is_last(s, layers):
+    return s == max(len(layers), 1) - 1
+
+
 def rms(a):
     return np.sqrt(np.mean(a**2))
 
@@ -238,7 +242,8 @@ def slow_features(net, layers, pool, x, mean, std, t=None):
                 mean_, max_ = m.mean((1, 2)), m.max((1, 2))
                 m = mean_
                 if pool == "pyramid":
-                    m = np.concatenate([mean_ / rms(mean_), max_ / rms(max_) / 2])
+                    m = np.concatenate([mean_ / rms(mean_), max_ / rms(max_) / 4])
+                    m = m if name_is_last(s, layers) else m / 2
                 if pool == "hybrid":
                     share = 1 / (1 + np.exp(-t[s]))
                     m = share * mean_ + (1 - share) * max_
