@@ -2,7 +2,7 @@
 
     average   a_s = mean over the places of map s;  g = concat of a_s
     hybrid    g_s = sigmoid(t_s) a_s + (1 - sigmoid(t_s)) m_s, m_s the maximum, t_s learned;  g = concat of g_s / ||g_s||
-    pyramid   g = concat of l_s sqrt(c_s) a_s / ||a_s|| and l_s sqrt(c_s) m_s / (4 ||m_s||);  l_s = 1 of the last map, 1/2 of others
+    pyramid   g = concat of l_s sqrt(c_s) a_s / ||a_s|| and l_s sqrt(c_s) m_s / (4 ||m_s||);  l_s = 1 of the last map, else 1/2
 
 hybrid and pyramid are made after the abstract of Zeng et al., "Pyramid hybrid pooling quantization", Pattern Recognition Letters
 178, 2024, arXiv 2109.05206, which pools feature maps of several stages in a hybrid way. The formulas are ours. A maximum is ten
