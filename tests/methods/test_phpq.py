@@ -42,7 +42,7 @@ def network(stages=2, **settings):
     return Backbone(configure(backbone.Settings, values), net, "toy:net", {})
 
 
-def build(cls=PHPQ, y=None, encoder=None, epochs=2, **settings):
+def build(cls=PHPQ, y=None, encoder=None, epochs=2, lists=1, **settings):
     x, of = drawn()
     y = of if y is None else y
     encoder = encoder or network()
@@ -56,6 +56,7 @@ def build(cls=PHPQ, y=None, encoder=None, epochs=2, **settings):
         encoder_name="toy:net",
         epochs=epochs,
         batch_size=16,
+        lists=lists,
     )
     return cls(configure(cls.Config, {"top": 3, "codebooks.copies": 1, **settings}), task)
 
@@ -91,6 +92,12 @@ def test_network_head_and_codebooks_train(multilabel):
     np.testing.assert_allclose(Chain(g.shape[1]).then(*method.layers())(g), z, atol=1e-5)
     codebooks = method.codebooks()
     assert ((z - codebooks.decode(codebooks.assign(z, "l2"))) ** 2).mean() < (z**2).mean()
+
+
+def test_lists_are_part_of_its_codes():
+    method = build(lists=4)
+    Engine(method, 0).run()
+    assert method.codebooks().lists.shape[0] == 4 and np.isfinite(method.codebooks().centroids).all()
 
 
 def test_stored_features_are_refused(one):
