@@ -17,6 +17,7 @@ from scqfaiss.errors import ConfigError
 from scqfaiss.methods import scq
 from scqfaiss.methods.phpq import PHPQ, Settings
 from scqfaiss.modality import IMAGES
+from scqfaiss.training.checkpoints import Checkpoints
 from scqfaiss.training.engine import Engine
 from scqfaiss.training.rows import ImageRows
 
@@ -98,6 +99,33 @@ def test_lists_are_part_of_its_codes():
     method = build(lists=4)
     Engine(method, 0).run()
     assert method.codebooks().lists.shape[0] == 4 and np.isfinite(method.codebooks().centroids).all()
+
+
+class Cut(Exception):
+    """Stands for a kill between two steps."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, steps", [("features", 5), ("codebooks", 1)])
+def test_a_training_that_is_cut_off_and_resumed_comes_to_the_same_bits(stage, steps, tmp_path):
+    def train(cut=None, folder=None):
+        done = [0]
+
+        def progress(what, *_):
+            done[0] += what == stage
+            if done[0] == cut:
+                raise Cut
+
+        method = build(encoder=network(dropout=0.1))
+        kept = None if folder is None else Checkpoints(folder, dict, 1)
+        Engine(method, 3, progress=progress, checkpoints=kept).run(resume=kept is not None)
+        return method
+
+    whole = train()
+    with pytest.raises(Cut):
+        train(steps, tmp_path / "c")
+    for a, b in zip(numbers(whole), numbers(train(None, tmp_path / "c"))):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_stored_features_are_refused(one):
