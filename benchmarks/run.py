@@ -132,10 +132,16 @@ def check(row: dict[str, Any], means: dict[str, float]) -> list[str]:
 @click.argument("files", nargs=-1, type=click.Path(exists=True, path_type=Path))
 @click.option("--only", multiple=True, help="Rows whose name holds this text.")
 @click.option("--data", type=click.Path(path_type=Path), default=DATA, help="Folder of the data sets.")
-@click.option("--results", type=click.Path(path_type=Path), help="Folder to write FILE.json with all values into.")
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    help="Folder to write FILE.json with all values into; made if it is not there.",
+)
 def main(files: tuple[Path, ...], only: tuple[str, ...], data: Path, results: Path | None) -> None:
     """Run benchmark FILES (default: all beside this script)."""
     failed = skipped = 0
+    if results is not None:  # before anything is measured: rows take hours
+        results.mkdir(parents=True, exist_ok=True)
     click.echo(f"machine: {machine()}")
     for file in files or sorted(HERE.glob("*.toml")):
         kept = []

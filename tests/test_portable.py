@@ -97,8 +97,9 @@ def test_every_layer_without_torch(tmp_path):
 
 
 @pytest.mark.slow
-def test_images_without_torch(tmp_path):
-    how = {"pool": "hybrid", "layers": "features.5,features.12"}
+@pytest.mark.parametrize("pool", ["hybrid", "pyramid"])
+def test_images_without_torch(pool, tmp_path):
+    how = {"pool": pool, "layers": "features.5,features.12"}
     m, net = model(**how), network(**how)
     m.save(tmp_path / "m.safetensors")
     said = portable.export_encoder(tmp_path / "m.safetensors", tmp_path / "p.onnx")

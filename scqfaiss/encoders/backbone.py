@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
@@ -32,11 +31,11 @@ from .base import FrontEncoder
 from .factory import factory_name, network, one_line
 from .network import MAX_SIZE, colours, input_size, is_traced, layer_names, maps_of
 from .norms import joined
+from .pooling import OF_STAGES, POOLS, check_maps, pooled, width_of
 from .weights import load_weights
 
 CHUNK = 64  # images that go through the network together where no gradient is wanted
 FITS = ("crop", "squash", "pad")
-POOLS = ("average", "hybrid")
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Settings:
     fit: str = setting("crop", choices=FITS)  # how an image becomes square
     # Submodules whose output is pooled, with commas between; none: the network's choice, else its output.
     layers: str = ""
-    pool: str = setting("average", choices=POOLS)  # over places; hybrid: a learned mean of average and maximum
+    pool: str = setting("average", choices=POOLS)  # over places: pooling.py
     augment: str = setting("auto", choices=tuple(augment.PRESETS))  # the views of training; single strengths below
     flip: float = setting(-1.0, low=-1, high=1)  # negative, here and below: that of the preset
     shift: float = setting(-1.0, low=-1, high=0.5)
@@ -79,11 +78,7 @@ class _Drawn:
 class Backbone(FrontEncoder):
     """Images x (b, 3, size, size) uint8, RGB -> g (1, b, width) float32: pooled maps of the network, one after the other.
 
-    pool='average': the mean over places. pool='hybrid': with t_s learned, from 0,
-
-        g_s = sigmoid(t_s) mean + (1 - sigmoid(t_s)) max over places,   g = concat of g_s / ||g_s||
-
-    after the abstract of Zeng et al., PHPQ, Pattern Recognition Letters 178, 2024, arXiv 2109.05206; the formula is ours.
+    How places are pooled: `pooling.pooled`, by the setting `pool`.
 
     In training mode, with or without gradients, it sees random views of the images and drops some of g. The network itself
     is in training mode in steps that train it alone: what an image's features are does not depend on the others beside it.
@@ -124,12 +119,9 @@ class Backbone(FrontEncoder):
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))  # forward passes in training so far
         maps = self._tried()
         self.stages = sum(t.ndim == 4 for t in maps)  # maps, where a place is more than the whole image
-        self.width = self.d_in = sum(t.shape[1] for t in maps)
+        check_maps(maps, config.pool, self.factory)
+        self.width = self.d_in = width_of(maps, config.pool)
         if config.pool == "hybrid":
-            if self.stages < len(maps):
-                raise ConfigError(
-                    f"pool=hybrid needs maps (b, c, h, w), network {self.factory} gives vectors; use average"
-                )
             self.t = nn.Parameter(torch.zeros(len(maps)))
 
     @classmethod
@@ -141,7 +133,12 @@ class Backbone(FrontEncoder):
             load_weights(net, weights)
         else:
             warn(f"{name} starts from random weights; --weights FILE starts from trained ones")
-        return cls(config, net, name, arguments, seed)
+        encoder = cls(config, net, name, arguments, seed)
+        if config.pool in OF_STAGES and encoder.stages < 2:
+            warn(
+                f"pool={config.pool} is for feature maps of several stages, the network gives one; name them: layers=a,b"
+            )
+        return encoder
 
     @classmethod
     def load(
@@ -183,8 +180,8 @@ class Backbone(FrontEncoder):
             maps = [self._maps(x)]
             if self.config.mirror and not self.training:
                 maps.append(self._maps(x.flip(3)))
-        pooled = [self._pooled(m) for m in maps]
-        g = pooled[0] if len(pooled) == 1 else (pooled[0] + pooled[1]) / 2
+        views = [self._pooled(m) for m in maps]
+        g = views[0] if len(views) == 1 else (views[0] + views[1]) / 2
         if drawn is not None and self.config.dropout:
             g = self._dropped(g, drawn)
         return g[None]
@@ -219,11 +216,7 @@ class Backbone(FrontEncoder):
         """-> g (b, width), float32 whatever less precise the maps are."""
         with torch.autocast(self.mean.device.type, enabled=False):
             maps = [m.to(torch.promote_types(m.dtype, torch.float32)) for m in maps]
-            if self.config.pool == "average":
-                return torch.cat([m.mean((2, 3)) if m.ndim == 4 else m for m in maps], 1)
-            share = self.t.sigmoid()
-            parts = [share[s] * m.mean((2, 3)) + (1 - share[s]) * m.amax((2, 3)) for s, m in enumerate(maps)]
-            return torch.cat([F.normalize(g, dim=1) for g in parts], 1)
+            return pooled(maps, self.config.pool, getattr(self, "t", None))
 
     def _tried(self) -> list[Tensor]:
         """The maps of one black image, by which widths are known. Raises ConfigError where the network cannot take it."""

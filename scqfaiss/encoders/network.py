@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, printable, suggestion
 from .factory import one_line
+from .pooling import OF_STAGES
 from .weights import first_few
 
 MAX_SIZE = 2048  # pixels of a side
@@ -50,7 +51,7 @@ def colours(net: nn.Module) -> tuple[list[float], list[float]]:
 def layer_names(net: nn.Module, asked: str, pool: str) -> list[str]:
     """The layers asked for, or the network's own choice, each found in the network. Raises ConfigError."""
     chosen = getattr(net, "feature_layers", None) or ()
-    if pool == "hybrid":  # which lives on several
+    if pool in OF_STAGES:
         chosen = getattr(net, "stage_layers", chosen)
     asked = asked or (chosen if isinstance(chosen, str) else ",".join(map(str, chosen)))
     names = [name.strip() for name in asked.split(",")] if asked else []

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError, ConfigError, printable
 from . import BACKBONES
-from .backbone import FITS, POOLS, Backbone, Settings
+from .backbone import FITS, Backbone, Settings
 from .factory import factory_name, network
 from .network import MAX_SIZE
+from .pooling import POOLS
 from .weights import check_fit, first_few, put, state_of
 
 

@@ -34,7 +34,7 @@ class SqueezeNet(nn.Module):
     input_size = 224
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1], over ImageNet
     feature_layers = ("features.12",)
-    stage_layers = ("features.5", "features.10", "features.12")  # the last maps of three sizes, for pool=hybrid
+    stage_layers = ("features.5", "features.10", "features.12")  # the last maps of three sizes, for pool=pyramid
 
     def __init__(self, classes: int = 0) -> None:
         super().__init__()

@@ -72,6 +72,18 @@ def decode(w: Tensor, codes: Tensor) -> Tensor:
     return torch.cat([codebook[code] for codebook, code in zip(w, codes.T)], 1)
 
 
+def lloyd_step(w: Tensor, z: Tensor) -> None:
+    """Set every codeword of w (M, K, dsub) that codes a row to the mean of the rows z (n, d) that it codes, in place."""
+    M, K, _ = w.shape
+    sums, counts = torch.zeros_like(w), w.new_zeros(M, K)
+    for part in z.split(1 << 16):
+        x, code = part.unflatten(1, (M, -1)).unbind(1), nearest(part, w).T  # m b e, m b
+        for m in range(M):
+            sums[m].index_add_(0, code[m], x[m])
+            counts[m] += torch.bincount(code[m], minlength=K)
+    w.copy_(torch.where(counts[..., None] > 0, sums / counts.clamp_min(1)[..., None], w))
+
+
 class ARSQ(nn.Module):
     """Product codebooks in which every class owns private codewords.
 

@@ -56,6 +56,7 @@ class Settings(cfa.Settings):
     )  # none: rows are z as they are, labels are not needed
     # Inverse temperature of the soft choice; without bound it is k-means. 20 blurs the codebooks and costs 0.001 mAP, measured.
     gamma: float = setting(1000.0, low=0)
+    top: int = setting(0, low=0, high=1 << 16)  # partial attention: the soft choice is among so many nearest; 0: all
     choice: str = setting("l2", choices=("l2", "cosine"))  # what training compares; encoding is by l2 whatever it is
     tau: float = setting(1.0, low=0)  # weight of all three terms; matters where the encoder learns by them too
     mu: float = setting(1.0, low=0)  # weight of the hard rebuilds beside the soft ones
@@ -186,6 +187,8 @@ class DPQ(MethodDefaults, nn.Module):
     def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
         cfa_checks.check(config, d_in, C, MULTIPLE, encoder, modality)
         cfa.smallest_d(config, d_in, C, MULTIPLE, encoder)
+        if config.top > 1 << nbits:
+            raise ConfigError(f"top is {config.top}, needs 0 to K={1 << nbits} codewords (--nbits {nbits})")
         if config.supervision == "none" and encoder != "identity":
             if modality.needs_encoder:
                 raise ConfigError("supervision=none codes rows as they are, and images need a network that trains")
@@ -307,7 +310,7 @@ class DPQ(MethodDefaults, nn.Module):
     def quantization(self, z: Tensor) -> dict[str, Tensor]:
         """L_q of z (b, d), scaled."""
         c = self.config
-        return quantization_loss(z, self.codewords, c.gamma, c.mu, c.nu, c.choice, c.tau)
+        return quantization_loss(z, self.codewords, c.gamma, c.mu, c.nu, c.choice, c.tau, c.top)
 
     def joint(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
         """The encoder's own loss and L_q, whose gradient reaches the encoder."""

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import distributed
+from .attention import masked
 
 CHUNK_ELEMENTS = 1 << 22  # distances to a codebook held at a time: 16 MB
 FLOOR = 1e-12  # of the mean squared residual that distances are divided by
 
 
-def levels(z: Tensor, w: Tensor, gamma: float, choice: str = "l2") -> tuple[Tensor, Tensor, Tensor]:
+def levels(z: Tensor, w: Tensor, gamma: float, choice: str = "l2", top: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Rebuilds of z (b, d) by the codebooks w (M, K, d), level by level -> T, H (M, b, d), codes (M, b) int64.
 
     T_l sums soft choices, H_l hard ones; what a level chooses for is what the hard choices before leave, r = z - H:
@@ -25,20 +26,24 @@ def levels(z: Tensor, w: Tensor, gamma: float, choice: str = "l2") -> tuple[Tens
         pi_lk = softmax_k( -gamma ||r_{l-1} - w_lk||^2 / v_l ),  v_l = mean ||r_{l-1}||^2 over the batch, no gradient
         b_l = argmax_k pi_lk,  H_l = H_{l-1} + w_l[b_l],  T_l = T_{l-1} + sum_k pi_lk w_lk
 
-    choice 'cosine': softmax_k( gamma cos(r_{l-1}, w_lk) ); a residual of 0 has the cosine 0 with everything.
+    choice 'cosine': softmax_k( gamma cos(r_{l-1}, w_lk) ); a residual of 0 has the cosine 0 with everything. top: pi is 0 but for
+    so many of the largest (partial attention); 0: all take part.
     """
     left, soft, hard, T, H, codes = z, torch.zeros_like(z), torch.zeros_like(z), [], [], []
     for codebook in w:
         if choice == "l2":
             v = distributed.average(left.detach().square().sum(1).mean()).clamp_min(FLOOR)
-            logits = (2 * (left @ codebook.T) - codebook.square().sum(1)) * (gamma / v)  # ||r||^2 is the same for all k
+            near = 2 * (left @ codebook.T) - codebook.square().sum(1)  # ||r||^2 is the same for all k
+            logits = near * (gamma / v)
         else:
-            logits = gamma * (_unit(left) @ _unit(codebook).T)
+            near = _unit(left) @ _unit(codebook).T
+            logits = gamma * near
         code = logits.argmax(1)
         chosen = F.embedding(
             code, codebook
         )  # not codebook[code], whose gradient threads sum up in an order of their own
-        soft, hard, left = soft + logits.softmax(1) @ codebook, hard + chosen, left - chosen
+        weights = (masked(logits, near, top) if top else logits).softmax(1)
+        soft, hard, left = soft + weights @ codebook, hard + chosen, left - chosen
         T.append(soft)
         H.append(hard)
         codes.append(code)
@@ -52,13 +57,13 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def quantization_loss(
-    z: Tensor, w: Tensor, gamma: float, mu: float, nu: float, choice: str = "l2", tau: float = 1.0
+    z: Tensor, w: Tensor, gamma: float, mu: float, nu: float, choice: str = "l2", tau: float = 1.0, top: int = 0
 ) -> dict[str, Tensor]:
     """L_q = tau (sum_l mse(z, T_l) + mu sum_l mse(z, H_l) + nu mse(T_M, H_M)), by terms; mse(a, b) = ||a - b||^2 / d, mean.
 
     Summing over the prefixes is what makes each of them good.
     """
-    T, H, _ = levels(z, w, gamma, choice)
+    T, H, _ = levels(z, w, gamma, choice, top)
     return {
         "soft": (z - T).square().mean(dim=(1, 2)).sum() * tau,
         "hard": (z - H).square().mean(dim=(1, 2)).sum() * (tau * mu),

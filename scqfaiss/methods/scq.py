@@ -27,14 +27,15 @@ from ..contract import (
 )
 from ..errors import ConfigError, warn
 from ..modality import Modality
-from . import cfa, cfa_checks, lists, residual
-from .arsq import ARSQ, allocate_codewords, decode, nearest
+from . import attention, cfa, cfa_checks, lists, residual
+from .arsq import ARSQ, allocate_codewords, decode, lloyd_step, nearest
 from .class_kmeans import codebook_start
 from .dead_codewords import Seeds, reset_dead_codewords
 from .kmeans import lloyd, sample_rows
 from .rows import CodebookRows, warn_of_few
 from .self_training import SelfTraining
 
+QUANTIZERS = ("kmeans", "arsq", "attention")
 SEED_ROWS = 256  # rows per codeword that k-means looks at; more do not change the start
 
 
@@ -62,8 +63,11 @@ class Settings(cfa.Settings):
         8, low=1, high=MAX_BEAM
     )  # additive codebooks: partial sums that encoding carries from codebook to codebook
     # From here on: for product codebooks alone.
-    # kmeans: Lloyd's steps from codewords of each class; arsq: annealed, as published, which ranks 0.0005 to 0.006 lower.
-    quantizer: str = setting("kmeans", choices=("kmeans", "arsq"))
+    # kmeans: Lloyd's steps from codewords of each class; arsq: annealed, as published, which ranks 0.0005 to 0.006 lower;
+    # attention: partial attention, after PHPQ's abstract, from where kmeans ends.
+    quantizer: str = setting("kmeans", choices=QUANTIZERS)
+    top: int = setting(16, low=1, high=1 << 16)  # attention: to so many of the nearest codewords
+    beta: float = setting(10.0, low=0)  # attention: its inverse temperature
     private: str = setting("auto", choices=("auto", "class", "public"))  # codewords owned by classes, or by all
     start: str = setting("kmeans", choices=("kmeans", "normal"))  # normal: N(0, 1e-4^2), as published
     soft: float = setting(1.0, low=0)  # inverse temperatures: larger is nearer to argmin
@@ -146,6 +150,8 @@ class SCQ(MethodDefaults, nn.Module):
     @classmethod
     def check(cls, config: Settings, d_in: int, C: int, M: int, nbits: int, encoder: str, modality: Modality) -> None:
         cfa_checks.check(config, d_in, C, feature_codebooks(config, M), encoder, modality)
+        if config.quantizer == "attention":
+            attention.check(config.codebooks.kind, config.private, config.top, nbits)
         if config.codebooks.kind == "additive":
             if config.private == "class":
                 warn("additive codebooks are shared by all classes: private=class is ignored")
@@ -176,7 +182,7 @@ class SCQ(MethodDefaults, nn.Module):
         self.y: Tensor
         self.pattern: Tensor
         self.scale = 1.0
-        self.quantizer: ARSQ
+        self.quantizer: ARSQ | attention.PartialAttention
         self.optimizer: torch.optim.Optimizer | None = None
         self.private_to: tuple[Tensor, Seeds] | None = None  # owner (K,) of the codewords, and the classes of the rows
         self.z_validation: Tensor
@@ -184,7 +190,7 @@ class SCQ(MethodDefaults, nn.Module):
         self.counts = torch.from_numpy(task.labels.counts())
         present = int((self.counts > 0).sum())
         # What a list leaves over is nobody's own.
-        self.public = self.additive or task.lists > 1 or config.private == "public"
+        self.public = self.additive or task.lists > 1 or config.private == "public" or config.quantizer == "attention"
         if config.private == "auto" and not self.public and task.K < 2 * present:
             self.public = True
             if config.quantizer == "arsq":
@@ -205,6 +211,8 @@ class SCQ(MethodDefaults, nn.Module):
 
         def anneal(epoch: int) -> None:
             """The hard rebuild gets harder and the soft one softer."""
+            if not isinstance(self.quantizer, ARSQ):
+                return
             self.quantizer.hard = min(c.hard * 1.5 ** (epoch // c.anneal_every), max(c.hard_max, c.hard))
             self.quantizer.soft = max(c.soft * 0.5 ** (epoch // c.anneal_every), 0.01)
 
@@ -273,7 +281,12 @@ class SCQ(MethodDefaults, nn.Module):
         else:
             task.progress("k-means", 0, 1, "")
             start = self.started(z, pattern, owned, owner, generator)
-        self.quantizer = ARSQ(start, owned, groups, c.omega, c.rho, c.detach_divisor).to(task.device)
+        quantizer: ARSQ | attention.PartialAttention = (
+            attention.PartialAttention(start, c.top, c.beta, c.omega)
+            if c.quantizer == "attention"
+            else ARSQ(start, owned, groups, c.omega, c.rho, c.detach_divisor)
+        )
+        self.quantizer = quantizer.to(task.device)
         self.z, self.pattern = z.to(task.device), pattern.to(task.device)
         if not self.public:
             row, row_class = classes_of(y)
@@ -352,16 +365,8 @@ class SCQ(MethodDefaults, nn.Module):
 
         Training chooses among own codewords, encoding among all: this takes the difference out of the means.
         """
-        w = self.quantizer.centroids
-        M, K, _ = w.shape
         for _ in range(self.config.refit if self.config.quantizer == "arsq" else 0):
-            sums, counts = torch.zeros_like(w), w.new_zeros(M, K)
-            for part in self.z.split(1 << 16):
-                x, code = part.unflatten(1, (M, -1)).unbind(1), nearest(part, w).T  # m b e, m b
-                for m in range(M):
-                    sums[m].index_add_(0, code[m], x[m])
-                    counts[m] += torch.bincount(code[m], minlength=K)
-            w.copy_(torch.where(counts[..., None] > 0, sums / counts.clamp_min(1)[..., None], w))
+            lloyd_step(self.quantizer.centroids, self.z)
 
     def of_posterior(self, p: Tensor) -> Tensor | None:
         return self.features.of_posterior(p)

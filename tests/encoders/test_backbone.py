@@ -214,6 +214,14 @@ def slow_keep(maps, name, module, inputs, out):
     maps[name] = out.detach().clone()
 
 
+def name_is_last(s, layers):
+    return s == max(len(layers), 1) - 1
+
+
+def rms(a):
+    return np.sqrt(np.mean(a**2))
+
+
 def slow_features(net, layers, pool, x, mean, std, t=None):
     """Images one by one, maps by hooks that copy, pooling in float64 NumPy."""
     out = []
@@ -233,6 +241,9 @@ def slow_features(net, layers, pool, x, mean, std, t=None):
             if m.ndim == 3:
                 mean_, max_ = m.mean((1, 2)), m.max((1, 2))
                 m = mean_
+                if pool == "pyramid":
+                    m = np.concatenate([mean_ / rms(mean_), max_ / rms(max_) / 4])
+                    m = m if name_is_last(s, layers) else m / 2
                 if pool == "hybrid":
                     share = 1 / (1 + np.exp(-t[s]))
                     m = share * mean_ + (1 - share) * max_
@@ -249,6 +260,9 @@ def slow_features(net, layers, pool, x, mean, std, t=None):
         ("nets_of_tests:small", "second", "average", 6, 1),
         ("nets_of_tests:small", "norm, second, tail", "average", 12, 2),
         ("nets_of_tests:small", "norm,second", "hybrid", 10, 2),
+        ("nets_of_tests:small", "norm,second", "pyramid", 20, 2),
+        ("nets_of_tests:Maps", "", "pyramid", 10, 1),
+        ("squeezenet", "", "pyramid", 2560, 3),
         ("nets_of_tests:Maps", "", "average", 5, 1),
         ("nets_of_tests:Maps", "", "hybrid", 5, 1),
         ("squeezenet", "", "average", 512, 1),
@@ -286,6 +300,38 @@ def test_a_map_of_one_value_pools_to_it_whatever_was_learned():
     varied = torch.rand(2, 5, 7, 7, generator=torch.Generator().manual_seed(1))
     mixed = varied.flatten(2)[:, :, torch.randperm(49)].view(2, 5, 7, 7)
     assert_close(b._pooled([varied]).detach(), b._pooled([mixed]).detach(), terms=49 + 16)
+
+
+def test_a_pyramid_of_a_map_of_zeros_is_zero_and_passes_finite_gradients():
+    b = made("nets_of_tests:Maps", pool="pyramid")
+    m = torch.zeros(2, 5, 3, 3, requires_grad=True)
+    g = b._pooled([m])
+    g.sum().backward()
+    assert (g == 0).all() and torch.isfinite(m.grad).all()
+
+
+def test_the_gradient_of_a_pyramid_reaches_every_stage_and_equals_differences():
+    b = made("nets_of_tests:small", layers="norm,second", pool="pyramid").double()
+    x = images(2)
+    weight = torch.rand(2, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    maps = [m.detach() for m in b._maps(torch.rand(2, 3, SIZE, SIZE, dtype=torch.float64))]
+    moved = [m.clone().requires_grad_() for m in maps]
+    (b._pooled(moved) * weight).sum().backward()
+    for s, place in ((0, (0, 1, 2, 3)), (1, (1, 4, 0, 1))):
+        values = []
+        for sign in (1, -1):
+            other = [m.clone() for m in maps]
+            other[s][place] += sign * 1e-6
+            values.append(float((b._pooled(other) * weight).sum()))
+        assert float(moved[s].grad[place]) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5, abs=1e-8)
+    (b.float().train()(x)[0] * weight.float()).sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in (b.net.first.weight, b.net.second.weight))
+
+
+@pytest.mark.filterwarnings("ignore:nets_of_tests:scqfaiss.errors.ScqWarning")
+def test_a_pyramid_of_one_map_is_said_to_be_none():
+    with pytest.warns(match="^pool=pyramid is for feature maps of several stages, the network gives one; name them"):
+        Backbone.build(Settings(**(PLAIN | {"pool": "pyramid"})), "nets_of_tests:Maps", {})
 
 
 def test_the_gradient_reaches_what_hybrid_pooling_learns():
@@ -339,6 +385,11 @@ def test_what_overwrites_a_map_does_not_reach_its_gradient():
             "the network has no layer 'zzzz'; it begins with first, norm, act, ...",
         ),
         ("nets_of_tests:small", {"layers": "first,first"}, "layer first is named twice"),
+        (
+            "nets_of_tests:small",
+            {"pool": "pyramid"},
+            "pool=pyramid needs maps (b, c, h, w), network nets_of_tests:small gives vectors; use average",
+        ),
         (
             "nets_of_tests:small",
             {"pool": "hybrid"},
@@ -777,6 +828,7 @@ def test_a_network_that_keeps_more_than_tensors_is_refused():
     [
         ("nets_of_tests:small", {"wide": "7"}, {"layers": "norm,second", "pool": "hybrid"}),
         ("nets_of_tests:small", {}, {"channels_last": True}),
+        ("nets_of_tests:small", {}, {"layers": "norm,second", "pool": "pyramid"}),
         ("nets_of_tests:Maps", {"c": "4"}, {"fit": "squash"}),
         ("squeezenet", {}, {"size": 48, "layers": "features.4", "fit": "pad"}),
     ],
@@ -899,6 +951,8 @@ def test_values_that_no_record_holds(key, value):
         (lambda a: a, {"width": 100}, r" gives 512 features, the model was made with 100$"),
         (lambda a: a, {"pool": "hybrid"}, r" tensor t does not fit pool=hybrid$"),
         (lambda a: a | {"t": np.zeros(1, np.float32)}, {}, r" tensor t does not fit pool=average$"),
+        (lambda a: a, {"pool": "pyramid"}, r" gives 1024 features, the model was made with 512$"),
+        (lambda a: a, {"pool": "cone"}, r" pool is 'cone', which is no record$"),
         (lambda a: a | {"t": np.zeros(2, np.float32)}, {"pool": "hybrid"}, r" tensor t does not fit pool=hybrid$"),
         (lambda a: a, {"layers": ["nowhere"]}, r" is another one now: the network has no layer 'nowhere'"),
         # A network of 2,000 TB: refused by the shapes, before memory is asked for.

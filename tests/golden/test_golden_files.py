@@ -16,6 +16,7 @@ from close import assert_close, assert_encodes_as, roundings
 import scqfaiss
 from scqfaiss import Model
 from scqfaiss.errors import IndexFileError
+from scqfaiss.features.source import InferenceOptions, front_encoder_of
 from scqfaiss.galleries.inspection import verify_file
 from scqfaiss.targets import REGISTRY
 
@@ -154,3 +155,22 @@ def test_a_golden_gallery_with_one_wrong_bit_does_not(tmp_path):
 
 def test_golden_files_stay_small():
     assert sum(p.stat().st_size for p in HERE.rglob("*") if p.suffix not in (".py", ".pyc") and p.is_file()) < 330_000
+
+
+# --------------------------------------------------------------------------------------------------------------- images
+def test_a_phpq_model_with_a_head_of_its_own(monkeypatch):
+    """images/: of the time before phpq became scq with pool=pyramid, when it pooled by pool=hybrid."""
+    folder = HERE / "images"
+    monkeypatch.syspath_prepend(str(folder))
+    with h5py.File(folder / "expected.h5", "r") as f:
+        images, queries = f["images"][()], f["queries"][()]
+        expected = {name: node[()] for name, node in f["phpq"].items()}
+    assert ": valid, model of method phpq, SHA-256 " in verify_file(folder / "phpq.safetensors")
+    model = Model.load(folder / "phpq.safetensors")
+    g = front_encoder_of(model, InferenceOptions(encoder="golden_network:small")).features(images)
+    np.testing.assert_allclose(g, queries, atol=1e-5)
+    np.testing.assert_allclose(model.embed(g), expected["z"], atol=1e-4 * np.abs(expected["z"]).max())
+    gallery = scqfaiss.open(folder / "phpq.faissindex", model=model)
+    D, _ = gallery.search(queries, expected["ids"].shape[1])
+    np.testing.assert_allclose(D, expected["scores"], atol=1e-5 * np.abs(expected["scores"]).max())
+    np.testing.assert_array_equal(gallery.unpack()[1], expected["codes"])

@@ -13,8 +13,9 @@ from scqfaiss.arrays import as_labels
 from scqfaiss.contract import Subset, Task, configure, drawn_rows
 from scqfaiss.encoders import backbone, encoder_class
 from scqfaiss.encoders.backbone import Backbone
+from scqfaiss.encoders.chain import Chain
 from scqfaiss.errors import ConfigError
-from scqfaiss.methods import cfa, dpq, items, label, scq
+from scqfaiss.methods import cfa, dpq, items, label, mecoq, scq
 from scqfaiss.modality import IMAGES, ROWS
 from scqfaiss.training.engine import Engine
 from scqfaiss.training.rows import ImageRows
@@ -140,7 +141,9 @@ def dpq_of_images(settings, **of_network):
     return dpq.DPQ(configure(dpq.Settings, {"codebooks.copies": 2, **settings}), task)
 
 
-@pytest.mark.parametrize("settings", [{}, {"end_to_end": True}, {**dpq.REFERENCE, "recipe": "reference", "d": 8}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"end_to_end": True, "top": 3}, {**dpq.REFERENCE, "recipe": "reference", "d": 8}]
+)
 def test_dpq_trains_on_images(settings):
     method = dpq_of_images(settings)
     before = method.features.encoder.net[0].weight.detach().clone()
@@ -152,6 +155,21 @@ def test_dpq_trains_on_images(settings):
     g = method.features.encoder.features(drawn()[0])
     z = cfa.Features.forward(method.features.eval(), torch.from_numpy(drawn()[0])).detach().numpy()
     assert g.shape == (60, 6) and ((z - codebooks.decode(codebooks.assign(z, "l2"))) ** 2).mean() < (z**2).mean()
+
+
+@pytest.mark.parametrize("cls, settings", [(label.LabelCode, {}), (scq.SCQ, {"top": 3}), (mecoq.MeCoQ, {})])
+def test_every_method_of_images_pools_a_pyramid(cls, settings):
+    x, y = drawn()
+    encoder = network(pool="pyramid", layers="0,1", backbone_lr=0.5)
+    labels = as_labels(y, len(y), "y") if cls.needs else None
+    M, nbits = cls.shape(C, False, 2, 3)
+    task = Task(rows_of(x), labels, M, nbits, encoder=encoder, encoder_name="toy:net", epochs=1, batch_size=20)
+    method = cls(configure(cls.Config, settings), task)
+    before = encoder.net[0].weight.detach().clone()
+    Engine(method, 0).run()
+    assert encoder.width == 2 * (6 + 6) and not torch.equal(before, encoder.net[0].weight)
+    chain = Chain(encoder.width).then(*method.layers())
+    assert np.isfinite(chain(encoder.features(x))).all() and np.isfinite(method.codebooks().centroids).all()
 
 
 def test_the_network_has_its_own_rate_and_decay_beside_the_codebooks():

@@ -241,7 +241,10 @@ def test_many_labels_a_row_teach_lists_too():
 def test_lists_that_cannot_be():
     x, y = corners()
     for options, message in (
-        ({"method": "mecoq", "lists": 4}, "mecoq has codes without lists; scq, label, dpq, pq, opq, rq take --lists"),
+        (
+            {"method": "mecoq", "lists": 4},
+            "mecoq has codes without lists; scq, label, dpq, phpq, pq, opq, rq take --lists",
+        ),
         ({"lists": "many"}, "lists is 'many', needs a whole number"),
         ({"lists": True}, "lists is True, needs a whole number"),
         ({"lists": 0}, "lists is 0, needs 1 or more"),

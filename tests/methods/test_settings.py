@@ -10,7 +10,7 @@ from scqfaiss.errors import ConfigError
 from scqfaiss.methods import REGISTRY, method_class
 
 GROUPS = {"scq": {"features", "codebooks"}, "dpq": {"features", "codebooks"}, "label": {"features"}}
-GROUPS |= {name: {"training"} for name in ("mecoq", "mopq", "phpq")}
+GROUPS |= {"phpq": GROUPS["scq"]} | {name: {"training"} for name in ("mecoq", "mopq")}
 
 
 @pytest.mark.parametrize("name", REGISTRY)
