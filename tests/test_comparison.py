@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import faiss
@@ -14,7 +15,7 @@ from scqfaiss import faiss_calls
 from scqfaiss.arrays import Labels
 from scqfaiss.cli.commands import cli
 from scqfaiss.cli.program import run as run_command
-from scqfaiss.comparison import compare, rows, unknown
+from scqfaiss.comparison import compare, models, rows, unknown
 from scqfaiss.comparison.faiss_codes import build, lists_for, read_coding, takes
 from scqfaiss.comparison.measuring import footprint, latency
 from scqfaiss.comparison.ranking import Coding, Task, hits_map, hits_precision, hits_recall, ranking, shared
@@ -25,6 +26,7 @@ from scqfaiss.evaluation import measures
 from scqfaiss.evaluation.ranking import Relevance, Words, measure
 from scqfaiss.evaluation.ties import LEVELS, precision_at_levels
 from scqfaiss.files import atomic_write
+from scqfaiss.training.interface import train
 
 
 def made(n=400, nq=12, d=8, C=4, multilabel=False, seed=0):
@@ -215,6 +217,26 @@ def test_percentiles_and_footprint(tmp_path):
     assert 20_000 * 64 * 4 <= held["memory"] <= 1.05 * 20_000 * 64 * 4 and held["open_ms"] > 0
 
 
+@pytest.fixture
+def short(monkeypatch):
+    """Trainings of a comparison in a few epochs: what is measured of their models is the same."""
+    for module in (models, unknown):
+        monkeypatch.setattr(module, "train", partial(train, epochs=3))
+
+
+@pytest.fixture(autouse=True)
+def one_footprint(monkeypatch):
+    """Only the first index of a test is opened in a process of its own, which takes most of a second."""
+    found = {}
+
+    def once(path, *rest):
+        if not found:
+            found.update(footprint(path, *rest))
+        return found | {"disk": path.stat().st_size}
+
+    monkeypatch.setattr(rows, "footprint", once)
+
+
 def words(folder, out, *more):
     return [*(f"--{name}={folder / name}.h5" for name in ("train", "query", "database")), "--out", str(out), *more]
 
@@ -231,7 +253,7 @@ def read(out):
 
 
 @pytest.mark.slow
-def test_the_command_writes_results_and_goes_on(tmp_path):
+def test_the_command_writes_results_and_goes_on(tmp_path, short):
     write_parts(tmp_path)
     asked = (*QUICK, "--bits=8", "--methods=label", "--baselines=ivfpq,pq", "--lists=1,12", "--containers=pq,ivfpq")
     done = run(tmp_path, tmp_path / "out", *asked, "--spaces=raw")
@@ -301,7 +323,7 @@ def test_means_over_draws_of_what_every_draw_has():
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_draws_are_measured_one_by_one_and_go_on(tmp_path):
+def test_draws_are_measured_one_by_one_and_go_on(tmp_path, short):
     """Each figure anew from the model of the draw: by plain sorting, the mean over the orders of ties aside."""
     parts = write_parts(tmp_path)
     asked = (*QUICK[:-1], "--bits=8", "--lists=1", "--methods=scq", "--baselines=,", "--spaces=raw", "--containers=pq")
@@ -343,7 +365,7 @@ def test_draws_are_measured_one_by_one_and_go_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_ours_at_a_length_with_lists_fast_scan_and_a_gallery(tmp_path):
+def test_ours_at_a_length_with_lists_fast_scan_and_a_gallery(tmp_path, short):
     write_parts(tmp_path)
     asked = (*QUICK, "--bits=16", "--lists=1", "--methods=scq:4", "--baselines=pq", "--spaces=raw")
     done = run(tmp_path, tmp_path / "out", *asked)
@@ -387,7 +409,7 @@ def test_ours_in_lists_stand_beside_faiss_in_as_many(tmp_path):
 
 
 @pytest.mark.slow
-def test_codes_that_no_container_takes_say_so(tmp_path):
+def test_codes_that_no_container_takes_say_so(tmp_path, short):
     write_parts(tmp_path)
     asked = (*QUICK, "--bits=8", "--methods=label", "--baselines=,", "--spaces=raw", "--containers=residual")
     done = run(tmp_path, tmp_path / "out", *asked)
@@ -423,7 +445,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_lost(tmp_path):
 
 
 @pytest.mark.slow
-def test_queries_of_one_class_leave_none_out(tmp_path):
+def test_queries_of_one_class_leave_none_out(tmp_path, short):
     parts = write_parts(tmp_path)
     x, labels, ids = parts["query"]
     one = np.flatnonzero(labels.y == 5)[:1]
@@ -454,7 +476,7 @@ def test_results_that_tell_no_lists_are_not_added_to(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_comparison_goes_on_and_a_fresh_one_begins_anew(tmp_path, monkeypatch):
+def test_an_interrupted_comparison_goes_on_and_a_fresh_one_begins_anew(tmp_path, monkeypatch, short):
     write_parts(tmp_path)
     asked = (
         *QUICK,

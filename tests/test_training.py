@@ -1,6 +1,7 @@
 """Training: rows held or streamed, settings, notices, and what stops it."""
 
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from scqfaiss.data import ArraySource
 from scqfaiss.data.writing import write_rows
 from scqfaiss.distributed import pick_device
 from scqfaiss.errors import CheckpointError, ConfigError, DataError, ScqWarning, WriteError
-from scqfaiss.methods import REGISTRY, method_class
+from scqfaiss.methods import REGISTRY, centers, method_class
 from scqfaiss.model import Model
 from scqfaiss.options import TrainOptions
 from scqfaiss.training.dry_run import dry_run
@@ -501,7 +502,7 @@ def test_a_similarity_file_is_averaged_and_checked(one, tmp_path):
 
 
 @pytest.mark.slow
-def test_class_vectors_make_centers_of_that_similarity(one, tmp_path):
+def test_class_vectors_make_centers_of_that_similarity(one, tmp_path, near_centers):
     path = str(tmp_path / "v.npy")
     v = np.array([[1, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [0, 0, 1.0]])
     np.save(path, v)
@@ -521,8 +522,14 @@ def _linear():
     return {"bits": 8, "nbits": 4, "epochs": 1, "encoder": "linear"}
 
 
+@pytest.fixture
+def near_centers(monkeypatch):
+    """Centers of 4 classes from 1,000 steps instead of 10,000: near enough for what is asked of them here."""
+    monkeypatch.setattr(centers, "optimise", partial(centers.optimise, steps=1000, decay_every=200))
+
+
 @pytest.mark.slow
-def test_similarity_of_means_is_that_of_the_rows(one):
+def test_similarity_of_means_is_that_of_the_rows(one, near_centers):
     model = scqfaiss.train(*one, **_linear(), similarity="means")
     assert model.config["training"]["centers"] == "means"
     c = model.chain.layers[-1][1]["A"].T.astype(np.float64)
