@@ -152,6 +152,8 @@ def browser(tmp_path_factory):
     driver = webdriver.Chrome(options=options, service=service)
     try:
         driver.set_page_load_timeout(30)
+        # A window without focus shows no outlines, and whether a headless one has it depends on the version.
+        driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
         yield driver
     finally:
         driver.quit()
