@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from images import Drawn
+from processes import in_two
 from torch import nn
 
 from scqfaiss.arrays import as_labels
@@ -87,7 +87,7 @@ def made_by_two(rank, file):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo by file")
 def test_two_processes_make_half_each_and_have_all(tmp_path):
-    multiprocessing.spawn(made_by_two, (str(tmp_path / "meet"),), nprocs=2)
+    in_two(made_by_two, str(tmp_path / "meet"))
     for rank in range(2):
         out, found = torch.load(tmp_path / f"meet.{rank}.pt")
         np.testing.assert_array_equal(found, np.arange(60))

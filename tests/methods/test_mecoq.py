@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from close import assert_as_good, assert_close
 from images import Drawn
+from processes import in_two
 
 import scqfaiss
 from scqfaiss import distributed
@@ -598,7 +598,7 @@ def share_of_two(rank, file):
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo by file")
 def test_two_processes_do_what_one_does_with_all_rows(tmp_path):
     want = one_step(build(), *joint_batch())
-    multiprocessing.spawn(share_of_two, (str(tmp_path / "meet"),), nprocs=2)
+    in_two(share_of_two, str(tmp_path / "meet"))
     for rank in range(2):
         terms, grads, (codes, owners) = torch.load(tmp_path / f"meet.{rank}.pt")
         np.testing.assert_allclose(terms, want[0], rtol=1e-5)
@@ -832,7 +832,7 @@ def images_of_two(rank, file):
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo by file")
 def test_two_processes_see_the_views_of_one_and_do_what_it_does(tmp_path):
     want = two_steps_on_images(without_norm())
-    multiprocessing.spawn(images_of_two, (str(tmp_path / "meet"),), nprocs=2)
+    in_two(images_of_two, str(tmp_path / "meet"))
     for rank in range(2):
         terms, grads, (codes, owners) = torch.load(tmp_path / f"meet.{rank}.pt")
         np.testing.assert_allclose(terms, want[0], rtol=1e-4)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from close import assert_as_good
+from processes import in_two
 
 import scqfaiss
 from scqfaiss import distributed
@@ -194,7 +195,7 @@ def half_of_eight(rank, meeting, out):
 
 @pytest.mark.slow
 def test_two_processes_of_four_pairs_have_the_gradient_of_one_with_eight(tmp_path):
-    torch.multiprocessing.spawn(half_of_eight, (str(tmp_path / "meet"), str(tmp_path / "g")), nprocs=2)
+    in_two(half_of_eight, str(tmp_path / "meet"), str(tmp_path / "g"))
     method = of_eight()
     sum(method.loss(*batch_of(method, range(8))).values()).backward()
     want = gradients(method)
