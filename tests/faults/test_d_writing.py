@@ -98,9 +98,12 @@ def test_d2_signal_to_a_process(here, untouched, number):
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for(lambda: locked("m.safetensors"))
-    process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    try:
+        wait_for(lambda: locked("m.safetensors"))
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()  # it would train for hours
     refused(checked(process.returncode, out, err), 130, "stopped; nothing was left half-written")
     untouched()
 

@@ -382,12 +382,16 @@ def test_two_processes_stopped_within_an_epoch_and_resumed(here):
 @pytest.mark.parametrize("lost", [0, 1])
 def test_f9_a_process_is_lost(here, lost):
     both = processes(here, 2, *KEPT[:-4], "--epochs", "100000", "--metrics", "m.jsonl", "--checkpoint-every", "50")
-    while not Checkpoints(here / "m.checkpoints").steps():
-        assert [p.poll() for p in both] == [None, None], both[0].communicate()[1] + both[1].communicate()[1]
-        time.sleep(0.01)
-    both[lost].kill()
-    out, err = both[1 - lost].communicate(timeout=50)
-    both[lost].communicate()
+    try:
+        while not Checkpoints(here / "m.checkpoints").steps():
+            assert [p.poll() for p in both] == [None, None], both[0].communicate()[1] + both[1].communicate()[1]
+            time.sleep(0.01)
+        both[lost].kill()
+        out, err = both[1 - lost].communicate(timeout=50)
+        both[lost].communicate()
+    finally:
+        for process in both:
+            process.kill()  # they would train for hours
     assert (both[1 - lost].returncode, out) == (5, "")
     assert f"process {1 - lost} of 2 lost process {lost}; --resume goes on from the last checkpoint" in err
     assert Checkpoints(here / "m.checkpoints").steps()
