@@ -3,7 +3,7 @@
     python benchmarks/serve_load.py throughput GALLERY MODEL QUERY.h5 [SECONDS]
     python benchmarks/serve_load.py swaps      GALLERY MODEL QUERY.h5 OTHER_GALLERY [SECONDS]
     python benchmarks/serve_load.py flat       GALLERY MODEL QUERY.h5 [REQUESTS]
-    python benchmarks/serve_load.py slow       GALLERY MODEL QUERY.h5 [CLIENTS] [SECONDS]
+    python benchmarks/serve_load.py hostile    GALLERY MODEL QUERY.h5 [SLOW] [IDLE] [SECONDS]
 
 throughput: 32 clients with one query a request, JSON and binary, one after the other with an empty route of FastAPI under the
 same clients and bodies: `json_ratio`, `binary_ratio` of requests a second, and of requests a second of the server's processor
@@ -11,8 +11,11 @@ time, `json_cpu_ratio`, `binary_cpu_ratio`, which do not depend on who else comp
 requests of 100, against Gallery.search in this process on one thread; `p50`, `p95`, `p99`: milliseconds of a JSON request at half
 of the load. swaps: 100 requests a second, while the file is replaced every second by the other one and back: `errors`, `mixed`
 (answers that are wholly of neither), `versions` seen. flat: `rss_first`, `rss_last`, bytes after a tenth of the requests and
-after all; `fds`, open files. slow: `p95_alone` of 50 requests a second, `p95_beside` of the same beside so many clients that
-send the head of a request byte by byte, and `p95_full` while twice as many connections as are allowed are idle.
+after all; `fds`, open files. hostile: 95 of 100 of 50 requests a second took `p95_alone`, `p95_slow` beside 200 clients that
+send a head byte by byte, `p95_idle` beside 10,000 connections that send nothing, as many as are allowed, `p95_over` beside half
+as many again, `p95_after`. These clients live in a process of their own and connect again when they are cut off: `slow_held`,
+..., how many were connected at most, `slow_cut`, ..., how often one was cut off. `rss_before`, `rss_slow`, ..., `rss_after`, and
+so `fds`: memory and open files of the server after each.
 
 Servers listen on 127.0.0.1 and end with the script.
 """
@@ -35,6 +38,7 @@ import scqfaiss
 from scqfaiss.data import open_rows
 
 CLIENTS, K = 32, 10
+COMING = 10  # seconds in which a crowd connects, as long as a service waits for a request to begin
 EMPTY = """
 import sys, uvicorn
 from fastapi import FastAPI
@@ -279,41 +283,81 @@ def flat(gallery: str, model: str, query: str, requests: str = "200000") -> dict
     return out | {"exit": server.end()}
 
 
-def slow(gallery: str, model: str, query: str, clients: str = "200", seconds: str = "10") -> dict[str, Any]:
-    server = serving(gallery, model, "--timeout", "2", "--connections", str(2 * int(clients)))
-    asked, until = bodies(read(query)[:500], server.port)["json"], float(seconds)
+class Idler(asyncio.Protocol):
+    """A connection that waits to be cut off."""
 
-    async def trickle(end: float) -> None:
-        loop = asyncio.get_running_loop()
-        while time.perf_counter() < end:
-            transport, _ = await loop.create_connection(asyncio.Protocol, "127.0.0.1", server.port)
-            while not transport.is_closing() and time.perf_counter() < end:
-                transport.write(b"G")
-                await asyncio.sleep(0.3)
-            transport.close()
+    def __init__(self) -> None:
+        self.lost = asyncio.get_running_loop().create_future()
 
-    async def idle(n: int) -> list[Any]:
-        return [(await asyncio.open_connection("127.0.0.1", server.port))[1] for _ in range(n)]
+    def connection_lost(self, error: Any) -> None:
+        if not self.lost.done():
+            self.lost.set_result(None)
 
-    async def measured() -> dict[str, Any]:
-        await paced(server.port, asked, 50, 2)
-        rss, fds = server.rss(), server.fds()
-        alone = await paced(server.port, asked, 50, until)
-        others = [asyncio.create_task(trickle(time.perf_counter() + until)) for _ in range(int(clients))]
-        beside = await paced(server.port, asked, 50, until)
-        await asyncio.gather(*others)
-        held = await idle(2 * int(clients))
-        await asyncio.sleep(1.1)  # young ones are not closed for others
-        full = asyncio.create_task(paced(server.port, asked, 50, until))
-        held += await idle(2 * int(clients))
-        times = {"p95_alone": alone, "p95_beside": beside, "p95_full": await full}
-        for writer in held:
-            writer.close()
-        await asyncio.sleep(3)
-        out = {name: float(np.percentile(found, 95)) for name, found in times.items()}
-        return out | {"rss_before": rss, "rss_after": server.rss(), "fds_before": fds, "fds_after": server.fds()}
 
-    out = asyncio.run(measured())
+def crowd(port: str, kind: str, n: str) -> None:
+    """So many clients that send a byte now and then (slow) or nothing (idle), until standard input ends. Prints `ready` once all
+    have come, then JSON.
+    """
+    open_now = most = cut = 0
+
+    async def one(number: int) -> None:
+        nonlocal open_now, most, cut
+        await asyncio.sleep(COMING * number / int(n))  # not all at once
+        source = f"127.0.0.{2 + number // 20_000}", 0  # ports of one address do not suffice for many
+        while True:
+            try:
+                transport, client = await asyncio.get_running_loop().create_connection(
+                    Idler, "127.0.0.1", int(port), local_addr=source
+                )
+            except OSError:
+                await asyncio.sleep(0.5)
+                continue
+            open_now += 1
+            most = max(most, open_now)
+            while not client.lost.done():
+                if kind == "slow":
+                    transport.write(b"G")
+                await asyncio.wait([client.lost], timeout=0.3 if kind == "slow" else None)
+            open_now, cut = open_now - 1, cut + 1
+            await asyncio.sleep(0.5)
+
+    async def all_of_them() -> None:
+        clients = [asyncio.create_task(one(i)) for i in range(int(n))]
+        await asyncio.sleep(COMING + 1)
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+        for client in clients:
+            client.cancel()
+
+    asyncio.run(all_of_them())
+    print(json.dumps({"held": most, "cut": cut}), flush=True)
+
+
+def hostile(
+    gallery: str, model: str, query: str, slow: str = "200", idle: str = "10000", seconds: str = "20"
+) -> dict[str, Any]:
+    server, out = serving(gallery, model, "--connections", str(int(idle) + CLIENTS)), {}
+    asked = bodies(read(query)[:500], server.port)["json"]
+
+    def p95() -> float:
+        return float(np.percentile(asyncio.run(paced(server.port, asked, 50, float(seconds))), 95))
+
+    p95()  # warm
+    out |= {"rss_before": server.rss(), "fds_before": server.fds(), "p95_alone": p95()}
+    for name, kind, n in (
+        ("slow", "slow", int(slow)),
+        ("idle", "idle", int(idle)),
+        ("over", "idle", 3 * int(idle) // 2),
+    ):
+        command = [sys.executable, __file__, "crowd", str(server.port), kind, str(n)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as others:
+            assert others.stdout is not None and others.stdout.readline() == "ready\n"
+            out[f"p95_{name}"] = p95()
+            told, _ = others.communicate("")
+        time.sleep(3)
+        out |= {f"{name}_{key}": value for key, value in json.loads(told).items()}
+        out |= {f"rss_{name}": server.rss(), f"fds_{name}": server.fds()}
+    out |= {"p95_after": p95(), "rss_after": server.rss(), "fds_after": server.fds()}
     return out | {"exit": server.end()}
 
 
@@ -323,5 +367,8 @@ def read(path: str) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    found = {"throughput": throughput, "swaps": swaps, "flat": flat, "slow": slow}[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] == "crowd":
+        crowd(*sys.argv[2:])
+        raise SystemExit
+    found = {"throughput": throughput, "swaps": swaps, "flat": flat, "hostile": hostile}[sys.argv[1]](*sys.argv[2:])
     print(json.dumps({name: float(value) if isinstance(value, float) else value for name, value in found.items()}))

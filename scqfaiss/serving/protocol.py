@@ -38,6 +38,13 @@ class Joined:
         self.write(b"")
         self._transport.close()
 
+    def forget(self) -> None:
+        """Let go of a transport that is closed. asyncio's refers to itself by the callback that read from it: thousands of them
+        would wait for a full collection, which looks at all open connections, too, and stops every answer meanwhile.
+        """
+        if hasattr(self._transport, "_read_ready_cb"):
+            self._transport._read_ready_cb = None
+
 
 class Protocol(H11Protocol):
     """One connection. A server has a class of its own, see protocol_of."""
@@ -60,6 +67,7 @@ class Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.idle.pop(self, None)
         super().connection_lost(exc)
+        self.transport.forget()  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
         if not self._under_way and not self.begun:

@@ -32,6 +32,10 @@ from .settings import Settings, is_loopback, settings_of
 
 LINGER = 0.4  # seconds after a signal in which connections are still taken
 SWITCH = 0.0005  # seconds after which a thread that searches lets the loop go on; Python's own are ten times as many
+# Objects before a collection, and how many of these before an older generation is looked at. By Python's own, (700, 10, 10), a
+# full collection, which beside 10,000 connections stops every answer for 0.1 to 0.4 s, comes every 2 s where they come and go.
+COLLECT = (2_000, 10, 500)
+LOOKS = 50  # connections that are looked at, and ended, before others' requests have their turn
 KEEP_ALIVE = 30  # seconds that a connection may be idle between two requests
 BACKLOG = 2048
 HEAD_BYTES = 1 << 16  # of a request
@@ -55,6 +59,7 @@ class Server(uvicorn.Server):
             sys.setswitchinterval(SWITCH)
             gc.collect()
             gc.freeze()  # what stands here stays: no collection need look at it again
+            gc.set_threshold(*COLLECT)
         await super().startup(sockets)
         self._looking = self._loop.create_task(self._look_after_clients(service.settings.timeout))
 
@@ -121,7 +126,9 @@ class Server(uvicorn.Server):
         while True:
             await asyncio.sleep(min(timeout / 4, 1.0))
             now = self._loop.time()
-            for connection in list(self.server_state.connections):
+            for i, connection in enumerate(list(self.server_state.connections)):
+                if i % LOOKS == LOOKS - 1:
+                    await asyncio.sleep(0)
                 if isinstance(connection, Protocol):
                     connection.look(now)
 

@@ -233,7 +233,7 @@ def test_facts_health_and_metrics(client, opened, shop):
     after = client.get("/metrics").text
 
     def value(text, name):
-        return float(next(line for line in text.splitlines() if line.startswith(name)).split()[-1])
+        return float(next((line for line in text.splitlines() if line.startswith(name)), "0").split()[-1])
 
     for name in ('scqfaiss_queries_total{gallery="folded"}', 'scqfaiss_short_answers_total{gallery="folded"}'):
         assert value(after, name) == value(before, name) + 1
