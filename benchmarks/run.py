@@ -16,7 +16,8 @@ A row of a file is
     tolerance = 0.015           # of every expected value, absolute; or a table, {map = 0.015}
     limits = ["map >= 0.72", "float_map - map <= 0.005"]
 
-Commands run one after the other in an empty folder of their own; {data}, {seed} and {benchmarks} are filled in. JSON objects
+Commands run one after the other in an empty folder of their own; {data}, {seed} and {benchmarks} are filled in, and Python finds
+the modules of benchmarks/networks. JSON objects
 on standard output are merged, those of a line that begins with a name and a colon, `scq8: scqfaiss evaluate ...`, as scq8_map;
 `seconds` is the wall time of the first command, `train_seconds` that of all `scqfaiss train` and `train_gb` the largest memory
 of one, and so for every other verb; `all_seconds` that of the row. Exit code 1 when a value is outside its tolerance or limit or
@@ -45,6 +46,8 @@ from scqfaiss.comparison import results as measured
 from scqfaiss.files import atomic_write
 
 HERE = Path(__file__).parent
+NETWORKS = str(HERE.resolve() / "networks")  # for --encoder module:factory
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), NETWORKS)))}
 DATA = Path(os.environ.get("SCQFAISS_DATA", HERE.parent.parent / "shared" / "data"))
 
 
@@ -60,7 +63,7 @@ def timed(words: list[str], folder: str) -> tuple[float, float, int, str, str]:
     """Run a command -> seconds, peak memory of the process in GB (10^9), exit code, standard output and error."""
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(words, cwd=folder, stdout=out, stderr=err, text=True)
+        process = subprocess.Popen(words, cwd=folder, stdout=out, stderr=err, text=True, env=ENVIRONMENT)
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - start

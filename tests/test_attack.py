@@ -16,11 +16,11 @@ from scqfaiss.attack.registry import REGISTRY, objective
 from scqfaiss.attack.scoring import Searched
 from scqfaiss.attack.smoothing import Smoothing
 from scqfaiss.attack.soft_codes import CleanQueries, SoftCodes
-from scqfaiss.attack.spaces import PixelBox, RowBall
 from scqfaiss.attack.twin import Twin
 from scqfaiss.codebooks import Codebooks
 from scqfaiss.encoders.chain import Chain
 from scqfaiss.errors import ConfigError, DataError
+from scqfaiss.methods.spaces import PixelBox, RowBall
 
 # ruff: noqa: F811  (fixtures are imported by name)
 pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")

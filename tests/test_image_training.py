@@ -19,6 +19,9 @@ from plain_steps import PlainSteps
 
 from scqfaiss import distributed
 from scqfaiss.arrays import Labels
+from scqfaiss.attack.ascent import Schedule
+from scqfaiss.attack.crafting import Crafter
+from scqfaiss.attack.twin import Twin
 from scqfaiss.cli.program import run as cli
 from scqfaiss.data import open_rows
 from scqfaiss.encoders.chain import Chain
@@ -33,6 +36,8 @@ from scqfaiss.training.planning import make_plan
 from scqfaiss.training.rows import ImageRows
 
 SIZE = 32
+LEARNS = {"backbone_lr": 1.0, "features.lr": 2e-3}
+EPS = 32.0
 pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")  # random weights, few rows
 
 
@@ -65,7 +70,29 @@ def trained(photos, memory=None, **changed):
 
 @pytest.fixture(scope="module")
 def model(photos):
-    return trained(photos, epochs=12, settings={"backbone_lr": 1.0, "features.lr": 2e-3})
+    return trained(photos, epochs=12, settings=LEARNS)
+
+
+def test_adversarial_training_moves_pixels(photos, model):
+    """As many steps as the model above trained; an attack then moves queries less far."""
+    hardened = trained(photos, epochs=12, settings=LEARNS | {"adversarial": EPS})
+    assert hardened.config["settings"]["adversarial"] == EPS and "adversarial" not in model.config["settings"]
+    with open_rows(photos / "gallery") as images:
+        as_rows(images, model)
+        x = images.read(0, 30)
+    moved = []
+    for m in (model, hardened):
+        z = Twin(m)
+        crafted = Crafter(m, schedule=Schedule(restarts=1)).craft(x, "feature", EPS).queries
+        away = z(torch.from_numpy(crafted)) - z(torch.from_numpy(x))
+        moved.append(float(away.norm(dim=1).mean()))
+    assert moved[1] < 0.5 * moved[0]
+
+
+@pytest.mark.parametrize("eps, words", [(300.0, "adversarial is 300.0, needs 0 to 255")])
+def test_more_than_all_colours_are_refused(photos, eps, words):
+    with pytest.raises(ConfigError, match=words):
+        trained(photos, settings={"adversarial": eps})
 
 
 def test_it_learns_and_its_file_holds_all(photos, model, tmp_path):

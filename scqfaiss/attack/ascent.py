@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from .spaces import Space
+from ..methods.spaces import Space
 from .twin import gradient
 
 

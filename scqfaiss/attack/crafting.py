@@ -13,12 +13,12 @@ from torch import Tensor
 from ..contract import Progress, seed_of, silent
 from ..devices import torch_device
 from ..features.source import DEFAULT_INFERENCE, InferenceOptions
+from ..methods.spaces import space_of
 from ..model import Model
 from .ascent import DEFAULT_SCHEDULE, Schedule, ascend
 from .registry import objective
 from .smoothing import Smoothing, noisy
 from .soft_codes import CleanQueries, SoftCodes
-from .spaces import PixelBox, RowBall, Space
 from .twin import Twin
 
 Queries = NDArray[Any]  # (n, d) float32, or (n, 3, size, size) uint8
@@ -55,7 +55,7 @@ class Crafter:
         self.model, self.schedule, self.smoothing = model, schedule, smoothing
         self.twin = Twin(model, options, self.device)
         self.codes = SoftCodes(model.codebooks, beta, self.device)
-        self.space: Space = PixelBox() if model.modality.needs_encoder else RowBall()
+        self.space = space_of(model.modality)
         self.batch_size, self.seed = batch_size, seed
 
     def craft(self, x: Queries, attack: str, eps: float, progress: Progress = silent) -> Crafted:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from .spaces import PIXELS
+from ..methods.spaces import PIXELS
 
 
 @dataclass(frozen=True)

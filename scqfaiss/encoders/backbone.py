@@ -80,7 +80,8 @@ class Backbone(FrontEncoder):
 
     How places are pooled: `pooling.pooled`, by the setting `pool`.
 
-    In training mode, with or without gradients, it sees random views of the images and drops some of g. The network itself
+    In training mode, with or without gradients, it sees random views of the images and drops some of g; images given as
+    float32, from 0 to 255, are views already (`seen`). The network itself
     is in training mode in steps that train it alone: what an image's features are does not depend on the others beside it.
 
     net: made by `factory.network`, its weights loaded. It may say by attributes what it takes: input_size (pixels), mean and
@@ -165,18 +166,15 @@ class Backbone(FrontEncoder):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != self.size or x.shape[3] != self.size:
             raise ConfigError(f"images are {tuple(x.shape)}, the network needs (b, 3, {self.size}, {self.size})")
-        x = x.to(self.mean.device).to(torch.float32) / 255
         drawn = self._drawn(len(x)) if self.training else None
-        if drawn is not None and self.strengths.any:
-            numbers = augment.table(drawn.rows, drawn.generator(0))[drawn.share]
-            x = augment.views(x, numbers, self.strengths, self.mean.flatten())
+        x = self._unit_range(x, None if x.is_floating_point() else drawn)
         x = (x - self.mean) / self.std
         if self.config.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         learning = self.training and torch.is_grad_enabled() and not self.frozen
         if self.net.training != learning:
             self.net.train(learning)
-        with nullcontext() if learning or not self.training else torch.no_grad():
+        with nullcontext() if learning or not self.training or x.requires_grad else torch.no_grad():
             maps = [self._maps(x)]
             if self.config.mirror and not self.training:
                 maps.append(self._maps(x.flip(3)))
@@ -185,6 +183,18 @@ class Backbone(FrontEncoder):
         if drawn is not None and self.config.dropout:
             g = self._dropped(g, drawn)
         return g[None]
+
+    def seen(self, x: Tensor) -> Tensor:
+        """Images x (b, 3, size, size) uint8 -> random views of them, float32 from 0 to 255, without gradient."""
+        return self._unit_range(x, self._drawn(len(x))) * 255
+
+    def _unit_range(self, x: Tensor, drawn: _Drawn | None) -> Tensor:
+        """Images x of pixels from 0 to 255 -> on the network's device, from 0 to 1; views of them where some are drawn."""
+        x = x.to(self.mean.device).to(torch.float32) / 255
+        if drawn is None or not self.strengths.any:
+            return x
+        numbers = augment.table(drawn.rows, drawn.generator(0))[drawn.share]
+        return augment.views(x, numbers, self.strengths, self.mean.flatten())
 
     def standardise(self, mean: list[float], std: list[float]) -> None:
         """Take these mean and standard deviation of red, green and blue instead of the network's own."""

@@ -61,6 +61,12 @@ class Encoder(nn.Module):
             out: Tensor = super().__call__(x)
         return out.float()
 
+    def seen(self, x: Tensor) -> Tensor:
+        """Items x (b, ...) of a batch -> what a step of the training sees of them, as float32 that can be moved; forward takes
+        it for what it is.
+        """
+        return x
+
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 

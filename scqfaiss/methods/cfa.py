@@ -25,9 +25,10 @@ from ..contract import Layers, OptimizerStep, RowStream, Stage, Task, batch_coun
 from ..errors import ConfigError, DataError, warn
 from . import centers as sca
 from . import head_layers, items, reference_cfa
-from .adversarial import hardened
+from .adversarial import Loss, hardened
 from .calibration import default_kappa, fit_kappa, held_out
 from .schedules import warmup_cosine
+from .spaces import space_of
 
 MIN_HELD_OUT = 50  # rows; a temperature fitted on fewer follows chance
 # On parts of CIFAR-10's training rows 1, 2, 3, 4 members of 256 units rank at 0.625, 0.628, 0.631, 0.631 mAP, on those of
@@ -72,8 +73,9 @@ class Settings:
     # Weight of the classes' shares in losses: 1 learns a posterior that takes all classes for equally frequent, 0 one that takes
     # them for as frequent as in the training rows.
     balance: float = setting(1.0, low=0, high=3)
-    # Train half on rows moved by this share of their norm to where the loss is larger; 0: not. docs/robustness.md
-    adversarial: float = setting(0.0, low=0, high=1)
+    # Train half on rows moved by this share of their norm to where the loss is larger, on images whose pixels are moved by so
+    # many steps of 255; 0: not. docs/robustness.md
+    adversarial: float = setting(0.0, low=0, high=255)
     holdout: float = setting(0.0, low=0, high=0.5)  # share of rows to fit kappa on instead, which then do not train
     features: FeatureStage = FeatureStage()
 
@@ -258,6 +260,10 @@ class Features(nn.Module):
         if validation is not None and not validation.counts().any():
             raise DataError(f"none of {len(validation):,} validation rows has a label, at least 1 must")
 
+        loss: Loss = self.loss
+        if c.adversarial:
+            loss = hardened(loss, c.adversarial, space_of(self.encoder.modality), self.encoder.seen)
+
         def make_optimizer(total: int) -> tuple[Any, Any]:
             if reference:
                 return reference_cfa.optimizer(self, steps)
@@ -269,7 +275,7 @@ class Features(nn.Module):
             epochs=epochs,
             steps_per_epoch=steps,
             batches=lambda generator: task.rows.batches(batch, generator, rows),
-            optimizer_steps=[OptimizerStep(hardened(self.loss, c.adversarial), make_optimizer)],
+            optimizer_steps=[OptimizerStep(loss, make_optimizer)],
             on_epoch=self.encoder.on_epoch,
             validate=self.validate if validation is not None else None,
             end=self.calibrate,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..errors import ConfigError
 from ..modality import Modality
 from . import cfa
+from .spaces import space_of
 
 
 def check(config: cfa.Settings, d_in: int, C: int, M: int, encoder: str, modality: Modality) -> None:
@@ -23,6 +24,12 @@ def check(config: cfa.Settings, d_in: int, C: int, M: int, encoder: str, modalit
         raise ConfigError("logits=inner needs cfa=calibrated: cfa=cosine trains by the cosines that it is searched by")
     if config.adversarial and kind not in ("calibrated", "cosine"):
         raise ConfigError(f"adversarial={config.adversarial:g} needs cfa=calibrated or cosine, got {kind}")
+    if config.adversarial:
+        space = space_of(modality)
+        if config.adversarial > space.largest:
+            raise ConfigError(
+                f"adversarial={config.adversarial:g} for {modality.noun} needs 0 to {space.largest:g} {space.unit}"
+            )
     d = cfa.smallest_d(config, d_in, C, M, encoder)
     if config.multi == "sigmoid" and kind == "calibrated" and d < C:
         raise ConfigError(f"multi=sigmoid needs d of at least C={C}, got d={d}")
@@ -32,11 +39,6 @@ def check_items(config: cfa.Settings, modality: Modality) -> None:
     """Raise ConfigError for what items that are no rows of features have not got."""
     if not modality.needs_encoder:
         return
-    if config.adversarial:
-        raise ConfigError(
-            f"adversarial={config.adversarial:g} moves rows of features, and {modality.items} are none; train on their features "
-            "(scqfaiss features)"
-        )
     if config.similarity == "means":
         raise ConfigError(
             f"similarity=means takes the mean features of each class, and {modality.items} have none before the training; use "

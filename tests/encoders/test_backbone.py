@@ -556,6 +556,25 @@ def test_views_without_gradient_are_those_of_training():
     assert_close(got[0], want, MAPS)
 
 
+def test_what_is_seen_can_be_moved_and_is_no_view_of_a_view():
+    b, x = made("nets_of_tests:Maps", augment="paper", erase=0.5).train(), images()
+    seen = b.seen(x)
+    assert seen.dtype == torch.float32 and not seen.requires_grad and 0 <= seen.min() and 200 < seen.max() <= 255
+    want = b(seen)
+    b.draws.fill_(0)
+    assert_close(b(x).detach(), want.detach(), MAPS)
+    assert torch.equal(made("nets_of_tests:Maps").train().seen(x), (x / 255) * 255)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_images_have_a_gradient_whether_the_network_learns_or_not(frozen):
+    b = made("nets_of_tests:Maps", **({"backbone_lr": 0.0} if frozen else {})).train()
+    x = b.seen(images()).requires_grad_()
+    (slope,) = torch.autograd.grad(b(x)[0, :, 0].sum(), x)
+    assert slope.isfinite().all() and (slope != 0).any() and b.net.training == (not frozen)
+    assert all(p.grad is None for p in b.net.parameters())
+
+
 def test_dropout_scales_up_what_it_keeps():
     b = made("nets_of_tests:Maps", {"c": "400"}, dropout=0.25).train()
     x = images(20)

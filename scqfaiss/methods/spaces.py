@@ -1,4 +1,7 @@
-"""What may be changed, and by how much: rows within a ball, images within a few steps of each pixel."""
+"""What attacks and adversarial training may change, and by how much: rows within a ball, images by a few steps of each pixel.
+
+b query or row of a batch   d its dimension   size side of an image in pixels
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Generator, Tensor
 
-from ..errors import DataError
-from ..methods.adversarial import unit, within
+from ..errors import ConfigError, DataError
+from ..modality import Modality
 
 PIXELS = 255.0
 
@@ -16,15 +19,15 @@ PIXELS = 255.0
 class Space(ABC):
     """A ball around each query x (b, ...). eps: its size as users give it."""
 
-    name: str
+    largest: float  # eps beyond it means nothing
     unit: str
 
     def check(self, x: Tensor) -> None:  # noqa: B027  rows may hold anything finite
         """Raise DataError where x are no queries of this space."""
 
     @abstractmethod
-    def start(self, x: Tensor, eps: float, generator: Generator) -> Tensor:
-        """A random point of the ball, evenly."""
+    def start(self, x: Tensor, eps: float, generator: Generator | None) -> Tensor:
+        """A random point of the ball, evenly; without a generator drawn from torch's own state on the CPU."""
 
     @abstractmethod
     def signs(self, x: Tensor, eps: float, generator: Generator) -> Tensor:
@@ -46,13 +49,13 @@ class Space(ABC):
 class RowBall(Space):
     """Rows x (b, d): || q - x || <= eps ||x||, eps a share of the norm."""
 
-    name, unit = "rows", "of the norm"
+    largest, unit = 1.0, "of the norm"
 
     def _radius(self, x: Tensor, eps: float) -> Tensor:
         norm: Tensor = x.norm(dim=1, keepdim=True)
         return eps * norm
 
-    def start(self, x: Tensor, eps: float, generator: Generator) -> Tensor:
+    def start(self, x: Tensor, eps: float, generator: Generator | None) -> Tensor:
         direction = unit(_normal(x, generator))
         # In d dimensions the share of the ball within radius r is r^d.
         share = torch.rand(len(x), 1, generator=generator).to(x) ** (1 / x.shape[1])
@@ -73,7 +76,7 @@ class RowBall(Space):
 class PixelBox(Space):
     """Images x (b, 3, size, size) of pixels from 0 to 255: |q - x| <= eps, and q from 0 to 255 again."""
 
-    name, unit = "pixels", "of 255"
+    largest, unit = PIXELS, "of 255"
 
     def check(self, x: Tensor) -> None:
         outside = ((x < 0) | (x > PIXELS)).flatten(1).any(1)
@@ -83,7 +86,7 @@ class PixelBox(Space):
     def _inside(self, q: Tensor, x: Tensor, eps: float) -> Tensor:
         return torch.minimum(torch.maximum(q, x - eps), x + eps).clamp(0, PIXELS)
 
-    def start(self, x: Tensor, eps: float, generator: Generator) -> Tensor:
+    def start(self, x: Tensor, eps: float, generator: Generator | None) -> Tensor:
         away: Tensor = 2 * torch.rand(x.shape, generator=generator).to(x) - 1
         return self._inside(x + eps * away, x, eps)
 
@@ -102,9 +105,32 @@ class PixelBox(Space):
         return float((q - x).abs().max())
 
 
-def _normal(x: Tensor, generator: Generator) -> Tensor:
+REGISTRY: dict[str, type[Space]] = {"rows": RowBall, "images": PixelBox}  # by the names of modalities
+
+
+def space_of(modality: Modality) -> Space:
+    """Where items of that modality can be moved. Raises ConfigError where nobody has said how."""
+    if modality.name not in REGISTRY:
+        raise ConfigError(f"{modality.items} cannot be attacked: needs {' or '.join(REGISTRY)}")
+    return REGISTRY[modality.name]()
+
+
+def _normal(x: Tensor, generator: Generator | None) -> Tensor:
     return torch.randn(x.shape, generator=generator).to(x)
 
 
 def _signs(x: Tensor, generator: Generator) -> Tensor:
     return 2 * torch.randint(0, 2, x.shape, generator=generator).to(x) - 1
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows x (b, d) of length 1; rows of zeros stay. The squares of small gradients leave float32: their largest counts as 1."""
+    x = x / x.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    norm: Tensor = x.norm(dim=1, keepdim=True)
+    return x / norm.masked_fill(norm == 0, 1)
+
+
+def within(delta: Tensor, radius: Tensor) -> Tensor:
+    """delta (b, d) brought back to lengths of at most radius (b, 1)."""
+    found: Tensor = delta * (radius / delta.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1)
+    return found
