@@ -22,6 +22,7 @@ PIP = {
     "sklearn": 'pip install "scqfaiss[report]"',
     "jinja2": 'pip install "scqfaiss[report]"',
     "fastapi": 'pip install "scqfaiss[serve]"',
+    "fastapi_offline": 'pip install "scqfaiss[serve]"',
     "uvicorn": 'pip install "scqfaiss[serve]"',
     "orjson": 'pip install "scqfaiss[serve]"',
     "prometheus_client": 'pip install "scqfaiss[serve]"',

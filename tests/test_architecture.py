@@ -61,6 +61,7 @@ ALLOWED = {
     "sqlite3": r"scqfaiss\.items\.store$",
     "ray": r"scqfaiss\.cluster\.",
     "fastapi": r"scqfaiss\.serving\.",
+    "fastapi_offline": r"scqfaiss\.serving\.app$",
     "starlette": r"scqfaiss\.serving\.",
     "uvicorn": r"scqfaiss\.serving\.",
     "orjson": r"scqfaiss\.serving\.fast_json$",

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import FastAPI, HTTPException, Request
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
@@ -61,7 +62,9 @@ def create_app(settings: Settings, opener: Opener = open_any) -> Limits:
         service.batcher.close()
         log.event("ended", process=os.getpid())
 
-    app = FastAPI(title="scqfaiss", version=__version__, lifespan=lifespan, description=__doc__.splitlines()[0])
+    about = __doc__.splitlines()[0]
+    # Its page of the routes brings its scripts along: FastAPI's own loads them from elsewhere, where keys are typed in.
+    app = FastAPIOffline(redoc_url=None, title="scqfaiss", version=__version__, lifespan=lifespan, description=about)
     keys = Keys(settings)
     app.include_router(api_router(service, keys))
     app.include_router(

@@ -231,6 +231,20 @@ def test_too_many_that_wait_are_told_at_once(client, monkeypatch):
     assert (found.status_code, found.headers["retry-after"]) == (503, "1")
 
 
+@pytest.mark.parametrize("page", ["/", "/docs"])
+def test_pages_load_nothing_from_elsewhere(client, page):
+    """What a page of the service runs comes from the service: it works without an internet, and nobody else reads keys."""
+    answer = client.get(page)
+    assert answer.status_code == 200
+    found = re.findall(r"""(?:src|href)=["']([^"']+)["']""", answer.text)
+    assert len(found) >= 3
+    for link in found:
+        assert link.startswith("/") or "//" not in link, link
+        part = client.get(link)
+        assert part.status_code == 200 and len(part.content) > 100, link
+    assert not re.findall(r"""https?://""", answer.text)
+
+
 def test_a_fault_tells_nothing(client, monkeypatch, capsys):
     g = client.service.galleries["sure"]
 
