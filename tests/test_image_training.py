@@ -310,6 +310,8 @@ def test_no_output_among_the_images(photos, kept, tmp_path, capsys, how):
     [
         ({"method": "mecoq"}, "method mecoq cannot start from a model"),
         ({"weights": "w.safetensors"}, "--weights goes with a network that is trained"),
+        ({"settings": {"adversarial": 1.0}}, "adversarial is for a network and a head that train"),
+        ({"settings": {"features.lr": 1e-3}}, "features.lr is for a network and a head that train"),
         ({"settings": {"size": 64}}, "size is that of the model to start from, 32"),
         ({"settings": {"cfa": "cosine"}}, "cfa=cosine needs linear, normalize, linear, softmax, or linear, softmax"),
         ({"method": "dpq", "settings": {"end_to_end": True}}, "stays as it is"),

@@ -13,6 +13,15 @@ from ..modality import IMAGES
 from ..model import Model
 from ..options import TrainOptions
 
+OF_TRAINING = {
+    "adversarial",
+    "balance",
+    "features",
+    "holdout",
+    "kappa",
+    "sharpen",
+}  # settings of what --start leaves as it is
+
 
 def model_to_start_from(options: TrainOptions, method: type[Method], source: Source) -> Model | None:
     """The model of --start. Raises ConfigError where the method, the rows or other options do not go with it."""
@@ -29,6 +38,11 @@ def model_to_start_from(options: TrainOptions, method: type[Method], source: Sou
     ):
         if given:
             raise ConfigError(f"{option} goes with a network that is trained, that of {name} stays as it is")
+    for key in options.settings:
+        if key.split(".")[0] in OF_TRAINING:
+            raise ConfigError(
+                f"{key} is for a network and a head that train, those of {name} stay as they are; leave it out"
+            )
     from ..encoders import record
 
     model = Model.load(options.start)
