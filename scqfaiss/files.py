@@ -32,11 +32,13 @@ PathLike = str | os.PathLike[str]
 class AtomicFile:
     """A locked place for one file. `write` may be called more than once; each call replaces the file as a whole.
 
-    outermost: reserved while no other was, hence what a command is for; with it in its place the command's work is done.
+    outermost: reserved while no other was, hence what a command is for; with it in its place the command's work is done, unless
+    it is `growing`: written again and again, each time with more.
     durable: synced before it takes its place; False for one of many files that can be made anew, which a power cut may empty.
     """
 
     durable = True
+    growing = False
 
     def __init__(self, path: Path, name: str, outermost: bool = False) -> None:
         self.path, self.name, self.outermost = path, name, outermost
@@ -115,7 +117,7 @@ class AtomicFile:
                 os.replace(self.temporary, self.path)
                 signals.settled(self.temporary)
                 self._holds = False
-                if self.outermost:
+                if self.outermost and not self.growing:
                     signals.finish()
         except BaseException as error:
             self.drop()

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import signals
 from ..arrays import Floats, Ints, Labels
 from ..comparison.inputs import label_files, row_facts
 from ..comparison.measuring import run_facts, typed
-from ..comparison.results import FILE, Results, file_hash
+from ..comparison.results import FILE, Results, file_hash, goes_on
 from ..contract import Progress, drawn_rows, silent
 from ..data import Source, keys_for, open_rows
 from ..data.classes import align, check_classes
@@ -81,13 +82,14 @@ def attack_files(
     }
     command = typed("scqfaiss attack")
     make_folder(options.out)
-    with atomic_write(options.out / FILE, inputs=list(files.values()), what="measured") as output:
+    place = atomic_write(options.out / FILE, inputs=list(files.values()), what="measured")
+    with place as output, signals.saying(goes_on):
         results = Results(output, "attack", options.out.name, command, facts, fresh=options.fresh)
         run = run_facts(command, options.seed, {name: str(part["sha256"]) for name, part in data.items()})
         with considerate():
             for row in measured(models, inputs, options, results, inference_options, progress):
                 results.add(row | {"run": run})
-        results.save(queries=len(inputs.queries), database=len(inputs.database_labels))
+        results.finish(queries=len(inputs.queries), database=len(inputs.database_labels))
     return text_of(results.document)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import signals
 from ..arrays import Floats
 from ..errors import ConfigError
 from ..files import atomic_write, make_folder
@@ -32,7 +33,7 @@ from .models import Models, check_methods
 from .options import CompareOptions
 from .promised import measure_promises
 from .ranking import Task
-from .results import FILE, Results, file_hash
+from .results import FILE, Results, file_hash, goes_on
 from .rows import Comparison, baseline, ceiling, coding_key, ours
 from .selection import best_baseline, best_ours, fastest, get, levels, unknown_means
 from .unknown import measure_unknown
@@ -64,6 +65,7 @@ def compare(options: CompareOptions, say: Callable[[str], Any], keys: Mapping[st
     started = time.perf_counter()
     with (
         atomic_write(options.out / FILE, inputs=list(options.inputs.values()), what="measured") as output,
+        signals.saying(goes_on),
         tempfile.TemporaryDirectory() as folder,
     ):
         results = Results(output, "comparison", options.out.name, command, facts, fresh=options.fresh)
@@ -78,7 +80,7 @@ def compare(options: CompareOptions, say: Callable[[str], Any], keys: Mapping[st
         measure_all(c, inputs, lists)
         seconds = results.document.get("seconds", 0.0) + time.perf_counter() - started
         examples = gallery(results.document, task, ids, options.seed, options.images, options.image_shape)
-        results.save(**examples, seconds=round(seconds, 1))
+        results.finish(**examples, seconds=round(seconds, 1))
     return verdict(results.document)
 
 

@@ -117,8 +117,14 @@ def read_results(path: PathLike) -> Document:
     return found
 
 
+def goes_on() -> str:
+    """What a signal says while results grow."""
+    return "stopped; the same command goes on from what it has measured"
+
+
 class Results:
-    """A results file under work: what it holds already is kept, every row that is added is on disk before the next.
+    """A results file under work: what it holds already is kept, every row that is added is on disk before the next. Until
+    `finish` a signal ends the command, and the same command goes on from there.
 
     output: of `files.atomic_write`. kind, name, facts: what makes two runs one, for `kind` and facts such as data hashes, seed
     and settings. fresh: what the file holds is not kept. Raises ConfigError where the file holds results of another kind or with
@@ -129,6 +135,7 @@ class Results:
         self, output: AtomicFile, kind: str, name: str, command: str, facts: Mapping[str, Any], fresh: bool = False
     ) -> None:
         self.output = output
+        output.growing = True
         self.document: Document = {"format": FORMAT, "kind": kind, "name": name, **facts, "rows": []}
         if output.path.exists() and not fresh:
             held = read_results(output.path)
@@ -153,6 +160,11 @@ class Results:
         place = next((i for i, held in enumerate(rows) if held["key"] == row["key"]), len(rows))
         rows[place : place + 1] = [dict(row)]
         self.save()
+
+    def finish(self, **more: Any) -> None:
+        """Save for the last time: what the command is for is done."""
+        self.output.growing = False
+        self.save(**more)
 
     def save(self, **more: Any) -> None:
         """Write everything, with more keys of the document. Raises ValueError on NaN, which is no JSON."""

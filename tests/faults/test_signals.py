@@ -12,6 +12,7 @@ import pytest
 
 import scqfaiss
 from scqfaiss import files, signals
+from scqfaiss.comparison.results import Results, read_results
 from scqfaiss.demo import digits as demo
 from scqfaiss.files import atomic_write
 from scqfaiss.training import engine
@@ -29,6 +30,7 @@ COMMANDS = {
     "search": ("search", "p.faissindex", "query.h5", "--model", "m.safetensors", "-o", "hits.h5"),
     "train": ("train", "train.h5", "-o", "m.safetensors", *TINY, "--seed", "7"),
 }
+THREE = ("--train", "train.h5", "--query", "query.h5", "--database", "database.h5")
 TARGETS = {"search": "hits.h5", "train": "m.safetensors"}
 pytestmark = pytest.mark.filterwarnings("ignore::scqfaiss.errors.ScqWarning")
 
@@ -192,6 +194,47 @@ def test_the_demo_is_done_with_its_last_file(program, run, here, monkeypatch, po
     else:
         assert run("demo", "-o", "d").code == 0
         assert sorted(os.listdir("d")) == ["model.safetensors", "results.json"]
+
+
+MEASURED = (*THREE, "--out", "out")
+GROWING = {
+    "attack": ("attack", "m.safetensors", "query.h5", "database.h5", "--attacks", "random", "--out", "out"),
+    "compare": (
+        "compare",
+        *MEASURED,
+        *"--methods scq --baselines pq --bits 8 --lists 1 --draws 0 --budget 0.01".split(),
+    ),
+    "compare-growth": (
+        "compare-growth",
+        *MEASURED,
+        *"--rows 200,300 --targets ivfpq --queries 40 --budget 0.05".split(),
+    ),
+}
+
+
+@pytest.mark.parametrize("what, number", [*zip(GROWING, NUMBERS), ("compare-growth", signal.SIGTERM)])
+def test_results_that_grow_end_with_130_and_the_command_goes_on(program, run, here, monkeypatch, what, number):
+    """After the first row is in its place the command is not done: a signal ends it, and what was measured is kept."""
+    with monkeypatch.context() as patch:
+        real, rows = Results.save, []
+
+        def save(self, **more):
+            if rows:
+                os.kill(os.getpid(), number)
+            real(self, **more)
+            rows[:] = [row["key"] for row in self.document["rows"]]
+
+        patch.setattr(Results, "save", save)
+        with pytest.raises(Left) as left:
+            run(*GROWING[what])
+    assert (left.value.code, left.value.litter) == (130, []) and rows
+    assert program == ["Error: stopped; the same command goes on from what it has measured\n"]
+    assert [row["key"] for row in read_results(Path("out"))["rows"]] == rows
+    signals._state.__init__()
+    signals.take()
+    assert run(*GROWING[what]).code == 0
+    found = [row["key"] for row in read_results(Path("out"))["rows"]]
+    assert set(rows) < set(found)
 
 
 def test_a_training_with_checkpoints_says_how_to_go_on(program, run, here, monkeypatch):
