@@ -16,12 +16,12 @@ A row of a file is
     tolerance = 0.015           # of every expected value, absolute; or a table, {map = 0.015}
     limits = ["map >= 0.72", "float_map - map <= 0.005"]
 
-Commands run one after the other in an empty folder of their own; {data}, {seed} and {benchmarks} are filled in, and Python finds
-the modules of benchmarks/networks. JSON objects
-on standard output are merged, those of a line that begins with a name and a colon, `scq8: scqfaiss evaluate ...`, as scq8_map;
-`seconds` is the wall time of the first command, `train_seconds` that of all `scqfaiss train` and `train_gb` the largest memory
-of one, and so for every other verb; `all_seconds` that of the row. Exit code 1 when a value is outside its tolerance or limit or
-a command fails; rows whose data is absent, or that need a GPU (`gpu = true`) where there is none, are skipped and named.
+Commands run one after the other in an empty folder of their own; {data}, {seed} and {benchmarks} are filled in, and Python
+finds the modules of benchmarks/networks. JSON objects on standard output are merged, those of a line that begins with a name
+and a colon, `scq8: scqfaiss evaluate ...`, as scq8_map; `seconds` is the wall time of the first command, `train_seconds` that
+of all `scqfaiss train` and `train_gb` the largest memory of one, and so for every other verb; `all_seconds` that of the row.
+Exit code 1 when a value is outside its tolerance or limit or a command fails; rows whose data is absent, or that need a GPU
+(`gpu = true`) where there is none, are skipped and named.
 """
 
 from __future__ import annotations

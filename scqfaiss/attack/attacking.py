@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import signals
 from ..arrays import Floats, Ints, Labels
 from ..comparison.inputs import label_files, row_facts
 from ..comparison.measuring import run_facts, typed
-from ..comparison.results import FILE, Results, file_hash, goes_on
+from ..comparison.results import FILE, Results, file_hash, results_file
 from ..contract import Progress, drawn_rows, silent
 from ..data import Source, keys_for, open_rows
 from ..data.classes import align, check_classes
@@ -27,7 +26,7 @@ from ..data.items import ItemSource
 from ..errors import ConfigError, DataError, printable
 from ..evaluation.ranking import same_classes
 from ..features.source import DEFAULT_INFERENCE, InferenceOptions, as_rows
-from ..files import PathLike, atomic_write, make_folder
+from ..files import PathLike, make_folder
 from ..model import Model
 from ..training.threads import considerate
 from .ascent import Schedule
@@ -82,8 +81,7 @@ def attack_files(
     }
     command = typed("scqfaiss attack")
     make_folder(options.out)
-    place = atomic_write(options.out / FILE, inputs=list(files.values()), what="measured")
-    with place as output, signals.saying(goes_on):
+    with results_file(options.out / FILE, inputs=list(files.values()), what="measured") as output:
         results = Results(output, "attack", options.out.name, command, facts, fresh=options.fresh)
         run = run_facts(command, options.seed, {name: str(part["sha256"]) for name, part in data.items()})
         with considerate():

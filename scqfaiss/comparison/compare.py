@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import signals
 from ..arrays import Floats
 from ..errors import ConfigError
-from ..files import atomic_write, make_folder
+from ..files import make_folder
 from .examples import gallery
 from .faiss_codes import lists_for, takes
 from .inputs import NO_KEYS, Inputs, label_files, read_inputs, row_facts
@@ -33,7 +32,7 @@ from .models import Models, check_methods
 from .options import CompareOptions
 from .promised import measure_promises
 from .ranking import Task
-from .results import FILE, Results, file_hash, goes_on
+from .results import FILE, Results, file_hash, results_file
 from .rows import Comparison, baseline, ceiling, coding_key, ours
 from .selection import best_baseline, best_ours, fastest, get, levels, unknown_means
 from .unknown import measure_unknown
@@ -64,8 +63,7 @@ def compare(options: CompareOptions, say: Callable[[str], Any], keys: Mapping[st
     make_folder(options.out)
     started = time.perf_counter()
     with (
-        atomic_write(options.out / FILE, inputs=list(options.inputs.values()), what="measured") as output,
-        signals.saying(goes_on),
+        results_file(options.out / FILE, inputs=list(options.inputs.values()), what="measured") as output,
         tempfile.TemporaryDirectory() as folder,
     ):
         results = Results(output, "comparison", options.out.name, command, facts, fresh=options.fresh)

@@ -31,7 +31,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__, faiss_calls, signals
+from .. import __version__, faiss_calls
 from ..arrays import Floats, Ints
 from ..files import atomic_write, make_folder
 from ..galleries.exporting import SUFFIX, build, write
@@ -46,7 +46,7 @@ from .growth_fits import ASSUMPTIONS, WANTED, extrapolated, figures, fits_of, ho
 from .inputs import NO_KEYS, label_files, row_facts
 from .measuring import QUIET, footprint, run_facts, threads, timed_within, typed
 from .options import CASES, K_NEAREST, GrowthOptions
-from .results import FILE, Results, file_hash, goes_on
+from .results import FILE, Results, file_hash, results_file
 from .rows import save_index
 
 SLACK = 1e-5  # in scores of length 1
@@ -192,7 +192,7 @@ def compare_growth(options: GrowthOptions, say: Callable[[str], Any], keys: Mapp
         **{name: getattr(options, name) for name in ("bits", "members", "noise", "seed", "queries")},
     }
     make_folder(options.out)
-    with atomic_write(options.out / FILE, inputs=list(options.inputs.values())) as output, signals.saying(goes_on):
+    with results_file(options.out / FILE, inputs=list(options.inputs.values())) as output:
         name = options.database.resolve().parent.name
         results = Results(output, "scale", name, command, facts, fresh=options.fresh)
         wanted = [*options.targets, *(BASELINES if options.baseline else ())]

@@ -16,18 +16,21 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .. import signals
 from ..data.kinds import pieces_of
 from ..errors import ConfigError, DataError, printable, warn
-from ..files import AtomicFile, PathLike, open_regular, parse_json
+from ..files import AtomicFile, PathLike, atomic_write, open_regular, parse_json
 
 FORMAT = 1
 KINDS = ("comparison", "scale", "training", "attack")
 FILE = "results.json"
+GOES_ON = "stopped; the same command goes on from what it has measured"
 MAX_BYTES = 256 << 20  # of a file that is read: JSON takes several times as much in memory
 
 Document = dict[str, Any]
@@ -117,16 +120,20 @@ def read_results(path: PathLike) -> Document:
     return found
 
 
-def goes_on() -> str:
-    """What a signal says while results grow."""
-    return "stopped; the same command goes on from what it has measured"
+@contextmanager
+def results_file(path: Path, **place: Any) -> Iterator[AtomicFile]:
+    """The place of a results file, for Results; place: as in `files.atomic_write`. Until Results.finish a signal ends the
+    command, and the same command goes on from what is there.
+    """
+    with atomic_write(path, **place) as output, signals.saying(lambda: GOES_ON):
+        output.growing = True
+        yield output
 
 
 class Results:
-    """A results file under work: what it holds already is kept, every row that is added is on disk before the next. Until
-    `finish` a signal ends the command, and the same command goes on from there.
+    """A results file under work: what it holds already is kept, every row that is added is on disk before the next.
 
-    output: of `files.atomic_write`. kind, name, facts: what makes two runs one, for `kind` and facts such as data hashes, seed
+    output: of `results_file`, or `files.atomic_write` where nothing takes long. kind, name, facts: what makes two runs one, for `kind` and facts such as data hashes, seed
     and settings. fresh: what the file holds is not kept. Raises ConfigError where the file holds results of another kind or with
     other facts.
     """
@@ -135,7 +142,6 @@ class Results:
         self, output: AtomicFile, kind: str, name: str, command: str, facts: Mapping[str, Any], fresh: bool = False
     ) -> None:
         self.output = output
-        output.growing = True
         self.document: Document = {"format": FORMAT, "kind": kind, "name": name, **facts, "rows": []}
         if output.path.exists() and not fresh:
             held = read_results(output.path)
