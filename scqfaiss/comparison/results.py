@@ -133,9 +133,9 @@ def results_file(path: Path, **place: Any) -> Iterator[AtomicFile]:
 class Results:
     """A results file under work: what it holds already is kept, every row that is added is on disk before the next.
 
-    output: of `results_file`, or `files.atomic_write` where nothing takes long. kind, name, facts: what makes two runs one, for `kind` and facts such as data hashes, seed
-    and settings. fresh: what the file holds is not kept. Raises ConfigError where the file holds results of another kind or with
-    other facts.
+    output: of `results_file`, or `files.atomic_write` where nothing takes long. kind, name, facts: what makes two runs one,
+    for `kind` and facts such as data hashes, seed and settings. fresh: what the file holds is not kept. Raises ConfigError
+    where the file holds results of another kind or with other facts.
     """
 
     def __init__(
